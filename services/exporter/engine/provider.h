@@ -1,0 +1,129 @@
+/* A source of virtual machines: what a provider implements, and what the engine promises it.
+ *
+ * Life cycle, all calls on worker threads; one session belongs to one thread at a time:
+ *
+ *   open -> check | vm_list | vm_find | vm_get
+ *        -> prepare -> N x (disk_open -> disk_read ... -> disk_close) -> disk_mark -> release
+ *        -> close
+ *
+ * The engine owns: range checks, retries (error_is_retryable), deadlines, rate limit, progress,
+ * checksums. A provider does its transport and says which kind of failure it had:
+ *   ERR_DENIED credentials or privilege, ERR_NOT_FOUND gone, ERR_UNAVAILABLE/ERR_TIMEOUT try again,
+ *   ERR_PROTOCOL the peer's answer is not what its API says, ERR_SOURCE_CHANGED not the same bytes,
+ *   ERR_NOT_AVAILABLE it cannot do that, ERR_CANCELLED `cancelled` became true.
+ * A NULL optional callback is an absent capability, shown as such by API, CLI and UI. */
+#ifndef EXPORTER_PROVIDER_H
+#define EXPORTER_PROVIDER_H
+
+#include <jansson.h>
+#include <stdatomic.h>
+
+#include "common/config.h"
+#include "services/exporter/engine/vm.h"
+
+#define PROVIDER_PARALLEL_READS_MAX 16 /* connections per disk; option parallel_downloads' limit */
+
+struct provider_session; /* each provider defines its own */
+struct provider_disk;
+
+/* Facts about things created outside (snapshots ...). Kept in PostgreSQL (task_records), handed to
+ * every later lease of the task. put() returns after the record is committed: call it with the
+ * intent before, and with the result after, creating anything. Values are short text. */
+struct task_records {
+    int (*put)(struct task_records *records, const char *key, const char *value, struct error *err);
+    /* NULL if there is none; valid until the next put of that key. */
+    const char *(*get)(struct task_records *records, const char *key);
+};
+
+struct provider_check { /* answer of check(); strings owned by the struct */
+    bool reachable;
+    bool authenticated;
+    char version[64];
+    char message[ERROR_MESSAGE_MAX]; /* empty when all is well */
+};
+
+struct prepare_options {
+    const char *job_id;
+    bool snapshot;            /* asked for by the user; a running VM gets one anyway */
+    const char *snapshot_name;/* NULL: hypersdk-<job> */
+    bool snapshot_memory;
+    bool snapshot_quiesce;
+    bool delete_snapshot;     /* false: release() leaves it */
+    bool consolidate;
+    int64_t timeout_ms;       /* for the snapshot */
+};
+
+/* One disk, frozen: its bytes do not change while the freeze mark stays the same. */
+struct frozen_disk {
+    size_t vm_disk_index; /* into vm.disks */
+    uint64_t size_bytes;
+    char *mark;           /* identity: provider VM id, disk id, size, snapshot id or last-modified */
+};
+
+struct frozen_vm {
+    struct vm vm;
+    struct frozen_disk *disks;
+    size_t disk_count;
+    char *method;         /* "folder", "snapshot-folder": goes into the manifest */
+    void *provider_data;  /* provider's own, freed by frozen_free of the provider */
+};
+
+struct extent {
+    uint64_t offset;
+    uint64_t length;
+};
+
+struct provider {
+    const char *name; /* kind: "vsphere"; in config, logs, metrics, binary name */
+    const char *title; /* "VMware vSphere (vCenter, ESXi)" */
+    unsigned int parallel_reads_max; /* useful connections per disk */
+    size_t config_size;
+    const struct config_key *config_keys; /* settings of one instance; secrets marked */
+
+    /* Required. `config` points at config_size bytes filled from config_keys; it outlives the
+     * session. `cancelled` may become true at any time; long calls look at it. */
+    int (*open)(const void *config, const atomic_bool *cancelled, struct provider_session **out,
+                struct error *err);
+    void (*close)(struct provider_session *session); /* NULL-safe, also after a failed call */
+    /* Log in and look around. Fills *out also when it fails; returns -1 only for our own faults. */
+    int (*check)(struct provider_session *session, struct provider_check *out, struct error *err);
+    /* Calls page() with up to 500 VMs at a time, without disks' change ids; page returning -1 (its
+     * err set) ends the listing with that error. VMs are valid during the call only. */
+    int (*vm_list)(struct provider_session *session,
+                   int (*page)(void *arg, const struct vm *vms, size_t count, struct error *err),
+                   void *arg, struct error *err);
+    /* Everything about one VM by provider id. ERR_NOT_FOUND. */
+    int (*vm_get)(struct provider_session *session, const char *vm_id, struct vm *out,
+                  struct error *err);
+    /* Make the disks stand still. Repeatable: reuses what the records name. On failure nothing new
+     * is left behind that the records do not name. */
+    int (*prepare)(struct provider_session *session, const char *vm_id,
+                   const struct prepare_options *options, struct task_records *records,
+                   struct frozen_vm **out, struct error *err);
+    void (*frozen_free)(struct frozen_vm *frozen); /* NULL-safe */
+    /* Own connection for one reader; may be called from several threads, each with its own session
+     * NOT required: must not touch the session but for immutable or locked facts. */
+    int (*disk_open)(struct provider_session *session, const struct frozen_vm *frozen, size_t index,
+                     struct provider_disk **out, struct error *err);
+    /* All of length, or an error. Offset and length are inside the disk. */
+    int (*disk_read)(struct provider_disk *disk, void *buffer, size_t length, uint64_t offset,
+                     struct error *err);
+    void (*disk_close)(struct provider_disk *disk); /* NULL-safe */
+    /* The disk's identity now; the engine compares it with frozen_disk.mark after the last byte.
+     * Caller frees. */
+    int (*disk_mark)(struct provider_session *session, const struct frozen_vm *frozen, size_t index,
+                     char **out, struct error *err);
+    /* Undo what prepare made, by records alone (also after a crash, in another process).
+     * Repeatable: gone already is success. keep = leave snapshots that the user wants kept. */
+    int (*release)(struct provider_session *session, struct task_records *records, bool keep,
+                   struct error *err);
+
+    /* Optional. */
+    /* Allocated extents in rising order inside [offset, offset+length); *out_count <= count_max;
+     * *out_end = how far the answer reaches. */
+    int (*disk_extents)(struct provider_disk *disk, uint64_t offset, uint64_t length,
+                        struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
+                        struct error *err);
+};
+
+#endif

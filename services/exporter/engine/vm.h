@@ -1,0 +1,81 @@
+/* The VM as every provider describes it: hardware facts, no provider types.
+ * All strings are owned by the struct, never NULL (empty = unknown). Sizes in bytes. */
+#ifndef EXPORTER_VM_H
+#define EXPORTER_VM_H
+
+#include <jansson.h>
+
+#include "common/error.h"
+
+#define VM_DISKS_MAX     64  /* vSphere allows 256 by PVSCSI x 64; our tested limit */
+#define VM_NICS_MAX      32
+#define VM_ADDRESSES_MAX 32
+#define VM_NAME_BYTES_MAX 512
+
+enum vm_power { VM_POWER_UNKNOWN, VM_POWER_ON, VM_POWER_OFF, VM_POWER_SUSPENDED };
+enum vm_firmware { VM_FIRMWARE_UNKNOWN, VM_FIRMWARE_BIOS, VM_FIRMWARE_UEFI };
+
+struct vm_disk {
+    char *id;              /* stable within the VM; vSphere: device key as text */
+    char *label;           /* "Hard disk 1" */
+    char *source_path;     /* where the provider keeps it; vSphere: "[ds] dir/x.vmdk" */
+    char *format;          /* the provider's word: flat, sparse, rdm ... */
+    char *change_id;       /* CBT position, empty if none */
+    uint64_t capacity_bytes;
+    char *controller_type; /* scsi, sata, nvme, ide */
+    char *controller_model;/* pvscsi, lsilogic, lsisas1068, buslogic, ahci, nvme, ide */
+    uint32_t controller_bus;
+    uint32_t unit;
+    bool thin;
+    char *skip_reason;     /* non-empty: cannot be exported (independent, physical RDM ...) */
+};
+
+struct vm_nic {
+    char *id;
+    char *mac;     /* lower case, colons */
+    char *network;
+    char *model;   /* vmxnet3, e1000, e1000e ... */
+};
+
+struct vm {
+    char *id;            /* provider's own: "vm-57" */
+    char *name;
+    char *path;          /* "/DC0/vm/prod/web-01" */
+    char *datacenter;
+    enum vm_power power;
+    char *guest_id;      /* vSphere: debian10_64Guest */
+    char *guest_os;      /* full name */
+    char *bios_uuid;
+    char *instance_uuid;
+    char *hardware_version;
+    uint32_t num_cpu;
+    uint32_t cores_per_socket;
+    uint64_t memory_mb;
+    uint64_t storage_bytes; /* sum of the disks' capacities */
+    uint64_t used_bytes;    /* what the provider says is allocated; 0 = unknown */
+    enum vm_firmware firmware;
+    bool secure_boot;
+    bool tpm;
+    bool template_vm;
+    bool cbt_enabled;
+    uint32_t snapshot_count;
+    struct vm_disk *disks; /* in boot order: controller bus, unit */
+    size_t disk_count;
+    struct vm_nic *nics;
+    size_t nic_count;
+    char **ip_addresses;
+    size_t ip_address_count;
+};
+
+/* All strings "", all counts 0. */
+void vm_init(struct vm *vm);
+void vm_release(struct vm *vm);
+#define auto_vm CLEANUP(vm_release) struct vm
+const char *vm_power_name(enum vm_power power);          /* "poweredOn" ... "unknown" */
+const char *vm_firmware_name(enum vm_firmware firmware); /* "bios", "uefi", "unknown" */
+/* rest-api.md 4.1 object; provider = instance name. New reference. */
+json_t *vm_to_json(const struct vm *vm, const char *provider);
+/* VM name to file name (manifest-and-ovf.md section 1): caller frees, never empty. */
+char *vm_file_name(const char *name);
+
+#endif
