@@ -1,0 +1,75 @@
+/* PostgreSQL: one connection per struct db, one thread at a time; a small pool for many threads.
+ * Parameters only, never text built from input. A lost connection is reconnected by the next call
+ * outside a transaction; the call that met it fails with ERR_UNAVAILABLE, and whether it took
+ * effect is unknown: statements are idempotent by key or guarded by epoch. */
+#ifndef COMMON_DB_H
+#define COMMON_DB_H
+
+#include <libpq-fe.h>
+
+#include "common/autos.h"
+#include "common/config_schema.h"
+#include "common/error.h"
+
+#define DB_PARAMS_MAX 40
+
+struct db;
+
+/* role: "hypersdk_gateway" ... is SET after each connect; NULL: none. application: shown in
+ * pg_stat_activity. Does not connect yet. */
+struct db *db_new(const struct database_config *config, const char *role, const char *application);
+void db_free(struct db *db);
+DEFINE_AUTO(db, struct db, db_free)
+#define auto_db CLEANUP(db_auto) struct db
+
+/* Is the server there and the schema at least at this build's version? */
+MUST_CHECK int db_check(struct db *db, struct error *err);
+/* Runs one statement. Parameters: count text values (NULL = SQL NULL), text format in and out.
+ * Errors: unique/foreign key/check violation ERR_CONFLICT, serialization or deadlock or connection
+ * ERR_UNAVAILABLE, statement timeout ERR_TIMEOUT, insufficient privilege ERR_DENIED, else
+ * ERR_INTERNAL. *out is NULL-safe to ignore: pass NULL when no rows are wanted. Named constants
+ * only: `sql` must be a string that lives for ever (statements are prepared by its address). */
+MUST_CHECK int db_exec(struct db *db, const char *sql, const char *const *params, size_t count,
+                       PGresult **out, struct error *err);
+/* Convenience: params as an array literal: DB_PARAMS(a, b). */
+#define DB_PARAMS(...)                                                                             \
+    (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *)
+#define DB_NO_PARAMS NULL, 0
+MUST_CHECK int db_begin(struct db *db, struct error *err);
+/* An error after COMMIT was sent is ERR_UNAVAILABLE: unknown outcome. */
+MUST_CHECK int db_commit(struct db *db, struct error *err);
+/* Always leaves the connection usable or closed. */
+void db_rollback(struct db *db);
+bool db_in_transaction(const struct db *db);
+/* The connection as it is, for LISTEN and pipelines; may be NULL when not connected. */
+PGconn *db_connection(struct db *db);
+
+/* Cells: text is borrowed from the result; NULL cell = "" / 0 / false. */
+const char *db_text(const PGresult *rows, int row, int column);
+bool db_is_null(const PGresult *rows, int row, int column);
+int64_t db_i64(const PGresult *rows, int row, int column);
+bool db_bool(const PGresult *rows, int row, int column);
+size_t db_affected(const PGresult *rows);
+/* bytea parameters and cells travel as "\x<hex>" text. Caller frees. */
+char *db_bytea_text(const void *data, size_t size);
+MUST_CHECK int db_bytea(const PGresult *rows, int row, int column, void *out, size_t size_max,
+                        size_t *out_size, struct error *err);
+
+/* Applies what is missing of schema_files under an advisory lock. ERR_CONFLICT: the database is
+ * newer than this build. */
+MUST_CHECK int db_migrate(struct db *db, struct error *err);
+
+/* Pool: get gives a connection exclusively (waits up to timeout_ms: ERR_UNAVAILABLE "database
+ * connections are all busy"), put returns it (rolls back an open transaction). Thread-safe. */
+struct db_pool;
+struct db_pool *db_pool_new(const struct database_config *config, const char *role,
+                            const char *application);
+MUST_CHECK int db_pool_get(struct db_pool *pool, int64_t timeout_ms, struct db **out,
+                           struct error *err);
+void db_pool_put(struct db_pool *pool, struct db *db);
+/* For CLEANUP: remembers its pool. */
+void db_put(struct db *db);
+DEFINE_AUTO(pooled_db, struct db, db_put)
+#define auto_pooled_db CLEANUP(pooled_db_auto) struct db
+
+#endif

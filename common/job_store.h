@@ -1,0 +1,63 @@
+/* Jobs in PostgreSQL: what both the gateway and the scheduler do to them. Every function runs in
+ * one transaction of its own (or in the caller's, if one is open on db) and writes state, history,
+ * outbox and metric totals together. */
+#ifndef COMMON_JOB_STORE_H
+#define COMMON_JOB_STORE_H
+
+#include <jansson.h>
+
+#include "common/db.h"
+#include "common/job_state.h"
+
+struct job_submission {
+    const char *id;            /* NULL: generated */
+    const char *name;
+    const char *kind;          /* "export" | "convert" | "import" */
+    const char *provider;      /* instance */
+    const char *provider_kind;
+    const char *vm_path;
+    const char *output_path;   /* absolute, confined */
+    const char *format;
+    const json_t *definition;  /* canonical, secrets removed */
+    const json_t *export_spec; /* spec of the export task (docs/tasks.md) */
+    const json_t *convert_spec;/* NULL: no conversion task */
+    uint32_t priority;
+    uint32_t max_attempts;
+    const char *submitted_by;
+    const char *trace_id;
+    const char *idempotency_key;     /* NULL: none */
+    const uint8_t *idempotency_hash; /* 32 bytes: SHA-256 of the canonical body */
+};
+
+/* Durable on return. With a known idempotency key: same hash -> the old job's id, *out_existing
+ * true; another hash -> ERR_CONFLICT. A taken id -> ERR_CONFLICT. */
+MUST_CHECK int job_store_submit(struct db *db, const struct job_submission *submission,
+                                char out_id[64], bool *out_existing, struct error *err);
+/* ERR_NOT_FOUND; ERR_CONFLICT when final. A pending job is cancelled at once (its records, if any,
+ * are released by a worker), a running one becomes cancelling. */
+MUST_CHECK int job_store_cancel(struct db *db, const char *job_id, const char *actor,
+                                const char *reason, bool discard, struct error *err);
+/* failed or cancelled -> pending, from the checkpoint. ERR_CONFLICT otherwise. */
+MUST_CHECK int job_store_retry(struct db *db, const char *job_id, const char *actor,
+                               struct error *err);
+
+/* Loads job and task under row locks, decides, stores under WHERE epoch, writes the effects.
+ * expect_epoch/token NULL for events of users and the reaper. ERR_CONFLICT with code "lost" text
+ * when epoch or token are stale: nothing was changed. */
+struct job_store_event {
+    const char *task_id;
+    const uint64_t *expect_epoch;
+    const uint8_t *expect_token; /* TOKEN_BYTES */
+    struct job_event_input input;
+    const char *worker;
+    const char *actor;
+    const char *phase;
+    const json_t *result;        /* TASK_DONE */
+    const char *error_code;      /* TASK_FAILED */
+    const char *error_message;
+    const uint8_t *new_token;    /* LEASED */
+};
+MUST_CHECK int job_store_apply(struct db *db, const struct job_store_event *event,
+                               struct job_decision *out, struct error *err);
+
+#endif

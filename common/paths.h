@@ -1,0 +1,26 @@
+/* Confinement of user-given paths to configured base directories. */
+#ifndef COMMON_PATHS_H
+#define COMMON_PATHS_H
+
+#include "common/config.h"
+
+#define PATH_BYTES_MAX 4096
+
+/* Absolute, clean form of `path` (relative: below bases->items[0]) that lies inside one of the
+ * bases: no "..", no symlink on the way that leads outside (the existing part is resolved), no NUL
+ * or control bytes. The path itself need not exist. Caller frees. ERR_DENIED says which bases are
+ * allowed. */
+MUST_CHECK int path_confine(const struct config_list *bases, const char *path, char **out,
+                            struct error *err);
+/* mkdir -p below an existing base, mode 0750. */
+MUST_CHECK int path_make_dirs(const char *path, struct error *err);
+/* Whole regular file, at most size_max bytes, NUL-terminated. */
+MUST_CHECK int file_read(const char *path, size_t size_max, char **out, size_t *out_size,
+                         struct error *err);
+/* temp file next to it, fsync, rename, fsync of the directory. mode e.g. 0640. */
+MUST_CHECK int file_write_atomic(const char *path, const void *data, size_t size,
+                                 unsigned int mode, struct error *err);
+/* fsync of the directory that holds path. */
+MUST_CHECK int dir_sync_parent(const char *path, struct error *err);
+
+#endif

@@ -1,0 +1,42 @@
+/* Secrets at rest and in flight: libsodium secretbox under subkeys of one master key.
+ * The gateway holds the master; every other process only the subkey of its audience:
+ * "provider:<kind>", "upload", "notify", "bridge". Sealed form: 1 byte version, 8 bytes key id,
+ * 24 bytes nonce, box. Keys are wiped when freed. */
+#ifndef COMMON_SEAL_H
+#define COMMON_SEAL_H
+
+#include "common/config_schema.h"
+#include "common/error.h"
+
+#define SEAL_KEY_BYTES      32
+#define SEAL_OVERHEAD_BYTES (1 + 8 + 24 + 16)
+#define SEAL_KEY_ID_SIZE    17      /* 16 hex and the NUL */
+#define SEAL_SECRET_BYTES_MAX 65536 /* a service account file is 3 KiB */
+
+struct seal_key; /* one audience's subkey */
+struct seal_master;
+
+/* 64 hex digits. ERR_INVALID. */
+MUST_CHECK int seal_master_new(const char *hex, struct seal_master **out, struct error *err);
+void seal_master_free(struct seal_master *master);
+struct seal_key *seal_master_derive(const struct seal_master *master, const char *audience);
+/* Writes <dir>/<audience with : as ->.key (mode 0600) for the audience. */
+MUST_CHECK int seal_key_save(const struct seal_key *key, const char *dir, struct error *err);
+MUST_CHECK int seal_key_load(const char *dir, const char *audience, struct seal_key **out,
+                             struct error *err);
+void seal_key_free(struct seal_key *key);
+DEFINE_AUTO(seal_key, struct seal_key, seal_key_free)
+#define auto_seal_key CLEANUP(seal_key_auto) struct seal_key
+const char *seal_key_id(const struct seal_key *key);
+/* *out is malloc'ed. */
+void seal(const struct seal_key *key, const void *data, size_t size, uint8_t **out,
+          size_t *out_size);
+/* *out is NUL-terminated; wipe it with secret_free. ERR_DENIED: another key, or tampered with. */
+MUST_CHECK int seal_open(const struct seal_key *key, const void *sealed, size_t size, char **out,
+                         size_t *out_size, struct error *err);
+/* Wipes and frees a NUL-terminated secret; NULL-safe. */
+void secret_free(char *secret);
+DEFINE_AUTO(secret, char, secret_free)
+#define auto_secret CLEANUP(secret_auto) char
+
+#endif
