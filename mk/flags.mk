@@ -2,11 +2,11 @@
 ifeq ($(origin CC),default)
 CC := gcc
 endif
-PKGS := libprotobuf-c libmicrohttpd libpq hiredis libcurl libxml-2.0 yaml-0.1 jansson libwslay \
+PKGS := libprotobuf-c libmicrohttpd libpq hiredis libcurl libxml-2.0 yaml-0.1 jansson \
         libsodium libisal libdeflate libcrypto zlib
 # Foreign headers as system headers: their warnings are not ours.
 PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PKGS)))
-PKG_LIBS := $(shell pkg-config --libs $(PKGS)) -lnng -lpthread -lm
+PKG_LIBS := $(shell pkg-config --libs $(PKGS)) -lnng -lwslay -lpthread -lm
 
 WARN := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes \
         -Wpointer-arith -Wcast-qual -Wwrite-strings -Wvla -Wundef -Wswitch-enum -Wnull-dereference \

@@ -1,0 +1,460 @@
+/* Connections and statements; see db.h.
+ *
+ * Design notes. Statements are prepared once per connection, keyed by the address of their text
+ * (named constants). A statement that fails because the connection died is not repeated here:
+ * only the caller knows whether that is safe. */
+#include "common/db.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/schema.h"
+
+#define DB_STATEMENTS_MAX    256   /* distinct constants in the largest service: about 90 */
+#define DB_CONNECT_TIMEOUT_S "5"
+#define DB_SETUP_SQL_MAX     512
+
+struct db {
+    PGconn *connection;
+    char *conninfo;
+    char *password;
+    char *application;
+    char *role;
+    bool transaction;
+    const char *prepared[DB_STATEMENTS_MAX];
+    size_t prepared_count;
+    struct db_pool *pool; /* NULL: not pooled */
+};
+
+struct db *db_new(const struct database_config *config, const char *role, const char *application)
+{
+    struct db *db = xcalloc(1, sizeof *db);
+
+    db->conninfo = xstrdup(config->url);
+    db->password = xstrdup(config->password);
+    db->application = xstrdup(application);
+    db->role = role == NULL ? NULL : xstrdup(role);
+    return db;
+}
+
+static void drop_connection(struct db *db)
+{
+    if (db->connection != NULL)
+        PQfinish(db->connection);
+    db->connection = NULL;
+    db->transaction = false;
+    db->prepared_count = 0;
+}
+
+void db_free(struct db *db)
+{
+    if (db == NULL)
+        return;
+    drop_connection(db);
+    free(db->conninfo);
+    explicit_bzero(db->password, strlen(db->password));
+    free(db->password);
+    free(db->application);
+    free(db->role);
+    free(db);
+}
+
+/* First line of the server's words: PostgreSQL's messages may carry DETAIL and newlines. */
+static void first_line(const char *message, char out[256])
+{
+    size_t n = strcspn(message, "\n");
+
+    if (n > 255)
+        n = 255;
+    memcpy(out, message, n);
+    out[n] = '\0';
+}
+
+static enum error_code code_of_sqlstate(const char *state)
+{
+    if (state == NULL)
+        return ERR_UNAVAILABLE; /* the connection broke before the server answered */
+    if (strncmp(state, "23", 2) == 0)
+        return ERR_CONFLICT;
+    if (strncmp(state, "08", 2) == 0 || strncmp(state, "40", 2) == 0 ||
+        strncmp(state, "53", 2) == 0 || strncmp(state, "57P", 3) == 0 ||
+        strcmp(state, "55P03") == 0 || strncmp(state, "25", 2) == 0)
+        return ERR_UNAVAILABLE;
+    if (strcmp(state, "57014") == 0)
+        return ERR_TIMEOUT;
+    if (strcmp(state, "42501") == 0 || strncmp(state, "28", 2) == 0)
+        return ERR_DENIED;
+    return ERR_INTERNAL;
+}
+
+static int fail(struct db *db, const PGresult *result, const char *what, struct error *err)
+{
+    char line[256];
+    const char *state = result == NULL ? NULL : PQresultErrorField(result, PG_DIAG_SQLSTATE);
+
+    first_line(result == NULL ? PQerrorMessage(db->connection) : PQresultErrorMessage(result),
+               line);
+    (void)error_set(err, code_of_sqlstate(state), "database: %s: %s", what, line);
+    if (PQstatus(db->connection) != CONNECTION_OK)
+        drop_connection(db);
+    return -1;
+}
+
+/* Limits that protect the queue from a forgotten transaction (library notes, section 4). */
+static int set_up(struct db *db, struct error *err)
+{
+    static const char limits[] = "SET idle_in_transaction_session_timeout = '10s';"
+                                 "SET statement_timeout = '30s';"
+                                 "SET client_min_messages = warning;"
+                                 "SET timezone = 'UTC'";
+    auto_pgresult *result = PQexec(db->connection, limits);
+    auto_pgresult *role = NULL;
+    char *quoted;
+    char sql[DB_SETUP_SQL_MAX];
+
+    if (PQresultStatus(result) != PGRES_COMMAND_OK)
+        return fail(db, result, "session limits", err);
+    if (db->role == NULL)
+        return 0;
+    quoted = PQescapeIdentifier(db->connection, db->role, strlen(db->role));
+    if (quoted == NULL)
+        return fail(db, NULL, "role name", err);
+    (void)snprintf(sql, sizeof sql, "SET ROLE %s", quoted);
+    PQfreemem(quoted);
+    role = PQexec(db->connection, sql);
+    if (PQresultStatus(role) != PGRES_COMMAND_OK) {
+        (void)fail(db, role, "set role", err);
+        drop_connection(db);
+        /* the scheduler's migration makes the roles: until then wait, do not give up */
+        err->code = ERR_UNAVAILABLE;
+        return -1;
+    }
+    return 0;
+}
+
+static int ensure_connection(struct db *db, struct error *err)
+{
+    /* dbname last: its conninfo or URI is expanded, and what it says wins over nothing here */
+    const char *const keys[] = {"connect_timeout",     "keepalives_idle", "tcp_user_timeout",
+                                "application_name",    "password",        "dbname",
+                                NULL};
+    const char *const values[] = {DB_CONNECT_TIMEOUT_S, "10",         "10000", db->application,
+                                  db->password[0] == '\0' ? NULL : db->password, db->conninfo,
+                                  NULL};
+    char line[256];
+
+    if (db->connection != NULL && PQstatus(db->connection) == CONNECTION_OK)
+        return 0;
+    drop_connection(db);
+    db->connection = PQconnectdbParams(keys, values, 1);
+    if (db->connection == NULL)
+        abort(); /* out of memory */
+    if (PQstatus(db->connection) != CONNECTION_OK) {
+        first_line(PQerrorMessage(db->connection), line);
+        drop_connection(db);
+        return error_set(err, ERR_UNAVAILABLE, "database cannot be reached: %s", line);
+    }
+    if (set_up(db, err) < 0) {
+        drop_connection(db);
+        return -1;
+    }
+    return 0;
+}
+
+/* Prepares sql on this connection when it was not yet; the name is its index. */
+static int statement_name(struct db *db, const char *sql, char name[16], struct error *err)
+{
+    size_t i = 0;
+
+    while (i < db->prepared_count && db->prepared[i] != sql)
+        i++;
+    (void)snprintf(name, 16, "s%zu", i);
+    if (i < db->prepared_count)
+        return 0;
+    assert(i < DB_STATEMENTS_MAX);
+    auto_pgresult *result = PQprepare(db->connection, name, sql, 0, NULL);
+    if (PQresultStatus(result) != PGRES_COMMAND_OK)
+        return fail(db, result, "prepare", err);
+    db->prepared[db->prepared_count++] = sql;
+    return 0;
+}
+
+int db_exec(struct db *db, const char *sql, const char *const *params, size_t count,
+            PGresult **out, struct error *err)
+{
+    char name[16];
+    ExecStatusType status;
+
+    assert(count <= DB_PARAMS_MAX);
+    if (db->transaction && (db->connection == NULL || PQstatus(db->connection) != CONNECTION_OK)) {
+        drop_connection(db);
+        return error_set(err, ERR_UNAVAILABLE, "database: connection lost inside a transaction");
+    }
+    if (ensure_connection(db, err) < 0 || statement_name(db, sql, name, err) < 0)
+        return -1;
+    auto_pgresult *result =
+        PQexecPrepared(db->connection, name, (int)count, params, NULL, NULL, 0);
+    status = PQresultStatus(result);
+    if (status != PGRES_TUPLES_OK && status != PGRES_COMMAND_OK)
+        return fail(db, result, "statement", err);
+    if (out != NULL)
+        *out = STEAL(result);
+    return 0;
+}
+
+static int simple(struct db *db, const char *sql, struct error *err)
+{
+    auto_pgresult *result = PQexec(db->connection, sql);
+
+    if (PQresultStatus(result) != PGRES_COMMAND_OK)
+        return fail(db, result, sql, err);
+    return 0;
+}
+
+int db_begin(struct db *db, struct error *err)
+{
+    assert(!db->transaction);
+    if (ensure_connection(db, err) < 0 || simple(db, "BEGIN", err) < 0)
+        return -1;
+    db->transaction = true;
+    return 0;
+}
+
+int db_commit(struct db *db, struct error *err)
+{
+    assert(db->transaction);
+    if (db->connection == NULL)
+        return error_set(err, ERR_UNAVAILABLE, "database: connection lost before commit");
+    auto_pgresult *result = PQexec(db->connection, "COMMIT");
+    db->transaction = false;
+    if (PQresultStatus(result) != PGRES_COMMAND_OK) {
+        (void)fail(db, result, "commit", err);
+        drop_connection(db);
+        return -1;
+    }
+    /* COMMIT of an aborted transaction answers ROLLBACK with success */
+    if (strcmp(PQcmdStatus(result), "COMMIT") != 0)
+        return error_set(err, ERR_INTERNAL, "database: commit answered '%s'", PQcmdStatus(result));
+    return 0;
+}
+
+void db_rollback(struct db *db)
+{
+    struct error ignored = ERROR_NONE;
+
+    if (!db->transaction)
+        return;
+    db->transaction = false;
+    if (db->connection == NULL)
+        return;
+    if (simple(db, "ROLLBACK", &ignored) < 0)
+        drop_connection(db);
+}
+
+bool db_in_transaction(const struct db *db)
+{
+    return db->transaction;
+}
+
+PGconn *db_connection(struct db *db)
+{
+    return db->connection;
+}
+
+int db_check(struct db *db, struct error *err)
+{
+    static const char sql[] = "SELECT coalesce(max(version), 0) FROM schema_version";
+    auto_pgresult *rows = NULL;
+    int64_t have;
+
+    if (db_exec(db, sql, DB_NO_PARAMS, &rows, err) < 0) {
+        /* 42P01: the scheduler has not applied the migrations yet */
+        if (err->code == ERR_INTERNAL)
+            err->code = ERR_UNAVAILABLE;
+        return error_wrap(err, "schema is not there yet (the scheduler applies it)");
+    }
+    have = db_i64(rows, 0, 0);
+    if (have < (int64_t)schema_files_count)
+        return error_set(err, ERR_UNAVAILABLE,
+                         "schema is at version %lld, this build wants %zu (the scheduler applies it)",
+                         (long long)have, schema_files_count);
+    return 0;
+}
+
+const char *db_text(const PGresult *rows, int row, int column)
+{
+    return PQgetvalue(rows, row, column);
+}
+
+bool db_is_null(const PGresult *rows, int row, int column)
+{
+    return PQgetisnull(rows, row, column) != 0;
+}
+
+int64_t db_i64(const PGresult *rows, int row, int column)
+{
+    return strtoll(PQgetvalue(rows, row, column), NULL, 10);
+}
+
+bool db_bool(const PGresult *rows, int row, int column)
+{
+    return PQgetvalue(rows, row, column)[0] == 't';
+}
+
+size_t db_affected(const PGresult *rows)
+{
+    return (size_t)strtoull(PQcmdTuples((PGresult *)(uintptr_t)rows), NULL, 10);
+}
+
+char *db_bytea_text(const void *data, size_t size)
+{
+    char *text = xmalloc(2 * size + 3);
+
+    text[0] = '\\';
+    text[1] = 'x';
+    hex_encode(data, size, text + 2);
+    return text;
+}
+
+int db_bytea(const PGresult *rows, int row, int column, void *out, size_t size_max,
+             size_t *out_size, struct error *err)
+{
+    const char *text = db_text(rows, row, column);
+    size_t size;
+
+    if (strncmp(text, "\\x", 2) != 0)
+        return error_set(err, ERR_INTERNAL, "database: cell is no bytea");
+    size = strlen(text + 2) / 2;
+    if (size > size_max)
+        return error_set(err, ERR_LIMIT, "database: bytea of %zu bytes is over %zu", size,
+                         size_max);
+    if (!hex_decode(text + 2, out, size))
+        return error_set(err, ERR_INTERNAL, "database: malformed bytea");
+    *out_size = size;
+    return 0;
+}
+
+/* ---- migrations ---- */
+
+/* The key of the advisory lock: any constant, the same in every build. */
+#define MIGRATE_LOCK_SQL "SELECT pg_advisory_xact_lock(7233746108371)"
+
+static int apply_schema_file(struct db *db, const struct schema_file *file, struct error *err)
+{
+    static const char record[] = "INSERT INTO schema_version (version, name) VALUES ($1, $2)";
+    char version[16];
+    auto_pgresult *result = PQexec(db->connection, file->sql);
+    ExecStatusType status = PQresultStatus(result);
+
+    if (status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) {
+        (void)fail(db, result, "migration", err);
+        return error_wrap(err, "schema file %s", file->name);
+    }
+    (void)snprintf(version, sizeof version, "%u", file->version);
+    return db_exec(db, record, DB_PARAMS(version, file->name), NULL, err);
+}
+
+static int migrate_locked(struct db *db, struct error *err)
+{
+    static const char table[] =
+        "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY, name text NOT NULL,"
+        " applied_at timestamptz NOT NULL DEFAULT now())";
+    static const char newest[] = "SELECT coalesce(max(version), 0) FROM schema_version";
+    static const char grant[] = "GRANT SELECT ON schema_version TO PUBLIC";
+    auto_pgresult *lock = PQexec(db->connection, MIGRATE_LOCK_SQL);
+    auto_pgresult *rows = NULL;
+    size_t have;
+
+    if (PQresultStatus(lock) != PGRES_TUPLES_OK)
+        return fail(db, lock, "migration lock", err);
+    if (db_exec(db, table, DB_NO_PARAMS, NULL, err) < 0 ||
+        db_exec(db, newest, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    have = (size_t)db_i64(rows, 0, 0);
+    if (have > schema_files_count)
+        return error_set(err, ERR_CONFLICT,
+                         "database has schema version %zu, this build knows %zu: install the newer "
+                         "version",
+                         have, schema_files_count);
+    for (size_t i = have; i < schema_files_count; i++) {
+        if (apply_schema_file(db, &schema_files[i], err) < 0)
+            return -1;
+    }
+    return have == schema_files_count ? 0 : db_exec(db, grant, DB_NO_PARAMS, NULL, err);
+}
+
+int db_migrate(struct db *db, struct error *err)
+{
+    if (db_begin(db, err) < 0)
+        return -1;
+    if (migrate_locked(db, err) < 0) {
+        db_rollback(db);
+        return -1;
+    }
+    return db_commit(db, err);
+}
+
+/* ---- pool ---- */
+
+struct db_pool {
+    pthread_mutex_t mutex; /* guards idle, idle_count */
+    pthread_cond_t returned;
+    struct db **idle;
+    size_t idle_count;
+    size_t size;
+};
+
+struct db_pool *db_pool_new(const struct database_config *config, const char *role,
+                            const char *application)
+{
+    struct db_pool *pool = xcalloc(1, sizeof *pool);
+    pthread_condattr_t attributes;
+
+    (void)pthread_mutex_init(&pool->mutex, NULL);
+    (void)pthread_condattr_init(&attributes);
+    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&pool->returned, &attributes);
+    (void)pthread_condattr_destroy(&attributes);
+    pool->size = config->pool_size == 0 ? 1 : config->pool_size;
+    pool->idle = xcalloc(pool->size, sizeof *pool->idle);
+    for (size_t i = 0; i < pool->size; i++) {
+        pool->idle[i] = db_new(config, role, application);
+        pool->idle[i]->pool = pool;
+    }
+    pool->idle_count = pool->size;
+    return pool;
+}
+
+int db_pool_get(struct db_pool *pool, int64_t timeout_ms, struct db **out, struct error *err)
+{
+    int64_t deadline_ns = clock_mono_ns() + timeout_ms * 1000000;
+    struct timespec deadline = {.tv_sec = deadline_ns / 1000000000,
+                                .tv_nsec = deadline_ns % 1000000000};
+    LOCK_SCOPE(&pool->mutex);
+
+    while (pool->idle_count == 0) {
+        if (pthread_cond_timedwait(&pool->returned, &pool->mutex, &deadline) != 0)
+            return error_set(err, ERR_UNAVAILABLE,
+                             "all %zu database connections are busy (database.pool_size)",
+                             pool->size);
+    }
+    *out = pool->idle[--pool->idle_count];
+    return 0;
+}
+
+void db_pool_put(struct db_pool *pool, struct db *db)
+{
+    assert(db->pool == pool);
+    db_rollback(db);
+    LOCK_SCOPE(&pool->mutex);
+    assert(pool->idle_count < pool->size);
+    pool->idle[pool->idle_count++] = db;
+    (void)pthread_cond_signal(&pool->returned);
+}
+
+void db_put(struct db *db)
+{
+    assert(db->pool != NULL);
+    db_pool_put(db->pool, db);
+}
