@@ -1,0 +1,3 @@
+BINARIES += exporter-vsphere
+exporter-vsphere_DIRS := services/exporter/providers/vsphere services/exporter/engine \
+                         services/exporter/formats services/exporter/targets
