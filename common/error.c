@@ -98,7 +98,8 @@ int error_wrap(struct error *err, const char *format, ...)
     used = n < 0 ? 0 : (size_t)n;
     if (used >= sizeof err->message)
         used = sizeof err->message - 1;
-    (void)snprintf(err->message + used, sizeof err->message - used, ": %s", old);
+    (void)snprintf(err->message + used, sizeof err->message - used, ": %.*s",
+                   (int)(sizeof err->message - used), old);
     return -1;
 }
 

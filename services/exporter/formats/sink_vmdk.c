@@ -1,0 +1,482 @@
+/* streamOptimized VMDK, version 3, 64 KiB grains, written front to back.
+ *
+ * Design notes
+ * - encode() turns a piece into finished grain records on the reader's thread; write_encoded() only
+ *   appends them and notes where they stand. All-zero grains are left out.
+ * - Nothing is ever patched: the header says "directory at end", tables follow the 32 MiB they
+ *   describe, the footer comes last. So the SHA-256 of the file is made while writing.
+ * - The state of a checkpoint is the end of the file and the disk offset reached. A resume cuts the
+ *   file there and walks the records from the front (16 small reads per MiB) to get the directory
+ *   and the open table back; that needs no side file and proves the records at the same time. */
+#include <errno.h>
+#include <inttypes.h>
+#include <openssl/evp.h>
+#include <sys/stat.h>
+
+#include "common/id.h"
+#include "services/exporter/formats/bytes.h"
+#include "services/exporter/formats/grain_codec.h"
+#include "services/exporter/formats/sink_file.h"
+#include "services/exporter/formats/vmdk.h"
+
+#define OVERHEAD_SECTORS        128U
+#define DESCRIPTOR_SECTOR       1U
+#define DESCRIPTOR_SECTORS      20U
+#define FORMAT_VERSION          3U
+#define GEOMETRY_HEADS          255U
+#define GEOMETRY_SECTORS        63U
+#define GEOMETRY_CYLINDERS_MAX  65535U
+#define STATE_TAG               "vmdk1"
+#define NO_SPAN                 UINT64_MAX
+
+struct sink {
+    int fd;
+    uint64_t size_bytes;
+    uint64_t pos;  /* end of the file */
+    uint64_t next; /* disk offset that the next piece must not be below */
+    uint64_t span; /* whose table is open; NO_SPAN: none */
+    uint32_t table[VMDK_TABLE_ENTRIES];
+    uint32_t *directory;
+    uint64_t directory_count;
+    struct grain_codec *codec;
+    EVP_MD_CTX *digest; /* NULL after a resume */
+    char sha256[65];    /* empty until finished */
+    struct writeback writeback;
+};
+
+static void vmdk_close(struct sink *sink)
+{
+    if (sink == NULL)
+        return;
+    writeback_release(&sink->writeback);
+    grain_codec_free(sink->codec);
+    EVP_MD_CTX_free(sink->digest);
+    free(sink->directory);
+    if (sink->fd >= 0)
+        (void)close(sink->fd);
+    free(sink);
+}
+DEFINE_AUTO(sink, struct sink, vmdk_close)
+
+static int append(struct sink *sink, const void *data, size_t size, struct error *err)
+{
+    if (pwrite_all(sink->fd, data, size, sink->pos) < 0)
+        return error_set_errno(err, errno, "cannot write VMDK at offset %" PRIu64, sink->pos);
+    if (sink->digest != NULL && EVP_DigestUpdate(sink->digest, data, size) != 1)
+        return error_set(err, ERR_INTERNAL, "SHA-256 of the VMDK failed");
+    writeback_wrote(&sink->writeback, sink->pos, size);
+    sink->pos += size;
+    return 0;
+}
+
+static void header_fill(const struct sink *sink, uint64_t directory_offset, uint8_t *header)
+{
+    memset(header, 0, VMDK_SECTOR);
+    put_le32(header + VMDK_AT_MAGIC, VMDK_MAGIC);
+    put_le32(header + VMDK_AT_VERSION, FORMAT_VERSION);
+    put_le32(header + VMDK_AT_FLAGS,
+             VMDK_FLAG_NEWLINE_TEST | VMDK_FLAG_COMPRESSED | VMDK_FLAG_MARKERS);
+    put_le64(header + VMDK_AT_CAPACITY, sink->size_bytes / VMDK_SECTOR);
+    put_le64(header + VMDK_AT_GRAIN_SIZE, VMDK_GRAIN_SECTORS);
+    put_le64(header + VMDK_AT_DESCRIPTOR_OFFSET, DESCRIPTOR_SECTOR);
+    put_le64(header + VMDK_AT_DESCRIPTOR_SIZE, DESCRIPTOR_SECTORS);
+    put_le32(header + VMDK_AT_TABLE_ENTRIES, VMDK_TABLE_ENTRIES);
+    put_le64(header + VMDK_AT_GD_OFFSET, directory_offset);
+    put_le64(header + VMDK_AT_OVERHEAD, OVERHEAD_SECTORS);
+    memcpy(header + VMDK_AT_NEWLINE_TEST, "\n \r\n", 4);
+    put_le16(header + VMDK_AT_COMPRESSION, VMDK_COMPRESS_DEFLATE);
+}
+
+/* 16 bytes of identity: the given UUID, else random ones. */
+static int identity(const char *uuid, uint8_t out[16], struct error *err)
+{
+    char hex[33];
+    size_t n = 0;
+
+    if (uuid == NULL || uuid[0] == '\0') {
+        random_bytes(out, 16);
+        return 0;
+    }
+    for (const char *p = uuid; *p != '\0' && n < sizeof hex; p++) {
+        if (*p != '-')
+            hex[n++] = *p;
+    }
+    if (n == 32) {
+        hex[32] = '\0';
+        if (hex_decode(hex, out, 16))
+            return 0;
+    }
+    return error_set(err, ERR_INVALID, "'%.64s' is not a UUID", uuid);
+}
+
+/* The extent's file name: no quotes, no line ends. */
+static void add_extent_name(struct strbuf *sb, const char *name)
+{
+    for (const char *p = name; *p != '\0'; p++)
+        strbuf_addc(sb, (unsigned char)*p < 0x20 || *p == '"' ? '_' : *p);
+}
+
+static int descriptor_make(const struct sink_options *options, struct strbuf *sb, struct error *err)
+{
+    uint64_t sectors = options->size_bytes / VMDK_SECTOR;
+    uint64_t cylinders = sectors / (GEOMETRY_HEADS * GEOMETRY_SECTORS);
+    uint8_t id[16];
+    char hex[33];
+
+    if (identity(options->uuid, id, err) < 0)
+        return -1;
+    id[12] &= 0x7f; /* a CID of all ones would mean "no parent" */
+    hex_encode(id, sizeof id, hex);
+    strbuf_addf(sb, "# Disk DescriptorFile\nversion=1\nCID=%s\nparentCID=ffffffff\n", hex + 24);
+    strbuf_addf(sb, "createType=\"streamOptimized\"\n\n# Extent description\nRW %" PRIu64 " SPARSE \"",
+                sectors);
+    add_extent_name(sb, options->file_name);
+    strbuf_add(sb, "\"\n\n# The Disk Data Base\n#DDB\n\n");
+    strbuf_add(sb, "ddb.adapterType = \"lsilogic\"\n");
+    strbuf_addf(sb, "ddb.geometry.cylinders = \"%" PRIu64 "\"\n",
+                max_u64(1, min_u64(cylinders, GEOMETRY_CYLINDERS_MAX)));
+    strbuf_addf(sb, "ddb.geometry.heads = \"%u\"\nddb.geometry.sectors = \"%u\"\n", GEOMETRY_HEADS,
+                GEOMETRY_SECTORS);
+    strbuf_addf(sb, "ddb.longContentID = \"%s\"\nddb.uuid = \"", hex);
+    for (size_t i = 0; i < sizeof id; i++)
+        strbuf_addf(sb, "%s%02x", i == 0 ? "" : i == 8 ? "-" : " ", id[i]);
+    strbuf_add(sb, "\"\nddb.virtualHWVersion = \"10\"\n");
+    return 0;
+}
+
+static int start_file(struct sink *sink, const struct sink_options *options, struct error *err)
+{
+    uint8_t front[OVERHEAD_SECTORS * VMDK_SECTOR] = {0};
+    auto_strbuf descriptor;
+
+    strbuf_init(&descriptor, DESCRIPTOR_SECTORS * VMDK_SECTOR);
+    if (descriptor_make(options, &descriptor, err) < 0)
+        return -1;
+    if (descriptor.overflowed)
+        return error_set(err, ERR_LIMIT, "file name '%.64s...' is too long for a VMDK descriptor",
+                         options->file_name);
+    header_fill(sink, VMDK_GD_AT_END, front);
+    memcpy(front + DESCRIPTOR_SECTOR * VMDK_SECTOR, descriptor.data, descriptor.length);
+    sink->digest = EVP_MD_CTX_new();
+    if (sink->digest == NULL || EVP_DigestInit_ex(sink->digest, EVP_sha256(), NULL) != 1)
+        return error_set(err, ERR_INTERNAL, "SHA-256 is not available");
+    return append(sink, front, sizeof front, err);
+}
+
+static uint32_t sector_of(uint64_t pos)
+{
+    return (uint32_t)(pos / VMDK_SECTOR);
+}
+
+/* Tables point at records by 32-bit sector numbers. */
+static int check_addressable(const struct sink *sink, uint64_t more, struct error *err)
+{
+    if ((sink->pos + more) / VMDK_SECTOR > UINT32_MAX)
+        return error_set(err, ERR_LIMIT,
+                         "the VMDK file grows over 2 TiB, which its tables cannot address: use "
+                         "format qcow2 or raw for this disk");
+    return 0;
+}
+
+static int append_marker(struct sink *sink, enum vmdk_marker type, uint64_t sectors,
+                         struct error *err)
+{
+    uint8_t marker[VMDK_SECTOR] = {0};
+
+    put_le64(marker, sectors);
+    put_le32(marker + VMDK_RECORD_HEADER, (uint32_t)type);
+    return append(sink, marker, sizeof marker, err);
+}
+
+static int close_table(struct sink *sink, struct error *err)
+{
+    uint8_t raw[VMDK_TABLE_BYTES];
+
+    if (sink->span == NO_SPAN)
+        return 0;
+    if (check_addressable(sink, VMDK_SECTOR + sizeof raw, err) < 0 ||
+        append_marker(sink, VMDK_MARKER_TABLE, VMDK_TABLE_SECTORS, err) < 0)
+        return -1;
+    for (size_t i = 0; i < VMDK_TABLE_ENTRIES; i++)
+        put_le32(raw + 4 * i, sink->table[i]);
+    sink->directory[sink->span] = sector_of(sink->pos);
+    memset(sink->table, 0, sizeof sink->table);
+    sink->span = NO_SPAN;
+    return append(sink, raw, sizeof raw, err);
+}
+
+/* Notes that the record of this grain stands at file offset pos. */
+static void note_grain(struct sink *sink, uint64_t grain, uint64_t pos)
+{
+    sink->span = grain / VMDK_TABLE_ENTRIES;
+    sink->table[grain % VMDK_TABLE_ENTRIES] = sector_of(pos);
+}
+
+static uint64_t record_bytes(uint32_t compressed)
+{
+    return round_up_u64(VMDK_RECORD_HEADER + (uint64_t)compressed, VMDK_SECTOR);
+}
+
+/* One grain record at file offset pos while walking; *pos moves behind it. */
+static int walk_grain(struct sink *sink, uint64_t sector, uint32_t compressed, uint64_t end,
+                      uint64_t *pos, struct error *err)
+{
+    uint64_t grain = sector / VMDK_GRAIN_SECTORS;
+    uint64_t disk_offset = sector * VMDK_SECTOR;
+
+    if (sector >= sink->size_bytes / VMDK_SECTOR || sector % VMDK_GRAIN_SECTORS != 0 ||
+        disk_offset < sink->next ||
+        !range_is_inside(*pos, record_bytes(compressed), end) ||
+        (sink->span != NO_SPAN && sink->span != grain / VMDK_TABLE_ENTRIES))
+        return error_set(err, ERR_CORRUPT, "grain record at offset %" PRIu64 " is out of place", *pos);
+    note_grain(sink, grain, *pos);
+    sink->next = disk_offset + VMDK_GRAIN_BYTES;
+    *pos += record_bytes(compressed);
+    return 0;
+}
+
+static int walk_table(struct sink *sink, const uint8_t *marker, uint64_t end, uint64_t *pos,
+                      struct error *err)
+{
+    if (get_le64(marker) != VMDK_TABLE_SECTORS ||
+        get_le32(marker + VMDK_RECORD_HEADER) != VMDK_MARKER_TABLE || sink->span == NO_SPAN ||
+        !range_is_inside(*pos, VMDK_SECTOR + VMDK_TABLE_BYTES, end))
+        return error_set(err, ERR_CORRUPT, "unexpected marker at offset %" PRIu64, *pos);
+    sink->directory[sink->span] = sector_of(*pos + VMDK_SECTOR);
+    memset(sink->table, 0, sizeof sink->table);
+    sink->span = NO_SPAN;
+    *pos += VMDK_SECTOR + VMDK_TABLE_BYTES;
+    return 0;
+}
+
+static int walk_records(struct sink *sink, uint64_t end, struct error *err)
+{
+    uint64_t pos = OVERHEAD_SECTORS * VMDK_SECTOR;
+
+    while (pos < end) {
+        uint8_t head[VMDK_RECORD_HEADER + 4];
+        if (pread_all(sink->fd, head, sizeof head, pos) < 0)
+            return error_set_errno(err, errno, "cannot read record at offset %" PRIu64, pos);
+        if (get_le32(head + 8) == 0 ? walk_table(sink, head, end, &pos, err) < 0
+                                    : walk_grain(sink, get_le64(head), get_le32(head + 8), end, &pos,
+                                                 err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int resume(struct sink *sink, const struct sink_options *options, struct error *err)
+{
+    uint8_t header[VMDK_SECTOR];
+    uint8_t expected[VMDK_SECTOR];
+    uint64_t size = 0;
+    uint64_t end = 0;
+    uint64_t next = 0;
+    struct stat st;
+
+    if (sink_state_u64(options->resume, STATE_TAG, "size", UINT64_MAX, &size, err) < 0 ||
+        sink_state_u64(options->resume, STATE_TAG, "end", INT64_MAX, &end, err) < 0 ||
+        sink_state_u64(options->resume, STATE_TAG, "next", UINT64_MAX, &next, err) < 0)
+        return -1;
+    if (fstat(sink->fd, &st) < 0)
+        return error_set_errno(err, errno, "cannot examine '%.256s'", options->path);
+    header_fill(sink, VMDK_GD_AT_END, expected);
+    if (size != sink->size_bytes || end % VMDK_SECTOR != 0 || (uint64_t)st.st_size < end ||
+        end < OVERHEAD_SECTORS * VMDK_SECTOR || next > size ||
+        pread_all(sink->fd, header, sizeof header, 0) < 0 ||
+        memcmp(header, expected, sizeof header) != 0)
+        return error_set(err, ERR_CORRUPT, "'%.256s' does not fit its checkpoint '%.64s': start over",
+                         options->path, options->resume);
+    if (walk_records(sink, end, err) < 0)
+        return error_wrap(err, "'%.256s' cannot be resumed, start over", options->path);
+    if (sink->next > round_up_u64(next, VMDK_GRAIN_BYTES))
+        return error_set(err, ERR_CORRUPT, "'%.256s' is ahead of its checkpoint: start over",
+                         options->path);
+    if (ftruncate(sink->fd, (off_t)end) < 0)
+        return error_set_errno(err, errno, "cannot cut '%.256s'", options->path);
+    sink->pos = end;
+    sink->next = next;
+    return 0;
+}
+
+static int vmdk_open(const struct sink_options *options, struct sink **out, struct error *err)
+{
+    CLEANUP(sink_auto) struct sink *sink = xcalloc(1, sizeof *sink);
+
+    sink->fd = -1;
+    sink->span = NO_SPAN;
+    writeback_init(&sink->writeback, -1);
+    if (sink_level_check(options, "vmdk", GRAIN_CODEC_LEVEL_MAX, err) < 0 ||
+        sink_file_open(options, &sink->fd, err) < 0)
+        return -1;
+    sink->writeback.fd = sink->fd;
+    sink->size_bytes = options->size_bytes;
+    sink->directory_count = round_up_u64(options->size_bytes, VMDK_SPAN_BYTES) / VMDK_SPAN_BYTES;
+    sink->directory = xcalloc(sink->directory_count, sizeof *sink->directory);
+    sink->codec = grain_codec_new(options->compression_level);
+    if ((options->resume != NULL ? resume(sink, options, err) : start_file(sink, options, err)) < 0)
+        return -1;
+    *out = STEAL(sink);
+    return 0;
+}
+
+/* Appends the grain's record to out and returns its size, 0 for zeros, -1 on failure. */
+static ssize_t encode_grain(struct sink *sink, uint64_t sector, const uint8_t *data, size_t length,
+                            uint8_t *out, struct error *err)
+{
+    uint8_t full[VMDK_GRAIN_BYTES];
+    size_t compressed = 0;
+    size_t used;
+    size_t total;
+
+    if (mem_is_zero(data, length))
+        return 0;
+    if (length < VMDK_GRAIN_BYTES) { /* the disk's end inside a grain: filled with zeros */
+        memcpy(full, data, length);
+        memset(full + length, 0, VMDK_GRAIN_BYTES - length);
+        data = full;
+    }
+    if (grain_codec_deflate(sink->codec, data, VMDK_GRAIN_BYTES, out + VMDK_RECORD_HEADER,
+                            grain_codec_bound(VMDK_GRAIN_BYTES), &compressed, err) < 0)
+        return -1;
+    put_le64(out, sector);
+    put_le32(out + 8, (uint32_t)compressed);
+    used = VMDK_RECORD_HEADER + compressed;
+    total = (size_t)record_bytes((uint32_t)compressed);
+    memset(out + used, 0, total - used);
+    return (ssize_t)total;
+}
+
+static int vmdk_encode(struct sink *sink, uint64_t offset, const void *data, size_t length,
+                       struct sink_blob *out, struct error *err)
+{
+    size_t grains = (length + VMDK_GRAIN_BYTES - 1) / VMDK_GRAIN_BYTES;
+    size_t room = VMDK_RECORD_HEADER + grain_codec_bound(VMDK_GRAIN_BYTES) + VMDK_SECTOR;
+    autofree uint8_t *records = xmalloc(grains * room);
+    const uint8_t *bytes = data;
+    size_t used = 0;
+
+    assert(offset % SINK_PIECE_BYTES == 0 && length <= SINK_PIECE_BYTES);
+    assert(range_is_inside(offset, length, sink->size_bytes));
+    for (size_t at = 0; at < length; at += VMDK_GRAIN_BYTES) {
+        size_t n = (size_t)min_u64(VMDK_GRAIN_BYTES, length - at);
+        ssize_t added = encode_grain(sink, (offset + at) / VMDK_SECTOR, bytes + at, n,
+                                     records + used, err);
+        if (added < 0)
+            return -1;
+        used += (size_t)added;
+    }
+    *out = (struct sink_blob){.data = STEAL(records), .size = used, .raw_size = length};
+    return 0;
+}
+
+static int check_order(struct sink *sink, uint64_t offset, uint64_t length, struct error *err)
+{
+    assert(offset % SINK_PIECE_BYTES == 0 && range_is_inside(offset, length, sink->size_bytes));
+    if (offset < sink->next)
+        return error_set(err, ERR_INTERNAL,
+                         "piece at %" PRIu64 " comes after %" PRIu64 " was written: VMDK is ordered",
+                         offset, sink->next);
+    if (sink->span != NO_SPAN && offset / VMDK_SPAN_BYTES != sink->span)
+        return close_table(sink, err);
+    return 0;
+}
+
+static int vmdk_write_encoded(struct sink *sink, uint64_t offset, const struct sink_blob *blob,
+                              struct error *err)
+{
+    const uint8_t *records = blob->data;
+
+    if (check_order(sink, offset, blob->raw_size, err) < 0 ||
+        check_addressable(sink, blob->size, err) < 0)
+        return -1;
+    for (size_t at = 0; at < blob->size;) {
+        note_grain(sink, get_le64(records + at) / VMDK_GRAIN_SECTORS, sink->pos + at);
+        at += (size_t)record_bytes(get_le32(records + at + 8));
+    }
+    if (blob->size > 0 && append(sink, records, blob->size, err) < 0)
+        return -1;
+    sink->next = offset + blob->raw_size;
+    return 0;
+}
+
+static int vmdk_write_zero(struct sink *sink, uint64_t offset, uint64_t length, struct error *err)
+{
+    if (check_order(sink, offset, length, err) < 0)
+        return -1;
+    sink->next = offset + length;
+    return 0;
+}
+
+static int vmdk_checkpoint(struct sink *sink, struct strbuf *state, struct error *err)
+{
+    if (fdatasync(sink->fd) < 0)
+        return error_set_errno(err, errno, "cannot sync VMDK");
+    strbuf_addf(state, STATE_TAG " size=%" PRIu64 " end=%" PRIu64 " next=%" PRIu64, sink->size_bytes,
+                sink->pos, sink->next);
+    return 0;
+}
+
+static int append_directory(struct sink *sink, uint64_t *out_sector, struct error *err)
+{
+    size_t size = (size_t)round_up_u64(sink->directory_count * 4, VMDK_SECTOR);
+    autofree uint8_t *raw = xcalloc(1, size);
+
+    for (uint64_t i = 0; i < sink->directory_count; i++)
+        put_le32(raw + 4 * i, sink->directory[i]);
+    if (append_marker(sink, VMDK_MARKER_DIRECTORY, size / VMDK_SECTOR, err) < 0)
+        return -1;
+    *out_sector = sink->pos / VMDK_SECTOR;
+    return append(sink, raw, size, err);
+}
+
+static int take_digest(struct sink *sink, struct error *err)
+{
+    uint8_t raw[EVP_MAX_MD_SIZE];
+
+    if (sink->digest == NULL)
+        return 0;
+    if (EVP_DigestFinal_ex(sink->digest, raw, NULL) != 1)
+        return error_set(err, ERR_INTERNAL, "SHA-256 of the VMDK failed");
+    hex_encode(raw, 32, sink->sha256);
+    return 0;
+}
+
+static int vmdk_finish(struct sink *sink, struct error *err)
+{
+    uint64_t directory = 0;
+    uint8_t footer[VMDK_SECTOR];
+
+    if (close_table(sink, err) < 0 || append_directory(sink, &directory, err) < 0)
+        return -1;
+    header_fill(sink, directory, footer);
+    if (append_marker(sink, VMDK_MARKER_FOOTER, 1, err) < 0 ||
+        append(sink, footer, sizeof footer, err) < 0 ||
+        append_marker(sink, VMDK_MARKER_EOS, 0, err) < 0)
+        return -1;
+    if (fsync(sink->fd) < 0)
+        return error_set_errno(err, errno, "cannot sync VMDK");
+    return take_digest(sink, err);
+}
+
+static bool vmdk_file_sha256(const struct sink *sink, char out[65])
+{
+    if (sink->sha256[0] == '\0')
+        return false;
+    memcpy(out, sink->sha256, sizeof sink->sha256);
+    return true;
+}
+
+const struct sink_format sink_vmdk = {
+    .name = "vmdk",
+    .suffix = ".vmdk",
+    .flags = SINK_ORDERED,
+    .open = vmdk_open,
+    .encode = vmdk_encode,
+    .write_encoded = vmdk_write_encoded,
+    .write_zero = vmdk_write_zero,
+    .checkpoint = vmdk_checkpoint,
+    .finish = vmdk_finish,
+    .close = vmdk_close,
+    .file_sha256 = vmdk_file_sha256,
+};
