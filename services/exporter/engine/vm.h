@@ -70,6 +70,13 @@ struct vm {
 /* All strings "", all counts 0. */
 void vm_init(struct vm *vm);
 void vm_release(struct vm *vm);
+/* A new last disk or NIC, all strings ""; the pointer is valid until the next one is added. The
+ * caller keeps to VM_DISKS_MAX, VM_NICS_MAX and VM_ADDRESSES_MAX. */
+struct vm_disk *vm_add_disk(struct vm *vm);
+struct vm_nic *vm_add_nic(struct vm *vm);
+void vm_add_address(struct vm *vm, const char *address);
+/* Replaces one of the owned strings. */
+void vm_set_text(char **field, const char *text);
 #define auto_vm CLEANUP(vm_release) struct vm
 const char *vm_power_name(enum vm_power power);          /* "poweredOn" ... "unknown" */
 const char *vm_firmware_name(enum vm_firmware firmware); /* "bios", "uefi", "unknown" */
