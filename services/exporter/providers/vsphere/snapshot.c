@@ -1,0 +1,361 @@
+#include "services/exporter/providers/vsphere/snapshot.h"
+
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/log.h"
+#include "services/exporter/providers/vsphere/property.h"
+
+#define POLL_MS_MIN INT64_C(50)
+#define POLL_MS_MAX INT64_C(2000)
+#define NAP_MS      INT64_C(100) /* how soon a cancelled task is noticed while waiting */
+
+/* ---- tasks ---- */
+
+static int nap(const struct provider_session *session, int64_t ms, struct error *err)
+{
+    for (int64_t left = ms; left > 0; left -= NAP_MS) {
+        if (session_check_cancelled(session, err) < 0)
+            return -1;
+        clock_sleep_ms(left < NAP_MS ? left : NAP_MS);
+    }
+    return session_check_cancelled(session, err);
+}
+
+static const char *const task_paths[] = {"info", NULL};
+static const struct property_set task_set = {"Task", task_paths};
+
+enum task_state { TASK_FAILED = -1, TASK_RUNNING, TASK_DONE, TASK_FORGOTTEN };
+
+/* Looks once; on TASK_DONE *out_result is its result (caller frees) or "". */
+static enum task_state task_look(struct provider_session *session, const char *task,
+                                 const char *what, char **out_result, struct error *err)
+{
+    auto_soap_reply reply = {0};
+    const xmlNode *object = NULL, *info;
+    const char *state;
+
+    if (property_get(session, &task_set, task, &reply, &object, err) < 0) {
+        if (err->code != ERR_NOT_FOUND)
+            return TASK_FAILED;
+        error_clear(err);
+        return TASK_FORGOTTEN;
+    }
+    info = property_value(object, "info");
+    state = soap_text(info, "state");
+    if (strcmp(state, "error") == 0) {
+        const xmlNode *error = soap_child(info, "error");
+        struct soap_fault fault;
+        soap_fault_read(soap_child(error, "fault"), soap_text(error, "localizedMessage"), &fault);
+        (void)soap_fault_error(&fault, what, err);
+        /* The task has ended: looking again will not help, unlike with a lost answer. */
+        return TASK_FAILED;
+    }
+    if (strcmp(state, "success") == 0) {
+        *out_result = xstrdup(soap_text(info, "result"));
+        return TASK_DONE;
+    }
+    if (strcmp(state, "running") == 0 || strcmp(state, "queued") == 0)
+        return TASK_RUNNING;
+    (void)error_set(err, ERR_PROTOCOL, "%s: task '%s' is in the unknown state '%.32s'", what, task,
+                    state);
+    return TASK_FAILED;
+}
+
+/* Until the task ends, with growing pauses. out_result may be NULL for none wanted. */
+static int task_wait(struct provider_session *session, const char *task, const char *what,
+                     int64_t timeout_ms, char **out_result, struct error *err)
+{
+    int64_t deadline = clock_mono_ms() + timeout_ms, pause = POLL_MS_MIN;
+    autofree char *result = NULL;
+
+    for (;;) {
+        switch (task_look(session, task, what, &result, err)) {
+        case TASK_FAILED:
+            return -1;
+        case TASK_FORGOTTEN:
+            return error_set(err, ERR_UNAVAILABLE, "%s: vCenter has forgotten task '%s'", what,
+                             task);
+        case TASK_DONE:
+            if (out_result != NULL)
+                *out_result = STEAL(result);
+            return 0;
+        case TASK_RUNNING:
+            break;
+        }
+        if (clock_mono_ms() >= deadline)
+            return error_set(err, ERR_TIMEOUT, "%s: not done after %lld s; it still runs in vCenter",
+                             what, (long long)(timeout_ms / 1000));
+        if (nap(session, pause, err) < 0)
+            return -1;
+        pause = pause * 2 > POLL_MS_MAX ? POLL_MS_MAX : pause * 2;
+    }
+}
+
+/* Sends a finished *_Task request, once. */
+static int task_start(struct provider_session *session, const char *method,
+                      const struct strbuf *request, char **out_task, struct error *err)
+{
+    auto_soap_reply reply = {0};
+    const char *task;
+
+    if (session_call(session, method, request, 0, &reply, err) < 0)
+        return -1;
+    task = soap_text(reply.response, "returnval");
+    if (!soap_id_is_sane(task))
+        return error_set(err, ERR_PROTOCOL, "%s: the answer names no task", method);
+    *out_task = xstrdup(task);
+    return 0;
+}
+
+/* ---- finding ---- */
+
+static const char *const vm_snapshot_paths[] = {"snapshot", "recentTask", NULL};
+static const struct property_set vm_snapshot_set = {"VirtualMachine", vm_snapshot_paths};
+
+static bool snapshot_matches(const xmlNode *node, const struct snapshot_spec *spec)
+{
+    return strcmp(soap_text(node, "name"), spec->name) == 0 &&
+           strcmp(soap_text(node, "description"), spec->description) == 0;
+}
+
+/* The tree node of our snapshot below parent. */
+static const xmlNode *tree_find(const xmlNode *parent, const char *list,
+                                const struct snapshot_spec *spec, int depth)
+{
+    if (depth > SOAP_DEPTH_MAX)
+        return NULL;
+    for (const xmlNode *node = soap_child(parent, list); node != NULL; node = soap_next(node)) {
+        const xmlNode *found = snapshot_matches(node, spec)
+                                   ? node
+                                   : tree_find(node, "childSnapshotList", spec, depth + 1);
+        if (found != NULL)
+            return found;
+    }
+    return NULL;
+}
+
+/* Id of a queued or running task of this kind among the VM's recent ones, or NULL. */
+static int running_task(struct provider_session *session, const xmlNode *recent,
+                        const char *description_id, char **out_task, struct error *err)
+{
+    *out_task = NULL;
+    for (const xmlNode *ref = soap_child(recent, "ManagedObjectReference"); ref != NULL;
+         ref = soap_next(ref)) {
+        auto_soap_reply reply = {0};
+        const xmlNode *object = NULL, *info;
+        const char *state;
+
+        if (property_get(session, &task_set, soap_content(ref), &reply, &object, err) < 0) {
+            if (err->code != ERR_NOT_FOUND)
+                return -1;
+            error_clear(err); /* finished long ago and forgotten */
+            continue;
+        }
+        info = property_value(object, "info");
+        state = soap_text(info, "state");
+        if (strcmp(soap_text(info, "descriptionId"), description_id) == 0 &&
+            (strcmp(state, "running") == 0 || strcmp(state, "queued") == 0)) {
+            *out_task = xstrdup(soap_content(ref));
+            return 0;
+        }
+    }
+    return 0;
+}
+
+/* Looks at the tree; when there is nothing and a creation is under way, names its task. */
+static int find_once(struct provider_session *session, const char *vm_id,
+                     const struct snapshot_spec *spec, char **out_id, char **out_task,
+                     struct error *err)
+{
+    auto_soap_reply reply = {0};
+    const xmlNode *object = NULL, *node;
+
+    if (property_get(session, &vm_snapshot_set, vm_id, &reply, &object, err) < 0)
+        return -1;
+    node = tree_find(property_value(object, "snapshot"), "rootSnapshotList", spec, 0);
+    if (node != NULL) {
+        const char *id = soap_text(node, "snapshot");
+        if (!soap_id_is_sane(id))
+            return error_set(err, ERR_PROTOCOL, "a snapshot of VM '%s' has no usable id", vm_id);
+        *out_id = xstrdup(id);
+        return 0;
+    }
+    return running_task(session, property_value(object, "recentTask"),
+                        "VirtualMachine.createSnapshot", out_task, err);
+}
+
+int snapshot_find(struct provider_session *session, const char *vm_id,
+                  const struct snapshot_spec *spec, char **out_id, struct error *err)
+{
+    autofree char *task = NULL;
+    struct error failed = ERROR_NONE;
+
+    *out_id = NULL;
+    if (find_once(session, vm_id, spec, out_id, &task, err) < 0)
+        return -1;
+    if (*out_id != NULL || task == NULL)
+        return 0;
+    if (task_wait(session, task, "a snapshot of the VM being made", spec->timeout_ms, NULL,
+                  &failed) < 0 &&
+        (failed.code == ERR_CANCELLED || error_is_retryable(&failed))) {
+        *err = failed;
+        return -1;
+    }
+    free(STEAL(task));
+    return find_once(session, vm_id, spec, out_id, &task, err);
+}
+
+/* ---- making ---- */
+
+int snapshot_create(struct provider_session *session, const char *vm_id,
+                    const struct snapshot_spec *spec, char **out_id, struct error *err)
+{
+    auto_strbuf request;
+    autofree char *task = NULL, *id = NULL;
+
+    if (session_login(session, err) < 0)
+        return -1;
+    strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);
+    soap_begin(&request, "CreateSnapshot_Task", "VirtualMachine", vm_id);
+    soap_add(&request, "name", spec->name);
+    soap_add(&request, "description", spec->description);
+    soap_add(&request, "memory", spec->memory ? "true" : "false");
+    soap_add(&request, "quiesce", spec->quiesce ? "true" : "false");
+    soap_end(&request, "CreateSnapshot_Task");
+    if (task_start(session, "CreateSnapshot_Task", &request, &task, err) < 0 ||
+        task_wait(session, task, "CreateSnapshot_Task", spec->timeout_ms, &id, err) < 0)
+        return -1;
+    if (!soap_id_is_sane(id))
+        return error_set(err, ERR_PROTOCOL, "CreateSnapshot_Task: the result names no snapshot");
+    *out_id = STEAL(id);
+    return 0;
+}
+
+/* ---- taking away ---- */
+
+static int remove_once(struct provider_session *session, const char *id, struct error *err)
+{
+    auto_strbuf request;
+    autofree char *task = NULL;
+
+    strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);
+    soap_begin(&request, "RemoveSnapshot_Task", "VirtualMachineSnapshot", id);
+    soap_add(&request, "removeChildren", "false");
+    soap_add(&request, "consolidate", "true");
+    soap_end(&request, "RemoveSnapshot_Task");
+    if (task_start(session, "RemoveSnapshot_Task", &request, &task, err) < 0)
+        return -1;
+    return task_wait(session, task, "RemoveSnapshot_Task", SNAPSHOT_REMOVE_TIMEOUT_MS, NULL, err);
+}
+
+static const char *const snapshot_vm_paths[] = {"vm", NULL};
+static const struct property_set snapshot_vm_set = {"VirtualMachineSnapshot", snapshot_vm_paths};
+
+int snapshot_check(struct provider_session *session, const char *id, struct error *err)
+{
+    auto_soap_reply reply = {0};
+    const xmlNode *object = NULL;
+
+    return property_get(session, &snapshot_vm_set, id, &reply, &object, err);
+}
+
+/* Another task works on the VM, or a file is still open: worth waiting for. */
+static bool is_busy(const struct error *err)
+{
+    return err->code == ERR_UNAVAILABLE;
+}
+
+int snapshot_remove(struct provider_session *session, const char *id, struct error *err)
+{
+    int64_t deadline = clock_mono_ms() + SNAPSHOT_LOCKED_MS_MAX;
+
+    for (uint32_t attempt = 0;; attempt++) {
+        /* Asking first also answers whether a removal whose answer was lost has worked. */
+        if (snapshot_check(session, id, err) == 0 && remove_once(session, id, err) == 0)
+            return 0;
+        if (err->code == ERR_NOT_FOUND) {
+            error_clear(err);
+            return 0;
+        }
+        if (!is_busy(err) || clock_mono_ms() >= deadline)
+            return error_wrap(err, "removing snapshot '%s'", id);
+        LOG(DEBUG, "vsphere_snapshot_busy", F_STR("snapshot", id), F_ERR(err));
+        error_clear(err);
+        if (nap(session, clock_backoff_ms(attempt, 500, 30000), err) < 0)
+            return -1;
+    }
+}
+
+static const char *const consolidation_paths[] = {"runtime.consolidationNeeded", NULL};
+static const struct property_set consolidation_set = {"VirtualMachine", consolidation_paths};
+
+static int consolidation_needed(struct provider_session *session, const char *vm_id, bool *out,
+                                struct error *err)
+{
+    auto_soap_reply reply = {0};
+    const xmlNode *object = NULL;
+
+    *out = false;
+    if (property_get(session, &consolidation_set, vm_id, &reply, &object, err) < 0) {
+        if (err->code != ERR_NOT_FOUND)
+            return -1;
+        error_clear(err); /* the VM is gone, and its deltas with it */
+        return 0;
+    }
+    *out = property_bool(object, "runtime.consolidationNeeded");
+    return 0;
+}
+
+static int consolidate_once(struct provider_session *session, const char *vm_id, struct error *err)
+{
+    auto_strbuf request;
+    autofree char *task = NULL;
+
+    strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);
+    soap_begin(&request, "ConsolidateVMDisks_Task", "VirtualMachine", vm_id);
+    soap_end(&request, "ConsolidateVMDisks_Task");
+    if (task_start(session, "ConsolidateVMDisks_Task", &request, &task, err) < 0)
+        return -1;
+    return task_wait(session, task, "ConsolidateVMDisks_Task", SNAPSHOT_REMOVE_TIMEOUT_MS, NULL,
+                     err);
+}
+
+int snapshot_consolidate(struct provider_session *session, const char *vm_id, struct error *err)
+{
+    int64_t deadline = clock_mono_ms() + SNAPSHOT_LOCKED_MS_MAX;
+    bool needed = false;
+
+    for (uint32_t attempt = 0;; attempt++) {
+        if (consolidation_needed(session, vm_id, &needed, err) < 0)
+            return error_wrap(err, "consolidating VM '%s'", vm_id);
+        if (!needed || consolidate_once(session, vm_id, err) == 0)
+            return 0;
+        if (!is_busy(err) || clock_mono_ms() >= deadline)
+            return error_wrap(err, "consolidating VM '%s'", vm_id);
+        error_clear(err);
+        if (nap(session, clock_backoff_ms(attempt, 500, 30000), err) < 0)
+            return -1;
+    }
+}
+
+/* ---- the frozen configuration ---- */
+
+static const char *const snapshot_config_paths[] = {"config.hardware.device", "config.bootOptions",
+                                                    "config.keyId", NULL};
+static const struct property_set snapshot_config_set = {"VirtualMachineSnapshot",
+                                                        snapshot_config_paths};
+
+int snapshot_read_disks(struct provider_session *session, const char *id, struct vsphere_vm *vm,
+                        struct error *err)
+{
+    auto_soap_reply reply = {0};
+    const xmlNode *object = NULL, *devices;
+
+    if (property_get(session, &snapshot_config_set, id, &reply, &object, err) < 0)
+        return error_wrap(err, "reading snapshot '%s'", id);
+    devices = property_value(object, "config.hardware.device");
+    if (devices == NULL)
+        return error_set(err, ERR_DENIED, "the configuration of snapshot '%s' is not readable", id);
+    return inventory_replace_devices(session, object, vm, err);
+}

@@ -1,0 +1,338 @@
+/* Parsing of argv and environment against the table; see flags.h. */
+#include "flags.h"
+
+#include <string.h>
+
+#include "common/parse.h"
+
+#define NAME_BYTES_MAX    64 /* longer unknown names get no hint */
+#define HINT_DISTANCE_MAX 3  /* three typing errors */
+
+static const struct {
+    const char *word;
+    unsigned int command;
+} commands[] = {
+    {"jobs", FLAG_IN_JOBS},     {"vms", FLAG_IN_VMS},     {"providers", FLAG_IN_PROVIDERS},
+    {"status", FLAG_IN_STATUS}, {"login", FLAG_IN_LOGIN},
+};
+
+/* Levenshtein distance; both at most NAME_BYTES_MAX long. */
+static size_t distance(const char *a, const char *b)
+{
+    size_t row[NAME_BYTES_MAX + 1];
+    size_t b_length = strlen(b);
+
+    for (size_t j = 0; j <= b_length; j++)
+        row[j] = j;
+    for (size_t i = 1; a[i - 1] != '\0'; i++) {
+        size_t diagonal = row[0];
+        row[0] = i;
+        for (size_t j = 1; j <= b_length; j++) {
+            size_t above = row[j];
+            size_t change = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+            row[j] = min_u64(min_u64(row[j] + 1, row[j - 1] + 1), change);
+            diagonal = above;
+        }
+    }
+    return row[b_length];
+}
+
+static int unknown_flag(const char *name, struct error *err)
+{
+    const char *nearest = NULL;
+    size_t best = HINT_DISTANCE_MAX + 1;
+
+    for (size_t i = 0; strlen(name) <= NAME_BYTES_MAX && i < flags_table_count; i++) {
+        size_t d = distance(name, flags_table[i].name);
+        if (d < best && d < strlen(name)) {
+            best = d;
+            nearest = flags_table[i].name;
+        }
+    }
+    if (nearest == NULL)
+        return error_set(err, ERR_INVALID, "unknown flag '--%.80s' (--help lists all)", name);
+    return error_set(err, ERR_INVALID, "unknown flag '--%.80s', did you mean '--%s'?", name,
+                     nearest);
+}
+
+static const struct flag *find_flag(const char *name, size_t length)
+{
+    for (size_t i = 0; i < flags_table_count; i++) {
+        if (strlen(flags_table[i].name) == length && memcmp(flags_table[i].name, name, length) == 0)
+            return &flags_table[i];
+    }
+    return NULL;
+}
+
+static bool is_choice(const char *choices, const char *value)
+{
+    size_t length = strlen(value);
+
+    for (const char *p = choices; *p != '\0'; p += *p == ',' ? 1 : 0) {
+        size_t n = strcspn(p, ",");
+        if (n == length && memcmp(p, value, n) == 0)
+            return true;
+        p += n;
+    }
+    return false;
+}
+
+/* Checks the value against the row and stores it; what names the flag or variable in errors. */
+static int set_value(const struct flag *flag, const char *what, const char *value,
+                     struct command_line *line, struct error *err)
+{
+    struct flag_value *slot = &line->values[flag->id];
+    uint32_t number;
+    bool on = false;
+
+    if (flag->id == FLAG_LATER)
+        return error_set(err, ERR_NOT_AVAILABLE, "%s is not available yet", what);
+    if (strlen(value) > FLAGS_VALUE_MAX)
+        return error_set(err, ERR_INVALID, "%s: longer than %d bytes", what, FLAGS_VALUE_MAX);
+    switch (flag->type) {
+    case FLAG_BOOL:
+        if (parse_bool(what, value, &on, err) < 0)
+            return -1;
+        value = on ? "true" : "false";
+        break;
+    case FLAG_NUMBER:
+        if (parse_u32(what, value, flag->min, flag->max, &number, err) < 0)
+            return -1;
+        break;
+    case FLAG_CHOICE:
+        if (!is_choice(flag->choices, value))
+            return error_set(err, ERR_INVALID, "%s: '%.40s' is none of %s", what, value,
+                             flag->choices);
+        break;
+    case FLAG_TEXT:
+        if (value[0] == '\0')
+            return error_set(err, ERR_INVALID, "%s: must not be empty", what);
+        break;
+    }
+    free(slot->text);
+    slot->text = xstrdup(value);
+    slot->given = true;
+    return 0;
+}
+
+static void wipe(char *text)
+{
+    for (; *text != '\0'; text++)
+        *text = '*';
+}
+
+/* One "-flag", "--flag" or "--flag=value" at argv[*index]; moves *index over a separate value. */
+static int take_flag(int argc, char **argv, int *index, struct command_line *line,
+                     struct error *err)
+{
+    char *name = argv[*index] + (argv[*index][1] == '-' ? 2 : 1);
+    size_t length = strcspn(name, "=");
+    const struct flag *flag = find_flag(name, length);
+    char *value = name[length] == '=' ? name + length + 1 : NULL;
+    autofree char *what = xasprintf("--%.*s", (int)min_u64(length, NAME_BYTES_MAX), name);
+    int result;
+
+    if (flag == NULL) {
+        autofree char *plain = xstrndup(name, length);
+        return unknown_flag(plain, err);
+    }
+    if (value == NULL && flag->type != FLAG_BOOL) {
+        if (*index + 1 < argc)
+            value = argv[++*index];
+        else if (flag->id != FLAG_LATER)
+            return error_set(err, ERR_INVALID, "%s needs a value (%s)", what, flag->argument);
+    }
+    result = set_value(flag, what, value == NULL ? "true" : value, line, err);
+    if ((flag->properties & FLAG_IS_SECRET) != 0 && value != NULL) {
+        wipe(value);
+        line->secret_on_argv = true;
+    }
+    return result;
+}
+
+static int take_word(const char *word, struct command_line *line, struct error *err)
+{
+    if (line->word_count == 0) {
+        for (size_t i = 0; i < ARRAY_LEN(commands); i++) {
+            if (strcmp(commands[i].word, word) == 0)
+                line->command = commands[i].command;
+        }
+        if (line->command == FLAG_IN_EXPORT && (strcmp(word, "true") == 0 || strcmp(word, "false") == 0))
+            return error_set(err, ERR_INVALID,
+                             "unexpected '%s': booleans are written --flag=%s", word, word);
+        if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0)
+            return error_set(err, ERR_INVALID,
+                             "unknown command '%.80s' (jobs, vms, providers, status, login; to "
+                             "export a VM: --vm NAME)",
+                             word);
+    }
+    if (line->word_count == FLAGS_WORDS_MAX)
+        return error_set(err, ERR_INVALID, "unexpected '%.80s'", word);
+    line->words[line->word_count++] = word;
+    return 0;
+}
+
+/* Which flags were typed is known only after the whole line: only then is the command. */
+static int check_commands(const struct command_line *line, struct error *err)
+{
+    for (size_t i = 0; i < flags_table_count; i++) {
+        const struct flag *flag = &flags_table[i];
+        if (flag->id == FLAG_LATER || (flag->properties & FLAG_IS_ALIAS) != 0 ||
+            !line->values[flag->id].given || (flag->commands & line->command) != 0)
+            continue;
+        if (line->command == FLAG_IN_EXPORT && (flag->properties & FLAG_LATER_IN_EXPORT) != 0)
+            return error_set(err, ERR_NOT_AVAILABLE,
+                             "--%s is not available yet for exports: configure the source once "
+                             "with 'hyperexport providers add'",
+                             flag->name);
+        return error_set(err, ERR_INVALID, "--%s does not apply to this command", flag->name);
+    }
+    return 0;
+}
+
+/* Environment and defaults for what was not typed. A variable of a flag that comes later stops an
+ * export: it would be ignored otherwise. */
+static int fill_up(struct command_line *line, struct error *err)
+{
+    for (size_t i = 0; i < flags_table_count; i++) {
+        const struct flag *flag = &flags_table[i];
+        const char *value = flag->env == NULL ? NULL : secure_getenv(flag->env);
+        struct flag_value *slot = &line->values[flag->id];
+        if ((flag->commands & line->command) == 0)
+            continue;
+        if (value != NULL && value[0] != '\0' && !slot->given) {
+            autofree char *what = xasprintf("%s (--%s)", flag->env, flag->name);
+            if (set_value(flag, what, value, line, err) < 0)
+                return flag->id == FLAG_LATER ? error_wrap(err, "environment variable") : -1;
+        } else if (slot->text == NULL && flag->default_text != NULL) {
+            slot->text = xstrdup(flag->default_text);
+        }
+    }
+    return 0;
+}
+
+/* What only makes sense together. */
+static int check_together(const struct command_line *line, struct error *err)
+{
+    static const enum flag_id modifiers[] = {FLAG_SNAPSHOT_NAME, FLAG_SNAPSHOT_MEMORY,
+                                             FLAG_SNAPSHOT_QUIESCE, FLAG_DELETE_SNAPSHOT};
+    static const char *const names[] = {"snapshot-name", "snapshot-memory", "snapshot-quiesce",
+                                        "delete-snapshot"};
+    static const enum flag_id tasks[] = {FLAG_VM, FLAG_DAEMON_WATCH, FLAG_DAEMON_LIST,
+                                         FLAG_DAEMON_STATUS, FLAG_DAEMON_CANCEL};
+    size_t given = 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(modifiers); i++) {
+        if (flag_given(line, modifiers[i]) && !flag_on(line, FLAG_SNAPSHOT))
+            return error_set(err, ERR_INVALID, "--%s needs --snapshot", names[i]);
+    }
+    if (line->command != FLAG_IN_EXPORT)
+        return 0;
+    for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
+        given += flag_given(line, tasks[i]) ? 1 : 0;
+    if (given > 1)
+        return error_set(err, ERR_INVALID, "only one of --vm, --daemon-watch, --daemon-list, "
+                                           "--daemon-status, --daemon-cancel at a time");
+    if (flag_on(line, FLAG_VM_INFO) && !flag_given(line, FLAG_VM))
+        return error_set(err, ERR_INVALID, "--vm-info needs --vm NAME");
+    return 0;
+}
+
+int flags_parse(int argc, char **argv, struct command_line *out, struct error *err)
+{
+    bool only_words = false;
+
+    memset(out, 0, sizeof *out);
+    out->command = FLAG_IN_EXPORT;
+    for (int i = 1; i < argc; i++) {
+        if (!only_words && strcmp(argv[i], "--") == 0)
+            only_words = true;
+        else if (!only_words && argv[i][0] == '-' && argv[i][1] != '\0') {
+            if (take_flag(argc, argv, &i, out, err) < 0)
+                return -1;
+        } else if (take_word(argv[i], out, err) < 0) {
+            return -1;
+        }
+    }
+    if (flag_on(out, FLAG_HELP) || flag_on(out, FLAG_VERSION))
+        return 0; /* whatever else was typed */
+    if (check_commands(out, err) < 0 || fill_up(out, err) < 0)
+        return -1;
+    return check_together(out, err);
+}
+
+void flags_release(struct command_line *line)
+{
+    for (size_t i = 0; i < FLAG_COUNT; i++) {
+        if (line->values[i].text != NULL)
+            explicit_bzero(line->values[i].text, strlen(line->values[i].text));
+        free(line->values[i].text);
+        line->values[i].text = NULL;
+    }
+}
+
+bool flag_given(const struct command_line *line, enum flag_id id)
+{
+    return line->values[id].given;
+}
+
+const char *flag_text(const struct command_line *line, enum flag_id id)
+{
+    return line->values[id].text;
+}
+
+bool flag_on(const struct command_line *line, enum flag_id id)
+{
+    return line->values[id].text != NULL && strcmp(line->values[id].text, "true") == 0;
+}
+
+uint32_t flag_number(const struct command_line *line, enum flag_id id)
+{
+    struct error ignored = ERROR_NONE;
+    uint32_t number = 0;
+
+    /* checked when it was stored */
+    if (line->values[id].text == NULL ||
+        parse_u32("flag", line->values[id].text, 0, UINT32_MAX, &number, &ignored) < 0)
+        return 0;
+    return number;
+}
+
+static void help_line(struct strbuf *out, const struct flag *flag)
+{
+    autofree char *left =
+        flag->argument == NULL
+            ? xasprintf("--%s", flag->name)
+            : xasprintf("--%s %s", flag->name, flag->argument);
+
+    strbuf_addf(out, "  %-28s %s", left, flag->help);
+    if (flag->choices != NULL)
+        strbuf_addf(out, ": %s", flag->choices);
+    if (flag->default_text != NULL && strcmp(flag->default_text, "false") != 0)
+        strbuf_addf(out, " [%s]", flag->default_text);
+    if (flag->env != NULL)
+        strbuf_addf(out, " (%s)", flag->env);
+    strbuf_addc(out, '\n');
+}
+
+void flags_help(struct strbuf *out, unsigned int command)
+{
+    static const char usage[] =
+        "hyperexport - get virtual machines out of clouds and hypervisors, into KVM\n\n"
+        "  hyperexport --vm NAME [flags]             export a VM and follow the job\n"
+        "  hyperexport --vm NAME --vm-info           show a VM\n"
+        "  hyperexport jobs list|get ID|cancel ID|retry ID|logs ID [--follow]|watch ID\n"
+        "  hyperexport vms list|info --vm NAME\n"
+        "  hyperexport providers list|add|validate NAME|remove NAME\n"
+        "  hyperexport status                        workers, queue, why jobs wait\n"
+        "  hyperexport login --username NAME         keep a session for this gateway\n\n"
+        "Booleans are written --flag, --flag=true or --flag=false; -flag works like --flag.\n"
+        "Exit status: 0 done, 1 connection or authentication, 2 export failed, 4 verification,\n"
+        "6 conversion, 64 usage, 65 not available, 130/143 interrupted.\n\nFlags:\n";
+
+    strbuf_add(out, usage);
+    for (size_t i = 0; i < flags_table_count; i++) {
+        if (flags_table[i].help != NULL && (flags_table[i].commands & command) != 0)
+            help_line(out, &flags_table[i]);
+    }
+}

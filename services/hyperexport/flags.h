@@ -1,0 +1,123 @@
+/* The command line: one table of flags drives parsing, environment, defaults and help.
+ *
+ * A flag that the table knows but this version cannot honour ends with ERR_NOT_AVAILABLE (exit
+ * 65), an unknown one with ERR_INVALID (exit 64) and the nearest name. Precedence: flag, then
+ * environment, then default. */
+#ifndef HYPEREXPORT_FLAGS_H
+#define HYPEREXPORT_FLAGS_H
+
+#include "common/strbuf.h"
+
+#define FLAGS_WORDS_MAX      4    /* "jobs get ID" has three */
+#define FLAGS_VALUE_MAX      4096 /* the longest is a path */
+#define FLAGS_HELP_BYTES_MAX ((size_t)(64 * KIB))
+
+enum flag_id {
+    FLAG_LATER, /* every flag of the reference that is not available yet */
+    FLAG_VM,
+    FLAG_VM_INFO,
+    FLAG_QUIET,
+    FLAG_OUTPUT,
+    FLAG_FORMAT,
+    FLAG_PROVIDER,
+    FLAG_VERIFY,
+    FLAG_CONVERT,
+    FLAG_PARALLEL,
+    FLAG_COMPRESSION_LEVEL,
+    FLAG_SNAPSHOT,
+    FLAG_SNAPSHOT_NAME,
+    FLAG_SNAPSHOT_MEMORY,
+    FLAG_SNAPSHOT_QUIESCE,
+    FLAG_DELETE_SNAPSHOT,
+    FLAG_CONSOLIDATE_SNAPSHOTS,
+    FLAG_DETACH,
+    FLAG_USE_DAEMON,
+    FLAG_WATCH,
+    FLAG_DAEMON_URL,
+    FLAG_DAEMON_TOKEN_FILE,
+    FLAG_DAEMON_CA_FILE,
+    FLAG_DAEMON_INSECURE,
+    FLAG_DAEMON_WATCH,
+    FLAG_DAEMON_LIST,
+    FLAG_DAEMON_STATUS,
+    FLAG_DAEMON_CANCEL,
+    FLAG_FOLLOW,
+    FLAG_STATUS,
+    FLAG_LIMIT,
+    FLAG_NAME,
+    FLAG_KIND,
+    FLAG_URL,
+    FLAG_HOST,
+    FLAG_USERNAME,
+    FLAG_PASSWORD,
+    FLAG_PASSWORD_FILE,
+    FLAG_CA_FILE,
+    FLAG_THUMBPRINT,
+    FLAG_INSECURE,
+    FLAG_JSON,
+    FLAG_YES,
+    FLAG_VERSION,
+    FLAG_HELP,
+    FLAG_COUNT
+};
+
+enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
+
+/* Commands a flag belongs to. */
+#define FLAG_IN_EXPORT    1U  /* no sub-command */
+#define FLAG_IN_JOBS      2U
+#define FLAG_IN_VMS       4U
+#define FLAG_IN_PROVIDERS 8U
+#define FLAG_IN_STATUS    16U
+#define FLAG_IN_LOGIN     32U
+#define FLAG_IN_ALL       63U
+
+/* Properties. */
+#define FLAG_IS_SECRET       1U /* its value is overwritten in argv */
+#define FLAG_IS_ALIAS        2U /* another spelling: help does not list it */
+#define FLAG_LATER_IN_EXPORT 4U /* with exports: not available yet */
+
+struct flag {
+    const char *name;
+    enum flag_id id;
+    enum flag_type type;
+    unsigned int commands;
+    unsigned int properties;
+    const char *argument;     /* "NAME" in help; NULL for booleans */
+    const char *env;          /* NULL: none */
+    const char *default_text; /* NULL: none */
+    const char *choices;      /* FLAG_CHOICE: "ovf,ova" */
+    uint32_t min, max;        /* FLAG_NUMBER */
+    const char *help;         /* NULL: not listed (FLAG_LATER) */
+};
+
+extern const struct flag flags_table[];
+extern const size_t flags_table_count;
+
+struct flag_value {
+    char *text;  /* NULL: neither given nor default */
+    bool given;  /* typed or from the environment */
+};
+
+struct command_line {
+    struct flag_value values[FLAG_COUNT];
+    const char *words[FLAGS_WORDS_MAX]; /* sub-command and its arguments, borrowed from argv */
+    size_t word_count;
+    unsigned int command; /* one FLAG_IN_ bit */
+    bool secret_on_argv;  /* a warning is due */
+};
+
+/* Parses argv; values of secrets are overwritten there. Release *out in any case.
+ * ERR_INVALID: usage. ERR_NOT_AVAILABLE: a known flag that this version cannot honour. */
+MUST_CHECK int flags_parse(int argc, char **argv, struct command_line *out, struct error *err);
+void flags_release(struct command_line *line);
+
+bool flag_given(const struct command_line *line, enum flag_id id);
+/* NULL when neither given nor default. */
+const char *flag_text(const struct command_line *line, enum flag_id id);
+bool flag_on(const struct command_line *line, enum flag_id id);
+uint32_t flag_number(const struct command_line *line, enum flag_id id);
+
+void flags_help(struct strbuf *out, unsigned int command);
+
+#endif

@@ -1,0 +1,2 @@
+BINARIES += hyperexport
+hyperexport_DIRS := services/hyperexport
