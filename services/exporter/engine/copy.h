@@ -1,0 +1,87 @@
+/* The copy engine: one frozen disk through zero test, leaf digests and one or more sinks, read
+ * once, by several readers in parallel, in bounded memory, with a journal to go on from.
+ *
+ *   planner -> N readers (own connection each) -> zero test + leaf digest (+ encode) -> sinks
+ *
+ * Unit of reading and of the journal is a chunk (options.chunk_bytes); buffers are pieces of
+ * SINK_PIECE_BYTES, at most COPY_PIECES_PER_READER per reader whatever the disk's size. The
+ * slowest sink holds the readers back.
+ *
+ * Journal (journal.h): append-only, checksummed, synced after the data it speaks of. A journal of
+ * another identity, size, chunk size or set of outputs is not believed: ERR_SOURCE_CHANGED. */
+#ifndef EXPORTER_COPY_H
+#define EXPORTER_COPY_H
+
+#include <stdatomic.h>
+
+#include "services/exporter/engine/provider.h"
+#include "services/exporter/formats/digest.h"
+#include "services/exporter/formats/sink.h"
+
+#define COPY_OUTPUTS_MAX       3 /* raw | vmdk, and qcow2 */
+#define COPY_PIECES_PER_READER 8
+#define COPY_READERS_MAX       PROVIDER_PARALLEL_READS_MAX
+
+struct copy_output {
+    const struct sink_format *format;
+    const char *path;      /* partial file */
+    const char *file_name; /* final base name */
+    int compression_level;
+};
+
+struct copy_progress {
+    uint64_t bytes_transferred; /* read from the source by this run */
+    uint64_t bytes_done;        /* logical bytes that are through, resumed ones included */
+    const char *limited_by;     /* "source" | "disk" | "cpu" | "" */
+};
+
+struct copy_options {
+    const struct provider *provider;
+    struct provider_session *session;
+    const struct frozen_vm *frozen;
+    size_t disk_index;        /* into frozen->disks */
+    uint64_t chunk_bytes;     /* multiple of SINK_PIECE_BYTES */
+    unsigned int readers;     /* upper bound, 1 to COPY_READERS_MAX; the engine starts with fewer */
+    uint32_t retries_max;     /* of one read, before the copy fails */
+    const char *journal_path; /* NULL: no journal, no resume (bench) */
+    const char *identity;     /* the journal belongs to this: freeze mark and more */
+    const char *uuid;         /* for the images; may be NULL */
+    const struct copy_output *outputs;
+    size_t output_count;
+    bool hash;                /* false only in the bench */
+    const atomic_bool *stopped;
+    /* Asked before every write and sync; -1 ends the copy with that error. */
+    int (*may_write)(void *arg, struct error *err);
+    void (*progress)(void *arg, const struct copy_progress *progress); /* at most every 100 ms */
+    void *arg;
+};
+
+struct copy_result {
+    struct leaves *leaves; /* owned; NULL without hash */
+    uint64_t bytes_transferred;
+    uint64_t bytes_data;   /* logical bytes that are not zero */
+    uint64_t bytes_resumed;
+    bool resumed;
+    struct {
+        bool known;
+        char hex[DIGEST_HEX_SIZE];
+    } file_sha256[COPY_OUTPUTS_MAX]; /* made in stream; else read back */
+};
+
+/* On success all outputs are complete and synced under their partial names, the journal still
+ * stands (the caller removes it after the rename). On failure partial files and journal stay, fit
+ * to go on from. A read is checked to lie in the disk; a disk that ends early is
+ * ERR_SOURCE_CHANGED. ENOSPC is ERR_LIMIT naming the path. */
+MUST_CHECK int copy_disk(const struct copy_options *options, struct copy_result *out,
+                         struct error *err);
+void copy_result_release(struct copy_result *result);
+#define auto_copy_result CLEANUP(copy_result_release) struct copy_result
+
+/* Reads an image back in full and compares it with the leaves: ERR_CORRUPT names the first MiB
+ * that differs. Uses `threads` readers. progress may be NULL. */
+MUST_CHECK int copy_verify(const char *path, const char *format, const struct leaves *leaves,
+                           unsigned int threads, const atomic_bool *stopped,
+                           void (*progress)(void *arg, uint64_t bytes_done), void *arg,
+                           struct error *err);
+
+#endif

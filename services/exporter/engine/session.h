@@ -1,0 +1,49 @@
+/* What a leased task of an exporter works with: its configuration sections, the provider, and a
+ * session opened with the unsealed secrets of the task's provider instance. */
+#ifndef EXPORTER_SESSION_H
+#define EXPORTER_SESSION_H
+
+#include "common/config_schema.h"
+#include "common/seal.h"
+#include "common/worker.h"
+#include "services/exporter/engine/provider.h"
+
+struct exporter { /* one per process; read-only while tasks run */
+    const struct provider *provider;
+    struct seal_key *key; /* audience provider:<kind> */
+    struct export_config export;
+    struct config_list bases; /* base_path, then allowed_paths */
+};
+
+struct exporter_session {
+    struct exporter *exporter;
+    void *config;                     /* provider->config_size bytes */
+    struct provider_session *session; /* open, not necessarily logged in */
+};
+
+/* settings/sealed: the task's own, or an override (validate). ERR_INVALID: a setting is wrong or
+ * missing; ERR_DENIED: the secrets were sealed with another key. */
+MUST_CHECK int exporter_session_open(struct exporter *exporter, const json_t *settings,
+                                     const void *sealed, size_t sealed_size,
+                                     const atomic_bool *stopped, struct exporter_session *out,
+                                     struct error *err);
+void exporter_session_close(struct exporter_session *session);
+#define auto_exporter_session CLEANUP(exporter_session_close) struct exporter_session
+
+/* provider.h's record interface over a task's records. */
+struct exporter_records {
+    struct task_records base; /* first: provider callbacks get this */
+    struct worker_task *task;
+};
+void exporter_records_init(struct exporter_records *records, struct worker_task *task);
+
+/* The VM that `identifier` means: provider id, inventory path, or exact name, in this order.
+ * ERR_NOT_FOUND / ERR_CONFLICT list candidates (at most 5). *out_id: caller frees. */
+MUST_CHECK int exporter_vm_find(struct exporter_session *session, const char *identifier,
+                                char **out_id, struct error *err);
+
+/* The task kind "export" (export.c); arg is the struct exporter. */
+int exporter_run_export(struct worker_task *task, void *arg, json_t **out_result,
+                        struct error *err);
+
+#endif
