@@ -60,4 +60,11 @@ struct job_store_event {
 MUST_CHECK int job_store_apply(struct db *db, const struct job_store_event *event,
                                struct job_decision *out, struct error *err);
 
+/* Live events, as WebSocket and SSE clients get them (rest-api.md section 11): one JSON object per
+ * job_events row, "type" = its event, "seq" = its id, with job_id, status, phase, vm_name, provider,
+ * error, progress and percentage at top level. Rows with id > after_id in rising order, at most
+ * limit; unpublished_only: those that are not on Redis yet. *out: array, new reference. */
+MUST_CHECK int job_store_events(struct db *db, int64_t after_id, bool unpublished_only,
+                                uint32_t limit, json_t **out, struct error *err);
+
 #endif
