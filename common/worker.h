@@ -15,6 +15,7 @@
 #include <stdatomic.h>
 
 #include "common/bus.h"
+#include "common/log.h"
 #include "common/service.h"
 
 #define WORKER_SLOTS_MAX         64
