@@ -9,6 +9,7 @@ B := build/$(VARIANT)
 
 include mk/flags.mk
 include mk/build.mk
+-include mk/peers.mk
 -include mk/check.mk
 -include mk/run.mk
 

@@ -1,0 +1,58 @@
+"""Fixtures shared by service and end-to-end tests."""
+import pathlib
+import sys
+
+import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from tests.harness.stores import Postgres  # noqa: E402
+from tests.harness.suite import Suite  # noqa: E402
+from tests.harness.vsphere import Vsphere  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory):
+    """One cluster for all tests of a run; each Suite makes a database of its own in it."""
+    cluster = Postgres(tmp_path_factory.mktemp("pg")).start()
+    yield cluster
+    cluster.remove()
+
+
+@pytest.fixture
+def make_suite(tmp_path, postgres):
+    """Function that starts a Suite (arguments as there; own_postgres=True: a cluster that the test
+    may stop and kill). Each has a Redis of its own: keys and channels carry no database name.
+    All end with the test."""
+    suites = []
+
+    def make(name="suite", own_postgres=False, start=True, **options):
+        if not own_postgres:
+            options.setdefault("postgres", postgres)
+        suite = Suite(tmp_path / name, **options)
+        suites.append(suite)
+        return suite.start() if start else suite.prepare()
+
+    yield make
+    problems = []
+    for suite in suites:
+        try:
+            suite.stop()
+        except AssertionError as e:
+            problems.append(str(e))
+    assert not problems, "\n".join(problems)
+
+
+@pytest.fixture
+def make_vsphere(tmp_path):
+    """Function that starts a simulator (arguments of Vsphere after the directory)."""
+    started = []
+
+    def make(vms=(), name="vcenter", **options):
+        sim = Vsphere(tmp_path / name, vms, name=name, **options).start()
+        started.append(sim)
+        return sim
+
+    yield make
+    for sim in started:
+        sim.stop()
