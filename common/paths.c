@@ -11,6 +11,7 @@
 #include "common/id.h"
 
 #define DIR_MODE 0750
+#define FILE_NAME_BYTES_MAX 200 /* leaves room for "-disk12.vmdk.partial" below 255 */
 
 /* realpath of the longest existing prefix of an absolute clean path, with the rest appended. */
 static int resolve_existing(const char *path, char **out, struct error *err)
@@ -191,4 +192,39 @@ int file_write_atomic(const char *path, const void *data, size_t size, unsigned 
         return -1;
     }
     return dir_sync_parent(path, err);
+}
+
+static bool is_unsafe(unsigned char c)
+{
+    return c < 0x20 || c == 0x7f || strchr("/\\:*?\"<>|", c) != NULL;
+}
+
+/* Longest prefix of at most max bytes that does not end inside a UTF-8 character. */
+static size_t cut_length(const char *text, size_t length, size_t max)
+{
+    if (length <= max)
+        return length;
+    while (max > 0 && ((unsigned char)text[max] & 0xc0U) == 0x80U)
+        max--;
+    return max;
+}
+
+char *vm_file_name(const char *name)
+{
+    size_t start = strspn(name, ". ");
+    char *text = xstrdup(name + start);
+    size_t length = cut_length(text, strlen(text), FILE_NAME_BYTES_MAX);
+
+    while (length > 0 && (text[length - 1] == '.' || text[length - 1] == ' '))
+        length--;
+    text[length] = '\0';
+    for (char *p = text; *p != '\0'; p++) {
+        if (is_unsafe((unsigned char)*p))
+            *p = '_';
+    }
+    if (length == 0) {
+        free(text);
+        return xstrdup("vm");
+    }
+    return text;
 }

@@ -22,5 +22,7 @@ MUST_CHECK int file_write_atomic(const char *path, const void *data, size_t size
                                  unsigned int mode, struct error *err);
 /* fsync of the directory that holds path. */
 MUST_CHECK int dir_sync_parent(const char *path, struct error *err);
+/* VM name to file name (manifest-and-ovf.md section 1): caller frees, never empty. */
+char *vm_file_name(const char *name);
 
 #endif

@@ -5,8 +5,6 @@
 
 #include "common/json.h"
 
-#define FILE_NAME_BYTES_MAX 200 /* leaves room for "-disk12.vmdk.partial" below 255 */
-
 static void texts_init(char **const *fields, size_t count)
 {
     for (size_t i = 0; i < count; i++)
@@ -238,39 +236,4 @@ json_t *vm_to_json(const struct vm *vm, const char *provider)
     nics_to_json(vm, set_array(object, "nics"));
     addresses_to_json(vm, set_array(object, "ip_addresses"));
     return object;
-}
-
-static bool is_unsafe(unsigned char c)
-{
-    return c < 0x20 || c == 0x7f || strchr("/\\:*?\"<>|", c) != NULL;
-}
-
-/* Longest prefix of at most max bytes that does not end inside a UTF-8 character. */
-static size_t cut_length(const char *text, size_t length, size_t max)
-{
-    if (length <= max)
-        return length;
-    while (max > 0 && ((unsigned char)text[max] & 0xc0U) == 0x80U)
-        max--;
-    return max;
-}
-
-char *vm_file_name(const char *name)
-{
-    size_t start = strspn(name, ". ");
-    char *text = xstrdup(name + start);
-    size_t length = cut_length(text, strlen(text), FILE_NAME_BYTES_MAX);
-
-    while (length > 0 && (text[length - 1] == '.' || text[length - 1] == ' '))
-        length--;
-    text[length] = '\0';
-    for (char *p = text; *p != '\0'; p++) {
-        if (is_unsafe((unsigned char)*p))
-            *p = '_';
-    }
-    if (length == 0) {
-        free(text);
-        return xstrdup("vm");
-    }
-    return text;
 }

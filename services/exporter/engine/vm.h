@@ -6,6 +6,7 @@
 #include <jansson.h>
 
 #include "common/error.h"
+#include "common/paths.h" /* vm_file_name */
 
 #define VM_DISKS_MAX     64  /* vSphere allows 256 by PVSCSI x 64; our tested limit */
 #define VM_NICS_MAX      32
@@ -82,7 +83,5 @@ const char *vm_power_name(enum vm_power power);          /* "poweredOn" ... "unk
 const char *vm_firmware_name(enum vm_firmware firmware); /* "bios", "uefi", "unknown" */
 /* rest-api.md 4.1 object; provider = instance name. New reference. */
 json_t *vm_to_json(const struct vm *vm, const char *provider);
-/* VM name to file name (manifest-and-ovf.md section 1): caller frees, never empty. */
-char *vm_file_name(const char *name);
 
 #endif
