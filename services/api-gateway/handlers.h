@@ -1,0 +1,46 @@
+/* The handlers that routes.c names. Each answers both path families; ROUTE_SHORT in the route
+ * tells it which shape is wanted. Signature and duties: route.h. */
+#ifndef GATEWAY_HANDLERS_H
+#define GATEWAY_HANDLERS_H
+
+#include "route.h"
+
+/* handlers_service.c */
+int handle_health(struct call *call, struct error *err);  /* ROUTE_OPEN | ROUTE_NO_DB */
+int handle_ready(struct call *call, struct error *err);   /* ROUTE_OPEN | ROUTE_NO_DB */
+int handle_openapi(struct call *call, struct error *err); /* ROUTE_OPEN | ROUTE_NO_DB */
+int handle_status(struct call *call, struct error *err);
+int handle_capabilities(struct call *call, struct error *err);
+
+/* handlers_jobs.c. Submit wants job.create (route) and vm.export (looked at inside). Cancel wants
+ * job.cancel or, for one's own jobs, job.cancel.own: the route says "job.cancel.own", the handler
+ * looks at the job's owner. */
+int handle_job_submit(struct call *call, struct error *err);
+int handle_job_cancel(struct call *call, struct error *err);      /* /api/v1/jobs/{id}/cancel */
+int handle_job_cancel_many(struct call *call, struct error *err); /* POST /jobs/cancel */
+int handle_job_retry(struct call *call, struct error *err);
+
+/* handlers_job_views.c; {id} in the path except for query and stats */
+int handle_job_query(struct call *call, struct error *err); /* GET by parameters, POST by body */
+int handle_job_get(struct call *call, struct error *err);
+int handle_job_progress(struct call *call, struct error *err);
+int handle_job_logs(struct call *call, struct error *err); /* follow: hands over to the hub */
+int handle_job_eta(struct call *call, struct error *err);
+int handle_job_history(struct call *call, struct error *err);
+int handle_job_artifacts(struct call *call, struct error *err);
+int handle_job_stats(struct call *call, struct error *err);
+
+/* handlers_vms.c; ROUTE_SLOW */
+int handle_vm_list(struct call *call, struct error *err);  /* GET by parameters, POST by body */
+int handle_vm_info(struct call *call, struct error *err);  /* {id} or vm_path */
+int handle_task_get(struct call *call, struct error *err); /* /api/v1/tasks/{id}: of a 202 answer */
+
+/* handlers_providers.c; validate is ROUTE_SLOW */
+int handle_provider_list(struct call *call, struct error *err);
+int handle_provider_get(struct call *call, struct error *err); /* {name} */
+int handle_provider_add(struct call *call, struct error *err);
+int handle_provider_put(struct call *call, struct error *err);      /* {name} */
+int handle_provider_delete(struct call *call, struct error *err);   /* {name} */
+int handle_provider_validate(struct call *call, struct error *err); /* {name} or body.provider */
+
+#endif
