@@ -12,7 +12,7 @@
 
 #define CONFIG_VALUE_BYTES_MAX 65536 /* after ${ENV} expansion */
 #define CONFIG_LIST_MAX        256
-#define CONFIG_HINT_DISTANCE   3     /* typos further away are not guessed at */
+#define CONFIG_HINT_DISTANCE   3 /* typos further away are not guessed at */
 
 struct config_file {
     char *path;
@@ -42,8 +42,7 @@ static int set_string(const struct config_key *key, const char *text, void *conf
     return 0;
 }
 
-static int set_file(const struct config_key *key, const char *path, void *config,
-                    struct error *err)
+static int set_file(const struct config_key *key, const char *path, void *config, struct error *err)
 {
     char **slot = field(config, key);
     char *text = NULL;
@@ -79,8 +78,8 @@ static int set_value(const struct config_key *key, const char *text, void *confi
     case CONFIG_BOOL:
         return parse_bool(key->name, text, field(config, key), err);
     case CONFIG_U32:
-        return parse_u32(key->name, text, (uint32_t)key->min,
-                         (uint32_t)min_u64(max, UINT32_MAX), field(config, key), err);
+        return parse_u32(key->name, text, (uint32_t)key->min, (uint32_t)min_u64(max, UINT32_MAX),
+                         field(config, key), err);
     case CONFIG_U64:
         return parse_u64(key->name, text, key->min, max, field(config, key), err);
     case CONFIG_SIZE:
@@ -436,7 +435,7 @@ void config_file_free(struct config_file *file)
     if (file == NULL)
         return;
     free(file->path);
-    yaml_free(file->root);
+    yaml_node_free(file->root);
     free(file);
 }
 
@@ -508,7 +507,7 @@ static const char *without_name(const char *message, const char *name)
     size_t n = strlen(name);
 
     return strncmp(message, name, n) == 0 && strncmp(message + n, ": ", 2) == 0 ? message + n + 2
-                                                                              : message;
+                                                                                : message;
 }
 
 int config_section(const struct config_file *file, const char *section, void *out,

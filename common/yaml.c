@@ -20,7 +20,7 @@ static void event_cleanup(yaml_event_t *event)
 }
 #define auto_event CLEANUP(event_cleanup) yaml_event_t
 
-void yaml_free(struct yaml_node *node)
+void yaml_node_free(struct yaml_node *node)
 {
     if (node == NULL)
         return;
@@ -28,7 +28,7 @@ void yaml_free(struct yaml_node *node)
     for (size_t i = 0; i < node->count; i++) {
         if (node->keys != NULL)
             free(node->keys[i]);
-        yaml_free(node->items[i]); /* depth is bounded by the parser */
+        yaml_node_free(node->items[i]); /* depth is bounded by the parser */
     }
     free(node->keys);
     free(node->items);
@@ -132,7 +132,8 @@ static int parse_map_entry(struct reader *reader, yaml_event_t *key_event, unsig
     memset(&event, 0, sizeof event);
     if (key_event->type != YAML_SCALAR_EVENT)
         return refuse(reader, key_event, "a key is not a plain word");
-    if (check_plain(reader, key_event, key_event->data.scalar.anchor, key_event->data.scalar.tag) < 0)
+    if (check_plain(reader, key_event, key_event->data.scalar.anchor, key_event->data.scalar.tag) <
+        0)
         return -1;
     key = xstrdup((const char *)key_event->data.scalar.value);
     if (yaml_member(map, key) != NULL)

@@ -25,8 +25,8 @@ struct yaml_node {
 /* ERR_INVALID: "line N: ...". An empty document is an empty map. */
 MUST_CHECK int yaml_parse(const char *text, size_t size, size_t size_max, struct yaml_node **out,
                           struct error *err);
-void yaml_free(struct yaml_node *node);
-DEFINE_AUTO(yaml_node, struct yaml_node, yaml_free)
+void yaml_node_free(struct yaml_node *node);
+DEFINE_AUTO(yaml_node, struct yaml_node, yaml_node_free)
 #define auto_yaml_node CLEANUP(yaml_node_auto) struct yaml_node
 /* Member of a map, NULL if absent or node is NULL or no map. */
 const struct yaml_node *yaml_member(const struct yaml_node *node, const char *key);
