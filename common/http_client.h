@@ -9,25 +9,30 @@
 #include "common/error.h"
 
 struct http_options {
-    const char *ca_file;     /* NULL: system's */
-    const char *thumbprint;  /* NULL, or SHA-1 ("AA:BB:..") or SHA-256 of the leaf certificate; then
-                                the chain and name need not verify */
-    bool insecure;           /* no verification at all */
-    bool allow_http;         /* else https only */
-    int64_t connect_timeout_ms; /* 0: 10 s */
-    int64_t timeout_ms;      /* whole transfer; 0: only stall detection (30 s below 1 KiB/s) */
-    size_t body_bytes_max;   /* 0: 1 MiB */
+    const char *ca_file;    /* NULL: system's */
+    const char *thumbprint; /* NULL, or SHA-1 ("AA:BB:..") or SHA-256 of the leaf certificate; then
+                               the chain and name need not verify */
+    bool insecure;          /* no verification at all */
+    bool allow_http;        /* else https only */
+    int64_t connect_timeout_ms;   /* 0: 10 s */
+    int64_t timeout_ms;           /* whole transfer; 0: only stall detection (30 s below 1 KiB/s) */
+    size_t body_bytes_max;        /* 0: 1 MiB */
     const atomic_bool *cancelled; /* may be NULL */
-    bool block_private;      /* refuse loopback, private, link-local peers (checked on the connected
-                                address) */
+    bool block_private; /* refuse loopback, private, link-local peers (checked on the connected
+                           address) */
 };
 
-/* A handle set up by options, to be used for many requests; options' strings must outlive it. */
+/* libcurl's global set-up; idempotent, thread-safe. service_main calls it before threads start,
+ * http_handle_new for programs without one. */
+void http_global_init(void);
+
+/* A handle set up by options, to be used for many requests; options' strings must outlive it.
+ * CURLOPT_PRIVATE is taken. With timeout_ms there is no stall detection (long polls are silent). */
 MUST_CHECK int http_handle_new(const struct http_options *options, CURL **out, struct error *err);
 
 struct http_response {
     long status;
-    char *body;         /* NUL-terminated, never NULL after success */
+    char *body; /* NUL-terminated, never NULL after success */
     size_t body_size;
     char *content_type; /* "" when absent */
 };

@@ -3,7 +3,7 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 PKGS := libprotobuf-c libmicrohttpd libpq hiredis libcurl libxml-2.0 yaml-0.1 jansson \
-        libsodium libisal libdeflate libcrypto zlib
+        libsodium libisal libdeflate libssl libcrypto zlib
 # Foreign headers as system headers: their warnings are not ours.
 PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PKGS)))
 PKG_LIBS := $(shell pkg-config --libs $(PKGS)) -lnng -lwslay -lpthread -lm
