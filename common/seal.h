@@ -8,10 +8,15 @@
 #include "common/config_schema.h"
 #include "common/error.h"
 
-#define SEAL_KEY_BYTES      32
-#define SEAL_OVERHEAD_BYTES (1 + 8 + 24 + 16)
-#define SEAL_KEY_ID_SIZE    17      /* 16 hex and the NUL */
+#define SEAL_KEY_BYTES        32
+#define SEAL_OVERHEAD_BYTES   (1 + 8 + 24 + 16)
+#define SEAL_KEY_ID_SIZE      17 /* 16 hex and the NUL */
+#define SEAL_AUDIENCE_MAX     64
 #define SEAL_SECRET_BYTES_MAX 65536 /* a service account file is 3 KiB */
+
+/* libsodium's set-up; idempotent, thread-safe. service_main calls it before threads start; the
+ * functions here that make keys call it too. */
+void seal_global_init(void);
 
 struct seal_key; /* one audience's subkey */
 struct seal_master;
@@ -19,8 +24,12 @@ struct seal_master;
 /* 64 hex digits. ERR_INVALID. */
 MUST_CHECK int seal_master_new(const char *hex, struct seal_master **out, struct error *err);
 void seal_master_free(struct seal_master *master);
+DEFINE_AUTO(seal_master, struct seal_master, seal_master_free)
+#define auto_seal_master CLEANUP(seal_master_auto) struct seal_master
+/* audience: 1 to SEAL_AUDIENCE_MAX bytes of [a-z0-9:_.-] (asserted: configuration is checked
+ * before). */
 struct seal_key *seal_master_derive(const struct seal_master *master, const char *audience);
-/* Writes <dir>/<audience with : as ->.key (mode 0600) for the audience. */
+/* Writes <dir>/<audience with : as ->.key (mode 0600) for the audience; makes dir if missing. */
 MUST_CHECK int seal_key_save(const struct seal_key *key, const char *dir, struct error *err);
 MUST_CHECK int seal_key_load(const char *dir, const char *audience, struct seal_key **out,
                              struct error *err);
@@ -28,7 +37,7 @@ void seal_key_free(struct seal_key *key);
 DEFINE_AUTO(seal_key, struct seal_key, seal_key_free)
 #define auto_seal_key CLEANUP(seal_key_auto) struct seal_key
 const char *seal_key_id(const struct seal_key *key);
-/* *out is malloc'ed. */
+/* *out is malloc'ed. size is at most SEAL_SECRET_BYTES_MAX (asserted). */
 void seal(const struct seal_key *key, const void *data, size_t size, uint8_t **out,
           size_t *out_size);
 /* *out is NUL-terminated; wipe it with secret_free. ERR_DENIED: another key, or tampered with. */
