@@ -11,7 +11,7 @@
 #include "common/clock.h"
 #include "common/schema.h"
 
-#define DB_STATEMENTS_MAX    256   /* distinct constants in the largest service: about 90 */
+#define DB_STATEMENTS_MAX    256 /* distinct constants in the largest service: about 90 */
 #define DB_CONNECT_TIMEOUT_S "5"
 #define DB_SETUP_SQL_MAX     512
 
@@ -136,11 +136,19 @@ static int set_up(struct db *db, struct error *err)
 static int ensure_connection(struct db *db, struct error *err)
 {
     /* dbname last: its conninfo or URI is expanded, and what it says wins over nothing here */
-    const char *const keys[] = {"connect_timeout",     "keepalives_idle", "tcp_user_timeout",
-                                "application_name",    "password",        "dbname",
+    const char *const keys[] = {"connect_timeout",
+                                "keepalives_idle",
+                                "tcp_user_timeout",
+                                "application_name",
+                                "password",
+                                "dbname",
                                 NULL};
-    const char *const values[] = {DB_CONNECT_TIMEOUT_S, "10",         "10000", db->application,
-                                  db->password[0] == '\0' ? NULL : db->password, db->conninfo,
+    const char *const values[] = {DB_CONNECT_TIMEOUT_S,
+                                  "10",
+                                  "10000",
+                                  db->application,
+                                  db->password[0] == '\0' ? NULL : db->password,
+                                  db->conninfo,
                                   NULL};
     char line[256];
 
@@ -180,8 +188,8 @@ static int statement_name(struct db *db, const char *sql, char name[16], struct 
     return 0;
 }
 
-int db_exec(struct db *db, const char *sql, const char *const *params, size_t count,
-            PGresult **out, struct error *err)
+int db_exec(struct db *db, const char *sql, const char *const *params, size_t count, PGresult **out,
+            struct error *err)
 {
     char name[16];
     ExecStatusType status;
@@ -193,8 +201,7 @@ int db_exec(struct db *db, const char *sql, const char *const *params, size_t co
     }
     if (ensure_connection(db, err) < 0 || statement_name(db, sql, name, err) < 0)
         return -1;
-    auto_pgresult *result =
-        PQexecPrepared(db->connection, name, (int)count, params, NULL, NULL, 0);
+    auto_pgresult *result = PQexecPrepared(db->connection, name, (int)count, params, NULL, NULL, 0);
     status = PQresultStatus(result);
     if (status != PGRES_TUPLES_OK && status != PGRES_COMMAND_OK)
         return fail(db, result, "statement", err);
@@ -270,15 +277,17 @@ int db_check(struct db *db, struct error *err)
 
     if (db_exec(db, sql, DB_NO_PARAMS, &rows, err) < 0) {
         /* 42P01: the scheduler has not applied the migrations yet */
-        if (err->code == ERR_INTERNAL)
-            err->code = ERR_UNAVAILABLE;
+        if (err->code != ERR_INTERNAL)
+            return -1;
+        err->code = ERR_UNAVAILABLE;
         return error_wrap(err, "schema is not there yet (the scheduler applies it)");
     }
     have = db_i64(rows, 0, 0);
     if (have < (int64_t)schema_files_count)
-        return error_set(err, ERR_UNAVAILABLE,
-                         "schema is at version %lld, this build wants %zu (the scheduler applies it)",
-                         (long long)have, schema_files_count);
+        return error_set(
+            err, ERR_UNAVAILABLE,
+            "schema is at version %lld, this build wants %zu (the scheduler applies it)",
+            (long long)have, schema_files_count);
     return 0;
 }
 
@@ -357,9 +366,9 @@ static int apply_schema_file(struct db *db, const struct schema_file *file, stru
 
 static int migrate_locked(struct db *db, struct error *err)
 {
-    static const char table[] =
-        "CREATE TABLE IF NOT EXISTS schema_version (version integer PRIMARY KEY, name text NOT NULL,"
-        " applied_at timestamptz NOT NULL DEFAULT now())";
+    static const char table[] = "CREATE TABLE IF NOT EXISTS schema_version (version integer "
+                                "PRIMARY KEY, name text NOT NULL,"
+                                " applied_at timestamptz NOT NULL DEFAULT now())";
     static const char newest[] = "SELECT coalesce(max(version), 0) FROM schema_version";
     static const char grant[] = "GRANT SELECT ON schema_version TO PUBLIC";
     auto_pgresult *lock = PQexec(db->connection, MIGRATE_LOCK_SQL);
