@@ -10,10 +10,10 @@
 
 struct api {
     CURL *handle;
-    char *url;    /* without trailing slash */
-    char *token;  /* NULL: none */
+    char *url;   /* without trailing slash */
+    char *token; /* NULL: none */
     char *ca_file;
-    bool plain;   /* http, not https */
+    bool plain; /* http, not https */
     bool loopback;
     bool insecure;
     struct http_options options; /* the handle's cancel flag is the one below */
@@ -226,34 +226,52 @@ static int refused(const struct api *api, const struct http_response *response, 
     return error_set(err, code, "%.480s", text);
 }
 
-static int send_request(struct api *api, const struct api_request *request,
-                        struct http_response *out, struct error *err)
+static struct curl_slist *request_headers(const struct api *api, const struct api_request *request)
 {
-    auto_curl_slist *headers = NULL;
-    auto_strbuf url;
-    autofree char *body = request->body == NULL ? NULL : json_text(request->body);
+    struct curl_slist *headers = NULL;
 
-    strbuf_init(&url, API_URL_BYTES_MAX);
-    strbuf_addf(&url, "%s%s", api->url, request->path);
-    if (url.overflowed)
-        return error_set(err, ERR_LIMIT, "URL is longer than %d bytes", API_URL_BYTES_MAX);
     headers = add_header(headers, "Accept",
                          request->accept == NULL ? "application/json" : request->accept);
     headers = add_header(headers, "User-Agent", "hyperexport");
-    if (body != NULL)
+    if (request->body != NULL)
         headers = add_header(headers, "Content-Type", "application/json");
     if (request->idempotency_key != NULL)
         headers = add_header(headers, "Idempotency-Key", request->idempotency_key);
-    if (api->token != NULL)
-        headers = settings_token_is_session(api->token)
-                      ? add_header(headers, "Authorization: Bearer", api->token)
-                      : add_header(headers, "X-API-Key", api->token);
-    if (ensure_handle(api, err) < 0 ||
-        http_request(api->handle, request->method, url.data, headers, body,
-                     body == NULL ? 0 : strlen(body), out, err) < 0)
-        return -1;
+    if (api->token != NULL && settings_token_is_session(api->token)) {
+        autofree char *bearer = xasprintf("Bearer %s", api->token);
+        headers = add_header(headers, "Authorization", bearer);
+        explicit_bzero(bearer, strlen(bearer));
+    } else if (api->token != NULL) {
+        headers = add_header(headers, "X-API-Key", api->token);
+    }
+    return headers;
+}
+
+static int request_url(const struct api *api, const char *path, struct strbuf *out,
+                       struct error *err)
+{
+    strbuf_init(out, API_URL_BYTES_MAX);
+    strbuf_addf(out, "%s%s", api->url, path);
+    if (out->overflowed)
+        return error_set(err, ERR_LIMIT, "URL is longer than %d bytes", API_URL_BYTES_MAX);
+    return 0;
+}
+
+static int send_request(struct api *api, const struct api_request *request,
+                        struct http_response *out, struct error *err)
+{
+    auto_curl_slist *headers = request_headers(api, request);
+    auto_strbuf url;
+    autofree char *body = request->body == NULL ? NULL : json_text(request->body);
+    int result = -1;
+
+    if (request_url(api, request->path, &url, err) == 0 && ensure_handle(api, err) == 0)
+        result = http_request(api->handle, request->method, url.data, headers, body,
+                              body == NULL ? 0 : strlen(body), out, err);
     if (body != NULL)
         explicit_bzero(body, strlen(body)); /* a new provider's password may be in it */
+    if (result < 0)
+        return -1;
     return out->status >= 200 && out->status < 300 ? 0 : refused(api, out, err);
 }
 
@@ -281,16 +299,76 @@ int api_get(struct api *api, const char *path, json_t **out, struct error *err)
     return api_call(api, &(struct api_request){.method = "GET", .path = path}, out, err);
 }
 
-int api_get_text(struct api *api, const char *path, const char *accept, char **out,
-                 struct error *err)
-{
-    auto_http_response response = {0};
-    const struct api_request request = {.method = "GET", .path = path, .accept = accept};
+struct stream {
+    CURL *handle;
+    bool (*fn)(void *arg, const char *data, size_t size);
+    void *arg;
+    bool ended;            /* by fn */
+    struct strbuf refusal; /* the body of an answer that is no success */
+};
 
-    if (send_request(api, &request, &response, err) < 0)
-        return -1;
-    *out = STEAL(response.body);
+static size_t on_piece(char *data, size_t unit, size_t count, void *arg)
+{
+    struct stream *stream = arg;
+    long status = 0;
+
+    (void)curl_easy_getinfo(stream->handle, CURLINFO_RESPONSE_CODE, &status);
+    if (status < 200 || status >= 300) {
+        strbuf_add_bytes(&stream->refusal, data, unit * count);
+        return unit * count;
+    }
+    if (stream->fn(stream->arg, data, unit * count))
+        return unit * count;
+    stream->ended = true;
     return 0;
+}
+
+static int perform_stream(struct api *api, struct stream *stream, const char *url,
+                          const struct curl_slist *headers, struct error *err)
+{
+    struct http_response answer = {0};
+    CURLcode code = CURLE_FAILED_INIT;
+
+    if (curl_easy_setopt(stream->handle, CURLOPT_URL, url) == CURLE_OK &&
+        curl_easy_setopt(stream->handle, CURLOPT_HTTPHEADER, headers) == CURLE_OK &&
+        /* a job may be silent for long */
+        curl_easy_setopt(stream->handle, CURLOPT_LOW_SPEED_TIME, 0L) == CURLE_OK &&
+        curl_easy_setopt(stream->handle, CURLOPT_WRITEFUNCTION, on_piece) == CURLE_OK &&
+        curl_easy_setopt(stream->handle, CURLOPT_WRITEDATA, stream) == CURLE_OK)
+        code = curl_easy_perform(stream->handle);
+    if (stream->ended)
+        return 0;
+    if (code != CURLE_OK)
+        return http_error_set(err, stream->handle, code, api->url);
+    (void)curl_easy_getinfo(stream->handle, CURLINFO_RESPONSE_CODE, &answer.status);
+    if (answer.status >= 200 && answer.status < 300)
+        return 0;
+    answer.body = stream->refusal.data;
+    answer.body_size = stream->refusal.length;
+    return refused(api, &answer, err);
+}
+
+int api_stream(struct api *api, const char *path, const char *accept,
+               bool (*fn)(void *arg, const char *data, size_t size), void *arg, struct error *err)
+{
+    const struct api_request request = {.method = "GET", .path = path, .accept = accept};
+    const struct http_options options = {.ca_file = api->ca_file,
+                                         .insecure = api->insecure,
+                                         .allow_http = api->plain,
+                                         .cancelled = api->cancelled};
+    auto_curl_slist *headers = request_headers(api, &request);
+    struct stream stream = {.fn = fn, .arg = arg};
+    auto_strbuf url;
+    auto_curl *handle = NULL;
+    int result;
+
+    if (request_url(api, path, &url, err) < 0 || http_handle_new(&options, &handle, err) < 0)
+        return -1;
+    stream.handle = handle;
+    strbuf_init(&stream.refusal, ERROR_MESSAGE_MAX * 8);
+    result = perform_stream(api, &stream, url.data, headers, err);
+    strbuf_release(&stream.refusal);
+    return result;
 }
 
 int api_check(struct api *api, struct error *err)

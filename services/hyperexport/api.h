@@ -56,8 +56,10 @@ struct api_request {
 MUST_CHECK int api_call(struct api *api, const struct api_request *request, json_t **out,
                         struct error *err);
 MUST_CHECK int api_get(struct api *api, const char *path, json_t **out, struct error *err);
-/* A text answer instead; *out is for the caller to free. */
-MUST_CHECK int api_get_text(struct api *api, const char *path, const char *accept, char **out,
-                            struct error *err);
+/* A text answer piece by piece as it comes, for as long as the gateway sends. fn returns false to
+ * end it (that is success). Errors as above. */
+MUST_CHECK int api_stream(struct api *api, const char *path, const char *accept,
+                          bool (*fn)(void *arg, const char *data, size_t size), void *arg,
+                          struct error *err);
 
 #endif

@@ -64,17 +64,56 @@ static const struct flag *find_flag(const char *name, size_t length)
     return NULL;
 }
 
-static bool is_choice(const char *choices, const char *value)
+enum choice { CHOICE_UNKNOWN, CHOICE_KNOWN, CHOICE_LATER };
+
+static enum choice find_choice(const char *choices, const char *value)
 {
     size_t length = strlen(value);
 
     for (const char *p = choices; *p != '\0'; p += *p == ',' ? 1 : 0) {
-        size_t n = strcspn(p, ",");
+        bool later = *p == '!';
+        size_t n;
+        p += later ? 1 : 0;
+        n = strcspn(p, ",");
         if (n == length && memcmp(p, value, n) == 0)
-            return true;
+            return later ? CHOICE_LATER : CHOICE_KNOWN;
         p += n;
     }
-    return false;
+    return CHOICE_UNKNOWN;
+}
+
+/* "ovf, raw": what can be chosen now. */
+static void add_choices(struct strbuf *out, const char *choices)
+{
+    const char *separator = "";
+
+    for (const char *p = choices; *p != '\0'; p += *p == ',' ? 1 : 0) {
+        size_t n = strcspn(p, ",");
+        if (*p != '!') {
+            strbuf_add(out, separator);
+            strbuf_add_bytes(out, p, n);
+            separator = ", ";
+        }
+        p += n;
+    }
+}
+
+static int check_choice(const struct flag *flag, const char *what, const char *value,
+                        struct error *err)
+{
+    auto_strbuf known;
+
+    switch (find_choice(flag->choices, value)) {
+    case CHOICE_KNOWN:
+        return 0;
+    case CHOICE_LATER:
+        return error_set(err, ERR_NOT_AVAILABLE, "%s %.40s is not available yet", what, value);
+    case CHOICE_UNKNOWN:
+        break;
+    }
+    strbuf_init(&known, FLAGS_VALUE_MAX);
+    add_choices(&known, flag->choices);
+    return error_set(err, ERR_INVALID, "%s: '%.40s' is none of %s", what, value, known.data);
 }
 
 /* Checks the value against the row and stores it; what names the flag or variable in errors. */
@@ -100,9 +139,8 @@ static int set_value(const struct flag *flag, const char *what, const char *valu
             return -1;
         break;
     case FLAG_CHOICE:
-        if (!is_choice(flag->choices, value))
-            return error_set(err, ERR_INVALID, "%s: '%.40s' is none of %s", what, value,
-                             flag->choices);
+        if (check_choice(flag, what, value, err) < 0)
+            return -1;
         break;
     case FLAG_TEXT:
         if (value[0] == '\0')
@@ -157,9 +195,10 @@ static int take_word(const char *word, struct command_line *line, struct error *
             if (strcmp(commands[i].word, word) == 0)
                 line->command = commands[i].command;
         }
-        if (line->command == FLAG_IN_EXPORT && (strcmp(word, "true") == 0 || strcmp(word, "false") == 0))
-            return error_set(err, ERR_INVALID,
-                             "unexpected '%s': booleans are written --flag=%s", word, word);
+        if (line->command == FLAG_IN_EXPORT &&
+            (strcmp(word, "true") == 0 || strcmp(word, "false") == 0))
+            return error_set(err, ERR_INVALID, "unexpected '%s': booleans are written --flag=%s",
+                             word, word);
         if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0)
             return error_set(err, ERR_INVALID,
                              "unknown command '%.80s' (jobs, vms, providers, status, login; to "
@@ -231,8 +270,9 @@ static int check_together(const struct command_line *line, struct error *err)
     for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
         given += flag_given(line, tasks[i]) ? 1 : 0;
     if (given > 1)
-        return error_set(err, ERR_INVALID, "only one of --vm, --daemon-watch, --daemon-list, "
-                                           "--daemon-status, --daemon-cancel at a time");
+        return error_set(err, ERR_INVALID,
+                         "only one of --vm, --daemon-watch, --daemon-list, "
+                         "--daemon-status, --daemon-cancel at a time");
     if (flag_on(line, FLAG_VM_INFO) && !flag_given(line, FLAG_VM))
         return error_set(err, ERR_INVALID, "--vm-info needs --vm NAME");
     return 0;
@@ -300,14 +340,14 @@ uint32_t flag_number(const struct command_line *line, enum flag_id id)
 
 static void help_line(struct strbuf *out, const struct flag *flag)
 {
-    autofree char *left =
-        flag->argument == NULL
-            ? xasprintf("--%s", flag->name)
-            : xasprintf("--%s %s", flag->name, flag->argument);
+    autofree char *left = flag->argument == NULL ? xasprintf("--%s", flag->name)
+                                                 : xasprintf("--%s %s", flag->name, flag->argument);
 
     strbuf_addf(out, "  %-28s %s", left, flag->help);
-    if (flag->choices != NULL)
-        strbuf_addf(out, ": %s", flag->choices);
+    if (flag->choices != NULL) {
+        strbuf_add(out, ": ");
+        add_choices(out, flag->choices);
+    }
     if (flag->default_text != NULL && strcmp(flag->default_text, "false") != 0)
         strbuf_addf(out, " [%s]", flag->default_text);
     if (flag->env != NULL)

@@ -64,7 +64,7 @@ enum flag_id {
 enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 
 /* Commands a flag belongs to. */
-#define FLAG_IN_EXPORT    1U  /* no sub-command */
+#define FLAG_IN_EXPORT    1U /* no sub-command */
 #define FLAG_IN_JOBS      2U
 #define FLAG_IN_VMS       4U
 #define FLAG_IN_PROVIDERS 8U
@@ -86,7 +86,7 @@ struct flag {
     const char *argument;     /* "NAME" in help; NULL for booleans */
     const char *env;          /* NULL: none */
     const char *default_text; /* NULL: none */
-    const char *choices;      /* FLAG_CHOICE: "ovf,ova" */
+    const char *choices;      /* FLAG_CHOICE: "ovf,raw,!ova"; ! = not available yet */
     uint32_t min, max;        /* FLAG_NUMBER */
     const char *help;         /* NULL: not listed (FLAG_LATER) */
 };
@@ -95,8 +95,8 @@ extern const struct flag flags_table[];
 extern const size_t flags_table_count;
 
 struct flag_value {
-    char *text;  /* NULL: neither given nor default */
-    bool given;  /* typed or from the environment */
+    char *text; /* NULL: neither given nor default */
+    bool given; /* typed or from the environment */
 };
 
 struct command_line {

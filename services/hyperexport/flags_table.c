@@ -6,19 +6,32 @@
 #define PROVIDERS        FLAG_IN_PROVIDERS
 
 /* A working boolean, a working text flag, a flag of the reference that comes later. */
-#define BOOL(name, id, commands, default_text, help)                                               \
-    {name, id, FLAG_BOOL, commands, 0, NULL, NULL, default_text, NULL, 0, 0, help}
-#define TEXT(name, id, commands, argument, env, help)                                              \
-    {name, id, FLAG_TEXT, commands, 0, argument, env, NULL, NULL, 0, 0, help}
-#define LATER_BOOL(name)                                                                           \
-    {name, FLAG_LATER, FLAG_BOOL, EXPORT, 0, NULL, NULL, NULL, NULL, 0, 0, NULL}
-#define LATER(name, env)                                                                           \
-    {name, FLAG_LATER, FLAG_TEXT, EXPORT, 0, "VALUE", env, NULL, NULL, 0, 0, NULL}
-#define LATER_SECRET(name, env)                                                                    \
-    {name, FLAG_LATER, FLAG_TEXT, EXPORT, FLAG_IS_SECRET, "VALUE", env, NULL, NULL, 0, 0, NULL}
+#define BOOL(name, id, commands, default_text, help)                                 \
+    {                                                                                \
+        name, id, FLAG_BOOL, commands, 0, NULL, NULL, default_text, NULL, 0, 0, help \
+    }
+#define TEXT(name, id, commands, argument, env, help)                           \
+    {                                                                           \
+        name, id, FLAG_TEXT, commands, 0, argument, env, NULL, NULL, 0, 0, help \
+    }
+#define LATER_BOOL(name)                                                           \
+    {                                                                              \
+        name, FLAG_LATER, FLAG_BOOL, EXPORT, 0, NULL, NULL, NULL, NULL, 0, 0, NULL \
+    }
+#define LATER(name, env)                                                             \
+    {                                                                                \
+        name, FLAG_LATER, FLAG_TEXT, EXPORT, 0, "VALUE", env, NULL, NULL, 0, 0, NULL \
+    }
+#define LATER_SECRET(name, env)                                                                   \
+    {                                                                                             \
+        name, FLAG_LATER, FLAG_TEXT, EXPORT, FLAG_IS_SECRET, "VALUE", env, NULL, NULL, 0, 0, NULL \
+    }
 /* Connection settings: for exports they come later, `providers add` has them. */
-#define CONNECTION(name, id, type, argument, env, extra, help)                                     \
-    {name, id, type, PROVIDERS, FLAG_LATER_IN_EXPORT | (extra), argument, env, NULL, NULL, 0, 0, help}
+#define CONNECTION(name, id, type, argument, env, extra, help)                                   \
+    {                                                                                            \
+        name, id, type, PROVIDERS, FLAG_LATER_IN_EXPORT | (extra), argument, env, NULL, NULL, 0, \
+            0, help                                                                              \
+    }
 
 const struct flag flags_table[] = {
     TEXT("vm", FLAG_VM, EXPORT | FLAG_IN_VMS | FLAG_IN_JOBS, "NAME", NULL,
@@ -27,12 +40,13 @@ const struct flag flags_table[] = {
     TEXT("output", FLAG_OUTPUT, EXPORT, "PATH", "HYPEREXPORT_OUTPUT",
          "directory on the server; relative: below its export.base_path"),
     {"format", FLAG_FORMAT, FLAG_CHOICE, EXPORT, 0, "FORMAT", NULL, "ovf",
-     "ovf,ova,vmdk,raw,qcow2", 0, 0, "form of the result"},
+     "ovf,vmdk,raw,qcow2,!ova", 0, 0, "form of the result"},
     TEXT("provider", FLAG_PROVIDER, EXPORT | FLAG_IN_VMS | FLAG_IN_JOBS, "NAME",
          "HYPEREXPORT_PROVIDER", "configured provider to take the VM from [vsphere]"),
     BOOL("verify", FLAG_VERIFY, EXPORT, "true", "read the result back and check it"),
     BOOL("convert", FLAG_CONVERT, EXPORT, "false", "convert for KVM after the export"),
-    {"pipeline", FLAG_CONVERT, FLAG_BOOL, EXPORT, FLAG_IS_ALIAS, NULL, NULL, NULL, NULL, 0, 0, NULL},
+    {"pipeline", FLAG_CONVERT, FLAG_BOOL, EXPORT, FLAG_IS_ALIAS, NULL, NULL, NULL, NULL, 0, 0,
+     NULL},
     {"parallel", FLAG_PARALLEL, FLAG_NUMBER, EXPORT, 0, "N", "DOWNLOAD_WORKERS", NULL, NULL, 1, 16,
      "parallel transfers [4]"},
     {"parallel-downloads", FLAG_PARALLEL, FLAG_NUMBER, EXPORT, FLAG_IS_ALIAS, "N", NULL, NULL, NULL,
@@ -65,7 +79,7 @@ const struct flag flags_table[] = {
     TEXT("name", FLAG_NAME, PROVIDERS | FLAG_IN_VMS, "NAME", NULL,
          "providers add: name of the new provider; vms list: name pattern (glob)"),
     {"kind", FLAG_KIND, FLAG_CHOICE, PROVIDERS, 0, "KIND", NULL, NULL,
-     "vsphere,aws,azure,gcp,hyperv,proxmox,openstack,oci,alibaba", 0, 0,
+     "vsphere,!aws,!azure,!gcp,!hyperv,!proxmox,!openstack,!oci,!alibaba", 0, 0,
      "providers add: what it is"},
     CONNECTION("url", FLAG_URL, FLAG_TEXT, "URL", NULL, 0,
                "providers add: address, https://host[:port][/sdk]"),

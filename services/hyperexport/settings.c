@@ -32,8 +32,9 @@ static int sessions_path(char **out_directory, char **out_path, struct error *er
     else if (home != NULL && home[0] == '/')
         *out_directory = xasprintf("%s/.config/hypersdk", home);
     else
-        return error_set(err, ERR_INVALID, "neither XDG_CONFIG_HOME nor HOME is set: no place for "
-                                           "the session");
+        return error_set(err, ERR_INVALID,
+                         "neither XDG_CONFIG_HOME nor HOME is set: no place for "
+                         "the session");
     *out_path = xasprintf("%s/sessions.json", *out_directory);
     return 0;
 }
@@ -107,8 +108,9 @@ int settings_token(const char *token_file, const char *url, char **out, struct e
         if (*p <= ' ' || *p > '~' || p - *out > SETTINGS_TOKEN_BYTES_MAX) {
             free(*out);
             *out = NULL;
-            return error_set(err, ERR_INVALID, "the token is malformed: it must be one line of "
-                                               "printable characters");
+            return error_set(err, ERR_INVALID,
+                             "the token is malformed: it must be one line of "
+                             "printable characters");
         }
     }
     return 0;
@@ -200,8 +202,9 @@ int settings_ask_secret(const char *prompt, char **out, struct error *err)
     int result;
 
     if (terminal == NULL)
-        return error_set_errno(err, errno, "no terminal to ask for the password on (use "
-                                           "--password-file)");
+        return error_set_errno(err, errno,
+                               "no terminal to ask for the password on (use "
+                               "--password-file)");
     if (tcgetattr(fileno(terminal), &before) < 0) {
         (void)fclose(terminal);
         return error_set_errno(err, errno, "terminal");

@@ -51,9 +51,9 @@ static uint32_t decode(const unsigned char *p, size_t *length)
 /* Characters that reorder or hide what follows. */
 static bool is_direction_control(uint32_t code)
 {
-    return code == 0x61c || code == 0x200e || code == 0x200f || (code >= 0x202a && code <= 0x202e) ||
-           (code >= 0x2066 && code <= 0x2069) || code == 0x2028 || code == 0x2029 ||
-           code == 0xfeff;
+    return code == 0x61c || code == 0x200e || code == 0x200f ||
+           (code >= 0x202a && code <= 0x202e) || (code >= 0x2066 && code <= 0x2069) ||
+           code == 0x2028 || code == 0x2029 || code == 0xfeff;
 }
 
 void text_add_clean(struct strbuf *out, const char *text, bool utf8)
@@ -151,8 +151,7 @@ static const struct box_glyphs glyphs_utf8 = {"─", "│", "┌", "┐", "├",
 static const struct box_glyphs glyphs_ascii = {"-", "|", "+", "+", "+", "+", "+", "+", "+"};
 
 static void box_row(struct strbuf *out, const struct box_glyphs *glyphs, const char *label,
-                    size_t label_width, const char *value, size_t value_columns,
-                    size_t value_width)
+                    size_t label_width, const char *value, size_t value_columns, size_t value_width)
 {
     size_t label_columns = text_width(label);
 
@@ -182,8 +181,7 @@ static size_t box_value(struct strbuf *out, const struct text_row *row,
 }
 
 static void box_frame(struct strbuf *out, const struct box_glyphs *glyphs, const char *left,
-                      const char *middle, const char *right, size_t label_width,
-                      size_t value_width)
+                      const char *middle, const char *right, size_t label_width, size_t value_width)
 {
     strbuf_add(out, left);
     add_repeated(out, glyphs->line, label_width + 2);

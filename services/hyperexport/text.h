@@ -5,10 +5,10 @@
 
 #include "common/strbuf.h"
 
-#define TEXT_BYTES_MAX      ((size_t)(4 * MIB)) /* the longest output: a list of 10,000 VMs */
-#define TEXT_NUMBER_SIZE    32                  /* any formatted number or duration */
-#define TEXT_COLUMNS_MAX    10
-#define TEXT_BOX_VALUE_MIN  32 /* value column of the VM information box (CLI reference 6.1) */
+#define TEXT_BYTES_MAX     ((size_t)(4 * MIB)) /* the longest output: a list of 10,000 VMs */
+#define TEXT_NUMBER_SIZE   32                  /* any formatted number or duration */
+#define TEXT_COLUMNS_MAX   10
+#define TEXT_BOX_VALUE_MIN 32 /* value column of the VM information box (CLI reference 6.1) */
 
 /* Does the user's locale say UTF-8? (LC_ALL, LC_CTYPE, LANG in that order) */
 bool text_locale_is_utf8(void);

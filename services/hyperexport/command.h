@@ -1,0 +1,59 @@
+/* The commands of hyperexport, one file each. A command returns an exit status (api.h), or -1 with
+ * err set: main prints it and exits with exit_status_of(err). One thread. */
+#ifndef HYPEREXPORT_COMMAND_H
+#define HYPEREXPORT_COMMAND_H
+
+#include <stdio.h>
+
+#include "api.h"
+#include "text.h"
+
+struct program {
+    const struct command_line *line;
+    struct api *api;
+    struct text_style style; /* of standard output */
+    bool quiet;              /* key=value lines, nothing else */
+    bool json;
+    bool terminal; /* standard output and error both are: progress bar, prompts */
+};
+
+/* Signals: the first SIGINT or SIGTERM turns the flag true, the second ends the process at once. */
+void interrupt_start(void);
+const atomic_bool *interrupt_flag(void);
+/* 130 or 143 after a signal, else 0. */
+int interrupt_exit_status(void);
+
+/* export.c: --vm NAME */
+int export_command(struct program *program, struct error *err);
+/* vms.c */
+int vm_info_command(struct program *program, struct error *err); /* --vm NAME --vm-info */
+int vms_command(struct program *program, struct error *err);
+/* jobs.c */
+int jobs_command(struct program *program, struct error *err);
+int jobs_list(struct program *program, const char *status, struct error *err);
+int jobs_cancel(struct program *program, const char *job_id, struct error *err);
+int providers_command(struct program *program, struct error *err);
+int status_command(struct program *program, struct error *err);
+int login_command(struct program *program, struct error *err);
+
+/* follow.c: shows a job until it is final; the exit status is the job's result. owned: the first
+ * signal cancels the job, else it only ends the watching. */
+int follow_job(struct program *program, const char *job_id, bool owned, struct error *err);
+
+/* output.c. Text goes out in one write; a closed pipe ends the program quietly. */
+void output_text(const struct strbuf *text);
+void output_json(const json_t *json);
+/* key=value with line breaks in the value as \n. */
+void output_pair(struct strbuf *out, const char *key, const char *value);
+/* "error: <text>" on standard error, made harmless for the terminal. */
+void output_error(const char *message);
+/* Asks on the terminal; without one, or with --quiet, the answer is no; with --yes it is yes. */
+bool output_confirm(const struct program *program, const char *question);
+/* "/api/v1/jobs/" + escaped id + suffix; caller frees. */
+char *output_path(const char *prefix, const char *id, const char *suffix);
+/* The word after the sub-command ("jobs get ID"), or NULL with ERR_INVALID. */
+const char *command_argument(const struct program *program, const char *what, struct error *err);
+/* ERR_INVALID when more than count words were typed. */
+MUST_CHECK int command_words_max(const struct program *program, size_t count, struct error *err);
+
+#endif

@@ -1,0 +1,111 @@
+/* Submits one export and follows it. */
+#include <string.h>
+
+#include "command.h"
+#include "common/clock.h"
+#include "common/id.h"
+#include "common/json.h"
+
+#define SUBMIT_TRIES   6 /* with the pauses below: half a minute */
+#define SUBMIT_BASE_MS 500
+#define SUBMIT_MAX_MS  8000
+
+/* A field is sent only when the flag was given: the defaults are the server's. */
+static void add_text(json_t *body, const char *key, const struct command_line *line,
+                     enum flag_id id)
+{
+    if (flag_given(line, id))
+        json_set_text(body, key, flag_text(line, id));
+}
+
+static void add_bool(json_t *body, const char *key, const struct command_line *line,
+                     enum flag_id id)
+{
+    if (flag_given(line, id))
+        (void)json_object_set_new(body, key, json_boolean(flag_on(line, id)));
+}
+
+static void add_number(json_t *body, const char *key, const struct command_line *line,
+                       enum flag_id id)
+{
+    if (flag_given(line, id))
+        (void)json_object_set_new(body, key, json_integer(flag_number(line, id)));
+}
+
+static json_t *job_body(const struct command_line *line)
+{
+    json_t *body = json_object();
+
+    add_text(body, "vm_path", line, FLAG_VM);
+    add_text(body, "provider", line, FLAG_PROVIDER);
+    add_text(body, "output_path", line, FLAG_OUTPUT);
+    add_text(body, "format", line, FLAG_FORMAT);
+    add_bool(body, "verify", line, FLAG_VERIFY);
+    add_number(body, "compression_level", line, FLAG_COMPRESSION_LEVEL);
+    add_bool(body, "snapshot", line, FLAG_SNAPSHOT);
+    add_text(body, "snapshot_name", line, FLAG_SNAPSHOT_NAME);
+    add_bool(body, "snapshot_memory", line, FLAG_SNAPSHOT_MEMORY);
+    add_bool(body, "snapshot_quiesce", line, FLAG_SNAPSHOT_QUIESCE);
+    add_bool(body, "delete_snapshot", line, FLAG_DELETE_SNAPSHOT);
+    add_bool(body, "consolidate_snapshots", line, FLAG_CONSOLIDATE_SNAPSHOTS);
+    if (flag_given(line, FLAG_PARALLEL))
+        (void)json_object_set_new(
+            body, "options",
+            json_pack("{s:i}", "parallel_downloads", (int)flag_number(line, FLAG_PARALLEL)));
+    if (flag_on(line, FLAG_CONVERT))
+        (void)json_object_set_new(
+            body, "hyper2kvm_integration",
+            json_pack("{s:b,s:b,s:b}", "enabled", 1, "daemon_mode", 0, "auto_convert", 1));
+    return body;
+}
+
+/* The same key with every try: a submit whose answer was lost is not done twice. */
+static int submit(struct program *program, const json_t *body, json_t **out, struct error *err)
+{
+    char key[UUID_SIZE];
+    const struct api_request request = {
+        .method = "POST", .path = "/api/v1/jobs", .body = body, .idempotency_key = key};
+
+    uuid_new(key);
+    for (uint32_t i = 0;; i++) {
+        if (api_call(program->api, &request, out, err) == 0)
+            return 0;
+        if (!error_is_retryable(err) || i + 1 == SUBMIT_TRIES || interrupt_exit_status() != 0)
+            return -1;
+        error_clear(err);
+        clock_sleep_ms(SUBMIT_BASE_MS + clock_backoff_ms(i, SUBMIT_BASE_MS, SUBMIT_MAX_MS));
+    }
+}
+
+static void tell_submitted(const struct program *program, const json_t *answer, bool detached)
+{
+    auto_strbuf out;
+
+    if (detached && program->json) {
+        output_json(answer);
+        return;
+    }
+    if (!detached && (program->quiet || program->json))
+        return;
+    strbuf_init(&out, TEXT_BYTES_MAX);
+    strbuf_add(&out, "job-id: ");
+    text_add_clean(&out, json_str(answer, "job_id"), true);
+    strbuf_addc(&out, '\n');
+    output_text(&out);
+}
+
+int export_command(struct program *program, struct error *err)
+{
+    const struct command_line *line = program->line;
+    bool detached = flag_on(line, FLAG_DETACH) ||
+                    (flag_on(line, FLAG_USE_DAEMON) && !flag_on(line, FLAG_WATCH));
+    auto_json *body = job_body(line);
+    auto_json *answer = NULL;
+
+    if (api_check(program->api, err) < 0 || submit(program, body, &answer, err) < 0)
+        return -1;
+    if (json_str(answer, "job_id")[0] == '\0')
+        return error_set(err, ERR_PROTOCOL, "the gateway's answer names no job");
+    tell_submitted(program, answer, detached);
+    return detached ? EXIT_DONE : follow_job(program, json_str(answer, "job_id"), true, err);
+}

@@ -1,0 +1,54 @@
+/* Login: a session of this user at this gateway, kept in the configuration directory. */
+#include <string.h>
+
+#include "command.h"
+#include "common/json.h"
+#include "settings.h"
+
+static int find_password(const struct program *program, char **out, struct error *err)
+{
+    const struct command_line *line = program->line;
+
+    if (flag_given(line, FLAG_PASSWORD_FILE))
+        return settings_read_secret(flag_text(line, FLAG_PASSWORD_FILE), out, err);
+    if (flag_given(line, FLAG_PASSWORD)) {
+        *out = xstrdup(flag_text(line, FLAG_PASSWORD));
+        return 0;
+    }
+    return settings_ask_secret("Password: ", out, err);
+}
+
+int login_command(struct program *program, struct error *err)
+{
+    const struct command_line *line = program->line;
+    autofree char *password = NULL;
+    autofree char *file = NULL;
+    auto_json *body = json_object();
+    auto_json *session = NULL;
+
+    if (command_words_max(program, 1, err) < 0)
+        return -1;
+    if (!flag_given(line, FLAG_USERNAME))
+        return error_set(err, ERR_INVALID, "'login' needs --username NAME");
+    if (api_check_secret_allowed(program->api, err) < 0 || api_check(program->api, err) < 0 ||
+        find_password(program, &password, err) < 0)
+        return -1;
+    json_set_text(body, "username", flag_text(line, FLAG_USERNAME));
+    json_set_text(body, "password", password);
+    explicit_bzero(password, strlen(password));
+    if (api_call(
+            program->api,
+            &(struct api_request){.method = "POST", .path = "/api/v1/auth/login", .body = body},
+            &session, err) < 0)
+        return -1;
+    if (json_str(session, "token")[0] == '\0')
+        return error_set(err, ERR_PROTOCOL, "the gateway's answer holds no session");
+    if (settings_store_session(api_url(program->api), json_str(session, "username"),
+                               json_str(session, "token"), json_str(session, "expires_at"), &file,
+                               err) < 0)
+        return -1;
+    if (!program->quiet)
+        (void)printf("logged in as %s until %s (%s)\n", json_str(session, "username"),
+                     json_str(session, "expires_at"), file);
+    return EXIT_DONE;
+}

@@ -1,0 +1,105 @@
+/* hyperexport: command line client of the gateway. It has no engine of its own. */
+#include <curl/curl.h>
+#include <string.h>
+
+#include "command.h"
+#include "common/service.h"
+
+static void set_up(struct program *program, const struct command_line *line)
+{
+    const char *no_color = secure_getenv("NO_COLOR");
+
+    program->line = line;
+    program->quiet = flag_on(line, FLAG_QUIET);
+    program->json = flag_on(line, FLAG_JSON);
+    program->terminal = isatty(STDOUT_FILENO) != 0 && isatty(STDERR_FILENO) != 0;
+    program->style.utf8 = text_locale_is_utf8();
+    program->style.color = isatty(STDOUT_FILENO) != 0 && (no_color == NULL || no_color[0] == '\0');
+}
+
+static int run_export_flags(struct program *program, struct error *err)
+{
+    const struct command_line *line = program->line;
+
+    if (line->word_count > 0) /* the parser lets only "help" pass */
+        return error_set(err, ERR_INVALID, "--help lists what can be done");
+    if (flag_given(line, FLAG_DAEMON_WATCH))
+        return follow_job(program, flag_text(line, FLAG_DAEMON_WATCH), false, err);
+    if (flag_given(line, FLAG_DAEMON_LIST))
+        return jobs_list(program, flag_text(line, FLAG_DAEMON_LIST), err);
+    if (flag_given(line, FLAG_DAEMON_CANCEL))
+        return jobs_cancel(program, flag_text(line, FLAG_DAEMON_CANCEL), err);
+    if (flag_on(line, FLAG_DAEMON_STATUS))
+        return status_command(program, err);
+    if (!flag_given(line, FLAG_VM))
+        return error_set(err, ERR_INVALID, "--vm NAME is missing (--help lists what can be done)");
+    return flag_on(line, FLAG_VM_INFO) ? vm_info_command(program, err)
+                                       : export_command(program, err);
+}
+
+static int run(struct program *program, struct error *err)
+{
+    switch (program->line->command) {
+    case FLAG_IN_JOBS:
+        return jobs_command(program, err);
+    case FLAG_IN_VMS:
+        return vms_command(program, err);
+    case FLAG_IN_PROVIDERS:
+        return providers_command(program, err);
+    case FLAG_IN_STATUS:
+        return status_command(program, err);
+    case FLAG_IN_LOGIN:
+        return login_command(program, err);
+    default:
+        return run_export_flags(program, err);
+    }
+}
+
+static int print_help(const struct command_line *line)
+{
+    auto_strbuf out;
+
+    strbuf_init(&out, FLAGS_HELP_BYTES_MAX);
+    if (flag_on(line, FLAG_VERSION))
+        strbuf_add(&out, "hyperexport " HYPERSDK_VERSION "\n");
+    else
+        flags_help(&out, line->command);
+    output_text(&out);
+    return EXIT_DONE;
+}
+
+static int run_line(struct command_line *line, struct error *err)
+{
+    struct program program = {0};
+    auto_api *api = NULL;
+
+    if (flag_on(line, FLAG_HELP) || flag_on(line, FLAG_VERSION) ||
+        (line->word_count == 1 && strcmp(line->words[0], "help") == 0))
+        return print_help(line);
+    set_up(&program, line);
+    if (line->secret_on_argv)
+        (void)fprintf(stderr, "warning: other users may have seen the password among the "
+                              "arguments; --password-file is safer\n");
+    if (api_open(line, &api, err) < 0)
+        return -1;
+    program.api = api;
+    return run(&program, err);
+}
+
+int main(int argc, char **argv)
+{
+    struct error err = ERROR_NONE;
+    struct command_line line;
+    int status;
+
+    interrupt_start();
+    (void)curl_global_init(CURL_GLOBAL_DEFAULT);
+    status = flags_parse(argc, argv, &line, &err);
+    if (status == 0)
+        status = run_line(&line, &err);
+    flags_release(&line);
+    if (status >= 0)
+        return status;
+    output_error(err.message);
+    return interrupt_exit_status() != 0 ? interrupt_exit_status() : exit_status_of(&err);
+}

@@ -1,0 +1,88 @@
+/* What the commands share: printing, prompts, paths; see command.h. */
+#include "command.h"
+
+#include <string.h>
+#include <unistd.h>
+
+void output_text(const struct strbuf *text)
+{
+    if (write_all(STDOUT_FILENO, text->data, text->length) < 0)
+        _exit(EXIT_DONE); /* the reader (head, a pager) has seen enough */
+}
+
+void output_json(const json_t *json)
+{
+    char *text = json_dumps(json, JSON_INDENT(2) | JSON_ENCODE_ANY);
+    auto_strbuf out;
+
+    if (text == NULL)
+        abort(); /* out of memory */
+    strbuf_init(&out, API_BODY_BYTES_MAX * 2);
+    strbuf_add(&out, text);
+    strbuf_addc(&out, '\n');
+    free(text);
+    output_text(&out);
+}
+
+void output_pair(struct strbuf *out, const char *key, const char *value)
+{
+    strbuf_addf(out, "%s=", key);
+    text_add_clean(out, value, true);
+    strbuf_addc(out, '\n');
+}
+
+void output_error(const char *message)
+{
+    auto_strbuf out;
+
+    strbuf_init(&out, TEXT_BYTES_MAX);
+    strbuf_add(&out, "error: ");
+    text_add_clean(&out, message, text_locale_is_utf8());
+    strbuf_addc(&out, '\n');
+    (void)fputs(out.data, stderr);
+}
+
+bool output_confirm(const struct program *program, const char *question)
+{
+    char answer[16] = "";
+
+    if (flag_on(program->line, FLAG_YES))
+        return true;
+    if (program->quiet || !program->terminal || isatty(STDIN_FILENO) == 0)
+        return false;
+    (void)fprintf(stderr, "%s [y/N] ", question);
+    if (fgets(answer, sizeof answer, stdin) == NULL)
+        return false;
+    return answer[0] == 'y' || answer[0] == 'Y';
+}
+
+char *output_path(const char *prefix, const char *id, const char *suffix)
+{
+    auto_strbuf path;
+
+    strbuf_init(&path, API_URL_BYTES_MAX);
+    strbuf_add(&path, prefix);
+    strbuf_add_url(&path, id);
+    strbuf_add(&path, suffix);
+    return xstrdup(path.data);
+}
+
+const char *command_argument(const struct program *program, const char *what, struct error *err)
+{
+    const struct command_line *line = program->line;
+
+    if (line->word_count >= 3)
+        return line->words[2];
+    (void)error_set(err, ERR_INVALID, "'%.40s %.40s' needs %s", line->words[0], line->words[1],
+                    what);
+    return NULL;
+}
+
+int command_words_max(const struct program *program, size_t count, struct error *err)
+{
+    const struct command_line *line = program->line;
+
+    if (line->word_count <= count)
+        return 0;
+    return error_set(err, ERR_INVALID, "unexpected '%.80s'", line->words[count]);
+}

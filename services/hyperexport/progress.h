@@ -1,0 +1,18 @@
+/* One line that tells how far a job is, from the gateway's progress object (rest-api.md 3.5). */
+#ifndef HYPEREXPORT_PROGRESS_H
+#define HYPEREXPORT_PROGRESS_H
+
+#include <jansson.h>
+
+#include "common/strbuf.h"
+
+#define PROGRESS_LINE_BYTES_MAX 1024
+#define PROGRESS_BAR_CELLS      24
+
+/* With a bar, for terminals: "exporting  [#####.....]  45.0%  24.1 MB read of 512.0 MB  31.5 MB/s
+ * ETA 8s", cut at columns. */
+void progress_bar(struct strbuf *out, const json_t *progress, size_t columns, bool utf8);
+/* Without, for logs: the same facts as words. */
+void progress_words(struct strbuf *out, const json_t *progress);
+
+#endif

@@ -1,0 +1,176 @@
+/* Providers: what the suite exports from. Credentials travel once, in the body, and are sealed by
+ * the gateway. */
+#include <string.h>
+
+#include "command.h"
+#include "common/json.h"
+#include "settings.h"
+
+#define LIST_COLUMNS 5
+
+static int list(struct program *program, struct error *err)
+{
+    static const char *const heading[LIST_COLUMNS] = {"NAME", "KIND", "ENABLED", "HOST", "FROM"};
+    auto_json *answer = NULL;
+    const json_t *providers;
+    const json_t *provider;
+    size_t i;
+    auto_strbuf out;
+
+    if (api_check(program->api, err) < 0 ||
+        api_get(program->api, "/api/v1/providers", &answer, err) < 0)
+        return -1;
+    providers = json_object_get(answer, "providers");
+    if (program->json) {
+        output_json(providers == NULL ? answer : providers);
+        return EXIT_DONE;
+    }
+    strbuf_init(&out, API_BODY_BYTES_MAX);
+    autofree const char **cells =
+        xcalloc((json_array_size(providers) + 1) * LIST_COLUMNS, sizeof *cells);
+    memcpy(cells, heading, sizeof heading);
+    json_array_foreach(providers, i, provider)
+    {
+        const char **row = &cells[(i + 1) * LIST_COLUMNS];
+        const json_t *settings = json_object_get(provider, "settings");
+        row[0] = json_str(provider, "name");
+        row[1] = json_str(provider, "kind");
+        row[2] = json_is_false(json_object_get(provider, "enabled")) ? "no" : "yes";
+        row[3] = json_str(json_object_get(provider, "host") != NULL ? provider : settings, "host");
+        row[4] = json_str(provider, "origin");
+        if (program->quiet)
+            strbuf_addf(&out, "%s\t%s\t%s\n", row[0], row[1], row[3]);
+    }
+    if (!program->quiet)
+        text_table(&out, cells, LIST_COLUMNS, json_array_size(providers) + 1, program->style.utf8);
+    output_text(&out);
+    return EXIT_DONE;
+}
+
+/* --password-file, --password, or asked for on a terminal. */
+static int find_password(const struct program *program, char **out, struct error *err)
+{
+    const struct command_line *line = program->line;
+
+    if (flag_given(line, FLAG_PASSWORD_FILE))
+        return settings_read_secret(flag_text(line, FLAG_PASSWORD_FILE), out, err);
+    if (flag_given(line, FLAG_PASSWORD)) {
+        *out = xstrdup(flag_text(line, FLAG_PASSWORD));
+        return 0;
+    }
+    if (!program->terminal || program->quiet)
+        return error_set(err, ERR_INVALID,
+                         "--password-file is missing ('-' reads it from "
+                         "standard input)");
+    return settings_ask_secret("Password of that account: ", out, err);
+}
+
+static void add_given(json_t *body, const char *key, const struct command_line *line,
+                      enum flag_id id)
+{
+    if (flag_given(line, id))
+        json_set_text(body, key, flag_text(line, id));
+}
+
+static int add(struct program *program, struct error *err)
+{
+    const struct command_line *line = program->line;
+    const char *host =
+        flag_given(line, FLAG_URL) ? flag_text(line, FLAG_URL) : flag_text(line, FLAG_HOST);
+    const char *kind = flag_given(line, FLAG_KIND) ? flag_text(line, FLAG_KIND) : "vsphere";
+    const char *name = flag_given(line, FLAG_NAME) ? flag_text(line, FLAG_NAME) : kind;
+    autofree char *password = NULL;
+    auto_json *body = json_object();
+    auto_json *answer = NULL;
+
+    if (host == NULL || !flag_given(line, FLAG_USERNAME))
+        return error_set(err, ERR_INVALID,
+                         "'providers add' needs --url (or --host) and --username");
+    if (flag_given(line, FLAG_URL) && flag_given(line, FLAG_HOST))
+        return error_set(err, ERR_INVALID, "only one of --url, --host at a time");
+    if (api_check_secret_allowed(program->api, err) < 0 || api_check(program->api, err) < 0 ||
+        find_password(program, &password, err) < 0)
+        return -1;
+    json_set_text(body, "name", name);
+    json_set_text(body, "kind", kind);
+    json_set_text(body, "host", host);
+    add_given(body, "username", line, FLAG_USERNAME);
+    json_set_text(body, "password", password);
+    explicit_bzero(password, strlen(password));
+    add_given(body, "ca_file", line, FLAG_CA_FILE);
+    add_given(body, "thumbprint", line, FLAG_THUMBPRINT);
+    if (flag_on(line, FLAG_INSECURE))
+        (void)json_object_set_new(body, "insecure", json_true());
+    if (api_call(program->api,
+                 &(struct api_request){.method = "POST", .path = "/api/v1/providers", .body = body},
+                 &answer, err) < 0)
+        return -1;
+    if (program->json)
+        output_json(answer);
+    else
+        (void)printf("provider: %s\n", name);
+    return EXIT_DONE;
+}
+
+static int validate(struct program *program, const char *name, struct error *err)
+{
+    autofree char *path = output_path("/api/v1/providers/", name, "/validate");
+    auto_json *body = json_object();
+    auto_json *answer = NULL;
+    bool valid;
+
+    if (api_check(program->api, err) < 0 ||
+        api_call(program->api, &(struct api_request){.method = "POST", .path = path, .body = body},
+                 &answer, err) < 0)
+        return -1;
+    valid = json_is_true(json_object_get(answer, "valid"));
+    if (program->json)
+        output_json(answer);
+    else if (valid)
+        (void)printf("valid: %s (%s)\n", name, json_str(answer, "version"));
+    if (valid)
+        return EXIT_DONE;
+    if (json_object_get(answer, "valid") == NULL)
+        return error_set(err, ERR_TIMEOUT,
+                         "no worker has checked '%.64s' yet ('hyperexport status' tells why)",
+                         name);
+    return error_set(err, ERR_DENIED, "provider '%.64s' does not work: %.300s", name,
+                     json_str(answer, "error"));
+}
+
+static int drop(struct program *program, const char *name, struct error *err)
+{
+    autofree char *path = output_path("/api/v1/providers/", name, "");
+    autofree char *question =
+        xasprintf("Remove provider '%s' and its credentials from the suite?", name);
+
+    if (api_check(program->api, err) < 0)
+        return -1;
+    if (!output_confirm(program, question))
+        return error_set(err, ERR_CANCELLED, "provider '%.64s' was not removed (--yes removes it)",
+                         name);
+    if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, NULL, err) <
+        0)
+        return -1;
+    if (!program->json)
+        (void)printf("removed: %s\n", name);
+    return EXIT_DONE;
+}
+
+int providers_command(struct program *program, struct error *err)
+{
+    const char *what = program->line->word_count > 1 ? program->line->words[1] : "list";
+    const char *name;
+
+    if (strcmp(what, "list") == 0)
+        return command_words_max(program, 2, err) < 0 ? -1 : list(program, err);
+    if (strcmp(what, "add") == 0)
+        return command_words_max(program, 2, err) < 0 ? -1 : add(program, err);
+    if (strcmp(what, "validate") != 0 && strcmp(what, "remove") != 0)
+        return error_set(err, ERR_INVALID,
+                         "unknown command 'providers %.40s' (list, add, validate, remove)", what);
+    name = command_argument(program, "the name of a provider", err);
+    if (name == NULL || command_words_max(program, 3, err) < 0)
+        return -1;
+    return strcmp(what, "validate") == 0 ? validate(program, name, err) : drop(program, name, err);
+}
