@@ -3,6 +3,8 @@
 #ifndef GATEWAY_GATEWAY_H
 #define GATEWAY_GATEWAY_H
 
+#include <jansson.h>
+
 #include "common/bus.h"
 #include "common/config_schema.h"
 #include "common/db.h"
@@ -24,12 +26,19 @@ struct gateway {
     struct security_config security;
     struct secrets_config secrets;
     struct retry_config retry;
-    struct db_pool *pool;
-    struct bus_pusher *pusher;  /* JobsChanged */
-    struct seal_master *master; /* sealing keys are derived from it */
+    json_t *roles;             /* section "roles": role -> permissions, over the table's; or null */
+    struct bus_pusher *pusher; /* JobsChanged; thread-safe */
+    struct seal_master
+        *master; /* sealing keys are derived from it; NULL: secrets.master_key unset */
     struct hub *hub;
-    int64_t started_ms;         /* monotonic */
+    int64_t started_ms; /* monotonic */
 };
+
+extern const struct service_description gateway_description; /* for main.c */
+
+#define GATEWAY_DB_ROLE "hypersdk_gateway"
+/* A connection for a thread of one's own; request handlers have call->db. */
+struct db *gateway_db_new(const struct gateway *gateway, const char *purpose);
 
 /* Wakes the scheduler; may be lost, it polls as well. job_id may be NULL. */
 void gateway_poke(struct gateway *gateway, const char *job_id);

@@ -43,4 +43,32 @@ int handle_provider_put(struct call *call, struct error *err);      /* {name} */
 int handle_provider_delete(struct call *call, struct error *err);   /* {name} */
 int handle_provider_validate(struct call *call, struct error *err); /* {name} or body.provider */
 
+/* handlers_service.c: what /status answers, also sent to live clients every 5 s. *out: object. */
+MUST_CHECK int status_build(struct gateway *gateway, struct db *db, json_t **out,
+                            struct error *err);
+
+/* handlers_session.c */
+int handle_login(struct call *call, struct error *err);
+int handle_logout(struct call *call, struct error *err);
+int handle_session_list(struct call *call, struct error *err);
+int handle_session_delete(struct call *call, struct error *err); /* {id} */
+int handle_key_list(struct call *call, struct error *err);
+int handle_key_generate(struct call *call, struct error *err);
+int handle_key_delete(struct call *call, struct error *err); /* {id} */
+
+/* handlers_users.c */
+int handle_user_list(struct call *call, struct error *err);
+int handle_user_create(struct call *call, struct error *err);
+int handle_user_get(struct call *call, struct error *err);    /* {id} */
+int handle_user_put(struct call *call, struct error *err);    /* {id} */
+int handle_user_delete(struct call *call, struct error *err); /* {id} */
+int handle_role_list(struct call *call, struct error *err);
+
+/* handlers_audit.c */
+int handle_audit_logs(struct call *call, struct error *err);
+
+/* websocket.c, sse.c */
+int handle_websocket(struct call *call, struct error *err);
+int handle_events(struct call *call, struct error *err);
+
 #endif
