@@ -89,11 +89,11 @@ int path_confine(const struct config_list *bases, const char *path, char **out, 
     autofree char *real = NULL;
     auto_strbuf allowed;
 
+    strbuf_init(&allowed, 300);
     assert(bases->count > 0);
     joined = path[0] == '/' ? xstrdup(path) : xasprintf("%s/%s", bases->items[0], path);
     if (clean(joined, &cleaned, err) < 0 || resolve_existing(cleaned, &real, err) < 0)
         return -1;
-    strbuf_init(&allowed, 300);
     for (size_t i = 0; i < bases->count; i++) {
         autofree char *base = NULL;
         autofree char *base_clean = NULL;
