@@ -1,0 +1,477 @@
+/* See submit.h. */
+#include "submit.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/id.h"
+#include "common/json.h"
+#include "common/paths.h"
+
+#define HOUR_MS            3600000
+#define JOB_ID_BYTES_MAX   63 /* fits char[64] of the store */
+#define RETRY_ATTEMPTS_MAX 100
+#define DEFAULT_PROVIDER   "vsphere"
+
+const char *const submit_formats[] = {"ovf", "vmdk", "raw", "qcow2", NULL};
+const char *const submit_formats_later[] = {"ova", "vhd", "vhdx", NULL};
+static const char *const methods[] = {"auto", NULL};
+static const char *const methods_later[] = {"nfc",  "web", "govc",  "ovftool",
+                                            "vddk", "ctl", "agent", NULL};
+/* Words that are routes below /jobs/: a job of that name could not be asked for. */
+static const char *const reserved_ids[] = {"submit", "query",    "cancel", "stats", "eta",
+                                           "logs",   "progress", "list",   NULL};
+
+#define TEXT(name, max)                        \
+    {                                          \
+        name, {NULL}, FIELD_TEXT, 1, max, NULL \
+    }
+#define BOOL(name)                           \
+    {                                        \
+        name, {NULL}, FIELD_BOOL, 0, 0, NULL \
+    }
+#define NUMBER(name, min, max)                     \
+    {                                              \
+        name, {NULL}, FIELD_NUMBER, min, max, NULL \
+    }
+#define OBJECT(name)                           \
+    {                                          \
+        name, {NULL}, FIELD_OBJECT, 0, 0, NULL \
+    }
+#define DURATION(name, min, max)                     \
+    {                                                \
+        name, {NULL}, FIELD_DURATION, min, max, NULL \
+    }
+#define LATER(name, neutral)                   \
+    {                                          \
+        name, {NULL}, FIELD_ANY, 0, 0, neutral \
+    }
+
+static const struct field job_fields[] = {
+    {"vm_path", {"vm_identifier", "vm", "vm_id"}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL},
+    TEXT("provider", 63),
+    {"output_path", {"export_path", "output_dir"}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL},
+    TEXT("name", 255),
+    TEXT("id", JOB_ID_BYTES_MAX),
+    TEXT("format", 16),
+    TEXT("method", 16),
+    TEXT("export_method", 16), /* becomes format or method */
+    NUMBER("compression_level", 1, 9),
+    BOOL("verify"),
+    BOOL("snapshot"),
+    TEXT("snapshot_name", 80), /* vSphere's limit */
+    BOOL("snapshot_memory"),
+    BOOL("snapshot_quiesce"),
+    BOOL("delete_snapshot"),
+    BOOL("consolidate_snapshots"),
+    OBJECT("options"),
+    OBJECT("hyper2kvm_integration"),
+    NUMBER("priority", 0, 100),
+    OBJECT("retry"),
+    OBJECT("metadata"),
+    OBJECT("tags"),
+    LATER("compress", "false"),
+    LATER("keep_snapshots", "0"),
+    LATER("incremental", "false"),
+    LATER("force_full", "false"),
+    LATER("max_full_age_days", ""),
+    {"bandwidth_limit_mbps", {"bandwidth_limit"}, FIELD_ANY, 0, 0, "0"},
+    LATER("bandwidth_burst_mb", "0"),
+    LATER("adaptive_bandwidth", "false"),
+    LATER("email_notify", "false"),
+    LATER("email", ""),
+    LATER("upload", ""),
+    LATER("keep_local", "true"),
+    LATER("encrypt", ""),
+    LATER("cleanup", ""),
+    LATER("libvirt", ""),
+    LATER("pre_hooks", "[]"),
+    LATER("post_hooks", "[]"),
+    LATER("template", ""),
+    {"vcenter", {"vcenter_url", "host", "endpoint"}, FIELD_ANY, 0, 0, ""},
+    LATER("datacenter", ""),
+    {0},
+};
+
+static const struct field option_fields[] = {
+    NUMBER("parallel_downloads", 1, 16), LATER("remove_cdrom", "false"),
+    LATER("shutdown_vm", "false"),       LATER("shutdown_timeout", ""),
+    LATER("power_on_after", "false"),    {0},
+};
+
+static const struct field conversion_fields[] = {
+    BOOL("enabled"),
+    BOOL("daemon_mode"),
+    BOOL("auto_convert"),
+    TEXT("instance", 63),
+    OBJECT("stages"),
+    TEXT("target_format", 16),
+    DURATION("timeout", 1000, UINT64_C(48) * HOUR_MS),
+    {0},
+};
+
+static const struct field stage_fields[] = {
+    BOOL("inspect"), BOOL("fix"), BOOL("convert"), BOOL("validate"), {0},
+};
+
+static const struct field retry_fields[] = {
+    NUMBER("max_attempts", 1, RETRY_ATTEMPTS_MAX),
+    DURATION("initial_delay", 100, UINT64_C(24) * HOUR_MS),
+    DURATION("max_delay", 100, UINT64_C(24) * HOUR_MS),
+    LATER("backoff", "\"exponential\""),
+    {0},
+};
+
+static const struct field batch_fields[] = {
+    {"jobs", {NULL}, FIELD_ANY, 0, 0, NULL},
+    BOOL("atomic"),
+    {0},
+};
+
+static int split_list(const json_t *list, struct submit_batch *out, struct field_problem *problem,
+                      struct error *err)
+{
+    size_t count = json_array_size(list);
+
+    if (!json_is_array(list) || count == 0)
+        return field_fail(problem, 400, "jobs", err, ERR_INVALID,
+                          "'jobs' must be a list with at least one job");
+    if (count > SUBMIT_JOBS_MAX)
+        return field_fail(problem, 400, "jobs", err, ERR_INVALID,
+                          "%zu jobs in one request, at most %d are allowed", count,
+                          SUBMIT_JOBS_MAX);
+    for (size_t i = 0; i < count; i++)
+        out->elements[i] = json_array_get(list, i);
+    out->count = count;
+    return 0;
+}
+
+int submit_split(const json_t *body, struct submit_batch *out, struct field_problem *problem,
+                 struct error *err)
+{
+    auto_json *canonical = NULL;
+
+    *out = (struct submit_batch){0};
+    if (json_is_array(body))
+        return split_list(body, out, problem, err);
+    if (json_object_get(body, "jobs") == NULL) {
+        out->elements[0] = body;
+        out->count = 1;
+        out->single = true;
+        return 0;
+    }
+    if (fields_canonical(batch_fields, "", body, &canonical, problem, err) < 0)
+        return -1;
+    out->atomic = field_bool(canonical, "atomic", false);
+    return split_list(json_object_get(body, "jobs"), out, problem, err);
+}
+
+const char *submit_provider(const json_t *element)
+{
+    const json_t *value = json_object_get(element, "provider");
+
+    if (value == NULL || json_is_null(value))
+        return DEFAULT_PROVIDER;
+    return json_string_value(value);
+}
+
+/* The words of `later` exist in the reference only: 422; others never existed: 400. */
+static int check_word(const char *field, const char *word, const char *const *known,
+                      const char *const *later, struct field_problem *problem, struct error *err)
+{
+    const char *near;
+
+    if (word_in(word, known))
+        return 0;
+    if (word_in(word, later))
+        return field_fail(problem, 422, field, err, ERR_NOT_AVAILABLE,
+                          "'%s': '%s' is not available in this version", field, word);
+    near = nearest_word(word, known);
+    return field_fail(problem, 400, field, err, ERR_INVALID, "'%s': '%s' is not known%s%s%s", field,
+                      word, near == NULL ? "" : ", did you mean '", near == NULL ? "" : near,
+                      near == NULL ? "" : "'");
+}
+
+/* export_method names a format or a transport method (rest-api.md 1.1). */
+static int split_export_method(json_t *job, struct field_problem *problem, struct error *err)
+{
+    const char *value = field_text(job, "export_method", NULL);
+    const char *target;
+    const json_t *before;
+
+    if (value == NULL)
+        return 0;
+    if (word_in(value, submit_formats) || word_in(value, submit_formats_later))
+        target = "format";
+    else if (word_in(value, methods) || word_in(value, methods_later))
+        target = "method";
+    else
+        return check_word("export_method", value, submit_formats, submit_formats_later, problem,
+                          err);
+    before = json_object_get(job, target);
+    if (before != NULL && !json_equal(before, json_object_get(job, "export_method")))
+        return field_fail(problem, 400, "export_method", err, ERR_INVALID,
+                          "'export_method' is another name of '%s', which has a different value",
+                          target);
+    (void)json_object_set(job, target, json_object_get(job, "export_method"));
+    (void)json_object_del(job, "export_method");
+    return 0;
+}
+
+/* A nested object under its own table; the canonical form replaces it. */
+static int canonical_member(json_t *job, const char *name, const char *prefix,
+                            const struct field *table, struct field_problem *problem,
+                            struct error *err)
+{
+    json_t *canonical = NULL;
+
+    if (json_object_get(job, name) == NULL)
+        return 0;
+    if (fields_canonical(table, prefix, json_object_get(job, name), &canonical, problem, err) < 0)
+        return -1;
+    (void)json_object_set_new(job, name, canonical);
+    return 0;
+}
+
+static int check_id(const char *id, struct field_problem *problem, struct error *err)
+{
+    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
+                                  "._-";
+
+    if (id == NULL)
+        return 0;
+    if (strspn(id, allowed) != strlen(id) || id[0] == '.' || id[0] == '-')
+        return field_fail(problem, 400, "id", err, ERR_INVALID,
+                          "'id' may hold letters, digits, '.', '_' and '-' and must not begin with "
+                          "'.' or '-'");
+    if (word_in(id, reserved_ids))
+        return field_fail(problem, 400, "id", err, ERR_INVALID, "'id': '%s' is reserved", id);
+    return 0;
+}
+
+static int check_retry(const struct submit_settings *settings, const json_t *job,
+                       struct field_problem *problem, struct error *err)
+{
+    const json_t *retry = json_object_get(job, "retry");
+    int64_t initial = field_duration_ms(retry, "initial_delay", settings->retry->initial_delay_ms);
+    int64_t max = field_duration_ms(retry, "max_delay", settings->retry->max_delay_ms);
+
+    if (retry != NULL && initial > max)
+        return field_fail(problem, 422, "retry.initial_delay", err, ERR_INVALID,
+                          "'retry.initial_delay' of %lld ms is over max_delay of %lld ms",
+                          (long long)initial, (long long)max);
+    return 0;
+}
+
+static int check_free_size(const json_t *job, struct field_problem *problem, struct error *err)
+{
+    static const char *const names[] = {"metadata", "tags"};
+    size_t size = 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        const json_t *value = json_object_get(job, names[i]);
+        if (value != NULL)
+            size += json_dumpb(value, NULL, 0, JSON_COMPACT);
+        if (size > SUBMIT_FREE_BYTES_MAX)
+            return field_fail(problem, 400, names[i], err, ERR_INVALID,
+                              "'metadata' and 'tags' together are over %llu bytes",
+                              (unsigned long long)SUBMIT_FREE_BYTES_MAX);
+    }
+    return 0;
+}
+
+static int check_conversion(const json_t *job, struct field_problem *problem, struct error *err)
+{
+    static const char *const targets[] = {"qcow2", "raw", NULL};
+    static const char *const none[] = {NULL};
+    const json_t *conversion = json_object_get(job, "hyper2kvm_integration");
+    const char *target = field_text(conversion, "target_format", "qcow2");
+
+    return check_word("hyper2kvm_integration.target_format", target, targets, none, problem, err);
+}
+
+/* The whole element in canonical form, every member checked. */
+static int canonical_job(const struct submit_settings *settings, const json_t *element,
+                         json_t **out, struct field_problem *problem, struct error *err)
+{
+    auto_json *job = NULL;
+    json_t *conversion;
+
+    if (fields_canonical(job_fields, "", element, &job, problem, err) < 0 ||
+        split_export_method(job, problem, err) < 0 ||
+        canonical_member(job, "options", "options.", option_fields, problem, err) < 0 ||
+        canonical_member(job, "hyper2kvm_integration", "hyper2kvm_integration.", conversion_fields,
+                         problem, err) < 0 ||
+        canonical_member(job, "retry", "retry.", retry_fields, problem, err) < 0)
+        return -1;
+    conversion = json_object_get(job, "hyper2kvm_integration");
+    if (conversion != NULL &&
+        canonical_member(conversion, "stages", "hyper2kvm_integration.stages.", stage_fields,
+                         problem, err) < 0)
+        return -1;
+    if (json_object_get(job, "vm_path") == NULL)
+        return field_fail(problem, 400, "vm_path", err, ERR_INVALID, "'vm_path' is missing");
+    if (check_word("format", field_text(job, "format", "ovf"), submit_formats, submit_formats_later,
+                   problem, err) < 0 ||
+        check_word("method", field_text(job, "method", "auto"), methods, methods_later, problem,
+                   err) < 0 ||
+        check_id(field_text(job, "id", NULL), problem, err) < 0 ||
+        check_retry(settings, job, problem, err) < 0 || check_conversion(job, problem, err) < 0 ||
+        check_free_size(job, problem, err) < 0)
+        return -1;
+    *out = STEAL(job);
+    return 0;
+}
+
+/* What was asked for or, by default, <base_path>/<VM name as file name>. */
+static int output_of(const struct submit_settings *settings, const json_t *job, const char *vm_name,
+                     char **out, struct field_problem *problem, struct error *err)
+{
+    const char *vm_path = field_text(job, "vm_path", "");
+    const char *slash = strrchr(vm_path, '/');
+    const char *wanted = field_text(job, "output_path", NULL);
+    autofree char *name = NULL;
+
+    if (wanted == NULL) {
+        name = vm_file_name(vm_name != NULL ? vm_name : slash != NULL ? slash + 1 : vm_path);
+        wanted = name;
+    }
+    if (path_confine(settings->bases, wanted, out, err) < 0) {
+        (void)snprintf(problem->field, sizeof problem->field, "output_path");
+        problem->status = err->code == ERR_INVALID ? 400 : 422;
+        return -1;
+    }
+    if (strlen(*out) > FIELD_TEXT_MAX)
+        return field_fail(problem, 400, "output_path", err, ERR_INVALID,
+                          "'output_path' is over %d bytes", FIELD_TEXT_MAX);
+    return 0;
+}
+
+static void set_bool(json_t *object, const char *key, bool value)
+{
+    (void)json_object_set_new(object, key, json_boolean(value));
+}
+
+static void copy_member(json_t *to, const char *key, const json_t *from, const char *name)
+{
+    json_t *value = json_object_get(from, name);
+
+    if (value != NULL)
+        (void)json_object_set(to, key, value);
+}
+
+static json_t *export_spec_of(const struct submit_request *request, bool convert)
+{
+    const json_t *job = request->definition;
+    const json_t *options = json_object_get(job, "options");
+    const char *format = field_text(job, "format", "ovf");
+    json_t *spec = json_object();
+
+    json_set_text(spec, "job_id", request->id);
+    copy_member(spec, "vm", job, "vm_path");
+    json_set_text(spec, "output_path", request->output_path);
+    json_set_text(spec, "format", format);
+    set_bool(spec, "convert", convert && strcmp(format, "qcow2") != 0);
+    set_bool(spec, "verify", field_bool(job, "verify", true));
+    set_bool(spec, "snapshot", field_bool(job, "snapshot", false));
+    copy_member(spec, "snapshot_name", job, "snapshot_name");
+    set_bool(spec, "snapshot_memory", field_bool(job, "snapshot_memory", false));
+    set_bool(spec, "snapshot_quiesce", field_bool(job, "snapshot_quiesce", true));
+    set_bool(spec, "delete_snapshot", field_bool(job, "delete_snapshot", true));
+    set_bool(spec, "consolidate_snapshots", field_bool(job, "consolidate_snapshots", false));
+    (void)json_object_set_new(
+        spec, "parallel",
+        json_integer((json_int_t)field_number(options, "parallel_downloads", SUBMIT_PARALLEL)));
+    (void)json_object_set_new(
+        spec, "compress_level",
+        json_integer((json_int_t)field_number(job, "compression_level", SUBMIT_COMPRESS_LEVEL)));
+    copy_member(spec, "tags", job, "tags");
+    copy_member(spec, "metadata", job, "metadata");
+    return spec;
+}
+
+/* export_path, manifest_path and vm_name are known when the export is done: the scheduler puts
+ * them in from its result. */
+static json_t *convert_spec_of(const struct submit_settings *settings,
+                               const struct submit_request *request)
+{
+    const json_t *conversion = json_object_get(request->definition, "hyper2kvm_integration");
+    json_t *options = json_object();
+    json_t *spec = json_object();
+
+    set_bool(options, "daemon_mode", field_bool(conversion, "daemon_mode", true));
+    json_set_text(options, "instance",
+                  field_text(conversion, "instance", request->submission.provider));
+    set_bool(options, "auto_convert", true);
+    copy_member(options, "stages", conversion, "stages");
+    json_set_text(options, "target_format",
+                  field_text(conversion, "target_format", settings->hyper2kvm->default_format));
+    (void)json_object_set_new(options, "timeout_ms",
+                              json_integer((json_int_t)field_duration_ms(
+                                  conversion, "timeout", settings->hyper2kvm->job_timeout_ms)));
+    json_set_text(spec, "job_id", request->id);
+    json_set_text(spec, "export_path", request->output_path);
+    (void)json_object_set_new(spec, "hyper2kvm", options);
+    return spec;
+}
+
+static void fill_submission(const struct submit_settings *settings, struct submit_request *request)
+{
+    struct job_submission *s = &request->submission;
+    const json_t *job = request->definition;
+    const json_t *retry = json_object_get(job, "retry");
+
+    s->id = request->id;
+    s->name = field_text(job, "name", "");
+    s->kind = "export";
+    s->provider = field_text(job, "provider", DEFAULT_PROVIDER);
+    s->vm_path = field_text(job, "vm_path", "");
+    s->output_path = request->output_path;
+    s->format = field_text(job, "format", "ovf");
+    s->definition = request->definition;
+    s->priority = (uint32_t)field_number(job, "priority", SUBMIT_PRIORITY);
+    s->max_attempts = (uint32_t)field_number(retry, "max_attempts", settings->retry->max_attempts);
+}
+
+int submit_parse(const struct submit_settings *settings, const json_t *element, const char *vm_name,
+                 struct submit_request **out, struct field_problem *problem, struct error *err)
+{
+    auto_submit_request *request = xcalloc(1, sizeof *request);
+    auto_json *job = NULL;
+    const json_t *conversion;
+    bool enabled;
+
+    if (canonical_job(settings, element, &job, problem, err) < 0 ||
+        output_of(settings, job, vm_name, &request->output_path, problem, err) < 0)
+        return -1;
+    /* what people put into metadata may be a secret by its name: it is stored nowhere */
+    request->definition = json_mask_secrets(job);
+    json_set_text(request->definition, "output_path", request->output_path);
+    if (field_text(job, "id", NULL) != NULL)
+        (void)snprintf(request->id, sizeof request->id, "%s", field_text(job, "id", ""));
+    else
+        id_new("job", request->id);
+    fill_submission(settings, request);
+    conversion = json_object_get(job, "hyper2kvm_integration");
+    enabled = field_bool(conversion, "enabled", false);
+    request->export_spec = export_spec_of(request, enabled);
+    request->submission.export_spec = request->export_spec;
+    if (enabled && field_bool(conversion, "auto_convert", true)) {
+        request->convert_spec = convert_spec_of(settings, request);
+        request->submission.convert_spec = request->convert_spec;
+    }
+    *out = STEAL(request);
+    return 0;
+}
+
+void submit_request_free(struct submit_request *request)
+{
+    if (request == NULL)
+        return;
+    json_decref(request->definition);
+    json_decref(request->export_spec);
+    json_decref(request->convert_spec);
+    free(request->output_path);
+    free(request);
+}

@@ -1,0 +1,55 @@
+/* From a submitted body to struct job_submission: aliases, checks, defaults, the tasks' specs
+ * (docs/tasks.md). Pure but for the look at the file system that path_confine needs; knows no
+ * database: the caller has looked up the provider. Also what the fuzz target drives. */
+#ifndef GATEWAY_SUBMIT_H
+#define GATEWAY_SUBMIT_H
+
+#include "common/config_schema.h"
+#include "common/job_store.h"
+#include "fields.h"
+
+#define SUBMIT_JOBS_MAX       1000       /* of one request; the body limit allows about 50,000 */
+#define SUBMIT_FREE_BYTES_MAX (64 * KIB) /* metadata and tags together, travel in every lease */
+#define SUBMIT_PRIORITY       50
+#define SUBMIT_PARALLEL       4
+#define SUBMIT_COMPRESS_LEVEL 6
+
+struct submit_settings { /* what the configuration says; borrowed */
+    const struct config_list *bases;
+    const struct hyper2kvm_config *hyper2kvm;
+    const struct retry_config *retry;
+};
+
+struct submit_batch { /* borrowed from the body */
+    const json_t *elements[SUBMIT_JOBS_MAX];
+    size_t count;
+    bool atomic;
+    bool single; /* the body is one job, not a list */
+};
+/* One job, a list, or {"jobs": [...], "atomic": bool}. */
+MUST_CHECK int submit_split(const json_t *body, struct submit_batch *out,
+                            struct field_problem *problem, struct error *err);
+
+struct submit_request {
+    struct job_submission submission; /* strings are borrowed from the members below */
+    json_t *definition;
+    json_t *export_spec;
+    json_t *convert_spec;
+    char *output_path;
+    char id[64];
+};
+/* Names the provider that the element wants ("vsphere" when it says nothing). NULL: no text. */
+const char *submit_provider(const json_t *element);
+/* vm_name: file name for the default output path; NULL: made from vm_path. The submission's
+ * provider_kind, submitted_by, trace_id and idempotency members are the caller's to fill. */
+MUST_CHECK int submit_parse(const struct submit_settings *settings, const json_t *element,
+                            const char *vm_name, struct submit_request **out,
+                            struct field_problem *problem, struct error *err);
+void submit_request_free(struct submit_request *request);
+DEFINE_AUTO(submit_request, struct submit_request, submit_request_free)
+#define auto_submit_request CLEANUP(submit_request_auto) struct submit_request
+
+extern const char *const submit_formats[];       /* that this build writes */
+extern const char *const submit_formats_later[]; /* that the reference has as well */
+
+#endif
