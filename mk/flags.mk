@@ -4,9 +4,10 @@ CC := gcc
 endif
 PKGS := libprotobuf-c libmicrohttpd libpq hiredis libcurl libxml-2.0 yaml-0.1 jansson \
         libsodium libisal libdeflate libssl libcrypto zlib
-# Foreign headers as system headers: their warnings are not ours.
-PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PKGS)))
-PKG_LIBS := $(shell pkg-config --libs $(PKGS)) -lnng -lwslay -lpthread -lm
+# Foreign headers as system headers: their warnings are not ours. Asked for once, at first use:
+# `make demo` on a fresh machine installs these packages before it compiles.
+PKG_CFLAGS = $(eval PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PKGS))))$(PKG_CFLAGS)
+PKG_LIBS = $(eval PKG_LIBS := $(shell pkg-config --libs $(PKGS)) -lnng -lwslay -lpthread -lm)$(PKG_LIBS)
 
 WARN := -Wall -Wextra -Wshadow -Wconversion -Wformat=2 -Wstrict-prototypes -Wmissing-prototypes \
         -Wpointer-arith -Wcast-qual -Wwrite-strings -Wvla -Wundef -Wswitch-enum -Wnull-dereference \
@@ -27,4 +28,4 @@ OPT := -O0
 else
 OPT := -O2 -U_FORTIFY_SOURCE -D_FORTIFY_SOURCE=3 -ftrivial-auto-var-init=zero
 endif
-CFLAGS_ALL := -std=c11 -D_GNU_SOURCE -I. -I$(B)/gen -MMD -MP -g $(OPT) $(HARD) $(PKG_CFLAGS) $(CFLAGS)
+CFLAGS_ALL = -std=c11 -D_GNU_SOURCE -I. -I$(B)/gen -MMD -MP -g $(OPT) $(HARD) $(PKG_CFLAGS) $(CFLAGS)
