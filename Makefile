@@ -9,9 +9,11 @@ B := build/$(VARIANT)
 
 include mk/flags.mk
 include mk/build.mk
--include mk/peers.mk
--include mk/check.mk
--include mk/run.mk
+include mk/peers.mk
+include mk/check.mk
+include mk/lint.mk
+include mk/run.mk
+-include mk/fuzz.mk
 
 .PHONY: help
 help: ## this list

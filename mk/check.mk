@@ -1,4 +1,4 @@
-# Tests, lint, fuzzing. Everything here works on what mk/build.mk declares.
+# Tests and lint. Everything here works on what mk/build.mk declares.
 # cmocka programs: tests/unit/<path>/test_x.c -> build/<variant>/unit/<path>/test_x
 UNIT_SRC := $(shell find tests/unit -name 'test_*.c' 2>/dev/null)
 UNIT_BIN := $(UNIT_SRC:tests/unit/%.c=$(B)/unit/%)
@@ -8,8 +8,18 @@ $(B)/unit/%: $(B)/obj/tests/unit/%.o $(UNIT_LIBS)
 	@mkdir -p $(@D)
 	@echo "ld $@"
 	@$(CC) $(LINK) -o $@ $< -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(PKG_LIBS) -lcmocka
-.PRECIOUS: $(B)/obj/tests/unit/%.o
+.SECONDARY: $(UNIT_SRC:%.c=$(B)/obj/%.o)
 
-.PHONY: test-unit
+.PHONY: test test-unit test-service test-build unit-programs
+unit-programs: $(UNIT_BIN)
 test-unit: $(UNIT_BIN) ## build and run the unit tests of this variant
-	@for t in $(UNIT_BIN); do echo "== $$t"; $$t || exit 1; done
+	@/usr/bin/python3 tests/run.py unit:$(VARIANT)
+# One part of `make test` at a time: make test-service, tests/run.py --help
+test-service: all peers ## service and end-to-end tests with the binaries of this variant
+	@/usr/bin/python3 tests/run.py service e2e
+test-build: all peers unit-programs
+	@$(MAKE) --no-print-directory SAN=asan unit-programs
+test: ## install what tests need, build, run everything; ends with "N passed, N failed, N skipped"
+	@deploy/local/packages.sh build run demo test
+	@$(MAKE) --no-print-directory $(JOBS) test-build
+	@/usr/bin/python3 tests/run.py
