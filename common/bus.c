@@ -22,16 +22,16 @@
 #include "common/log.h"
 #include "common/metrics.h"
 
-#define BUS_RECONNECT_MIN_MS 100  /* a restarted peer is back within 50 ms */
-#define BUS_RECONNECT_MAX_MS 2000
-#define BUS_BUFFER_MESSAGES  4096 /* PUB drops at 16 by default: a burst of 20 loses 15 % */
-#define BUS_PUSH_BUFFER      128  /* some seconds of progress ticks while the scheduler restarts */
+#define BUS_RECONNECT_MIN_MS  100 /* a restarted peer is back within 50 ms */
+#define BUS_RECONNECT_MAX_MS  2000
+#define BUS_BUFFER_MESSAGES   4096 /* PUB drops at 16 by default: a burst of 20 loses 15 % */
+#define BUS_PUSH_BUFFER       128  /* some seconds of progress ticks while the scheduler restarts */
 #define BUS_SOCKET_TIMEOUT_MS 30000 /* default is for ever */
-#define BUS_CALL_MIN_MS      10
+#define BUS_CALL_MIN_MS       10
 
 static int bus_fail(struct error *err, int rv, const char *what, const char *address)
 {
-    enum error_code code = rv == NNG_ETIMEDOUT   ? ERR_TIMEOUT
+    enum error_code code = rv == NNG_ETIMEDOUT    ? ERR_TIMEOUT
                            : rv == NNG_EADDRINUSE ? ERR_CONFLICT
                            : rv == NNG_EADDRINVAL || rv == NNG_EINVAL || rv == NNG_ENOTSUP
                                ? ERR_INVALID

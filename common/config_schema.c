@@ -4,7 +4,7 @@
 #include "common/config_tables.h"
 
 #define KEY(section, member) offsetof(struct section##_config, member)
-#define HOUR_MS UINT64_C(3600000)
+#define HOUR_MS              UINT64_C(3600000)
 
 static const struct config_key daemon_keys[] = {
     {"address", CONFIG_STRING, KEY(daemon, address), "127.0.0.1:8080", 1, 255, 0,
@@ -32,8 +32,7 @@ static const struct config_key database_keys[] = {
      "better than a password in url"},
     {"password_file", CONFIG_FILE, KEY(database, password), NULL, 0, 4095, CONFIG_SECRET,
      "file holding the password"},
-    {"pool_size", CONFIG_U32, KEY(database, pool_size), "4", 1, 64, 0,
-     "connections per process"},
+    {"pool_size", CONFIG_U32, KEY(database, pool_size), "4", 1, 64, 0, "connections per process"},
     {0},
 };
 
@@ -68,12 +67,18 @@ static const struct config_key bus_keys[] = {
     {0},
 };
 
-#define ADMIN_KEY(name)                                                                            \
-    {#name, CONFIG_STRING, KEY(admin, name), "127.0.0.1:0", 1, 255, 0,                             \
-     "host:port of /healthz /readyz /metrics; port 0 = any free one"}
+#define ADMIN_KEY(name)                                                     \
+    {                                                                       \
+#name, CONFIG_STRING, KEY(admin, name), "127.0.0.1:0", 1, 255, 0,   \
+            "host:port of /healthz /readyz /metrics; port 0 = any free one" \
+    }
 static const struct config_key admin_keys[] = {
-    ADMIN_KEY(api_gateway), ADMIN_KEY(scheduler),        ADMIN_KEY(exporter),
-    ADMIN_KEY(notifier),    ADMIN_KEY(metrics_exporter), ADMIN_KEY(hyper2kvm_bridge),
+    ADMIN_KEY(api_gateway),
+    ADMIN_KEY(scheduler),
+    ADMIN_KEY(exporter),
+    ADMIN_KEY(notifier),
+    ADMIN_KEY(metrics_exporter),
+    ADMIN_KEY(hyper2kvm_bridge),
     {0},
 };
 
@@ -195,8 +200,8 @@ const size_t config_tables_count = ARRAY_LEN(config_tables);
 
 /* One line per setting that any provider kind knows; the kind itself checks which are its own. */
 const char *const config_provider_keys[] = {
-    "kind",     "enabled",  "host",       "username", "password", "password_file",
-    "insecure", "ca_file",  "thumbprint", "timeout",  "datacenter", NULL,
+    "kind",     "enabled", "host",       "username", "password",   "password_file",
+    "insecure", "ca_file", "thumbprint", "timeout",  "datacenter", NULL,
 };
 const char *const config_endpoint_keys[] = {
     "url", "events", "headers", "retry", "timeout", "secret", "secret_file", NULL,

@@ -205,7 +205,7 @@ static bool ends_with(const char *text, const char *end)
 
 static bool is_secret_name(const char *key)
 {
-    static const char *const names[] = {"password", "token", "secret", "passphrase",
+    static const char *const names[] = {"password",      "token",       "secret",    "passphrase",
                                         "authorization", "private_key", "access_key"};
 
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
@@ -226,16 +226,15 @@ json_t *json_mask_secrets(const json_t *json)
         copy = json_object();
         json_object_foreach((json_t *)(uintptr_t)json, key, value)
         {
-            (void)json_object_set_new(copy, key,
-                                      is_secret_name(key) ? json_string("***")
-                                                          : json_mask_secrets(value));
+            (void)json_object_set_new(
+                copy, key, is_secret_name(key) ? json_string("***") : json_mask_secrets(value));
         }
         return copy;
     }
     if (json_is_array(json)) {
         copy = json_array();
-        json_array_foreach((json_t *)(uintptr_t)json, index, value)
-            (void)json_array_append_new(copy, json_mask_secrets(value));
+        json_array_foreach((json_t *)(uintptr_t)json, index, value)(void)
+            json_array_append_new(copy, json_mask_secrets(value));
         return copy;
     }
     return json_deep_copy(json);

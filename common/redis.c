@@ -10,12 +10,12 @@
 #include "common/clock.h"
 #include "common/log.h"
 
-#define REDIS_CONNECT_TIMEOUT_MS   2000
-#define REDIS_COMMAND_TIMEOUT_MS   2000
-#define REDIS_RECONNECT_MS         1000 /* a dead server is not asked more often */
-#define REDIS_SUBSCRIBE_TICK_MS    500  /* how soon redis_subscribe sees *stop */
-#define REDIS_SILENCE_MS           30000/* then PING: a half-open connection is found */
-#define REDIS_BACKOFF_MAX_MS       5000
+#define REDIS_CONNECT_TIMEOUT_MS 2000
+#define REDIS_COMMAND_TIMEOUT_MS 2000
+#define REDIS_RECONNECT_MS       1000  /* a dead server is not asked more often */
+#define REDIS_SUBSCRIBE_TICK_MS  500   /* how soon redis_subscribe sees *stop */
+#define REDIS_SILENCE_MS         30000 /* then PING: a half-open connection is found */
+#define REDIS_BACKOFF_MAX_MS     5000
 
 struct redis {
     char *host; /* or path when port is 0 */
@@ -66,7 +66,7 @@ void redis_free(struct redis *redis)
 static int fail(struct redis *redis, const char *what, struct error *err)
 {
     (void)error_set(err, ERR_UNAVAILABLE, "redis: %s: %s", what,
-                    redis->context == NULL          ? "out of memory"
+                    redis->context == NULL           ? "out of memory"
                     : redis->context->errstr[0] != 0 ? redis->context->errstr
                                                      : "no answer");
     drop_context(redis);
@@ -201,8 +201,8 @@ static void deliver(const redisReply *reply, void (*fn)(void *, const char *, si
 
 /* One read of at most a tick. A read time-out leaves hiredis' context in error; it is healthy for
  * us because no bytes were lost (its reader keeps a partial message), so the error is cleared. */
-static int read_once(struct redis *redis, int64_t *heard_ms, void (*fn)(void *, const char *, size_t),
-                     void *arg, struct error *err)
+static int read_once(struct redis *redis, int64_t *heard_ms,
+                     void (*fn)(void *, const char *, size_t), void *arg, struct error *err)
 {
     void *raw = NULL;
 
