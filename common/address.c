@@ -25,7 +25,7 @@ static int split(const char *name, const char *text, char host[ADDRESS_BYTES_MAX
         return error_set(err, ERR_INVALID, "%s: '%.64s' is not host:port", name, text);
     length = (size_t)(colon - text);
     if (text[0] == '[') {
-        if (length < 2 || text[length - 1] != ']')
+        if (length < 3 || text[length - 1] != ']')
             return error_set(err, ERR_INVALID, "%s: '%.64s' is not [address]:port", name, text);
         start++;
         length -= 2;

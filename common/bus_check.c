@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/id.h"
+#include "common/strbuf.h"
 
 #define ID_MAX          128
 #define JSON_TEXT_MAX   (512 * KIB) /* a job definition or result is at most a few KiB */
@@ -19,26 +20,15 @@
 #define JOB_IDS_MAX     10000
 #define SLOTS_MAX       64
 
-static int check_text(const char *name, const char *text, size_t min, size_t max,
-                      struct error *err)
+static int check_text(const char *name, const char *text, size_t min, size_t max, struct error *err)
 {
     size_t length = strlen(text);
 
     if (length < min || length > max)
         return error_set(err, ERR_PROTOCOL, "bus: %s has %zu bytes, %zu to %zu are allowed", name,
                          length, min, max);
-    for (const unsigned char *p = (const unsigned char *)text; *p != '\0';) {
-        size_t n = *p < 0x80 ? 1 : *p >= 0xc2 && *p < 0xe0 ? 2 : *p >= 0xe0 && *p < 0xf0 ? 3
-                   : *p >= 0xf0 && *p < 0xf5                ? 4
-                                                            : 0;
-        if (n == 0)
-            return error_set(err, ERR_PROTOCOL, "bus: %s is not UTF-8", name);
-        for (size_t i = 1; i < n; i++) {
-            if ((p[i] & 0xc0) != 0x80)
-                return error_set(err, ERR_PROTOCOL, "bus: %s is not UTF-8", name);
-        }
-        p += n;
-    }
+    if (!utf8_is_valid(text))
+        return error_set(err, ERR_PROTOCOL, "bus: %s is not UTF-8", name);
     return 0;
 }
 
@@ -74,8 +64,7 @@ static int check_lease_request(const Hypersdk__V1__LeaseRequest *m, struct error
 {
     if (check_text("instance", m->instance, 1, ID_MAX, err) < 0 ||
         check_text("role", m->role, 1, 32, err) < 0 ||
-        check_text("provider", m->provider, 0, 64, err) < 0 ||
-        check_class(m->class_, err) < 0 ||
+        check_text("provider", m->provider, 0, 64, err) < 0 || check_class(m->class_, err) < 0 ||
         check_count("task kinds", m->n_task_kinds, KINDS_MAX, err) < 0 ||
         check_count("volumes", m->n_volumes, VOLUMES_MAX, err) < 0 ||
         check_text("host", m->host, 0, 256, err) < 0 ||
@@ -197,8 +186,7 @@ static int check_progress(const Hypersdk__V1__TaskProgress *m, struct error *err
         check_text("limited by", m->limited_by, 0, 32, err) < 0 ||
         check_count("disks", m->n_disks, DISKS_MAX, err) < 0)
         return -1;
-    if (m->bytes_transferred > INT64_MAX || m->bytes_done > INT64_MAX ||
-        m->bytes_total > INT64_MAX)
+    if (m->bytes_transferred > INT64_MAX || m->bytes_done > INT64_MAX || m->bytes_total > INT64_MAX)
         return error_set(err, ERR_PROTOCOL, "bus: progress is out of range");
     for (size_t i = 0; i < m->n_disks; i++) {
         if (check_text("disk id", m->disks[i]->id, 0, ID_MAX, err) < 0 ||

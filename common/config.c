@@ -32,6 +32,8 @@ static int set_string(const struct config_key *key, const char *text, void *conf
     size_t length = strlen(text);
     char **slot = field(config, key);
 
+    if ((key->flags & CONFIG_SECRET) != 0 && *slot != NULL && **slot != '\0')
+        return error_set(err, ERR_INVALID, "%s: the same value is also given by a file", key->name);
     if (length < key->min || (key->max != 0 && length > key->max))
         return error_set(err, ERR_INVALID,
                          length == 0 ? "%s: must not be empty"
@@ -59,10 +61,17 @@ static int set_file(const struct config_key *key, const char *path, void *config
     return 0;
 }
 
-static void list_add(struct config_list *list, const char *text)
+/* An empty text is no item: as a directory or address it would mean something else entirely. */
+static int list_add(const struct config_key *key, struct config_list *list, const char *text,
+                    struct error *err)
 {
+    if (text[0] == '\0')
+        return error_set(err, ERR_INVALID, "%s: an item is empty", key->name);
+    if (list->count >= CONFIG_LIST_MAX)
+        return error_set(err, ERR_INVALID, "%s: more than %d items", key->name, CONFIG_LIST_MAX);
     list->items = xreallocarray(list->items, list->count + 1, sizeof *list->items);
     list->items[list->count++] = xstrdup(text);
+    return 0;
 }
 
 static int set_value(const struct config_key *key, const char *text, void *config,
@@ -88,10 +97,36 @@ static int set_value(const struct config_key *key, const char *text, void *confi
         return parse_duration_ms(key->name, text, (int64_t)key->min,
                                  (int64_t)min_u64(max, INT64_MAX), field(config, key), err);
     case CONFIG_STRING_LIST:
-        list_add(field(config, key), text);
-        return 0;
+        return text[0] == '\0' ? 0 : list_add(key, field(config, key), text, err);
     }
     return error_set(err, ERR_INTERNAL, "%s: key type is unknown", key->name);
+}
+
+static size_t field_size(const struct config_key *key)
+{
+    switch (key->type) {
+    case CONFIG_STRING:
+    case CONFIG_FILE:
+        return sizeof(char *);
+    case CONFIG_BOOL:
+        return sizeof(bool);
+    case CONFIG_U32:
+        return sizeof(uint32_t);
+    case CONFIG_U64:
+    case CONFIG_SIZE:
+        return sizeof(uint64_t);
+    case CONFIG_DURATION_MS:
+        return sizeof(int64_t);
+    case CONFIG_STRING_LIST:
+        return sizeof(struct config_list);
+    }
+    return 0;
+}
+
+static void zero_fields(const struct config_key *keys, void *config)
+{
+    for (const struct config_key *key = keys; key->name != NULL; key++)
+        memset(field(config, key), 0, field_size(key));
 }
 
 /* The struct is zero; strings become "" at least. Defaults are ours, so they must parse. */
@@ -177,9 +212,10 @@ static int set_json(const struct config_key *key, const json_t *value, void *con
         list_release(field(config, key));
         json_array_foreach((json_t *)(uintptr_t)value, index, item)
         {
-            if (!json_is_string(item) || index >= CONFIG_LIST_MAX)
+            if (!json_is_string(item))
                 return error_set(err, ERR_INVALID, "%s: must be a list of texts", key->name);
-            list_add(field(config, key), json_string_value(item));
+            if (list_add(key, field(config, key), json_string_value(item), err) < 0)
+                return -1;
         }
         return 0;
     }
@@ -200,6 +236,7 @@ int config_from_json(const struct config_key *keys, const json_t *object, void *
     const char *name;
     json_t *value;
 
+    zero_fields(keys, out);
     set_defaults(keys, out);
     json_object_foreach((json_t *)(uintptr_t)object, name, value)
     {
@@ -475,11 +512,11 @@ static int set_node(const struct config_key *key, const struct yaml_node *node, 
         list_release(field(config, key));
         for (size_t i = 0; i < node->count; i++) {
             autofree char *item = NULL;
-            if (node->items[i]->kind != YAML_SCALAR || i >= CONFIG_LIST_MAX)
+            if (node->items[i]->kind != YAML_SCALAR)
                 return error_set(err, ERR_INVALID, "must be a list of texts");
-            if (expand(node->items[i]->text, &item, err) < 0)
+            if (expand(node->items[i]->text, &item, err) < 0 ||
+                list_add(key, field(config, key), item, err) < 0)
                 return -1;
-            list_add(field(config, key), item);
         }
         return 0;
     }

@@ -47,6 +47,7 @@ static enum error_code code_of_errno(int sys_errno)
     case ENOTDIR:
         return ERR_NOT_FOUND;
     case EEXIST:
+    case EADDRINUSE:
     case ENOTEMPTY:
         return ERR_CONFLICT;
     case ENOSPC:

@@ -341,10 +341,14 @@ static int certificate_error(struct error *err, const char *what)
 int http_error_set(struct error *err, CURL *handle, CURLcode code, const char *what)
 {
     long sys_errno = 0;
+    curl_off_t sent_us = 0; /* 0: no request went out */
     const char *text = curl_easy_strerror(code);
     bool repeated = strcmp(what, text) == 0;
 
     (void)curl_easy_getinfo(handle, CURLINFO_OS_ERRNO, &sys_errno);
+    (void)curl_easy_getinfo(handle, CURLINFO_PRETRANSFER_TIME_T, &sent_us);
+    if (code == CURLE_UNSUPPORTED_PROTOCOL && sent_us > 0) /* the peer's, not ours: "HTTP/0.9" */
+        code = CURLE_WEIRD_SERVER_REPLY;
     if (peer.address_refused && code == CURLE_COULDNT_CONNECT) {
         peer.address_refused = false;
         return error_set(err, ERR_DENIED,

@@ -10,8 +10,21 @@
 
 #include "common/id.h"
 
-#define DIR_MODE 0750
+#define DIR_MODE            0750
 #define FILE_NAME_BYTES_MAX 200 /* leaves room for "-disk12.vmdk.partial" below 255 */
+
+/* The first part that does not exist may still be a symlink to nowhere: creating it would write
+ * there. length: of the part of path that exists. */
+static int refuse_dangling(const char *path, size_t length, struct error *err)
+{
+    size_t start = length + strspn(path + length, "/");
+    autofree char *next = xstrndup(path, start + strcspn(path + start, "/"));
+    struct stat st;
+
+    if (path[start] != '\0' && lstat(next, &st) == 0)
+        return error_set(err, ERR_DENIED, "path '%.200s' is a symlink to nothing", next);
+    return 0;
+}
 
 /* realpath of the longest existing prefix of an absolute clean path, with the rest appended. */
 static int resolve_existing(const char *path, char **out, struct error *err)
@@ -25,6 +38,8 @@ static int resolve_existing(const char *path, char **out, struct error *err)
         if (real != NULL) {
             const char *rest = path + length;
             bool root = strcmp(real, "/") == 0;
+            if (refuse_dangling(path, length, err) < 0)
+                return -1;
             while (root && *rest == '/')
                 rest++;
             *out = xasprintf("%s%s", real, rest);
@@ -69,8 +84,8 @@ static int clean(const char *path, char **out, struct error *err)
         if (n == 2 && strncmp(p, "..", 2) == 0)
             return error_set(err, ERR_DENIED, "path '%.200s' holds '..'", path);
         if (n > NAME_MAX)
-            return error_set(err, ERR_INVALID, "path '%.200s': a part is longer than %d bytes", path,
-                             NAME_MAX);
+            return error_set(err, ERR_INVALID, "path '%.200s': a part is longer than %d bytes",
+                             path, NAME_MAX);
         if (n > 0 && !(n == 1 && *p == '.')) {
             strbuf_addc(&sb, '/');
             strbuf_add_bytes(&sb, p, n);
@@ -97,6 +112,11 @@ int path_confine(const struct config_list *bases, const char *path, char **out, 
     for (size_t i = 0; i < bases->count; i++) {
         autofree char *base = NULL;
         autofree char *base_clean = NULL;
+        if (bases->items[i][0] != '/')
+            return error_set(err, ERR_INVALID,
+                             "base directory '%.200s' is not absolute (export.base_path, "
+                             "export.allowed_paths)",
+                             bases->items[i]);
         if (clean(bases->items[i], &base_clean, err) < 0 ||
             resolve_existing(base_clean, &base, err) < 0)
             return -1;

@@ -139,6 +139,19 @@ static size_t utf8_sequence(const unsigned char *p)
     return n;
 }
 
+bool utf8_is_valid(const char *text)
+{
+    const unsigned char *p = (const unsigned char *)text;
+
+    while (*p != '\0') {
+        size_t n = utf8_sequence(p);
+        if (n == 0)
+            return false;
+        p += n;
+    }
+    return true;
+}
+
 void strbuf_add_json(struct strbuf *sb, const char *text)
 {
     const unsigned char *p = (const unsigned char *)text;

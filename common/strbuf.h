@@ -26,6 +26,8 @@ void strbuf_add_xml(struct strbuf *sb, const char *text);
 void strbuf_add_url(struct strbuf *sb, const char *text);
 /* The text without surrounding quotes, escaped for JSON. Invalid UTF-8 bytes become U+FFFD. */
 void strbuf_add_json(struct strbuf *sb, const char *text);
+/* Well-formed UTF-8: no overlong forms, no surrogates (PostgreSQL and JSON refuse them). */
+bool utf8_is_valid(const char *text);
 /* Success: *out is the text (caller frees), sb is empty. ERR_LIMIT if anything did not fit. */
 MUST_CHECK int strbuf_finish(struct strbuf *sb, char **out, struct error *err);
 
