@@ -1,6 +1,6 @@
 /* Jobs in PostgreSQL: what both the gateway and the scheduler do to them. Every function runs in
  * one transaction of its own (or in the caller's, if one is open on db) and writes state, history,
- * outbox and metric totals together. */
+ * outbox and metric totals (common/metric_totals.h) together. */
 #ifndef COMMON_JOB_STORE_H
 #define COMMON_JOB_STORE_H
 
