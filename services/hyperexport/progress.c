@@ -68,13 +68,13 @@ static struct facts read_facts(const json_t *progress)
     return facts;
 }
 
-/* "24.1 MB read of 512.0 MB  31.5 MB/s  ETA 8s  disk 1/2" */
+/* "24.1 MB of 512.0 MB  31.5 MB/s  ETA 8s  disk 1/2" */
 static void add_numbers(struct strbuf *out, const struct facts *facts, const char *gap)
 {
     char size[TEXT_NUMBER_SIZE];
 
     text_size(facts->transferred, size);
-    strbuf_addf(out, "%s read", size);
+    strbuf_add(out, size);
     if (facts->total_known && facts->total > 0) {
         text_size(facts->total, size);
         strbuf_addf(out, " of %s", size);
@@ -100,7 +100,7 @@ void progress_bar(struct strbuf *out, const json_t *progress, size_t columns, bo
     strbuf_add(out, " [");
     for (size_t i = 0; i < PROGRESS_BAR_CELLS; i++)
         strbuf_add(out, i < full ? (utf8 ? "\xe2\x96\x88" : "#") : (utf8 ? "\xe2\x96\x91" : "."));
-    strbuf_addf(out, "] %5.1f%%  ", facts.percentage);
+    strbuf_addf(out, "] %5.1f%% ", facts.percentage);
     add_numbers(out, &facts, "  ");
     /* everything but the bar is ASCII, and the bar stands at the front */
     while (text_width(out->data + before) > columns && out->length > before)

@@ -156,14 +156,14 @@ static void the_progress_bar_tells_percent_bytes_rate_and_end(void **state)
 
     strbuf_init(&out, PROGRESS_LINE_BYTES_MAX);
     progress_bar(&out, progress, 200, false);
-    assert_string_equal(out.data, "exporting    [##########..............]  45.0%  24.0 MB read of "
+    assert_string_equal(out.data, "exporting    [#######.........]  45.0% 24.0 MB of "
                                   "512.0 MB  31.5 MB/s  ETA 1m08s  disk 2/2");
     strbuf_reset(&out);
     progress_bar(&out, progress, 60, true);
     assert_int_equal(text_width(out.data), 60);
     strbuf_reset(&out);
     progress_words(&out, progress);
-    assert_string_equal(out.data, "progress: exporting, 45.0%, 24.0 MB read of 512.0 MB, 31.5 "
+    assert_string_equal(out.data, "progress: exporting, 45.0%, 24.0 MB of 512.0 MB, 31.5 "
                                   "MB/s, ETA 1m08s, disk 2/2");
 }
 
@@ -178,7 +178,7 @@ static void progress_with_unknown_totals_stays_readable(void **state)
 
     strbuf_init(&out, PROGRESS_LINE_BYTES_MAX);
     progress_words(&out, progress);
-    assert_string_equal(out.data, "progress: pending, 0.0%, 0 B read, 0.0 MB/s");
+    assert_string_equal(out.data, "progress: pending, 0.0%, 0 B, 0.0 MB/s");
 }
 
 int main(void)
