@@ -40,7 +40,7 @@ struct service {
     atomic_bool stopping;
     atomic_bool reload;
     struct readiness *readiness;
-    struct service_admin *admin;
+    uint16_t admin_port;
     struct daemon_config daemon;
     struct admin_config admin_config;
 };
@@ -102,7 +102,7 @@ struct readiness *service_readiness(const struct service *service)
 
 uint16_t service_admin_port(const struct service *service)
 {
-    return service->admin == NULL ? 0 : service_admin_listening_port(service->admin);
+    return service->admin_port;
 }
 
 int64_t service_drain_ms(const struct service *service)
@@ -407,7 +407,7 @@ static int live(struct service *service, struct error *err)
     if (start_signal_thread(service, err) < 0)
         return -1;
     if (!service->once &&
-        service_admin_start(service, admin_address(service), &service->admin, err) < 0)
+        service_admin_start(service, admin_address(service), &service->admin_port, err) < 0)
         return -1;
     LOG(INFO, "service_started", F_STR("version", HYPERSDK_VERSION),
         F_STR("instance", service->instance), F_I64("pid", getpid()));

@@ -17,10 +17,9 @@
 #include "common/config.h"
 #include "common/config_schema.h"
 
-#define HYPERSDK_VERSION          "1.0.0"
-#define SERVICE_DRAIN_GRACE_MS    5000 /* after drain_ms: for run() to notice that time is up */
-#define SERVICE_CONDITIONS_MAX    16
-#define SERVICE_METRICS_BYTES_MAX ((size_t)4 * MIB) /* METRIC_SERIES_MAX histograms */
+#define HYPERSDK_VERSION       "1.0.0"
+#define SERVICE_DRAIN_GRACE_MS 5000 /* after drain_ms: for run() to notice that time is up */
+#define SERVICE_CONDITIONS_MAX 16
 
 struct service; /* the running process */
 

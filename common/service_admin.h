@@ -4,12 +4,10 @@
 
 #include "common/service.h"
 
-struct service_admin; /* never freed: it lives as long as the process */
-
-/* admin_address: host:port. */
+/* admin_address: host:port; *out_port: the actual port. */
 MUST_CHECK int service_admin_start(struct service *service, const char *admin_address,
-                                   struct service_admin **out, struct error *err);
-uint16_t service_admin_listening_port(const struct service_admin *admin);
+                                   uint16_t *out_port, struct error *err);
+
 /* See service_set_ready. */
 struct readiness;
 struct readiness *readiness_new(void);
