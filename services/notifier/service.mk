@@ -1,0 +1,2 @@
+BINARIES += notifier
+notifier_DIRS := services/notifier
