@@ -1,2 +1,0 @@
-BINARIES += api-gateway
-api-gateway_DIRS := services/api-gateway

@@ -1,0 +1,2 @@
+BINARIES += metrics-exporter
+metrics-exporter_DIRS := services/metrics-exporter
