@@ -203,7 +203,7 @@ static bool ends_with(const char *text, const char *end)
     return n >= m && strcasecmp(text + n - m, end) == 0;
 }
 
-static bool is_secret_name(const char *key)
+bool json_is_secret_name(const char *key)
 {
     static const char *const names[] = {"password",      "token",       "secret",    "passphrase",
                                         "authorization", "private_key", "access_key"};
@@ -227,7 +227,7 @@ json_t *json_mask_secrets(const json_t *json)
         json_object_foreach((json_t *)(uintptr_t)json, key, value)
         {
             (void)json_object_set_new(
-                copy, key, is_secret_name(key) ? json_string("***") : json_mask_secrets(value));
+                copy, key, json_is_secret_name(key) ? json_string("***") : json_mask_secrets(value));
         }
         return copy;
     }
