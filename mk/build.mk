@@ -23,6 +23,20 @@ $(B)/obj/gen/schema_files.o: $(B)/gen/schema_files.c
 	@mkdir -p $(@D)
 	@$(CC) $(CFLAGS_ALL) -c $< -o $@
 
+# What the gateway carries: its OpenAPI document, and which providers are built.
+$(B)/gen/openapi.c: services/api-gateway/openapi.json mk/embed-text.sh
+	@mkdir -p $(@D)
+	@bash mk/embed-text.sh openapi_json $< > $@.tmp && mv $@.tmp $@
+PROVIDER_KINDS := $(patsubst exporter-%,%,$(filter exporter-%,$(BINARIES)))
+$(B)/gen/provider_kinds.c: $(wildcard services/exporter/providers/*/service.mk)
+	@mkdir -p $(@D)
+	@printf 'extern const char *const provider_kinds[];\nconst char *const provider_kinds[] = {%s 0};\n' \
+		'$(foreach k,$(PROVIDER_KINDS),"$(k)",)' > $@
+$(B)/obj/gen/openapi.o $(B)/obj/gen/provider_kinds.o: $(B)/obj/gen/%.o: $(B)/gen/%.c
+	@mkdir -p $(@D)
+	@$(CC) $(CFLAGS_ALL) -c $< -o $@
+GATEWAY_O := $(B)/obj/gen/openapi.o $(B)/obj/gen/provider_kinds.o
+
 $(B)/gen/proto/%.pb-c.c $(B)/gen/proto/%.pb-c.h: proto/%.proto
 	@mkdir -p $(B)/gen/proto
 	@protoc-c --proto_path=. --c_out=$(B)/gen $<
@@ -38,7 +52,8 @@ $(B)/obj/%.o: %.c | $(GEN_H)
 	@$(CC) $(CFLAGS_ALL) $(WARN) -c $< -o $@
 
 define dir_rules
-$(call lib_of,$(1)): $(call objs_of,$(1)) $(if $(filter common,$(1)),$(GEN_O))
+$(call lib_of,$(1)): $(call objs_of,$(1)) $(if $(filter common,$(1)),$(GEN_O)) \
+		$(if $(filter services/api-gateway,$(1)),$(GATEWAY_O))
 	@mkdir -p $$(@D)
 	@rm -f $$@ && ar rcs $$@ $$^
 endef
