@@ -167,15 +167,6 @@ int submit_split(const json_t *body, struct submit_batch *out, struct field_prob
     return split_list(json_object_get(body, "jobs"), out, problem, err);
 }
 
-const char *submit_provider(const json_t *element)
-{
-    const json_t *value = json_object_get(element, "provider");
-
-    if (value == NULL || json_is_null(value))
-        return DEFAULT_PROVIDER;
-    return json_string_value(value);
-}
-
 /* The words of `later` exist in the reference only: 422; others never existed: 400. */
 static int check_word(const char *field, const char *word, const char *const *known,
                       const char *const *later, struct field_problem *problem, struct error *err)

@@ -38,8 +38,6 @@ struct submit_request {
     char *output_path;
     char id[64];
 };
-/* Names the provider that the element wants ("vsphere" when it says nothing). NULL: no text. */
-const char *submit_provider(const json_t *element);
 /* vm_name: file name for the default output path; NULL: made from vm_path. The submission's
  * provider_kind, submitted_by, trace_id and idempotency members are the caller's to fill. */
 MUST_CHECK int submit_parse(const struct submit_settings *settings, const json_t *element,

@@ -1,0 +1,210 @@
+/* See handler_util.h. */
+#include "handler_util.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/json.h"
+#include "common/parse.h"
+
+#define QUERY_VALUES_MAX 1000 /* of one repeatable parameter */
+
+int call_fail_field(struct call *call, const struct field_problem *problem, struct error *err)
+{
+    struct error cause = *err;
+    json_t *extra = json_object();
+
+    if (problem->field[0] != '\0')
+        json_set_text(extra, "field", problem->field);
+    if (problem->candidate[0] != '\0')
+        (void)json_object_set_new(extra, "candidates", json_pack("[s]", problem->candidate));
+    error_clear(err);
+    return call_fail(call, problem->status == 0 ? 400 : problem->status, extra, err, cause.code,
+                     "%s", cause.message);
+}
+
+int call_bad_field(struct call *call, const char *field, struct error *err, const char *format, ...)
+{
+    char message[ERROR_MESSAGE_MAX];
+    json_t *extra = json_object();
+    va_list args;
+
+    va_start(args, format);
+    (void)vsnprintf(message, sizeof message, format, args);
+    va_end(args);
+    json_set_text(extra, "field", field);
+    return call_fail(call, 400, extra, err, ERR_INVALID, "%s", message);
+}
+
+json_t *cell_text(const PGresult *rows, int row, int column)
+{
+    json_t *value;
+
+    if (db_is_null(rows, row, column))
+        return json_null();
+    value = json_string(db_text(rows, row, column));
+    return value == NULL ? json_null() : value; /* the database holds UTF-8 only */
+}
+
+json_t *cell_text_or_null(const PGresult *rows, int row, int column)
+{
+    return db_text(rows, row, column)[0] == '\0' ? json_null() : cell_text(rows, row, column);
+}
+
+json_t *cell_json(const PGresult *rows, int row, int column)
+{
+    json_t *value = NULL;
+
+    if (!db_is_null(rows, row, column))
+        value = json_loads(db_text(rows, row, column), JSON_DECODE_ANY, NULL);
+    return value == NULL ? json_null() : value;
+}
+
+void json_set_now(json_t *object, const char *key)
+{
+    char now[CLOCK_RFC3339_SIZE];
+
+    clock_rfc3339_now(now);
+    json_set_text(object, key, now);
+}
+
+void json_set_i64(json_t *object, const char *key, int64_t value)
+{
+    (void)json_object_set_new(object, key, json_integer(value));
+}
+
+/* "YYYY-MM-DD" with a day that exists; the rest of the text in *rest. */
+static bool date_is_right(const char *text, const char **rest)
+{
+    static const int month_days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    static const char shape[] = "dddd-dd-dd";
+    int number[3] = {0}; /* year, month, day */
+    int part = 0;
+    bool leap;
+
+    for (size_t i = 0; shape[i] != '\0'; i++) {
+        bool digit = text[i] >= '0' && text[i] <= '9';
+        if (shape[i] == 'd' ? !digit : text[i] != shape[i])
+            return false;
+        if (digit)
+            number[part] = number[part] * 10 + text[i] - '0';
+        else
+            part++;
+    }
+    if (number[0] < 1 || number[1] < 1 || number[1] > 12 || number[2] < 1)
+        return false;
+    leap = (number[0] % 4 == 0 && number[0] % 100 != 0) || number[0] % 400 == 0;
+    *rest = text + strlen(shape);
+    return number[2] <= month_days[number[1] - 1] + (number[1] == 2 && leap ? 1 : 0);
+}
+
+static bool two_digits(const char *text, int max)
+{
+    return text[0] >= '0' && text[0] <= '9' && text[1] >= '0' && text[1] <= '9' &&
+           (text[0] - '0') * 10 + text[1] - '0' <= max;
+}
+
+static bool time_is_right(const char *text)
+{
+    if (!two_digits(text, 23) || text[2] != ':' || !two_digits(text + 3, 59) || text[5] != ':' ||
+        !two_digits(text + 6, 59))
+        return false;
+    text += 8;
+    if (*text == '.') {
+        size_t digits = strspn(text + 1, "0123456789");
+        if (digits == 0 || digits > 9)
+            return false;
+        text += 1 + digits;
+    }
+    if (strcmp(text, "Z") == 0)
+        return true;
+    return (*text == '+' || *text == '-') && strlen(text) == 6 && two_digits(text + 1, 14) &&
+           text[3] == ':' && two_digits(text + 4, 59);
+}
+
+int check_time(const char *name, const char *text, struct error *err)
+{
+    const char *rest = NULL;
+
+    if (date_is_right(text, &rest) && (*rest == '\0' || (*rest == 'T' && time_is_right(rest + 1))))
+        return 0;
+    return error_set(err, ERR_INVALID, "'%s' must be a time like 2026-03-01T02:00:00Z", name);
+}
+
+void page_from(const json_t *canonical, uint32_t limit_default, struct page *out)
+{
+    out->limit = (uint32_t)field_number(canonical, "limit", limit_default);
+    out->offset = (uint32_t)field_number(canonical, "offset", 0);
+    out->cursor = field_text(canonical, "cursor", NULL);
+}
+
+/* Comma lists and repeats are the same: status=a,b or status=a&status=b. */
+static void add_list(json_t *list, const char *text)
+{
+    while (*text != '\0') {
+        size_t n = strcspn(text, ",");
+        if (n > 0)
+            (void)json_array_append_new(list, json_stringn(text, n));
+        text += n;
+        text += *text == ',' ? 1 : 0;
+    }
+}
+
+static int value_of(struct call *call, const struct field *f, const char *name, json_t **out,
+                    struct error *err)
+{
+    const char *values[QUERY_VALUES_MAX];
+    size_t count = call_query_all(call, name, values, QUERY_VALUES_MAX);
+    struct error why = ERROR_NONE;
+    uint64_t number = 0;
+    bool yes = false;
+
+    *out = NULL;
+    if (count == 0)
+        return 0;
+    if (f->type == FIELD_TEXT_LIST) {
+        *out = json_array();
+        for (size_t i = 0; i < count; i++)
+            add_list(*out, values[i]);
+        return 0;
+    }
+    if (f->type == FIELD_BOOL) {
+        if (parse_bool(name, values[0][0] == '\0' ? "true" : values[0], &yes, &why) < 0)
+            return call_bad_field(call, name, err, "%s", why.message);
+        *out = json_boolean(yes);
+        return 0;
+    }
+    if (f->type == FIELD_NUMBER) {
+        if (parse_u64(name, values[0], f->min, f->max, &number, &why) < 0)
+            return call_bad_field(call, name, err, "%s", why.message);
+        *out = json_integer((json_int_t)number);
+        return 0;
+    }
+    *out = json_string(values[0]);
+    return *out == NULL ? call_bad_field(call, name, err, "'%s' is not UTF-8", name) : 0;
+}
+
+int query_as_body(struct call *call, const struct field *table, json_t **out, struct error *err)
+{
+    json_t *body = json_object();
+
+    for (const struct field *f = table; f->name != NULL; f++) {
+        const char *names[FIELD_ALIASES_MAX + 1] = {f->name};
+        size_t count = 1;
+        for (size_t i = 0; i < FIELD_ALIASES_MAX && f->aliases[i] != NULL; i++)
+            names[count++] = f->aliases[i];
+        for (size_t i = 0; i < count; i++) {
+            json_t *value = NULL;
+            if (value_of(call, f, names[i], &value, err) < 0) {
+                json_decref(body);
+                return -1;
+            }
+            if (value != NULL)
+                (void)json_object_set_new(body, names[i], value);
+        }
+    }
+    *out = body;
+    return 0;
+}

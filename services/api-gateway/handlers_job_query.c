@@ -1,0 +1,295 @@
+/* Lists of jobs: GET with parameters, POST with the same names in a body (rest-api.md 3.6). */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/json.h"
+#include "common/parse.h"
+#include "handlers.h"
+#include "job_view.h"
+
+#define NUMBER_TEXT 24
+#define IDS_MAX     1000
+
+static const char *const shown_statuses[] = {
+    "pending", "running", "completed", "failed", "cancelled", "paused", "cancelling", "all", NULL};
+static const char *const sorts[] = {"-created_at", "created_at", NULL};
+
+static const struct field query_fields[] = {
+    {"job_ids", {"job_id", "id"}, FIELD_ANY, 0, 0, NULL},
+    {"status", {NULL}, FIELD_ANY, 0, 0, NULL},
+    {"all", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"provider", {NULL}, FIELD_TEXT, 1, 63, NULL},
+    {"vm", {"vm_path", "vm_name"}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL},
+    {"submitted_by", {NULL}, FIELD_TEXT, 1, 127, NULL},
+    {"since", {NULL}, FIELD_TEXT, 1, 40, NULL},
+    {"until", {NULL}, FIELD_TEXT, 1, 40, NULL},
+    {"sort", {NULL}, FIELD_TEXT, 1, 32, NULL},
+    {"schedule_id", {NULL}, FIELD_ANY, 0, 0, ""},
+    PAGE_FIELDS,
+    {0},
+};
+/* How the same names look in a query string. */
+static const struct field parameter_fields[] = {
+    {"job_ids", {"job_id", "id"}, FIELD_TEXT_LIST, 0, 0, NULL},
+    {"status", {NULL}, FIELD_TEXT_LIST, 0, 0, NULL},
+    {"all", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"provider", {NULL}, FIELD_TEXT, 0, 0, NULL},
+    {"vm", {"vm_path", "vm_name"}, FIELD_TEXT, 0, 0, NULL},
+    {"submitted_by", {NULL}, FIELD_TEXT, 0, 0, NULL},
+    {"since", {NULL}, FIELD_TEXT, 0, 0, NULL},
+    {"until", {NULL}, FIELD_TEXT, 0, 0, NULL},
+    {"sort", {NULL}, FIELD_TEXT, 0, 0, NULL},
+    {"schedule_id", {NULL}, FIELD_TEXT, 0, 0, NULL},
+    PAGE_FIELDS,
+    {0},
+};
+
+/* Filters $1..$7: ids, statuses, provider, vm, submitted_by, since, until. Three forms, so that
+ * each has an index to go by: given ids, jobs that are not finished, and the rest in order. */
+#define IN_LIST(column, n) column " = ANY (ARRAY(SELECT jsonb_array_elements_text(" n "::jsonb)))"
+#define FILTERS                                                                               \
+    " AND ($2::jsonb IS NULL OR " IN_LIST(                                                    \
+        "j.status", "$2") ")"                                                                 \
+                          " AND ($3::text IS NULL OR j.provider = $3)"                        \
+                          " AND ($4::text IS NULL OR j.vm_path = $4 OR j.vm_name = $4)"       \
+                          " AND ($5::text IS NULL OR j.submitted_by = $5)"                    \
+                          " AND ($6::timestamptz IS NULL OR j.created_at >= $6::timestamptz)" \
+                          " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"
+#define BY_IDS " FROM jobs j WHERE " IN_LIST("j.id", "$1") FILTERS
+#define BY_ACTIVE                          \
+    " FROM jobs j WHERE $1::jsonb IS NULL" \
+    " AND j.status IN ('pending','running','paused','cancelling')" FILTERS
+#define BY_ORDER    " FROM jobs j WHERE $1::jsonb IS NULL" FILTERS
+#define NEWEST      " AND ($8::bigint IS NULL OR j.seq < $8) ORDER BY j.seq DESC LIMIT $9 OFFSET $10"
+#define OLDEST      " AND ($8::bigint IS NULL OR j.seq > $8) ORDER BY j.seq LIMIT $9 OFFSET $10"
+#define COUNT(form) "SELECT count(*) FROM (SELECT 1" form " LIMIT 10001) few"
+static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNT");
+
+static const struct {
+    const char *newest, *oldest, *count;
+} forms[] = {
+    {"SELECT " JOB_COLUMNS BY_IDS NEWEST, "SELECT " JOB_COLUMNS BY_IDS OLDEST, COUNT(BY_IDS)},
+    {"SELECT " JOB_COLUMNS BY_ACTIVE NEWEST, "SELECT " JOB_COLUMNS BY_ACTIVE OLDEST,
+     COUNT(BY_ACTIVE)},
+    {"SELECT " JOB_COLUMNS BY_ORDER NEWEST, "SELECT " JOB_COLUMNS BY_ORDER OLDEST, COUNT(BY_ORDER)},
+};
+enum { FORM_IDS, FORM_ACTIVE, FORM_ORDER };
+
+struct job_query {
+    json_t *canonical;
+    json_t *ids;      /* array; NULL: any */
+    json_t *statuses; /* array of stored states; NULL: any */
+    bool active;      /* only states of jobs that are not finished */
+    bool oldest_first;
+    struct page page;
+    char cursor[NUMBER_TEXT]; /* "" = from the start */
+};
+
+static void job_query_release(struct job_query *query)
+{
+    json_decref(query->canonical);
+    json_decref(query->ids);
+    json_decref(query->statuses);
+}
+
+/* A text or a list of texts; *out NULL when absent. */
+static int list_of(struct call *call, const json_t *canonical, const char *name, json_t **out,
+                   struct error *err)
+{
+    json_t *value = json_object_get(canonical, name);
+    json_t *item;
+    size_t i;
+
+    *out = NULL;
+    if (value == NULL)
+        return 0;
+    if (json_is_string(value)) {
+        *out = json_pack("[O]", value);
+        return 0;
+    }
+    if (!json_is_array(value) || json_array_size(value) > IDS_MAX)
+        return call_bad_field(call, name, err, "'%s' must be a text or a list of at most %d texts",
+                              name, IDS_MAX);
+    json_array_foreach(value, i, item)
+    {
+        /* PostgreSQL has no NUL in text */
+        if (!json_is_string(item) || strlen(json_string_value(item)) != json_string_length(item))
+            return call_bad_field(call, name, err, "'%s' must be a list of texts", name);
+    }
+    *out = json_incref(value);
+    return 0;
+}
+
+/* States as the API names them become the stored ones: running covers paused and cancelling. */
+static int read_statuses(struct call *call, struct job_query *query, struct error *err)
+{
+    json_t *named = NULL;
+    json_t *item;
+    size_t i;
+    bool all = field_bool(query->canonical, "all", false);
+
+    if (list_of(call, query->canonical, "status", &named, err) < 0)
+        return -1;
+    auto_json *owned = named;
+    if (named == NULL || json_array_size(named) == 0)
+        return 0;
+    query->statuses = json_array();
+    query->active = true;
+    json_array_foreach(named, i, item)
+    {
+        const char *status = json_string_value(item);
+        if (!word_in(status, shown_statuses))
+            return call_bad_field(call, "status", err, "'status': '%s' is not known", status);
+        if (strcmp(status, "all") == 0)
+            all = true;
+        (void)json_array_append(query->statuses, item);
+        if (strcmp(status, "running") == 0) {
+            (void)json_array_append_new(query->statuses, json_string("paused"));
+            (void)json_array_append_new(query->statuses, json_string("cancelling"));
+        }
+        if (strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 ||
+            strcmp(status, "cancelled") == 0)
+            query->active = false;
+    }
+    if (all) {
+        json_decref(query->statuses);
+        query->statuses = NULL;
+        query->active = false;
+    }
+    return 0;
+}
+
+static int read_order(struct call *call, struct job_query *query, struct error *err)
+{
+    const char *sort = field_text(query->canonical, "sort", sorts[0]);
+    const char *cursor;
+    struct error why = ERROR_NONE;
+    uint64_t seq = 0;
+
+    if (!word_in(sort, sorts))
+        return call_bad_field(call, "sort", err, "'sort' must be -created_at or created_at");
+    query->oldest_first = sort[0] != '-';
+    page_from(query->canonical, PAGE_LIMIT_DEFAULT, &query->page);
+    cursor = query->page.cursor;
+    if (cursor == NULL)
+        return 0;
+    if (cursor[0] != (query->oldest_first ? 'a' : 'd') ||
+        parse_u64("cursor", cursor + 1, 0, INT64_MAX, &seq, &why) < 0)
+        return call_bad_field(call, "cursor", err, "'cursor' is not one of this list");
+    (void)snprintf(query->cursor, sizeof query->cursor, "%" PRIu64, seq);
+    return 0;
+}
+
+static int read_query(struct call *call, struct job_query *query, struct error *err)
+{
+    static const char *const times[] = {"since", "until"};
+    auto_json *parameters = NULL;
+    struct field_problem problem = {0};
+    struct error why = ERROR_NONE;
+
+    if (call->body == NULL && query_as_body(call, parameter_fields, &parameters, err) < 0)
+        return -1;
+    if (fields_canonical(query_fields, "", call->body != NULL ? call->body : parameters,
+                         &query->canonical, &problem, err) < 0)
+        return call_fail_field(call, &problem, err);
+    for (size_t i = 0; i < ARRAY_LEN(times); i++) {
+        const char *text = field_text(query->canonical, times[i], NULL);
+        if (text != NULL && check_time(times[i], text, &why) < 0)
+            return call_bad_field(call, times[i], err, "%s", why.message);
+    }
+    if (list_of(call, query->canonical, "job_ids", &query->ids, err) < 0 ||
+        read_statuses(call, query, err) < 0)
+        return -1;
+    return read_order(call, query, err);
+}
+
+static void add_page(struct call *call, const struct job_query *query, const PGresult *rows,
+                     json_t *answer)
+{
+    json_t *jobs = json_array();
+    int count = PQntuples(rows);
+
+    if (count > (int)query->page.limit) { /* one more than asked for: there is a next page */
+        autofree char *cursor = NULL;
+        count = (int)query->page.limit;
+        cursor = xasprintf("%c%lld", query->oldest_first ? 'a' : 'd',
+                           (long long)db_i64(rows, count - 1, JOB_COLUMN_SEQ));
+        json_set_text(answer, "next_cursor", cursor);
+    }
+    for (int i = 0; i < count; i++)
+        (void)json_array_append_new(jobs, job_view(call->gateway, rows, i));
+    (void)json_object_set_new(answer, "jobs", jobs);
+}
+
+static void add_total(int64_t total, json_t *answer)
+{
+    if (total > PAGE_TOTAL_MAX)
+        json_set_i64(answer, "total_at_least", PAGE_TOTAL_MAX);
+    else
+        json_set_i64(answer, "total", total);
+}
+
+static int run_query(struct call *call, const struct job_query *query, json_t *answer,
+                     struct error *err)
+{
+    int form = query->ids != NULL ? FORM_IDS : query->active ? FORM_ACTIVE : FORM_ORDER;
+    autofree char *ids = query->ids == NULL ? NULL : json_text(query->ids);
+    autofree char *statuses = query->statuses == NULL ? NULL : json_text(query->statuses);
+    auto_pgresult *rows = NULL;
+    auto_pgresult *total = NULL;
+    char limit[NUMBER_TEXT];
+    char offset[NUMBER_TEXT];
+    const json_t *c = query->canonical;
+
+    (void)snprintf(limit, sizeof limit, "%" PRIu32, query->page.limit + 1);
+    (void)snprintf(offset, sizeof offset, "%" PRIu32, query->page.offset);
+    const char *params[] = {ids,
+                            statuses,
+                            field_text(c, "provider", NULL),
+                            field_text(c, "vm", NULL),
+                            field_text(c, "submitted_by", NULL),
+                            field_text(c, "since", NULL),
+                            field_text(c, "until", NULL),
+                            query->cursor[0] == '\0' ? NULL : query->cursor,
+                            limit,
+                            offset};
+    if (db_exec(call->db, query->oldest_first ? forms[form].oldest : forms[form].newest, params,
+                ARRAY_LEN(params), &rows, err) < 0 ||
+        db_exec(call->db, forms[form].count, params, 7, &total, err) < 0)
+        return -1;
+    add_page(call, query, rows, answer);
+    add_total(db_i64(total, 0, 0), answer);
+    return 0;
+}
+
+/* One id asked for: its facts at top level as well, as the seed's clients read them. */
+static int add_single(const struct job_query *query, json_t *answer, struct error *err)
+{
+    const json_t *job;
+
+    if (query->ids == NULL || json_array_size(query->ids) != 1)
+        return 0;
+    job = json_array_get(json_object_get(answer, "jobs"), 0);
+    if (job == NULL)
+        return error_set(err, ERR_NOT_FOUND, "job '%.64s' does not exist",
+                         json_string_value(json_array_get(query->ids, 0)));
+    (void)json_object_set(answer, "job_id", json_object_get(job, "job_id"));
+    (void)json_object_set(answer, "status", json_object_get(job, "status"));
+    (void)json_object_set(answer, "percentage",
+                          json_object_get(json_object_get(job, "progress"), "percentage"));
+    return 0;
+}
+
+int handle_job_query(struct call *call, struct error *err)
+{
+    CLEANUP(job_query_release) struct job_query query = {0};
+    auto_json *answer = json_object();
+
+    if (read_query(call, &query, err) < 0 || run_query(call, &query, answer, err) < 0 ||
+        add_single(&query, answer, err) < 0)
+        return -1;
+    json_set_now(answer, "timestamp");
+    call_answer_json(call, 200, STEAL(answer));
+    return 0;
+}

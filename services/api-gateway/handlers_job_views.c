@@ -1,0 +1,365 @@
+/* What a job looks like: object, progress, ETA, logs, history, artifacts, totals. */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/json.h"
+#include "common/parse.h"
+#include "handlers.h"
+#include "hub.h"
+#include "job_view.h"
+
+#define LOG_TAIL_DEFAULT 200
+#define LOG_TAIL_MAX     10000
+#define LOG_TEXT_MAX     (32 * MIB) /* LOG_TAIL_MAX lines of 2,000 bytes and their heads */
+#define HISTORY_MAX      1000
+#define NUMBER_TEXT      24
+
+/* The last lines, oldest first; $3: lines at or after it; $4: the levels that are shown. */
+static const char logs_sql[] = "SELECT * FROM (SELECT " SQL_TIME(
+    "l.at") ", l.level, l.phase, l.message, l.id FROM job_logs l"
+            " WHERE l.job_id = $1 AND ($3::timestamptz IS NULL OR l.at >= $3::timestamptz)"
+            " AND ($4::jsonb IS NULL OR l.level = ANY (ARRAY(SELECT "
+            "jsonb_array_elements_text($4::jsonb))))"
+            " ORDER BY l.id DESC LIMIT $2) newest ORDER BY id";
+static const char history_sql[] = "SELECT e.id, " SQL_TIME(
+    "e.at") ", e.event, e.status, e.phase, e.actor, e.detail"
+            " FROM job_events e WHERE e.job_id = $1 AND e.id > $2 ORDER BY e.id LIMIT $3";
+static const char exports_sql[] =
+    "SELECT e.id, e.volume, e.path, e.format, e.total_size, " SQL_TIME(
+        "e.created_at") ", (SELECT coalesce(jsonb_agg(jsonb_build_object('disk_id', d.disk_id, "
+                        "'file', d.file,"
+                        " 'size', d.size_bytes, 'capacity_bytes', d.capacity_bytes, 'sha256', "
+                        "d.sha256, 'root', d.root)"
+                        " ORDER BY d.disk_id), '[]') FROM export_disks d WHERE d.export_id = e.id)"
+                        " FROM exports e WHERE e.job_id = $1 ORDER BY e.created_at DESC, e.id "
+                        "LIMIT 1";
+static const char stats_sql[] = "SELECT status, count(*) FROM jobs GROUP BY status";
+static const char totals_sql[] =
+    "SELECT name, sum(value) FROM metric_totals WHERE name IN"
+    " ('hypersdk_vms_exported_total', 'hypersdk_bytes_exported_total') AND labels = '{}'"
+    " GROUP BY name";
+
+int handle_job_get(struct call *call, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (job_load(call, call_param(call, "id"), &rows, err) < 0)
+        return -1;
+    call_answer_json(call, 200, job_view(call->gateway, rows, 0));
+    return 0;
+}
+
+int handle_job_progress(struct call *call, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (job_load(call, call_param(call, "id"), &rows, err) < 0)
+        return -1;
+    call_answer_json(call, 200, progress_view(call->gateway, rows, 0));
+    return 0;
+}
+
+/* estimated_completion and bytes_remaining follow from what progress knows; null when unknown. */
+static json_t *eta_of(const json_t *progress)
+{
+    const json_t *seconds = json_object_get(progress, "eta_seconds");
+    const json_t *total = json_object_get(progress, "total_bytes");
+    json_t *eta = json_object();
+    char at[CLOCK_RFC3339_SIZE];
+
+    if (json_is_integer(seconds)) {
+        clock_rfc3339(clock_wall_ms() + json_integer_value(seconds) * 1000, at);
+        json_set_text(eta, "estimated_completion", at);
+        json_set_text(eta, "basis", "bytes");
+    } else {
+        (void)json_object_set_new(eta, "estimated_completion", json_null());
+        json_set_text(eta, "basis", "none");
+    }
+    (void)json_object_set(eta, "time_remaining_seconds", json_object_get(progress, "eta_seconds"));
+    (void)json_object_set(eta, "elapsed_seconds", json_object_get(progress, "elapsed_seconds"));
+    (void)json_object_set(eta, "percent_complete", json_object_get(progress, "percentage"));
+    (void)json_object_set(eta, "transfer_rate_mbps",
+                          json_object_get(progress, "transfer_rate_mbps"));
+    if (json_is_integer(total)) {
+        json_int_t left = json_integer_value(total) - (json_int_t)json_u64(progress, "bytes_done");
+        json_set_i64(eta, "bytes_remaining", left < 0 ? 0 : left);
+    } else {
+        (void)json_object_set_new(eta, "bytes_remaining", json_null());
+    }
+    return eta;
+}
+
+int handle_job_eta(struct call *call, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    auto_json *progress = NULL;
+    json_t *answer;
+
+    if (job_load(call, call_param(call, "id"), &rows, err) < 0)
+        return -1;
+    progress = progress_view(call->gateway, rows, 0);
+    answer = json_object();
+    (void)json_object_set(answer, "job_id", json_object_get(progress, "job_id"));
+    (void)json_object_set(answer, "status", json_object_get(progress, "status"));
+    (void)json_object_set_new(answer, "eta", eta_of(progress));
+    call_answer_json(call, 200, answer);
+    return 0;
+}
+
+struct log_query {
+    uint32_t tail;
+    const char *since; /* NULL: any time */
+    const char *level; /* least level; NULL: all */
+    bool follow;
+};
+
+static int read_log_query(struct call *call, struct log_query *out, struct error *err)
+{
+    static const char *const levels[] = {"debug", "info", "warn", "error", NULL};
+    const char *tail = call_query(call, "tail");
+    const char *follow = call_query(call, "follow");
+    struct error why = ERROR_NONE;
+
+    *out = (struct log_query){.tail = LOG_TAIL_DEFAULT};
+    out->since = call_query(call, "since");
+    out->level = call_query(call, "level");
+    if (tail != NULL && parse_u32("tail", tail, 0, LOG_TAIL_MAX, &out->tail, &why) < 0)
+        return call_bad_field(call, "tail", err, "%s", why.message);
+    if (out->since != NULL && check_time("since", out->since, &why) < 0)
+        return call_bad_field(call, "since", err, "%s", why.message);
+    if (out->level != NULL && !word_in(out->level, levels))
+        return call_bad_field(call, "level", err, "'level' must be debug, info, warn or error");
+    if (follow != NULL &&
+        parse_bool("follow", follow[0] == '\0' ? "true" : follow, &out->follow, &why) < 0)
+        return call_bad_field(call, "follow", err, "%s", why.message);
+    return 0;
+}
+
+/* The levels from least up, as a JSON list; NULL: all. Caller frees. */
+static char *levels_from(const char *least)
+{
+    static const char *const names[] = {"debug", "info", "warn", "error"};
+    auto_json *list = json_array();
+
+    if (least == NULL)
+        return NULL;
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        if (log_level_passes(names[i], least))
+            (void)json_array_append_new(list, json_string(names[i]));
+    }
+    return json_text(list);
+}
+
+static void answer_lines_text(struct call *call, const PGresult *rows)
+{
+    struct error err = ERROR_NONE;
+    char *text = NULL;
+    auto_strbuf lines;
+
+    strbuf_init(&lines, LOG_TEXT_MAX);
+    for (int i = 0; i < PQntuples(rows); i++)
+        log_line_text(&lines, db_text(rows, i, 0), db_text(rows, i, 1), db_text(rows, i, 2),
+                      db_text(rows, i, 3));
+    if (strbuf_finish(&lines, &text, &err) < 0)
+        text = xstrdup(""); /* cannot be: the limit is above LOG_TAIL_MAX of the longest lines */
+    call_answer_text(call, 200, "text/plain; charset=utf-8", text);
+}
+
+static void answer_lines_json(struct call *call, const char *job_id, const PGresult *rows)
+{
+    static const char *const keys[] = {"timestamp", "level", "phase", "message"};
+    json_t *answer = json_object();
+    json_t *lines = json_array();
+
+    for (int i = 0; i < PQntuples(rows); i++) {
+        json_t *line = json_object();
+        for (int k = 0; k < (int)ARRAY_LEN(keys); k++)
+            (void)json_object_set_new(line, keys[k], cell_text(rows, i, k));
+        (void)json_object_set_new(line, "fields", json_object());
+        (void)json_array_append_new(lines, line);
+    }
+    json_set_text(answer, "job_id", job_id);
+    json_set_i64(answer, "log_count", PQntuples(rows));
+    (void)json_object_set_new(answer, "logs", lines);
+    call_answer_json(call, 200, answer);
+}
+
+static int follow_logs(struct call *call, const char *job_id, const struct log_query *query,
+                       struct error *err)
+{
+    struct log_follow_options options = {.job_id = job_id,
+                                         .tail = query->tail,
+                                         .since = query->since,
+                                         .level = query->level,
+                                         .format = LOG_STREAM_TEXT};
+
+    if (call_accepts(call, "text/event-stream"))
+        options.format = LOG_STREAM_SSE;
+    else if (call_accepts(call, "application/x-ndjson") || call_accepts(call, "application/json"))
+        options.format = LOG_STREAM_NDJSON;
+    return hub_follow_logs(call, &options, err);
+}
+
+int handle_job_logs(struct call *call, struct error *err)
+{
+    const char *job_id = call_param(call, "id");
+    struct log_query query;
+    auto_pgresult *job = NULL;
+    auto_pgresult *rows = NULL;
+    autofree char *levels = NULL;
+    char tail[NUMBER_TEXT];
+
+    if (read_log_query(call, &query, err) < 0 || job_load(call, job_id, &job, err) < 0)
+        return -1;
+    if (query.follow || call_accepts(call, "text/event-stream"))
+        return follow_logs(call, job_id, &query, err);
+    levels = levels_from(query.level);
+    (void)snprintf(tail, sizeof tail, "%u", query.tail);
+    if (db_exec(call->db, logs_sql, DB_PARAMS(job_id, tail, query.since, levels), &rows, err) < 0)
+        return -1;
+    if (call_accepts(call, "text/plain"))
+        answer_lines_text(call, rows);
+    else
+        answer_lines_json(call, job_id, rows);
+    return 0;
+}
+
+/* after=<id of the last one seen> goes on where a page ended. */
+int handle_job_history(struct call *call, struct error *err)
+{
+    const char *job_id = call_param(call, "id");
+    const char *cursor = call_query(call, "cursor");
+    auto_pgresult *job = NULL;
+    auto_pgresult *rows = NULL;
+    struct error why = ERROR_NONE;
+    uint64_t after = 0;
+    json_t *answer;
+    json_t *list;
+
+    if (cursor != NULL && parse_u64("cursor", cursor, 0, INT64_MAX, &after, &why) < 0)
+        return call_bad_field(call, "cursor", err, "%s", why.message);
+    if (job_load(call, job_id, &job, err) < 0 ||
+        db_exec(call->db, history_sql, DB_PARAMS(job_id, cursor == NULL ? "0" : cursor, "1001"),
+                &rows, err) < 0)
+        return -1;
+    answer = json_object();
+    list = json_array();
+    for (int i = 0; i < PQntuples(rows) && i < HISTORY_MAX; i++) {
+        static const char *const keys[] = {"timestamp", "event", "status", "phase", "actor"};
+        json_t *event = json_object();
+        json_set_i64(event, "id", db_i64(rows, i, 0));
+        for (int k = 0; k < (int)ARRAY_LEN(keys); k++)
+            (void)json_object_set_new(event, keys[k], cell_text(rows, i, k + 1));
+        (void)json_object_set_new(event, "detail", cell_json(rows, i, 6));
+        (void)json_array_append_new(list, event);
+    }
+    json_set_text(answer, "job_id", job_id);
+    if (PQntuples(rows) > HISTORY_MAX)
+        json_set_text(answer, "next_cursor", db_text(rows, HISTORY_MAX - 1, 0));
+    json_set_i64(answer, "total", (int64_t)json_array_size(list));
+    (void)json_object_set_new(answer, "history", list);
+    call_answer_json(call, 200, answer);
+    return 0;
+}
+
+/* Every file of the result with its path, size and SHA-256. */
+static json_t *files_of(const json_t *result)
+{
+    const json_t *files = json_object_get(result, "files");
+    const char *dir = json_str(result, "output_path");
+    json_t *list = json_array();
+    json_t *file;
+    size_t i;
+
+    json_array_foreach(files, i, file)
+    {
+        json_t *item = json_copy(file);
+        autofree char *path = xasprintf("%s/%s", dir, json_str(file, "name"));
+        json_set_text(item, "path", path);
+        if (json_object_get(item, "sha256") == NULL)
+            (void)json_object_set_new(item, "sha256", json_null());
+        (void)json_array_append_new(list, item);
+    }
+    return list;
+}
+
+int handle_job_artifacts(struct call *call, struct error *err)
+{
+    static const char *const keys[] = {"id", "volume", "path", "format"};
+    const char *job_id = call_param(call, "id");
+    auto_pgresult *rows = NULL;
+    auto_pgresult *export = NULL;
+    auto_json *job = NULL;
+    const json_t *result;
+    json_t *answer;
+    json_t *about = json_null();
+
+    if (job_load(call, job_id, &rows, err) < 0 ||
+        db_exec(call->db, exports_sql, DB_PARAMS(job_id), &export, err) < 0)
+        return -1;
+    job = job_view(call->gateway, rows, 0);
+    result = json_object_get(job, "result");
+    answer = json_object();
+    json_set_text(answer, "job_id", job_id);
+    (void)json_object_set(answer, "status", json_object_get(job, "status"));
+    (void)json_object_set_new(answer, "artifacts", files_of(result));
+    json_set_i64(answer, "total", (int64_t)json_array_size(json_object_get(answer, "artifacts")));
+    json_set_i64(answer, "total_size", (int64_t)json_u64(result, "total_size"));
+    if (PQntuples(export) == 1) {
+        about = json_object();
+        for (int k = 0; k < (int)ARRAY_LEN(keys); k++)
+            (void)json_object_set_new(about, keys[k], cell_text(export, 0, k));
+        json_set_i64(about, "total_size", db_i64(export, 0, 4));
+        (void)json_object_set_new(about, "created_at", cell_text(export, 0, 5));
+        (void)json_object_set_new(about, "disks", cell_json(export, 0, 6));
+    }
+    (void)json_object_set_new(answer, "export", about);
+    if (json_object_get(result, "conversion") != NULL)
+        (void)json_object_set(answer, "conversion", json_object_get(result, "conversion"));
+    call_answer_json(call, 200, answer);
+    return 0;
+}
+
+int job_counts(struct call *call, json_t *answer, struct error *err)
+{
+    static const char *const names[] = {"pending", "running", "completed", "failed", "cancelled"};
+    auto_pgresult *rows = NULL;
+    int64_t counts[ARRAY_LEN(names)] = {0};
+    int64_t total = 0;
+
+    if (db_exec(call->db, stats_sql, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    for (int i = 0; i < PQntuples(rows); i++) {
+        const char *status = job_status_shown(db_text(rows, i, 0));
+        total += db_i64(rows, i, 1);
+        for (size_t k = 0; k < ARRAY_LEN(names); k++)
+            counts[k] += strcmp(names[k], status) == 0 ? db_i64(rows, i, 1) : 0;
+    }
+    json_set_i64(answer, "total_jobs", total);
+    for (size_t k = 0; k < ARRAY_LEN(names); k++) {
+        autofree char *key = xasprintf("%s_jobs", names[k]);
+        json_set_i64(answer, key, counts[k]);
+    }
+    return 0;
+}
+
+int handle_job_stats(struct call *call, struct error *err)
+{
+    auto_json *answer = json_object();
+    auto_pgresult *rows = NULL;
+
+    if (job_counts(call, answer, err) < 0 ||
+        db_exec(call->db, totals_sql, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    json_set_i64(answer, "vms_exported", 0);
+    json_set_i64(answer, "bytes_exported", 0);
+    for (int i = 0; i < PQntuples(rows); i++)
+        json_set_i64(answer,
+                     strstr(db_text(rows, i, 0), "bytes") != NULL ? "bytes_exported"
+                                                                  : "vms_exported",
+                     db_i64(rows, i, 1));
+    json_set_now(answer, "timestamp");
+    call_answer_json(call, 200, STEAL(answer));
+    return 0;
+}

@@ -1,0 +1,446 @@
+/* What is done to jobs: submit, cancel, retry (rest-api.md 3.1, 3.2, 3.7). */
+#include <openssl/sha.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/job_store.h"
+#include "common/json.h"
+#include "handlers.h"
+#include "job_view.h"
+#include "provider_lookup.h"
+#include "submit.h"
+
+#define IDEMPOTENCY_KEY_MAX 200 /* with "/<index>" it stays well below an index entry's limit */
+#define CANCEL_IDS_MAX      1000
+#define REASON_MAX          500
+
+static const char vm_name_sql[] = "SELECT v.name FROM inventory_vms v JOIN inventory_state s"
+                                  " ON s.provider = v.provider AND s.generation = v.generation"
+                                  " WHERE v.provider = $1 AND v.id = $2";
+static const char created_sql[] =
+    "SELECT status, " SQL_TIME("created_at") " FROM jobs WHERE id = $1";
+static const char owner_sql[] = "SELECT submitted_by FROM jobs WHERE id = $1";
+
+/* ---- submit ---- */
+
+struct submit_run { /* one request while it is worked on */
+    struct submit_settings settings;
+    struct submit_batch batch;
+    struct submit_request *requests[SUBMIT_JOBS_MAX]; /* NULL: refused */
+    struct provider_row providers[SUBMIT_JOBS_MAX];
+    const char *idempotency_key; /* NULL: none */
+    uint8_t hash[SHA256_DIGEST_LENGTH];
+    json_t *job_ids;
+    json_t *errors;
+    bool existing; /* the last one was there already */
+};
+
+static void submit_run_free(struct submit_run *run)
+{
+    for (size_t i = 0; i < run->batch.count; i++)
+        submit_request_free(run->requests[i]);
+    json_decref(run->job_ids);
+    json_decref(run->errors);
+    free(run);
+}
+DEFINE_AUTO(submit_run, struct submit_run, submit_run_free)
+
+/* The inventory's name of a VM that is given by id; NULL when it is not there. Caller frees. */
+static int inventory_name(struct call *call, const char *provider, const char *vm, char **out,
+                          struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    *out = NULL;
+    if (db_exec(call->db, vm_name_sql, DB_PARAMS(provider, vm), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 1)
+        *out = xstrdup(db_text(rows, 0, 0));
+    return 0;
+}
+
+/* problem->status stays 0 when the failure is not the element's fault. */
+static int prepare_element(struct call *call, struct submit_run *run, size_t i,
+                           struct field_problem *problem, struct error *err)
+{
+    auto_submit_request *request = NULL;
+    autofree char *vm_name = NULL;
+    struct job_submission *s;
+
+    if (submit_parse(&run->settings, run->batch.elements[i], NULL, &request, problem, err) < 0)
+        return -1;
+    s = &request->submission;
+    if (provider_lookup(call->db, s->provider, true, &run->providers[i], problem, err) < 0 ||
+        inventory_name(call, s->provider, s->vm_path, &vm_name, err) < 0)
+        return -1;
+    if (vm_name != NULL) { /* the default directory has the VM's name, not its id */
+        submit_request_free(STEAL(request));
+        if (submit_parse(&run->settings, run->batch.elements[i], vm_name, &request, problem, err) <
+            0)
+            return -1;
+    }
+    run->requests[i] = STEAL(request);
+    return 0;
+}
+
+static void add_error(struct submit_run *run, size_t index, const struct field_problem *problem,
+                      const struct error *why)
+{
+    json_t *item = json_object();
+
+    json_set_i64(item, "index", (int64_t)index);
+    if (problem->field[0] != '\0')
+        json_set_text(item, "field", problem->field);
+    else
+        (void)json_object_set_new(item, "field", json_null());
+    json_set_text(item, "error", why->message);
+    json_set_text(item, "code", error_code_name(why->code));
+    if (problem->candidate[0] != '\0')
+        (void)json_object_set_new(item, "candidates", json_pack("[s]", problem->candidate));
+    (void)json_array_append_new(run->errors, item);
+}
+
+/* Failures that are nobody's fault in the request end it as a whole. */
+static bool is_ours(const struct error *err)
+{
+    return error_is_retryable(err) || err->code == ERR_INTERNAL;
+}
+
+/* All elements are looked at before anything is stored. */
+static int prepare_all(struct call *call, struct submit_run *run, struct error *err)
+{
+    for (size_t i = 0; i < run->batch.count; i++) {
+        struct field_problem problem = {0};
+        struct error why = ERROR_NONE;
+        if (prepare_element(call, run, i, &problem, &why) == 0)
+            continue;
+        *err = why;
+        if (run->batch.single && problem.status != 0)
+            return call_fail_field(call, &problem, err);
+        if (is_ours(&why) || run->batch.single)
+            return -1;
+        error_clear(err);
+        add_error(run, i, &problem, &why);
+    }
+    return 0;
+}
+
+static int store_element(struct call *call, struct submit_run *run, size_t i, struct error *err)
+{
+    struct job_submission *s = &run->requests[i]->submission;
+    autofree char *key = NULL;
+    char id[64];
+    bool existing = false;
+
+    s->provider_kind = run->providers[i].kind;
+    s->submitted_by = call->identity.username;
+    s->trace_id = call->trace_id;
+    if (run->idempotency_key != NULL) {
+        key = run->batch.single ? xstrdup(run->idempotency_key)
+                                : xasprintf("%s/%zu", run->idempotency_key, i);
+        s->idempotency_key = key;
+        s->idempotency_hash = run->hash;
+    }
+    if (job_store_submit(call->db, s, id, &existing, err) < 0)
+        return -1;
+    run->existing = existing;
+    (void)json_array_append_new(run->job_ids, json_string(id));
+    return 0;
+}
+
+static int store_each(struct call *call, struct submit_run *run, struct error *err)
+{
+    for (size_t i = 0; i < run->batch.count; i++) {
+        struct field_problem problem = {0};
+        struct error why = ERROR_NONE;
+        if (run->requests[i] == NULL || store_element(call, run, i, &why) == 0)
+            continue;
+        *err = why;
+        if (is_ours(&why) || run->batch.single)
+            return -1;
+        error_clear(err);
+        add_error(run, i, &problem, &why);
+    }
+    return 0;
+}
+
+/* All or nothing, in one transaction. */
+static int store_atomic(struct call *call, struct submit_run *run, struct error *err)
+{
+    if (json_array_size(run->errors) > 0)
+        return 0;
+    if (db_begin(call->db, err) < 0)
+        return -1;
+    for (size_t i = 0; i < run->batch.count; i++) {
+        struct field_problem problem = {0};
+        struct error why = ERROR_NONE;
+        if (store_element(call, run, i, &why) == 0)
+            continue;
+        db_rollback(call->db);
+        (void)json_array_clear(run->job_ids);
+        *err = why;
+        if (is_ours(&why))
+            return -1;
+        error_clear(err);
+        add_error(run, i, &problem, &why);
+        return 0;
+    }
+    return db_commit(call->db, err);
+}
+
+/* The facts of a single accepted job: pending for a new one, as it is now for a repeat. */
+static int add_single(struct call *call, const char *id, json_t *answer, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(call->db, created_sql, DB_PARAMS(id), &rows, err) < 0)
+        return -1;
+    json_set_text(answer, "job_id", id);
+    json_set_text(answer, "status",
+                  PQntuples(rows) == 0 ? "pending" : job_status_shown(db_text(rows, 0, 0)));
+    if (PQntuples(rows) == 1)
+        (void)json_object_set_new(answer, "created_at", cell_text(rows, 0, 1));
+    return 0;
+}
+
+static unsigned int submit_status(const struct call *call, const struct submit_run *run)
+{
+    bool is_short = (call->route->flags & ROUTE_SHORT) != 0;
+
+    if (run->batch.single)
+        return is_short || run->existing ? 200 : 201;
+    if (json_array_size(run->errors) == 0)
+        return 200;
+    return json_array_size(run->job_ids) == 0 ? 422 : 207;
+}
+
+static int answer_submit(struct call *call, struct submit_run *run, struct error *err)
+{
+    auto_json *answer = json_object();
+    size_t accepted = json_array_size(run->job_ids);
+    unsigned int status = submit_status(call, run);
+    const char *id = json_string_value(json_array_get(run->job_ids, 0));
+
+    if (accepted == 1 && add_single(call, id, answer, err) < 0)
+        return -1;
+    if (status == 201) {
+        autofree char *location = xasprintf("/api/v1/jobs/%s", id);
+        call_set_header(call, "Location", location);
+    }
+    if (status == 422) { /* the one shape of errors, with what every element lacks */
+        json_set_text(answer, "error", "no job was accepted");
+        json_set_text(answer, "code", "invalid");
+        json_set_text(answer, "request_id", call->request_id);
+    }
+    (void)json_object_set(answer, "job_ids", run->job_ids);
+    json_set_i64(answer, "accepted", (int64_t)accepted);
+    json_set_i64(answer, "rejected", (int64_t)(run->batch.count - accepted));
+    (void)json_object_set(answer, "errors", run->errors);
+    json_set_now(answer, "timestamp");
+    if (accepted == 1)
+        call_resource(call, "job", id);
+    call_answer_json(call, status, STEAL(answer));
+    return 0;
+}
+
+/* Same key and same body = same job; the body is compared in canonical form. */
+static int read_idempotency(struct call *call, struct submit_run *run, struct error *err)
+{
+    const char *key = call_header(call, "Idempotency-Key");
+    autofree char *text = NULL;
+
+    if (key == NULL)
+        return 0;
+    if (key[0] == '\0' || strlen(key) > IDEMPOTENCY_KEY_MAX)
+        return call_bad_field(call, "Idempotency-Key", err,
+                              "'Idempotency-Key' must have 1 to %d bytes", IDEMPOTENCY_KEY_MAX);
+    for (const char *p = key; *p != '\0'; p++) {
+        if (*p < 0x21 || *p > 0x7e)
+            return call_bad_field(call, "Idempotency-Key", err,
+                                  "'Idempotency-Key' must be printable ASCII without spaces");
+    }
+    text = json_dumps(call->body, JSON_COMPACT | JSON_SORT_KEYS);
+    if (text == NULL)
+        abort(); /* out of memory */
+    (void)SHA256((const unsigned char *)text, strlen(text), run->hash);
+    run->idempotency_key = key;
+    return 0;
+}
+
+int handle_job_submit(struct call *call, struct error *err)
+{
+    CLEANUP(submit_run_auto) struct submit_run *run = xcalloc(1, sizeof *run);
+    struct field_problem problem = {0};
+
+    run->settings = (struct submit_settings){&call->gateway->bases, &call->gateway->hyper2kvm,
+                                             &call->gateway->retry};
+    run->job_ids = json_array();
+    run->errors = json_array();
+    if (!identity_may(&call->identity, "vm.export"))
+        return error_set(err, ERR_DENIED, "permission 'vm.export' is missing");
+    if (call->body == NULL)
+        return call_bad_field(call, "vm_path", err, "'vm_path' is missing");
+    if (submit_split(call->body, &run->batch, &problem, err) < 0)
+        return call_fail_field(call, &problem, err);
+    if (read_idempotency(call, run, err) < 0 || prepare_all(call, run, err) < 0)
+        return -1;
+    if ((run->batch.atomic ? store_atomic(call, run, err) : store_each(call, run, err)) < 0)
+        return -1;
+    if (json_array_size(run->job_ids) > 0)
+        gateway_poke(call->gateway, json_string_value(json_array_get(run->job_ids, 0)));
+    return answer_submit(call, run, err);
+}
+
+/* ---- cancel, retry ---- */
+
+static const struct field cancel_fields[] = {
+    {"job_ids", {"job_id", "id"}, FIELD_ANY, 0, 0, NULL},
+    {"reason", {NULL}, FIELD_TEXT, 0, REASON_MAX, NULL},
+    {"discard", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {0},
+};
+
+/* Operators cancel what they submitted, admins everything. */
+static int check_owner(struct call *call, const char *job_id, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(call->db, owner_sql, DB_PARAMS(job_id), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return error_set(err, ERR_NOT_FOUND, "job '%.64s' does not exist", job_id);
+    if (identity_may(&call->identity, "job.cancel") ||
+        strcmp(db_text(rows, 0, 0), call->identity.username) == 0)
+        return 0;
+    return error_set(
+        err, ERR_DENIED,
+        "permission 'job.cancel' is missing: job '%.64s' was submitted by another user", job_id);
+}
+
+static int cancel_one(struct call *call, const char *job_id, const json_t *options,
+                      struct error *err)
+{
+    if (check_owner(call, job_id, err) < 0)
+        return -1;
+    return job_store_cancel(call->db, job_id, call->identity.username,
+                            field_text(options, "reason", ""),
+                            field_bool(options, "discard", false), err);
+}
+
+static int read_cancel(struct call *call, json_t **out, struct error *err)
+{
+    auto_json *empty = json_object();
+    struct field_problem problem = {0};
+
+    if (fields_canonical(cancel_fields, "", call->body == NULL ? empty : call->body, out, &problem,
+                         err) < 0)
+        return call_fail_field(call, &problem, err);
+    return 0;
+}
+
+int handle_job_cancel(struct call *call, struct error *err)
+{
+    const char *job_id = call_param(call, "id");
+    auto_json *options = NULL;
+    json_t *answer;
+
+    call_resource(call, "job", job_id);
+    if (read_cancel(call, &options, err) < 0)
+        return -1;
+    if (json_object_get(options, "job_ids") != NULL)
+        return call_bad_field(call, "job_ids", err, "'job_ids': the path names the job already");
+    if (cancel_one(call, job_id, options, err) < 0)
+        return -1;
+    gateway_poke(call->gateway, job_id);
+    answer = json_pack("{s:[s], s:[], s:{}}", "cancelled", job_id, "failed", "errors");
+    json_set_text(answer, "job_id", job_id);
+    json_set_now(answer, "timestamp");
+    call_answer_json(call, 200, answer);
+    return 0;
+}
+
+/* The ids of the body, or ?id= and ?job_id=. New reference, at least one text. */
+static int cancel_ids(struct call *call, const json_t *options, json_t **out, struct error *err)
+{
+    static const char *const names[] = {"id", "job_id"};
+    const json_t *given = json_object_get(options, "job_ids");
+    auto_json *ids = json_array();
+    const json_t *item;
+    size_t i;
+
+    if (json_is_string(given))
+        (void)json_array_append_new(ids, json_string(json_string_value(given)));
+    else if (given != NULL && !json_is_array(given))
+        return call_bad_field(call, "job_ids", err, "'job_ids' must be a list of texts");
+    json_array_foreach(given, i, item)
+    {
+        if (!json_is_string(item) || strlen(json_string_value(item)) != json_string_length(item))
+            return call_bad_field(call, "job_ids", err, "'job_ids' must be a list of texts");
+        (void)json_array_append_new(ids, json_string(json_string_value(item)));
+    }
+    for (size_t k = 0; k < ARRAY_LEN(names); k++) {
+        const char *values[CANCEL_IDS_MAX];
+        size_t count = call_query_all(call, names[k], values, CANCEL_IDS_MAX);
+        for (size_t v = 0; v < count; v++)
+            (void)json_array_append_new(ids, json_string(values[v]));
+    }
+    if (json_array_size(ids) == 0 || json_array_size(ids) > CANCEL_IDS_MAX)
+        return call_bad_field(call, "job_ids", err, "'job_ids' must name 1 to %d jobs",
+                              CANCEL_IDS_MAX);
+    *out = STEAL(ids);
+    return 0;
+}
+
+int handle_job_cancel_many(struct call *call, struct error *err)
+{
+    auto_json *options = NULL;
+    auto_json *ids = NULL;
+    auto_json *answer = json_pack("{s:[], s:[], s:{}}", "cancelled", "failed", "errors");
+    size_t i;
+    json_t *item;
+
+    if (read_cancel(call, &options, err) < 0 || cancel_ids(call, options, &ids, err) < 0)
+        return -1;
+    json_array_foreach(ids, i, item)
+    {
+        const char *id = json_string_value(item);
+        struct error why = ERROR_NONE;
+        if (cancel_one(call, id, options, &why) == 0) {
+            (void)json_array_append(json_object_get(answer, "cancelled"), item);
+            continue;
+        }
+        if (is_ours(&why)) {
+            *err = why;
+            return -1;
+        }
+        (void)json_array_append(json_object_get(answer, "failed"), item);
+        json_set_text(json_object_get(answer, "errors"), id, why.message);
+    }
+    if (json_array_size(json_object_get(answer, "cancelled")) > 0)
+        gateway_poke(call->gateway, NULL);
+    if (json_array_size(ids) == 1)
+        call_resource(call, "job", json_string_value(json_array_get(ids, 0)));
+    json_set_now(answer, "timestamp");
+    call_answer_json(call, 200, STEAL(answer));
+    return 0;
+}
+
+int handle_job_retry(struct call *call, struct error *err)
+{
+    static const char *const no_keys[] = {NULL};
+    const char *job_id = call_param(call, "id");
+    json_t *answer;
+
+    call_resource(call, "job", job_id);
+    if (call->body != NULL && json_check_keys(call->body, no_keys, err) < 0)
+        return -1;
+    if (job_store_retry(call->db, job_id, call->identity.username, err) < 0)
+        return -1;
+    gateway_poke(call->gateway, job_id);
+    answer = json_object();
+    json_set_text(answer, "job_id", job_id);
+    json_set_text(answer, "status", "pending");
+    json_set_now(answer, "timestamp");
+    call_answer_json(call, 202, answer);
+    return 0;
+}
