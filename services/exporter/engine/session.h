@@ -45,5 +45,8 @@ MUST_CHECK int exporter_vm_find(struct exporter_session *session, const char *id
 /* The task kind "export" (export.c); arg is the struct exporter. */
 int exporter_run_export(struct worker_task *task, void *arg, json_t **out_result,
                         struct error *err);
+/* Removes the partial files that the records of `task` (those of a dead export) name. */
+MUST_CHECK int exporter_discard_output(struct worker_task *task, struct exporter *exporter,
+                                       struct error *err);
 
 #endif

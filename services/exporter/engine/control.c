@@ -1,0 +1,174 @@
+/* See control.h. */
+#include "services/exporter/engine/control.h"
+
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/clock.h"
+#include "common/json.h"
+
+static void set_new(json_t *object, const char *key, json_t *value)
+{
+    if (json_object_set_new(object, key, value) < 0)
+        abort(); /* out of memory */
+}
+
+int exporter_task_session(struct worker_task *task, struct exporter *exporter,
+                          struct exporter_session *out, struct error *err)
+{
+    size_t size = 0;
+    const void *sealed = worker_task_sealed(task, &size);
+
+    return exporter_session_open(exporter, worker_task_settings(task), sealed, size,
+                                 worker_task_stopped(task), out, err);
+}
+
+/* ---- inventory ---- */
+
+struct listing {
+    struct worker_task *task;
+    const char *provider;
+    size_t count;
+};
+
+static int send_vms(void *arg, const struct vm *vms, size_t count, struct error *err)
+{
+    struct listing *listing = arg;
+    autofree struct worker_inventory_vm *items = xcalloc(count + 1, sizeof *items);
+    autofree char **texts = xcalloc(count + 1, sizeof *texts);
+    int rc;
+
+    for (size_t i = 0; i < count; i++) {
+        auto_json *json = vm_to_json(&vms[i], listing->provider);
+        texts[i] = json_text(json);
+        items[i] = (struct worker_inventory_vm){vms[i].id, vms[i].name, vms[i].path,
+                                                vm_power_name(vms[i].power), texts[i]};
+    }
+    rc = worker_task_inventory(listing->task, items, count, false, err);
+    for (size_t i = 0; i < count; i++)
+        free(texts[i]);
+    listing->count += count;
+    return rc;
+}
+
+int exporter_run_inventory(struct worker_task *task, void *arg, json_t **out_result,
+                           struct error *err)
+{
+    struct exporter *exporter = arg;
+    struct listing listing = {.task = task, .provider = worker_task_provider(task)};
+    auto_exporter_session session = {0};
+
+    if (exporter_task_session(task, exporter, &session, err) < 0 ||
+        exporter->provider->vm_list(session.session, send_vms, &listing, err) < 0 ||
+        worker_task_inventory(task, NULL, 0, true, err) < 0)
+        return -1;
+    *out_result = json_object();
+    set_new(*out_result, "count", json_integer((json_int_t)listing.count));
+    return 0;
+}
+
+/* ---- vm_info ---- */
+
+int exporter_run_vm_info(struct worker_task *task, void *arg, json_t **out_result,
+                         struct error *err)
+{
+    struct exporter *exporter = arg;
+    auto_exporter_session session = {0};
+    const char *identifier = NULL;
+    autofree char *id = NULL;
+    auto_vm vm;
+
+    vm_init(&vm);
+    if (json_get_string(worker_task_spec(task), "vm", "", &identifier, err) < 0 ||
+        exporter_task_session(task, exporter, &session, err) < 0 ||
+        exporter_vm_find(&session, identifier, &id, err) < 0 ||
+        exporter->provider->vm_get(session.session, id, &vm, err) < 0)
+        return -1;
+    *out_result = json_object();
+    set_new(*out_result, "vm", vm_to_json(&vm, worker_task_provider(task)));
+    return 0;
+}
+
+/* ---- validate ---- */
+
+static int override_session(struct worker_task *task, struct exporter *exporter,
+                            const json_t *settings, struct exporter_session *out, struct error *err)
+{
+    uint8_t sealed[SEAL_SECRET_BYTES_MAX + SEAL_OVERHEAD_BYTES];
+    const char *hex = NULL;
+    size_t size;
+
+    if (json_get_string(worker_task_spec(task), "sealed_secrets_hex", "", &hex, err) < 0)
+        return -1;
+    size = strlen(hex) / 2;
+    if (size > sizeof sealed || !hex_decode(hex, sealed, size))
+        return error_set(err, ERR_INVALID, "sealed_secrets_hex is not hex text");
+    return exporter_session_open(exporter, settings, sealed, size, worker_task_stopped(task), out,
+                                 err);
+}
+
+static json_t *check_json(const char *provider, const struct provider_check *check, int64_t took_ms)
+{
+    json_t *json = json_object();
+
+    json_set_text(json, "provider", provider);
+    set_new(json, "valid", json_boolean(check->reachable && check->authenticated));
+    set_new(json, "reachable", json_boolean(check->reachable));
+    set_new(json, "authenticated", json_boolean(check->authenticated));
+    set_new(json, "latency_ms", json_integer(took_ms));
+    json_set_text(json, "version", check->version);
+    json_set_text(json, "error", check->message);
+    return json;
+}
+
+/* A setting that is wrong is an answer, not a failed task: the user asked whether it works. */
+int exporter_run_validate(struct worker_task *task, void *arg, json_t **out_result,
+                          struct error *err)
+{
+    struct exporter *exporter = arg;
+    auto_exporter_session session = {0};
+    struct provider_check check = {0};
+    json_t *settings = NULL;
+    int64_t start = clock_mono_ms();
+    int rc;
+
+    if (json_get_object(worker_task_spec(task), "settings", &settings, err) < 0)
+        return -1;
+    rc = settings != NULL ? override_session(task, exporter, settings, &session, err)
+                          : exporter_task_session(task, exporter, &session, err);
+    if (rc == 0) {
+        if (exporter->provider->check(session.session, &check, err) < 0)
+            return -1;
+    } else if (err->code == ERR_INVALID) {
+        (void)snprintf(check.message, sizeof check.message, "%s", err->message);
+        error_clear(err);
+    } else {
+        return -1;
+    }
+    *out_result = check_json(worker_task_provider(task), &check, clock_mono_ms() - start);
+    return 0;
+}
+
+/* ---- release ---- */
+
+int exporter_run_release(struct worker_task *task, void *arg, json_t **out_result,
+                         struct error *err)
+{
+    struct exporter *exporter = arg;
+    auto_exporter_session session = {0};
+    struct exporter_records records;
+    bool keep = false;
+    bool discard = false;
+
+    exporter_records_init(&records, task);
+    if (json_get_bool(worker_task_spec(task), "keep", false, &keep, err) < 0 ||
+        json_get_bool(worker_task_spec(task), "discard", false, &discard, err) < 0 ||
+        exporter_task_session(task, exporter, &session, err) < 0 ||
+        exporter->provider->release(session.session, &records.base, keep, err) < 0)
+        return -1;
+    if (discard && exporter_discard_output(task, exporter, err) < 0)
+        return -1;
+    *out_result = json_object();
+    set_new(*out_result, "released", json_true());
+    return 0;
+}

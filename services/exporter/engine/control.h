@@ -1,0 +1,19 @@
+/* The short tasks of an exporter (docs/tasks.md); arg is the struct exporter. */
+#ifndef EXPORTER_CONTROL_H
+#define EXPORTER_CONTROL_H
+
+#include "services/exporter/engine/session.h"
+
+int exporter_run_inventory(struct worker_task *task, void *arg, json_t **out_result,
+                           struct error *err);
+int exporter_run_vm_info(struct worker_task *task, void *arg, json_t **out_result,
+                         struct error *err);
+int exporter_run_validate(struct worker_task *task, void *arg, json_t **out_result,
+                          struct error *err);
+int exporter_run_release(struct worker_task *task, void *arg, json_t **out_result,
+                         struct error *err);
+/* Session of the task's own provider instance. */
+MUST_CHECK int exporter_task_session(struct worker_task *task, struct exporter *exporter,
+                                     struct exporter_session *out, struct error *err);
+
+#endif

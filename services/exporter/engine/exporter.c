@@ -1,0 +1,116 @@
+/* See exporter.h. */
+#include "services/exporter/engine/exporter.h"
+
+#include <string.h>
+
+#include "common/autos.h"
+#include "services/exporter/engine/control.h"
+
+#define KEY_WAIT_MS 1000 /* the gateway's operator writes the keys, maybe after our start */
+
+/* One exporter per process; filled by configure(). */
+static struct {
+    struct daemon_config daemon;
+    struct bus_config bus;
+    struct secrets_config secrets;
+    struct exporter exporter;
+    char service_name[64];
+} state;
+
+static void add_path(struct config_list *list, const char *path)
+{
+    list->items = xreallocarray(list->items, list->count + 1, sizeof *list->items);
+    list->items[list->count++] = xstrdup(path);
+}
+
+static int configure(const struct config_file *file, struct strbuf *problems, struct error *err)
+{
+    if (config_section(file, "daemon", &state.daemon, problems, err) < 0 ||
+        config_section(file, "bus", &state.bus, problems, err) < 0 ||
+        config_section(file, "secrets", &state.secrets, problems, err) < 0 ||
+        config_section(file, "export", &state.exporter.export, problems, err) < 0)
+        return -1;
+    if (state.exporter.bases.count > 0)
+        return 0; /* a reload: directories stay as they were */
+    add_path(&state.exporter.bases, state.exporter.export.base_path);
+    for (size_t i = 0; i < state.exporter.export.allowed_paths.count; i++)
+        add_path(&state.exporter.bases, state.exporter.export.allowed_paths.items[i]);
+    return 0;
+}
+
+/* Only what the vtable really has; formats are those the engine writes. */
+static json_t *capabilities(const struct provider *provider)
+{
+    json_t *json =
+        json_pack("{s:s, s:s, s:[s,s,s,s], s:i, s:b, s:b, s:b, s:b}", "provider", provider->name,
+                  "title", provider->title, "formats", "ovf", "vmdk", "raw", "qcow2",
+                  "parallel_reads_max", (int)provider->parallel_reads_max, "snapshot",
+                  provider->prepare != NULL, "resume", provider->disk_read != NULL, "extents",
+                  provider->disk_extents != NULL, "incremental", false);
+
+    if (json == NULL)
+        abort(); /* out of memory */
+    return json;
+}
+
+static int load_key(struct service *service, struct error *err)
+{
+    autofree char *audience = xasprintf("provider:%s", state.exporter.provider->name);
+    struct log_throttle throttle = {0};
+
+    while (seal_key_load(state.secrets.key_dir, audience, &state.exporter.key, err) < 0) {
+        uint64_t held = 0;
+        service_set_ready(service, "key", false, err->message);
+        if (log_throttle_pass(&throttle, err->message, &held))
+            LOG(WARN, "waiting_for_key", F_STR("audience", audience), F_ERR(err));
+        error_clear(err);
+        if (service_wait(service, KEY_WAIT_MS))
+            return error_set(err, ERR_CANCELLED, "stopped before the key was there");
+    }
+    service_set_ready(service, "key", true, "");
+    return 0;
+}
+
+static int run(struct service *service, struct error *err)
+{
+    static const struct worker_kind kinds[] = {
+        {"export", false, exporter_run_export},  {"inventory", true, exporter_run_inventory},
+        {"vm_info", true, exporter_run_vm_info}, {"validate", true, exporter_run_validate},
+        {"release", true, exporter_run_release},
+    };
+    auto_json *record = capabilities(state.exporter.provider);
+    struct worker_description description = {
+        .role = "exporter",
+        .provider = state.exporter.provider->name,
+        .kinds = kinds,
+        .kind_count = ARRAY_LEN(kinds),
+        .transfer_slots = state.exporter.export.concurrent_exports,
+        .control_slots = state.daemon.workers,
+        .bases = &state.exporter.bases,
+        .capabilities = record,
+        .arg = &state.exporter,
+    };
+
+    if (load_key(service, err) < 0) {
+        if (!service_stopping(service))
+            return -1;
+        error_clear(err);
+        return 0;
+    }
+    return worker_run(service, &state.bus, &description, err);
+}
+
+int exporter_main(int argc, char **argv, const struct provider *provider)
+{
+    struct service_description description = {
+        .name = state.service_name,
+        .purpose = "exports virtual machines of one provider: inventory, snapshots, disks",
+        .admin_key = "exporter",
+        .configure = configure,
+        .run = run,
+    };
+
+    state.exporter.provider = provider;
+    (void)snprintf(state.service_name, sizeof state.service_name, "exporter-%s", provider->name);
+    return service_main(argc, argv, &description);
+}

@@ -1,0 +1,181 @@
+/* See session.h. */
+#include "services/exporter/engine/session.h"
+
+#include <string.h>
+
+#include "common/json.h"
+
+#define CANDIDATES_MAX 5 /* names in one error message */
+
+/* ---- opening ---- */
+
+/* A setting that every kind has and the gateway keeps for itself. */
+static bool is_common_setting(const char *name)
+{
+    return strcmp(name, "kind") == 0 || strcmp(name, "enabled") == 0;
+}
+
+static int merge(json_t *into, const json_t *from)
+{
+    const char *name;
+    json_t *value;
+
+    json_object_foreach((json_t *)(uintptr_t)from, name, value)
+    {
+        if (!is_common_setting(name) && json_object_set(into, name, value) < 0)
+            abort(); /* out of memory */
+    }
+    return 0;
+}
+
+static int open_secrets(const struct exporter *exporter, const void *sealed, size_t sealed_size,
+                        json_t *into, struct error *err)
+{
+    auto_secret *text = NULL;
+    json_t *secrets = NULL;
+    size_t size = 0;
+
+    if (sealed_size == 0)
+        return 0;
+    if (seal_open(exporter->key, sealed, sealed_size, &text, &size, err) < 0)
+        return error_wrap(err, "secrets of the provider");
+    if (json_parse(text, size, SEAL_SECRET_BYTES_MAX, &secrets, err) < 0)
+        return error_wrap(err, "secrets of the provider");
+    (void)merge(into, secrets);
+    json_decref(secrets);
+    return 0;
+}
+
+int exporter_session_open(struct exporter *exporter, const json_t *settings, const void *sealed,
+                          size_t sealed_size, const atomic_bool *stopped,
+                          struct exporter_session *out, struct error *err)
+{
+    struct exporter_session session = {.exporter = exporter};
+    json_t *all = json_object();
+    int rc;
+
+    (void)merge(all, settings);
+    session.config = xcalloc(1, exporter->provider->config_size);
+    rc = open_secrets(exporter, sealed, sealed_size, all, err);
+    if (rc == 0)
+        rc = config_from_json(exporter->provider->config_keys, all, session.config, err);
+    json_decref(all);
+    if (rc < 0) {
+        free(session.config);
+        return error_wrap(err, "settings of provider '%s'", exporter->provider->name);
+    }
+    if (exporter->provider->open(session.config, stopped, &session.session, err) < 0) {
+        config_release(exporter->provider->config_keys, session.config);
+        free(session.config);
+        return -1;
+    }
+    *out = session;
+    return 0;
+}
+
+void exporter_session_close(struct exporter_session *session)
+{
+    if (session->exporter == NULL)
+        return;
+    session->exporter->provider->close(session->session);
+    config_release(session->exporter->provider->config_keys, session->config);
+    free(session->config);
+    *session = (struct exporter_session){0};
+}
+
+/* ---- records ---- */
+
+static int records_put(struct task_records *records, const char *key, const char *value,
+                       struct error *err)
+{
+    return worker_task_record_put(((struct exporter_records *)records)->task, key, value, err);
+}
+
+static const char *records_get(struct task_records *records, const char *key)
+{
+    return worker_task_record_get(((struct exporter_records *)records)->task, key);
+}
+
+void exporter_records_init(struct exporter_records *records, struct worker_task *task)
+{
+    records->base.put = records_put;
+    records->base.get = records_get;
+    records->task = task;
+}
+
+/* ---- finding a VM ---- */
+
+/* How a VM was named; the order is the order of preference. */
+enum match { MATCH_ID, MATCH_PATH, MATCH_NAME, MATCH_COUNT };
+
+struct search {
+    const char *identifier;
+    size_t counts[MATCH_COUNT];
+    char *ids[MATCH_COUNT];           /* of the first match */
+    char *candidates[CANDIDATES_MAX]; /* "id (path)" of matches by name */
+    size_t candidate_count;
+};
+
+static void search_release(struct search *search)
+{
+    for (size_t i = 0; i < MATCH_COUNT; i++)
+        free(search->ids[i]);
+    for (size_t i = 0; i < search->candidate_count; i++)
+        free(search->candidates[i]);
+}
+
+static void count_match(struct search *search, enum match match, const struct vm *vm)
+{
+    if (search->counts[match]++ == 0)
+        search->ids[match] = xstrdup(vm->id);
+    if (match == MATCH_NAME && search->candidate_count < CANDIDATES_MAX)
+        search->candidates[search->candidate_count++] = xasprintf("%s (%s)", vm->id, vm->path);
+}
+
+static int on_page(void *arg, const struct vm *vms, size_t count, struct error *err)
+{
+    struct search *search = arg;
+
+    (void)err;
+    for (size_t i = 0; i < count; i++) {
+        if (strcmp(vms[i].id, search->identifier) == 0)
+            count_match(search, MATCH_ID, &vms[i]);
+        if (strcmp(vms[i].path, search->identifier) == 0)
+            count_match(search, MATCH_PATH, &vms[i]);
+        if (strcmp(vms[i].name, search->identifier) == 0)
+            count_match(search, MATCH_NAME, &vms[i]);
+    }
+    return 0;
+}
+
+static int ambiguous(const struct search *search, size_t count, struct error *err)
+{
+    auto_strbuf list;
+
+    strbuf_init(&list, 300);
+    for (size_t i = 0; i < search->candidate_count; i++)
+        strbuf_addf(&list, "%s%s", i == 0 ? "" : ", ", search->candidates[i]);
+    return error_set(err, ERR_CONFLICT, "'%.128s' names %zu VMs, use an id or a path: %s%s",
+                     search->identifier, count, list.data,
+                     count > search->candidate_count ? " ..." : "");
+}
+
+int exporter_vm_find(struct exporter_session *session, const char *identifier, char **out_id,
+                     struct error *err)
+{
+    CLEANUP(search_release) struct search search = {.identifier = identifier};
+
+    if (session->exporter->provider->vm_list(session->session, on_page, &search, err) < 0)
+        return error_wrap(err, "looking for VM '%.128s'", identifier);
+    for (size_t i = 0; i < MATCH_COUNT; i++) {
+        if (search.counts[i] > 1)
+            return ambiguous(&search, search.counts[i], err);
+        if (search.counts[i] == 1) {
+            *out_id = STEAL(search.ids[i]);
+            return 0;
+        }
+    }
+    return error_set(err, ERR_NOT_FOUND,
+                     "no VM has the id, path or exact name '%.128s' (vms list shows all)",
+                     identifier);
+}
