@@ -1,0 +1,172 @@
+"""The curl lines of the seeds, verbatim: bodies with comments, no content type, short paths. Only
+where `localhost:8080` leads is changed, by curl's --connect-to. A line whose endpoint or fields come
+later must be refused as not_available; it is then a visible skip."""
+import json
+import shlex
+import subprocess
+
+import pytest
+
+from tests.harness import images
+from tests.harness.vsphere import make_image, vm
+
+MB = 1 << 20
+
+SIMPLE_SUBMIT = """curl http://localhost:8080/jobs/submit -d '{
+  "vm_identifier": "vm-123",
+  "provider": "vsphere",
+  "hyper2kvm_integration": {"enabled": true}
+}'"""
+HEALTH = "curl http://localhost:8080/health"
+LIST = """curl -X POST http://localhost:8080/vms/list \\
+  -H "Content-Type: application/json" \\
+  -d '{"provider": "vsphere"}'"""
+SUBMIT_OVA = """curl -X POST http://localhost:8080/jobs/submit \\
+  -H "Content-Type: application/json" \\
+  -d '{
+    "vm_identifier": "test-vm",
+    "provider": "vsphere",
+    "export_method": "ova",
+    "export_path": "/exports/test-vm",
+    "hyper2kvm_integration": {
+      "enabled": true,
+      "daemon_mode": true
+    }
+  }'"""
+DIRECT = """curl -X POST http://localhost:8080/jobs/submit -d '{
+  "vm_identifier": "test-app-vm",
+  "provider": "vsphere",
+  "hyper2kvm_integration": {
+    "enabled": true,
+    "daemon_mode": false,  # Direct call
+    "auto_convert": true
+  }
+}'"""
+POLICY = """curl -X POST http://localhost:8080/backup-policies/create -d '{
+  "name": "production-migration",
+  "vm_filter": {"tags": ["production"]},
+  "schedule": "0 2 * * *",  # 2 AM daily
+  "hyper2kvm_integration": {
+    "enabled": true,
+    "daemon_mode": true  # Queue-based
+  }
+}'"""
+SCHEDULE = """curl -X POST http://localhost:8080/schedules/create -d '{
+  "name": "dr-backup",
+  "cron": "0 1 * * *",
+  "job_definition": {
+    "vm_identifier": "db-server",
+    "export_method": "ova",
+    "hyper2kvm_integration": {"enabled": true}
+  },
+  "retention": {"count": 7}  # Keep 7 days
+}'"""
+STATUS = "curl http://localhost:8080/status"
+VALIDATE = """curl -X POST http://localhost:8080/providers/validate -d '{
+  "provider": "vsphere"
+}'"""
+FEATURES = """curl -X POST http://localhost:8080/api/v1/jobs \\
+  -H "Content-Type: application/json" \\
+  -d '{
+    "vm_path": "/Datacenter/vm/MyVM",
+    "output_path": "/exports/MyVM",
+    "snapshot": true,
+    "incremental": true,
+    "bandwidth_limit_mbps": 20,
+    "email_notify": true
+  }'"""
+
+
+@pytest.fixture
+def disk(tmp_path):
+    return make_image(tmp_path / "disk.raw", 8 * MB, [(MB, 2 * MB)])
+
+
+@pytest.fixture
+def suite(make_suite, make_vsphere, disk):
+    sim = make_vsphere([vm(n, disk) for n in ("vm-123", "test-vm", "test-app-vm")])
+    suite = make_suite()
+    suite.add_vsphere(sim)
+    return suite
+
+
+@pytest.fixture
+def curl(suite):
+    def call(line):
+        """(status, parsed answer) of a seed's line."""
+        words = shlex.split(line)
+        assert words[0] == "curl"
+        port = suite.port("api-gateway")
+        done = subprocess.run(
+            ["curl", "-sS", "--noproxy", "*", "--connect-to", f"localhost:8080:127.0.0.1:{port}",
+             "-w", "\n%{http_code}", *words[1:]], capture_output=True, text=True, timeout=90)
+        assert done.returncode == 0, done.stderr
+        body, _, status = done.stdout.rpartition("\n")
+        return int(status), json.loads(body)
+    return call
+
+
+def comes_later(status, answer, what):
+    assert status in (404, 422) and answer["code"] == "not_available", (status, answer)
+    pytest.skip(f"{what} is not available yet")
+
+
+def test_health(curl):
+    status, answer = curl(HEALTH)
+    assert (status, answer["status"]) == (200, "healthy")
+
+
+def test_list_is_a_bare_array(curl):
+    status, answer = curl(LIST)
+    assert status == 200 and isinstance(answer, list)
+    assert {"vm-123", "test-vm", "test-app-vm"} <= {v["name"] for v in answer}
+
+
+def test_submit_query_progress_and_logs(curl, suite):
+    status, answer = curl(SIMPLE_SUBMIT)
+    assert status == 200 and answer["status"] == "pending"
+    job = answer["job_id"]
+    suite.wait_job(job, *("completed", "failed"))
+    status, answer = curl(f"curl http://localhost:8080/jobs/query?job_id={job}")
+    assert status == 200 and answer["job_id"] == job and answer["jobs"][0]["job_id"] == job
+    status, answer = curl(f"curl http://localhost:8080/jobs/progress/{job}")
+    assert isinstance(answer["percentage"], (int, float))
+    assert isinstance(answer["bytes_transferred"], int)
+    logs = suite.client.request("GET", f"/jobs/logs/{job}?follow=true",
+                                headers={"Accept": "text/plain"})
+    assert logs.ok and logs.text.count("\n") > 1
+
+
+def test_direct_conversion_in_one_operation(curl, suite, disk):
+    status, answer = curl(DIRECT)
+    assert status == 200, answer
+    result = suite.wait_job(answer["job_id"], "completed")["result"]
+    qcow2 = [f for f in result["conversion"]["output_files"] if f.endswith(".qcow2")]
+    images.compare(disk, qcow2[0], "qcow2")
+
+
+def test_status_shows_workers_and_queue(curl):
+    status, answer = curl(STATUS)
+    assert status == 200
+    assert answer["workers"]["total"] >= 1 and answer["queue_depth"] == 0
+
+
+def test_validate_checks_the_credentials(curl):
+    status, answer = curl(VALIDATE)
+    assert status == 200 and answer["valid"] is True and answer["provider"] == "vsphere"
+
+
+def test_submit_ova_in_queue_mode(curl):
+    comes_later(*curl(SUBMIT_OVA), "format ova")
+
+
+def test_features_of_the_command_line_over_rest(curl):
+    comes_later(*curl(FEATURES), "incremental, bandwidth_limit_mbps, email_notify")
+
+
+def test_backup_policy(curl):
+    comes_later(*curl(POLICY), "POST /backup-policies/create")
+
+
+def test_schedule(curl):
+    comes_later(*curl(SCHEDULE), "POST /schedules/create")
