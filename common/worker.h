@@ -18,9 +18,10 @@
 #include "common/log.h"
 #include "common/service.h"
 
-#define WORKER_SLOTS_MAX         64
-#define WORKER_KINDS_MAX         16
-#define WORKER_LEASE_MARGIN_MS   5000 /* deadline of writes before lease_until; scheduler waits as long after it */
+#define WORKER_SLOTS_MAX 64
+#define WORKER_KINDS_MAX 16
+#define WORKER_LEASE_MARGIN_MS \
+    5000 /* deadline of writes before lease_until; scheduler waits as long after it */
 #define WORKER_RENEW_MS          5000
 #define WORKER_RENEW_LINES_MS    1000 /* with log lines waiting */
 #define WORKER_PROGRESS_MS       250
@@ -97,7 +98,7 @@ struct worker_progress {
     uint64_t bytes_transferred; /* read from the source */
     uint64_t bytes_done;        /* logical, zeros included */
     uint64_t bytes_total;
-    const char *limited_by;     /* literal, may be "" */
+    const char *limited_by;                   /* literal, may be "" */
     const struct worker_disk_progress *disks; /* copied */
     size_t disk_count;
 };
