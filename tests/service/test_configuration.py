@@ -21,7 +21,7 @@ def run(service, *args, env=None):
 
 def known_keys():
     """{section: {key}} as the binaries print them."""
-    text = run("scheduler", "--help").stdout
+    text = run("notifier", "--help").stdout
     sections, current = {}, None
     for line in text[text.index("\ndaemon:"):].splitlines():
         head = re.match(r"^([\w.<>\[\]]+):$", line)
