@@ -1,0 +1,119 @@
+/* See later_routes.h. An endpoint that arrives leaves this list. */
+#include "later_routes.h"
+
+#include "match.h"
+
+#define LATER(method, path)                        \
+    {                                              \
+        method, path, NULL, NULL, "later", 0, NULL \
+    }
+#define LATER_BOTH(method, short_path, path) LATER(method, short_path), LATER(method, path)
+
+static const struct route later[] = {
+    LATER("GET", "/metrics"),
+    LATER("POST", "/api/v1/roles"),
+    LATER("PUT", "/api/v1/roles/{name}"),
+    LATER("DELETE", "/api/v1/roles/{name}"),
+    LATER_BOTH("GET", "/audit/export", "/api/v1/audit/export"),
+    LATER("GET", "/api/v1/audit/verify"),
+    LATER("DELETE", "/api/v1/jobs/{id}"),
+    LATER("POST", "/api/v1/jobs/{id}/pause"),
+    LATER("POST", "/api/v1/jobs/{id}/resume"),
+    LATER_BOTH("POST", "/vms/shutdown", "/api/v1/vms/{id}/shutdown"),
+    LATER_BOTH("POST", "/vms/poweroff", "/api/v1/vms/{id}/poweroff"),
+    LATER_BOTH("POST", "/vms/remove-cdrom", "/api/v1/vms/{id}/remove-cdrom"),
+    LATER("GET", "/api/v1/vms/{id}/snapshots"),
+    LATER("POST", "/api/v1/vms/{id}/snapshots"),
+    LATER("DELETE", "/api/v1/vms/{id}/snapshots/{snap}"),
+    LATER("POST", "/cbt/enable"),
+    LATER("POST", "/cbt/disable"),
+    LATER("PUT", "/api/v1/vms/{id}/cbt"),
+    LATER("DELETE", "/api/v1/vms/{id}/cbt"),
+    LATER_BOTH("GET", "/cbt/status", "/api/v1/vms/{id}/cbt"),
+    LATER("POST", "/cbt/status"),
+    LATER_BOTH("POST", "/incremental/analyze", "/api/v1/vms/{id}/incremental"),
+    LATER_BOTH("GET", "/vsphere/{what}", "/api/v1/vsphere/{what}"),
+    LATER("GET", "/vsphere/vcenter/info"),
+    LATER_BOTH("POST", "/vsphere/clone", "/api/v1/vsphere/clone"),
+    LATER("POST", "/vsphere/clone/bulk"),
+    /* schedules, policies, templates, workflows */
+    LATER_BOTH("POST", "/schedules", "/api/v1/schedules"),
+    LATER("POST", "/schedules/create"),
+    LATER_BOTH("GET", "/schedules", "/api/v1/schedules"),
+    LATER_BOTH("GET", "/schedules/{id}", "/api/v1/schedules/{id}"),
+    LATER_BOTH("PUT", "/schedules/{id}", "/api/v1/schedules/{id}"),
+    LATER_BOTH("DELETE", "/schedules/{id}", "/api/v1/schedules/{id}"),
+    LATER_BOTH("POST", "/schedules/{id}/{action}", "/api/v1/schedules/{id}/{action}"),
+    LATER_BOTH("POST", "/schedules/validate", "/api/v1/schedules/validate"),
+    LATER_BOTH("GET", "/schedules/{id}/runs", "/api/v1/schedules/{id}/runs"),
+    LATER_BOTH("POST", "/backup-policies/create", "/api/v1/backup-policies"),
+    LATER_BOTH("GET", "/backup-policies/list", "/api/v1/backup-policies"),
+    LATER("GET", "/api/v1/backup-policies/{id}"),
+    LATER("PUT", "/api/v1/backup-policies/{id}"),
+    LATER("DELETE", "/api/v1/backup-policies/{id}"),
+    LATER("POST", "/api/v1/backup-policies/{id}/{action}"),
+    LATER_BOTH("GET", "/templates", "/api/v1/templates"),
+    LATER_BOTH("POST", "/templates", "/api/v1/templates"),
+    LATER_BOTH("GET", "/templates/{name}", "/api/v1/templates/{name}"),
+    LATER_BOTH("PUT", "/templates/{name}", "/api/v1/templates/{name}"),
+    LATER_BOTH("DELETE", "/templates/{name}", "/api/v1/templates/{name}"),
+    LATER_BOTH("POST", "/templates/{name}/render", "/api/v1/templates/{name}/render"),
+    LATER_BOTH("GET", "/workflows", "/api/v1/workflows"),
+    LATER_BOTH("POST", "/workflows", "/api/v1/workflows"),
+    LATER_BOTH("GET", "/workflows/{id}", "/api/v1/workflows/{id}"),
+    LATER_BOTH("DELETE", "/workflows/{id}", "/api/v1/workflows/{id}"),
+    LATER_BOTH("POST", "/workflows/{id}/run", "/api/v1/workflows/{id}/run"),
+    LATER_BOTH("GET", "/workflows/runs/{run}", "/api/v1/workflows/runs/{run}"),
+    LATER_BOTH("POST", "/workflows/runs/{run}/cancel", "/api/v1/workflows/runs/{run}/cancel"),
+    /* webhooks and mail */
+    LATER_BOTH("GET", "/webhooks", "/api/v1/webhooks"),
+    LATER_BOTH("POST", "/webhooks", "/api/v1/webhooks"),
+    LATER("POST", "/webhooks/configure"),
+    LATER_BOTH("GET", "/webhooks/{id}", "/api/v1/webhooks/{id}"),
+    LATER_BOTH("PUT", "/webhooks/{id}", "/api/v1/webhooks/{id}"),
+    LATER_BOTH("DELETE", "/webhooks/{id}", "/api/v1/webhooks/{id}"),
+    LATER_BOTH("POST", "/webhooks/test", "/api/v1/webhooks/test"),
+    LATER("GET", "/api/v1/webhooks/{id}/deliveries"),
+    LATER_BOTH("GET", "/notifications/config", "/api/v1/notifications"),
+    LATER_BOTH("PUT", "/notifications/update", "/api/v1/notifications"),
+    LATER("POST", "/api/v1/notifications/test"),
+    /* hyper2kvm and libvirt */
+    LATER_BOTH("POST", "/convert", "/api/v1/conversions"),
+    LATER("POST", "/convert/vm"),
+    LATER_BOTH("GET", "/convert/list", "/api/v1/conversions"),
+    LATER_BOTH("GET", "/convert/status", "/api/v1/conversions/{id}"),
+    LATER_BOTH("POST", "/import-to-kvm", "/api/v1/imports"),
+    LATER("POST", "/import/kvm"),
+    LATER_BOTH("GET", "/vmdk/parse", "/api/v1/disks/inspect"),
+    LATER("GET", "/parse-vmdk"),
+    LATER_BOTH("POST", "/api/workflow/manifest/submit", "/api/v1/manifests"),
+    LATER_BOTH("POST", "/api/workflow/manifest/validate", "/api/v1/manifests/validate"),
+    LATER_BOTH("GET", "/api/workflow/status", "/api/v1/bridge/status"),
+    LATER("GET", "/api/workflow/jobs"),
+    LATER("GET", "/api/workflow/jobs/active"),
+    LATER_BOTH("GET", "/libvirt/{what}", "/api/v1/libvirt/{what}"),
+    LATER_BOTH("GET", "/libvirt/{what}/{which}", "/api/v1/libvirt/{what}/{which}"),
+    LATER("GET", "/api/v1/libvirt/domains/{name}/{what}"),
+    LATER_BOTH("POST", "/libvirt/{what}/{action}", "/api/v1/libvirt/{what}"),
+    LATER("POST", "/libvirt/clone"),
+    LATER("POST", "/api/v1/libvirt/domains/{name}/{action}"),
+    LATER("POST", "/api/v1/libvirt/domains/{name}/snapshots/{snapshot}/revert"),
+    LATER("DELETE", "/api/v1/libvirt/domains/{name}/snapshots/{snapshot}"),
+    LATER("GET", "/console/info"),
+    /* optional */
+    LATER("POST", "/cost/{what}"),
+    LATER("GET", "/carbon/{what}"),
+    LATER("POST", "/carbon/{what}"),
+    LATER("POST", "/migration/{what}"),
+    LATER("POST", "/api/v1/plan/{what}"),
+    LATER("GET", "/api/v1/exports"),
+    LATER("POST", "/api/v1/exports/cleanup"),
+};
+
+bool later_route(const char *method, const char *path)
+{
+    struct match match;
+
+    (void)method; /* a path that comes later is not available with any method */
+    return match_route(later, ARRAY_LEN(later), "GET", path, &match) != MATCH_NONE;
+}

@@ -1,0 +1,2 @@
+BINARIES += api-gateway
+api-gateway_DIRS := services/api-gateway

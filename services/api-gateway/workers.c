@@ -1,0 +1,117 @@
+/* See workers.h. */
+#include "workers.h"
+
+#include <errno.h>
+#include <poll.h>
+
+#include "gateway.h"
+
+struct workers {
+    pthread_mutex_t mutex; /* guards first, last, queued, running */
+    pthread_cond_t wanted;
+    struct work *first;
+    struct work *last;
+    size_t queued;
+    size_t running;
+    size_t queue_max;
+    const struct gateway *gateway;
+    const char *name;
+    bool with_db;
+};
+
+static struct work *next_work(struct workers *workers)
+{
+    struct work *work;
+    LOCK_SCOPE(&workers->mutex);
+
+    while (workers->first == NULL)
+        (void)pthread_cond_wait(&workers->wanted, &workers->mutex);
+    work = workers->first;
+    workers->first = work->next;
+    if (workers->first == NULL)
+        workers->last = NULL;
+    workers->queued--;
+    workers->running++;
+    return work;
+}
+
+static void work_done(struct workers *workers)
+{
+    LOCK_SCOPE(&workers->mutex);
+    workers->running--;
+}
+
+/* A connection that the server closed while it was idle (restart, timeout) is found now, not by the
+ * call's first statement: the next statement connects again. */
+static void notice_closed(struct db *db)
+{
+    PGconn *connection = db_connection(db);
+
+    for (int i = 0; i < 4 && connection != NULL && PQstatus(connection) == CONNECTION_OK; i++) {
+        struct pollfd fd = {.fd = PQsocket(connection), .events = POLLIN};
+        if (poll(&fd, 1, 0) != 1 || PQconsumeInput(connection) == 0)
+            return;
+    }
+}
+
+static void *on_worker_thread(void *arg)
+{
+    struct workers *workers = arg;
+    struct db *db = workers->with_db ? gateway_db_new(workers->gateway, workers->name) : NULL;
+
+    for (;;) {
+        struct work *work = next_work(workers);
+        if (db != NULL)
+            notice_closed(db);
+        work->run(work, db);
+        if (db != NULL)
+            db_rollback(db);
+        work_done(workers);
+    }
+    return NULL;
+}
+
+int workers_start(const struct gateway *gateway, const char *name, size_t threads, size_t queue_max,
+                  bool with_db, struct workers **out, struct error *err)
+{
+    struct workers *workers = xcalloc(1, sizeof *workers);
+
+    (void)pthread_mutex_init(&workers->mutex, NULL);
+    (void)pthread_cond_init(&workers->wanted, NULL);
+    workers->queue_max = queue_max;
+    workers->gateway = gateway;
+    workers->name = name;
+    workers->with_db = with_db;
+    *out = workers; /* lives until the process ends: its threads never stop */
+    for (size_t i = 0; i < threads; i++) {
+        pthread_t thread;
+        int rv = pthread_create(&thread, NULL, on_worker_thread, workers);
+        if (rv != 0)
+            return error_set_errno(err, rv, "thread of pool '%s' cannot be started", name);
+        (void)pthread_detach(thread);
+    }
+    return 0;
+}
+
+bool workers_submit(struct workers *workers, struct work *work)
+{
+    LOCK_SCOPE(&workers->mutex);
+
+    if (workers->queued >= workers->queue_max)
+        return false;
+    work->next = NULL;
+    if (workers->last != NULL)
+        workers->last->next = work;
+    else
+        workers->first = work;
+    workers->last = work;
+    workers->queued++;
+    (void)pthread_cond_signal(&workers->wanted);
+    return true;
+}
+
+size_t workers_load(struct workers *workers)
+{
+    LOCK_SCOPE(&workers->mutex);
+    return workers->queued + workers->running;
+}
