@@ -104,7 +104,7 @@ def pytest(folder):
 def make_target(target, pattern):
     """A make target that prints one line per check: "ok ..." or "FAILED ..."."""
     result = Result()
-    status, text = run(["make", "--no-print-directory", "-j2", target], OUT / f"{target}.log",
+    status, text = run(["make", "--no-print-directory", "-k", "-j2", target], OUT / f"{target}.log",
                        PART_SECONDS_MAX)
     result.passed = len(re.findall(rf"^{pattern}", text, re.M))
     result.failed = len(re.findall(r"^FAILED", text, re.M))

@@ -40,8 +40,15 @@ done
 
 command -v apt-get >/dev/null || die "this is not Debian; it needs:$missing"
 say "installing:$missing"
-export DEBIAN_FRONTEND=noninteractive
-as_root apt-get -qq update
-# shellcheck disable=SC2086 # a list of words
-as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
-    $missing >/dev/null
+log=$(mktemp)
+install() {
+    as_root apt-get -qq update &&
+        # shellcheck disable=SC2086 # a list of words
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y \
+            --no-install-recommends $missing
+}
+install >"$log" 2>&1 || {
+    tail -n 30 "$log" >&2
+    die "installation failed (log: $log)"
+}
+rm -f "$log"

@@ -21,7 +21,7 @@ account=$(id -un)
 
 as_account() {
     if [ "$(id -u)" = 0 ]; then
-        setpriv --reuid="$account" --regid="$(id -g "$account")" --clear-groups env HOME=/ "$@"
+        (cd / && setpriv --reuid="$account" --regid="$(id -g "$account")" --clear-groups env HOME=/ "$@")
     else
         "$@"
     fi

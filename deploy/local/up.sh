@@ -64,7 +64,7 @@ start_service() {
         *) return 0 ;;
         esac
     fi
-    setsid "$bin/$name" --config "$config" >>"$run/log/$name.log" 2>&1 </dev/null &
+    setsid "$bin/$name" --config "$config" >>"$run/log/$name.stdout" 2>>"$run/log/$name.log" </dev/null &
     echo $! >"$pid_file"
 }
 
@@ -111,3 +111,11 @@ for service in $services; do
     }
 done
 wait_for 30 curl -fsS -o /dev/null -m 5 "$url/health" || die "the gateway does not answer at $url"
+if [ "$dev_mode" = false ]; then
+    # the first start with login prints the administrator's password, once
+    admin_password() { sed -n "s/^first start: user 'admin' was made with the password //p" "$run/log/api-gateway.stdout" | grep .; }
+    if [ ! -s "$run/admin.password" ] && wait_for 20 admin_password >/dev/null; then
+        admin_password >"$run/admin.password"
+        : >"$run/log/api-gateway.stdout"
+    fi
+fi
