@@ -11,8 +11,6 @@ int handle_ready(struct call *call, struct error *err);   /* ROUTE_OPEN | ROUTE_
 int handle_openapi(struct call *call, struct error *err); /* ROUTE_OPEN | ROUTE_NO_DB */
 int handle_status(struct call *call, struct error *err);
 int handle_capabilities(struct call *call, struct error *err);
-/* The members of /status into answer; also sent to live clients. */
-MUST_CHECK int status_object(struct call *call, json_t *answer, struct error *err);
 
 /* handlers_jobs.c. Submit wants job.create (route) and vm.export (looked at inside). Cancel wants
  * job.cancel or, for one's own jobs, job.cancel.own: the route says "job.cancel.own", the handler

@@ -321,14 +321,14 @@ int handle_job_artifacts(struct call *call, struct error *err)
     return 0;
 }
 
-int job_counts(struct call *call, json_t *answer, struct error *err)
+int job_counts(struct db *db, json_t *answer, struct error *err)
 {
     static const char *const names[] = {"pending", "running", "completed", "failed", "cancelled"};
     auto_pgresult *rows = NULL;
     int64_t counts[ARRAY_LEN(names)] = {0};
     int64_t total = 0;
 
-    if (db_exec(call->db, stats_sql, DB_NO_PARAMS, &rows, err) < 0)
+    if (db_exec(db, stats_sql, DB_NO_PARAMS, &rows, err) < 0)
         return -1;
     for (int i = 0; i < PQntuples(rows); i++) {
         const char *status = job_status_shown(db_text(rows, i, 0));
@@ -349,7 +349,7 @@ int handle_job_stats(struct call *call, struct error *err)
     auto_json *answer = json_object();
     auto_pgresult *rows = NULL;
 
-    if (job_counts(call, answer, err) < 0 ||
+    if (job_counts(call->db, answer, err) < 0 ||
         db_exec(call->db, totals_sql, DB_NO_PARAMS, &rows, err) < 0)
         return -1;
     json_set_i64(answer, "vms_exported", 0);

@@ -147,6 +147,17 @@ static int flatten(struct call *call, const json_t *body, json_t **out, struct e
     return 0;
 }
 
+/* Without a master key nothing can be sealed, and nothing secret is stored unsealed. */
+static int check_master(struct call *call, const struct provider_settings *settings,
+                        struct error *err)
+{
+    if (call->gateway->master != NULL || json_object_size(settings->secrets) == 0)
+        return 0;
+    return call_fail(
+        call, 503, NULL, err, ERR_UNAVAILABLE,
+        "secrets cannot be sealed: secrets.master_key is not set in the configuration");
+}
+
 static int read_body(struct call *call, const char *name, struct provider_settings *out,
                      struct error *err)
 {
@@ -157,7 +168,7 @@ static int read_body(struct call *call, const char *name, struct provider_settin
         return -1;
     if (provider_settings_read(name, flat, false, out, &problem, err) < 0)
         return call_fail_field(call, &problem, err);
-    return 0;
+    return check_master(call, out, err);
 }
 
 static int store_secrets(struct call *call, const char *name,
@@ -353,7 +364,7 @@ static int override_spec(struct call *call, const char *name, const PGresult *ro
     (void)json_object_update(merged, given.settings);
     json_decref(given.settings);
     given.settings = json_incref(merged);
-    if (check_secrets_stay(call, rows, &given, err) < 0)
+    if (check_secrets_stay(call, rows, &given, err) < 0 || check_master(call, &given, err) < 0)
         return -1;
     if (json_object_size(given.secrets) > 0) {
         sealed = provider_secrets_seal(call->gateway->master, given.kind, given.secrets, key_id);

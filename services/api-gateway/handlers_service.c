@@ -87,7 +87,7 @@ int handle_ready(struct call *call, struct error *err)
 
     (void)err;
     if (db == NULL)
-        db = db_new(&call->gateway->database, "hypersdk_gateway", "api-gateway ready");
+        db = gateway_db_new(call->gateway, "ready");
     if (redis == NULL)
         redis = redis_new(&call->gateway->redis);
     if (redis_check(redis, &redis_err) < 0)
@@ -164,7 +164,7 @@ static void add_workers(const PGresult *rows, json_t *answer, json_t *services)
 }
 
 /* Processes with a heartbeat, the leader, and what ought to be there. */
-static int add_services(struct call *call, json_t *services, bool *out_scheduler, struct error *err)
+static int add_services(struct db *db, json_t *services, bool *out_scheduler, struct error *err)
 {
     static const char *const expected[] = {"scheduler", "notifier", "metrics-exporter",
                                            "hyper2kvm-bridge"};
@@ -172,9 +172,9 @@ static int add_services(struct call *call, json_t *services, bool *out_scheduler
     auto_pgresult *leader = NULL;
     auto_pgresult *providers = NULL;
 
-    if (db_exec(call->db, services_sql, DB_NO_PARAMS, &rows, err) < 0 ||
-        db_exec(call->db, leader_sql, DB_NO_PARAMS, &leader, err) < 0 ||
-        db_exec(call->db, providers_sql, DB_NO_PARAMS, &providers, err) < 0)
+    if (db_exec(db, services_sql, DB_NO_PARAMS, &rows, err) < 0 ||
+        db_exec(db, leader_sql, DB_NO_PARAMS, &leader, err) < 0 ||
+        db_exec(db, providers_sql, DB_NO_PARAMS, &providers, err) < 0)
         return -1;
     for (size_t i = 0; i < ARRAY_LEN(expected); i++)
         json_set_text(services, expected[i], "down");
@@ -191,12 +191,12 @@ static int add_services(struct call *call, json_t *services, bool *out_scheduler
 }
 
 /* The scheduler's own word, else what keeps it from having one. */
-static int add_pending(struct call *call, bool scheduler, json_t *answer, struct error *err)
+static int add_pending(struct db *db, bool scheduler, json_t *answer, struct error *err)
 {
     auto_pgresult *rows = NULL;
     json_t *list = json_array();
 
-    if (db_exec(call->db, pending_sql, DB_NO_PARAMS, &rows, err) < 0) {
+    if (db_exec(db, pending_sql, DB_NO_PARAMS, &rows, err) < 0) {
         json_decref(list);
         return -1;
     }
@@ -217,37 +217,39 @@ static int add_pending(struct call *call, bool scheduler, json_t *answer, struct
     return 0;
 }
 
-int status_object(struct call *call, json_t *answer, struct error *err)
+int status_build(struct gateway *gateway, struct db *db, json_t **out, struct error *err)
 {
+    auto_json *answer = json_object();
     auto_pgresult *workers = NULL;
     auto_pgresult *queue = NULL;
     json_t *services = json_object();
     bool scheduler = false;
 
     json_set_text(answer, "version", HYPERSDK_VERSION);
-    json_set_i64(answer, "uptime_seconds", (clock_mono_ms() - call->gateway->started_ms) / 1000);
+    json_set_i64(answer, "uptime_seconds", (clock_mono_ms() - gateway->started_ms) / 1000);
     (void)json_object_set_new(answer, "services", services); /* owned by answer, filled below */
-    if (add_services(call, services, &scheduler, err) < 0 ||
-        db_exec(call->db, workers_sql, DB_NO_PARAMS, &workers, err) < 0 ||
-        db_exec(call->db, queue_sql, DB_NO_PARAMS, &queue, err) < 0)
+    if (add_services(db, services, &scheduler, err) < 0 ||
+        db_exec(db, workers_sql, DB_NO_PARAMS, &workers, err) < 0 ||
+        db_exec(db, queue_sql, DB_NO_PARAMS, &queue, err) < 0)
         return -1;
     add_workers(workers, answer, services);
     json_set_i64(answer, "queue_depth", db_i64(queue, 0, 0));
     json_set_i64(answer, "control_queue_depth", db_i64(queue, 0, 1));
-    if (job_counts(call, answer, err) < 0 || add_pending(call, scheduler, answer, err) < 0)
+    if (job_counts(db, answer, err) < 0 || add_pending(db, scheduler, answer, err) < 0)
         return -1;
-    (void)json_object_set_new(answer, "dev_mode", json_boolean(call->gateway->daemon.dev_mode));
+    (void)json_object_set_new(answer, "dev_mode", json_boolean(gateway->daemon.dev_mode));
     json_set_now(answer, "timestamp");
+    *out = STEAL(answer);
     return 0;
 }
 
 int handle_status(struct call *call, struct error *err)
 {
-    auto_json *answer = json_object();
+    json_t *answer = NULL;
 
-    if (status_object(call, answer, err) < 0)
+    if (status_build(call->gateway, call->db, &answer, err) < 0)
         return -1;
-    call_answer_json(call, 200, STEAL(answer));
+    call_answer_json(call, 200, answer);
     return 0;
 }
 

@@ -28,7 +28,7 @@ json_t *job_view(const struct gateway *gateway, const PGresult *rows, int row);
 MUST_CHECK int job_load(struct call *call, const char *job_id, PGresult **out, struct error *err);
 
 /* total_jobs, pending_jobs ... as members of answer. */
-MUST_CHECK int job_counts(struct call *call, json_t *answer, struct error *err);
+MUST_CHECK int job_counts(struct db *db, json_t *answer, struct error *err);
 
 /* Made of parts for the unit test: live is the progress document of Redis or of the row. */
 struct progress_facts {
