@@ -1,7 +1,6 @@
 /* See progress.h. */
 #include "progress.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
