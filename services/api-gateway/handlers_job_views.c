@@ -34,7 +34,6 @@ static const char exports_sql[] =
                         " ORDER BY d.disk_id), '[]') FROM export_disks d WHERE d.export_id = e.id)"
                         " FROM exports e WHERE e.job_id = $1 ORDER BY e.created_at DESC, e.id "
                         "LIMIT 1";
-static const char stats_sql[] = "SELECT status, count(*) FROM jobs GROUP BY status";
 static const char totals_sql[] =
     "SELECT name, sum(value) FROM metric_totals WHERE name IN"
     " ('hypersdk_vms_exported_total', 'hypersdk_bytes_exported_total') AND labels = '{}'"
@@ -318,29 +317,6 @@ int handle_job_artifacts(struct call *call, struct error *err)
     if (json_object_get(result, "conversion") != NULL)
         (void)json_object_set(answer, "conversion", json_object_get(result, "conversion"));
     call_answer_json(call, 200, answer);
-    return 0;
-}
-
-int job_counts(struct db *db, json_t *answer, struct error *err)
-{
-    static const char *const names[] = {"pending", "running", "completed", "failed", "cancelled"};
-    auto_pgresult *rows = NULL;
-    int64_t counts[ARRAY_LEN(names)] = {0};
-    int64_t total = 0;
-
-    if (db_exec(db, stats_sql, DB_NO_PARAMS, &rows, err) < 0)
-        return -1;
-    for (int i = 0; i < PQntuples(rows); i++) {
-        const char *status = job_status_shown(db_text(rows, i, 0));
-        total += db_i64(rows, i, 1);
-        for (size_t k = 0; k < ARRAY_LEN(names); k++)
-            counts[k] += strcmp(names[k], status) == 0 ? db_i64(rows, i, 1) : 0;
-    }
-    json_set_i64(answer, "total_jobs", total);
-    for (size_t k = 0; k < ARRAY_LEN(names); k++) {
-        autofree char *key = xasprintf("%s_jobs", names[k]);
-        json_set_i64(answer, key, counts[k]);
-    }
     return 0;
 }
 

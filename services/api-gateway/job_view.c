@@ -40,6 +40,7 @@ enum { /* of JOB_COLUMNS */
 };
 static_assert(COL_SEQ == JOB_COLUMN_SEQ, "column numbers");
 
+static const char counts_sql[] = "SELECT status, count(*) FROM jobs GROUP BY status";
 static const char one_sql[] = "SELECT " JOB_COLUMNS " FROM jobs j WHERE j.id = $1";
 
 /* One connection per thread of the pool: a struct redis belongs to one thread at a time. It is
@@ -308,5 +309,28 @@ int job_load(struct call *call, const char *job_id, PGresult **out, struct error
     if (PQntuples(rows) == 0)
         return error_set(err, ERR_NOT_FOUND, "job '%.64s' does not exist", job_id);
     *out = STEAL(rows);
+    return 0;
+}
+
+int job_counts(struct db *db, json_t *answer, struct error *err)
+{
+    static const char *const names[] = {"pending", "running", "completed", "failed", "cancelled"};
+    auto_pgresult *rows = NULL;
+    int64_t counts[ARRAY_LEN(names)] = {0};
+    int64_t total = 0;
+
+    if (db_exec(db, counts_sql, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    for (int i = 0; i < PQntuples(rows); i++) {
+        const char *status = job_status_shown(db_text(rows, i, 0));
+        total += db_i64(rows, i, 1);
+        for (size_t k = 0; k < ARRAY_LEN(names); k++)
+            counts[k] += strcmp(names[k], status) == 0 ? db_i64(rows, i, 1) : 0;
+    }
+    json_set_i64(answer, "total_jobs", total);
+    for (size_t k = 0; k < ARRAY_LEN(names); k++) {
+        autofree char *key = xasprintf("%s_jobs", names[k]);
+        json_set_i64(answer, key, counts[k]);
+    }
     return 0;
 }

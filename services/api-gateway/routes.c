@@ -6,6 +6,39 @@
 const struct route routes[] = {
     /* method, path, permission, audit action, operation, flags, handler */
 
+    /* service */
+    {"GET", "/health", NULL, NULL, "getHealth", ROUTE_OPEN | ROUTE_NO_DB | ROUTE_SHORT, handle_health},
+    {"GET", "/api/v1/health", NULL, NULL, "getHealth", ROUTE_OPEN | ROUTE_NO_DB, handle_health},
+    {"GET", "/health/ready", NULL, NULL, "getReady", ROUTE_OPEN | ROUTE_NO_DB | ROUTE_SHORT, handle_ready},
+    {"GET", "/api/v1/health/ready", NULL, NULL, "getReady", ROUTE_OPEN | ROUTE_NO_DB, handle_ready},
+    {"GET", "/openapi.json", NULL, NULL, "getOpenapi", ROUTE_OPEN | ROUTE_NO_DB | ROUTE_SHORT, handle_openapi},
+    {"GET", "/api/v1/openapi.json", NULL, NULL, "getOpenapi", ROUTE_OPEN | ROUTE_NO_DB, handle_openapi},
+    {"GET", "/status", "status.view", "status.view", "getStatus", ROUTE_SHORT, handle_status},
+    {"GET", "/api/v1/status", "status.view", "status.view", "getStatus", 0, handle_status},
+    {"GET", "/capabilities", "status.view", "capabilities.view", "getCapabilities", ROUTE_SHORT, handle_capabilities},
+    {"GET", "/api/v1/capabilities", "status.view", "capabilities.view", "getCapabilities", 0, handle_capabilities},
+
+    /* VMs */
+    {"GET", "/vms/list", "vm.list", "vm.list", "listVms", ROUTE_SLOW | ROUTE_SHORT, handle_vm_list},
+    {"GET", "/api/v1/vms", "vm.list", "vm.list", "listVms", ROUTE_SLOW, handle_vm_list},
+    {"POST", "/vms/list", "vm.list", "vm.list", "listVmsByBody", ROUTE_SLOW | ROUTE_SHORT, handle_vm_list},
+    {"POST", "/api/v1/vms", "vm.list", "vm.list", "listVmsByBody", ROUTE_SLOW, handle_vm_list},
+    {"GET", "/vms/info", "vm.list", "vm.view", "getVm", ROUTE_SLOW | ROUTE_SHORT, handle_vm_info},
+    {"POST", "/vms/info", "vm.list", "vm.view", "getVm", ROUTE_SLOW | ROUTE_SHORT, handle_vm_info},
+    {"GET", "/api/v1/vms/{id}", "vm.list", "vm.view", "getVm", ROUTE_SLOW, handle_vm_info},
+    {"GET", "/api/v1/tasks/{id}", "vm.list", "task.view", "getTask", 0, handle_task_get},
+
+    /* providers */
+    {"GET", "/providers/list", "vm.list", "provider.list", "listProviders", ROUTE_SHORT, handle_provider_list},
+    {"GET", "/api/v1/providers", "vm.list", "provider.list", "listProviders", 0, handle_provider_list},
+    {"POST", "/providers/add", "settings.manage", "provider.create", "addProvider", ROUTE_SHORT, handle_provider_add},
+    {"POST", "/api/v1/providers", "settings.manage", "provider.create", "addProvider", 0, handle_provider_add},
+    {"GET", "/api/v1/providers/{name}", "vm.list", "provider.view", "getProvider", 0, handle_provider_get},
+    {"PUT", "/api/v1/providers/{name}", "settings.manage", "provider.update", "updateProvider", 0, handle_provider_put},
+    {"DELETE", "/api/v1/providers/{name}", "settings.manage", "provider.delete", "deleteProvider", 0, handle_provider_delete},
+    {"POST", "/providers/validate", "vm.list", "provider.validate", "validateProvider", ROUTE_SLOW | ROUTE_SHORT, handle_provider_validate},
+    {"POST", "/api/v1/providers/{name}/validate", "vm.list", "provider.validate", "validateProvider", ROUTE_SLOW, handle_provider_validate},
+
     /* identity */
     {"POST", "/api/login", NULL, "auth.login", "login", ROUTE_OPEN | ROUTE_PASSWORD | ROUTE_SHORT, handle_login},
     {"POST", "/api/v1/auth/login", NULL, "auth.login", "login", ROUTE_OPEN | ROUTE_PASSWORD, handle_login},
