@@ -5,12 +5,15 @@
 #include <string.h>
 
 #include "auth.h"
+#include "common/clock.h"
 #include "common/log.h"
 #include "common/paths.h"
+#include "config_sync.h"
 #include "route.h"
 
 #define MAINTENANCE_MS       60000
 #define WAIT_FOR_DB_MS       500
+#define RELOAD_LOOK_MS       500
 #define ADMIN_PASSWORD_BYTES 12 /* 96 bits, as 24 hex digits to copy by hand */
 
 /* ---- the first administrator ---- */
@@ -78,11 +81,52 @@ static int tidy_up(struct db *db, struct error *err)
     return db_exec(db, sessions, DB_NO_PARAMS, NULL, err);
 }
 
+/* Providers and webhooks of the file as it is now. A file that is wrong changes nothing. */
+static int sync_file(struct gateway *gateway, struct db *db, struct error *err)
+{
+    auto_config_file *file = NULL;
+    auto_strbuf problems;
+
+    strbuf_init(&problems, CONFIG_PROBLEMS_BYTES_MAX);
+    if (config_file_load(service_config_path(gateway->service), &file, &problems, err) < 0)
+        return -1;
+    config_sync_check(file, &problems);
+    if (problems.length > 0)
+        return error_set(err, ERR_INVALID, "configuration: %.400s", problems.data);
+    return config_sync(file, gateway->master, db, err);
+}
+
 static int first_time(struct gateway *gateway, struct db *db, struct error *err)
 {
-    if (db_check(db, err) < 0)
+    if (db_check(db, err) < 0 || sync_file(gateway, db, err) < 0)
         return -1;
     return gateway->daemon.dev_mode ? 0 : ensure_admin(db, err);
+}
+
+/* SIGHUP: what cannot be stored now is tried again, what is wrong waits for the next SIGHUP. */
+static void reload(struct gateway *gateway, struct db *db, bool *again)
+{
+    struct error err = ERROR_NONE;
+
+    *again = false;
+    if (sync_file(gateway, db, &err) == 0) {
+        LOG(INFO, "config_reloaded");
+        return;
+    }
+    *again = error_is_retryable(&err);
+    LOG(ERROR, "config_reload_failed", F_ERR(&err));
+}
+
+/* The upkeep's wait, that a SIGHUP ends. */
+static void wait_and_reload(struct gateway *gateway, struct db *db, int64_t wait_ms)
+{
+    int64_t end_ms = clock_mono_ms() + wait_ms;
+    bool again = false;
+
+    while (clock_mono_ms() < end_ms && !service_wait(gateway->service, RELOAD_LOOK_MS)) {
+        if (service_reload_requested(gateway->service) || again)
+            reload(gateway, db, &again);
+    }
 }
 
 static void *on_bootstrap_thread(void *arg)
@@ -101,7 +145,7 @@ static void *on_bootstrap_thread(void *arg)
             done = true;
         else if (log_throttle_pass(&throttle, err.message, &suppressed))
             LOG(WARN, "waiting_for_database", F_ERR(&err), F_U64("suppressed", suppressed));
-        (void)service_wait(gateway->service, failed ? WAIT_FOR_DB_MS : MAINTENANCE_MS);
+        wait_and_reload(gateway, db, failed ? WAIT_FOR_DB_MS : MAINTENANCE_MS);
     }
     db_free(db);
     return NULL;

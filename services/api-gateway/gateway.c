@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/service_heartbeat.h"
+#include "config_sync.h"
 #include "server.h"
 
 #define TICK_MS 1000
@@ -99,6 +100,7 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
     check_dev_mode(gateway, problems);
     check_roles(gateway, problems);
     merge_bases(gateway);
+    config_sync_check(file, problems);
     return load_master(gateway, problems);
 }
 
