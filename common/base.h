@@ -24,19 +24,19 @@
 #define GIB (MIB * 1024)
 
 /* Defines <name>_auto(), to be used with CLEANUP() on a pointer variable of that type. */
-#define DEFINE_AUTO(name, type, release)                                                           \
-    __attribute__((unused)) static inline void name##_auto(type **p)                               \
-    {                                                                                              \
-        if (*p != NULL)                                                                            \
-            release(*p);                                                                           \
+#define DEFINE_AUTO(name, type, release)                             \
+    __attribute__((unused)) static inline void name##_auto(type **p) \
+    {                                                                \
+        if (*p != NULL)                                              \
+            release(*p);                                             \
     }
 
 /* Gives an owned pointer away: the variable becomes NULL and its auto does nothing. */
-#define STEAL(ptr)                                                                                 \
-    __extension__({                                                                                \
-        __typeof__(ptr) stolen_ = (ptr);                                                           \
-        (ptr) = NULL;                                                                              \
-        stolen_;                                                                                   \
+#define STEAL(ptr)                       \
+    __extension__({                      \
+        __typeof__(ptr) stolen_ = (ptr); \
+        (ptr) = NULL;                    \
+        stolen_;                         \
     })
 
 static inline void autofree_cleanup(void *p)
@@ -74,8 +74,8 @@ static inline pthread_mutex_t *lock_scope_begin(pthread_mutex_t *mutex)
 #define LOCK_SCOPE_NAME2(line) lock_scope_##line
 #define LOCK_SCOPE_NAME(line)  LOCK_SCOPE_NAME2(line)
 /* Holds the mutex until the end of the enclosing block. */
-#define LOCK_SCOPE(mutex)                                                                          \
-    pthread_mutex_t *LOCK_SCOPE_NAME(__LINE__) __attribute__((cleanup(lock_scope_end), unused)) =  \
+#define LOCK_SCOPE(mutex)                                                                         \
+    pthread_mutex_t *LOCK_SCOPE_NAME(__LINE__) __attribute__((cleanup(lock_scope_end), unused)) = \
         lock_scope_begin(mutex)
 
 /* Allocation; none of these returns NULL, all abort when memory is exhausted. */

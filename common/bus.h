@@ -14,17 +14,18 @@
 #include "common/error.h"
 #include "proto/hypersdk.pb-c.h"
 
-#define BUS_PROTOCOL_VERSION    1U
-#define BUS_MESSAGE_BYTES_MAX   ((size_t)MIB) /* an inventory page of 500 VMs is 768 KiB at most */
-#define BUS_PAGE_BYTES_MAX      (768 * KIB)
-#define BUS_PAGE_VMS_MAX        500
-#define BUS_LOG_LINES_MAX       200
-#define BUS_LOG_MESSAGE_MAX     2000
-#define BUS_TEXT_MAX            1024 /* ids, names, paths that have no limit of their own */
+#define BUS_PROTOCOL_VERSION  1U
+#define BUS_MESSAGE_BYTES_MAX ((size_t)MIB) /* an inventory page of 500 VMs is 768 KiB at most */
+#define BUS_PAGE_BYTES_MAX    (768 * KIB)
+#define BUS_PAGE_VMS_MAX      500
+#define BUS_LOG_LINES_MAX     200
+#define BUS_LOG_MESSAGE_MAX   2000
+#define BUS_TEXT_MAX          1024 /* ids, names, paths that have no limit of their own */
 
 typedef Hypersdk__V1__Envelope bus_envelope; /* generated code has no plain struct name of ours */
 
-/* *out is ready for a body to be attached: out->body_case and the member. Buffers live in *store. */
+/* *out is ready for a body to be attached: out->body_case and the member. Buffers live in *store.
+ */
 struct bus_envelope_store {
     char message_id[40];
     char traceparent[64];

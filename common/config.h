@@ -28,8 +28,8 @@ enum config_type {
                            key without it */
 };
 
-#define CONFIG_SECRET   1U /* never printed, never returned */
-#define CONFIG_REQUIRED 2U
+#define CONFIG_SECRET     1U /* never printed, never returned */
+#define CONFIG_REQUIRED   2U
 #define CONFIG_RELOADABLE 4U
 
 struct config_list {
@@ -60,8 +60,8 @@ struct config_file; /* a parsed file: tree with line numbers */
 
 /* path NULL: CONFIG_PATH_DEFAULT, and its absence is an empty file. Checks syntax and unknown keys
  * of all sections. ERR_INVALID carries the first problems; *problems (may be NULL) gets all. */
-MUST_CHECK int config_file_load(const char *path, struct config_file **out,
-                                struct strbuf *problems, struct error *err);
+MUST_CHECK int config_file_load(const char *path, struct config_file **out, struct strbuf *problems,
+                                struct error *err);
 void config_file_free(struct config_file *file);
 DEFINE_AUTO(config_file, struct config_file, config_file_free)
 #define auto_config_file CLEANUP(config_file_auto) struct config_file

@@ -32,7 +32,7 @@ MUST_CHECK int db_check(struct db *db, struct error *err);
 MUST_CHECK int db_exec(struct db *db, const char *sql, const char *const *params, size_t count,
                        PGresult **out, struct error *err);
 /* Convenience: params as an array literal: DB_PARAMS(a, b). */
-#define DB_PARAMS(...)                                                                             \
+#define DB_PARAMS(...) \
     (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *)
 #define DB_NO_PARAMS NULL, 0
 MUST_CHECK int db_begin(struct db *db, struct error *err);

@@ -2,7 +2,8 @@
  *
  * A function that can fail takes `struct error *err` last (never NULL) and returns 0/-1 or
  * pointer/NULL. Success leaves *err alone; failure sets it exactly once. Callers start with
- * `struct error err = ERROR_NONE;`. Messages: lower case, no period, values in '...', no secrets. */
+ * `struct error err = ERROR_NONE;`. Messages: lower case, no period, values in '...', no secrets.
+ */
 #ifndef COMMON_ERROR_H
 #define COMMON_ERROR_H
 
@@ -12,19 +13,19 @@
 
 enum error_code {
     ERR_NONE = 0,
-    ERR_INVALID,       /* the caller's input is wrong: fix it and come again */
-    ERR_NOT_FOUND,     /* it does not exist */
-    ERR_CONFLICT,      /* it exists already, or is in the wrong state */
-    ERR_DENIED,        /* credentials or rights refused */
-    ERR_LIMIT,         /* a documented maximum was exceeded (also: no space left) */
-    ERR_TIMEOUT,       /* retryable */
-    ERR_UNAVAILABLE,   /* retryable: peer down, connection cut, throttled */
-    ERR_PROTOCOL,      /* the peer broke its contract: not retryable */
-    ERR_CANCELLED,     /* someone asked to stop */
-    ERR_SOURCE_CHANGED,/* the VM or disk is not what it was: start over, not resume */
-    ERR_CORRUPT,       /* digests or structures disagree */
-    ERR_NOT_AVAILABLE, /* this build or provider cannot do it */
-    ERR_INTERNAL,      /* our bug, or the machine's failure */
+    ERR_INVALID,        /* the caller's input is wrong: fix it and come again */
+    ERR_NOT_FOUND,      /* it does not exist */
+    ERR_CONFLICT,       /* it exists already, or is in the wrong state */
+    ERR_DENIED,         /* credentials or rights refused */
+    ERR_LIMIT,          /* a documented maximum was exceeded (also: no space left) */
+    ERR_TIMEOUT,        /* retryable */
+    ERR_UNAVAILABLE,    /* retryable: peer down, connection cut, throttled */
+    ERR_PROTOCOL,       /* the peer broke its contract: not retryable */
+    ERR_CANCELLED,      /* someone asked to stop */
+    ERR_SOURCE_CHANGED, /* the VM or disk is not what it was: start over, not resume */
+    ERR_CORRUPT,        /* digests or structures disagree */
+    ERR_NOT_AVAILABLE,  /* this build or provider cannot do it */
+    ERR_INTERNAL,       /* our bug, or the machine's failure */
 };
 
 struct error {
@@ -33,7 +34,10 @@ struct error {
     char message[ERROR_MESSAGE_MAX];
 };
 
-#define ERROR_NONE {0}
+#define ERROR_NONE \
+    {              \
+        0          \
+    }
 
 /* Always -1, so that callers write `return error_set(...)`. Asserts that err was empty. */
 int error_set(struct error *err, enum error_code code, const char *format, ...) PRINTF_LIKE(3, 4);

@@ -4,9 +4,9 @@
 
 #include "common/base.h"
 
-#define ID_SIZE      32 /* "<prefix>-<16 hex>" and the NUL; prefix of at most 14 bytes */
-#define TOKEN_BYTES  16 /* lease tokens: 128 bits */
-#define UUID_SIZE    37
+#define ID_SIZE     32 /* "<prefix>-<16 hex>" and the NUL; prefix of at most 14 bytes */
+#define TOKEN_BYTES 16 /* lease tokens: 128 bits */
+#define UUID_SIZE   37
 
 /* "job-9f0c1d2e3a4b5c6d" */
 void id_new(const char *prefix, char out[ID_SIZE]);

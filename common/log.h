@@ -38,12 +38,12 @@ bool log_enabled(enum log_level level);
 void log_write(enum log_level level, const char *event, const struct log_field *fields,
                size_t count);
 
-#define LOG(level, event, ...)                                                                     \
-    do {                                                                                           \
-        if (log_enabled(LOG_LEVEL_##level)) {                                                      \
-            const struct log_field log_fields_[] = {{0}, __VA_ARGS__};                             \
-            log_write(LOG_LEVEL_##level, (event), log_fields_ + 1, ARRAY_LEN(log_fields_) - 1);    \
-        }                                                                                          \
+#define LOG(level, event, ...)                                                                  \
+    do {                                                                                        \
+        if (log_enabled(LOG_LEVEL_##level)) {                                                   \
+            const struct log_field log_fields_[] = {{0}, __VA_ARGS__};                          \
+            log_write(LOG_LEVEL_##level, (event), log_fields_ + 1, ARRAY_LEN(log_fields_) - 1); \
+        }                                                                                       \
     } while (0)
 
 /* Every line this thread writes until the end of the block carries job_id and trace_id.
@@ -54,8 +54,8 @@ struct log_scope {
 };
 struct log_scope log_scope_set(const char *job_id, const char *trace_id);
 void log_scope_restore(const struct log_scope *old);
-#define LOG_SCOPE(job_id, trace_id)                                                                \
-    __attribute__((cleanup(log_scope_restore), unused)) const struct log_scope log_scope_ =        \
+#define LOG_SCOPE(job_id, trace_id)                                                         \
+    __attribute__((cleanup(log_scope_restore), unused)) const struct log_scope log_scope_ = \
         log_scope_set((job_id), (trace_id))
 
 /* For repeating failures: true when the text changed or a minute passed since the last true.

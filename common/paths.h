@@ -18,8 +18,8 @@ MUST_CHECK int path_make_dirs(const char *path, struct error *err);
 MUST_CHECK int file_read(const char *path, size_t size_max, char **out, size_t *out_size,
                          struct error *err);
 /* temp file next to it, fsync, rename, fsync of the directory. mode e.g. 0640. */
-MUST_CHECK int file_write_atomic(const char *path, const void *data, size_t size,
-                                 unsigned int mode, struct error *err);
+MUST_CHECK int file_write_atomic(const char *path, const void *data, size_t size, unsigned int mode,
+                                 struct error *err);
 /* fsync of the directory that holds path. */
 MUST_CHECK int dir_sync_parent(const char *path, struct error *err);
 /* VM name to file name (manifest-and-ovf.md section 1): caller frees, never empty. */

@@ -10,9 +10,9 @@
 #include "common/config_schema.h"
 #include "common/error.h"
 
-#define REDIS_CHANNEL_EVENTS   "hypersdk:events"    /* one JSON event per message, with "seq" */
-#define REDIS_PROGRESS_PREFIX  "hypersdk:progress:" /* + job id: hash, field "json" */
-#define REDIS_PROGRESS_TTL_S   86400
+#define REDIS_CHANNEL_EVENTS  "hypersdk:events"    /* one JSON event per message, with "seq" */
+#define REDIS_PROGRESS_PREFIX "hypersdk:progress:" /* + job id: hash, field "json" */
+#define REDIS_PROGRESS_TTL_S  86400
 
 struct redis;
 

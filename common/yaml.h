@@ -7,17 +7,17 @@
 
 #include "common/error.h"
 
-#define YAML_DEPTH_MAX 8  /* the configuration's deepest section has 4 levels */
+#define YAML_DEPTH_MAX 8 /* the configuration's deepest section has 4 levels */
 #define YAML_NODES_MAX 20000
 
 enum yaml_kind { YAML_SCALAR, YAML_LIST, YAML_MAP };
 
 struct yaml_node {
     enum yaml_kind kind;
-    unsigned int line; /* from 1 */
-    char *text;        /* scalar */
-    bool quoted;       /* scalar in quotes: always a string */
-    char **keys;       /* map */
+    unsigned int line;        /* from 1 */
+    char *text;               /* scalar */
+    bool quoted;              /* scalar in quotes: always a string */
+    char **keys;              /* map */
     struct yaml_node **items; /* map values or list items */
     size_t count;
 };
