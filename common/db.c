@@ -38,12 +38,13 @@ struct db *db_new(const struct database_config *config, const char *role, const 
     return db;
 }
 
+/* An open transaction stays open in name until its rollback or commit: a statement after the loss
+ * must not run outside of it, on a new connection. */
 static void drop_connection(struct db *db)
 {
     if (db->connection != NULL)
         PQfinish(db->connection);
     db->connection = NULL;
-    db->transaction = false;
     db->prepared_count = 0;
 }
 
@@ -231,10 +232,10 @@ int db_begin(struct db *db, struct error *err)
 int db_commit(struct db *db, struct error *err)
 {
     assert(db->transaction);
+    db->transaction = false;
     if (db->connection == NULL)
         return error_set(err, ERR_UNAVAILABLE, "database: connection lost before commit");
     auto_pgresult *result = PQexec(db->connection, "COMMIT");
-    db->transaction = false;
     if (PQresultStatus(result) != PGRES_COMMAND_OK) {
         (void)fail(db, result, "commit", err);
         drop_connection(db);

@@ -1,0 +1,437 @@
+/* Connections, statements, errors, migration and pool against a private PostgreSQL. */
+#include "tests/unit/common/stores_fixture.h"
+
+#include <glob.h>
+
+#include "common/clock.h"
+#include "common/db.h"
+#include "common/json.h"
+#include "common/metric_totals.h"
+#include "common/schema.h"
+
+static char *dir; /* NULL: PostgreSQL is not installed */
+static struct database_config app;
+static struct database_config owner;
+
+static char *password_of(const char *user)
+{
+    autofree char *path = xasprintf("%s/pgpass", dir);
+    autofree char *wanted = xasprintf("127.0.0.1:*:*:%s:", user);
+    autofree char *text = NULL;
+    struct error err = ERROR_NONE;
+    size_t size = 0;
+    const char *at;
+
+    assert_ok(file_read(path, 4096, &text, &size, &err), err);
+    at = strstr(text, wanted);
+    assert_non_null(at);
+    at += strlen(wanted);
+    return xstrndup(at, strcspn(at, "\n"));
+}
+
+static struct database_config config_of(const char *user, const char *port)
+{
+    return (struct database_config){
+        .url = xasprintf("postgresql://%s@127.0.0.1:%s/hypersdk", user, port),
+        .owner_url = xstrdup(""),
+        .password = password_of(user),
+        .pool_size = 2,
+    };
+}
+
+static void config_free(struct database_config *config)
+{
+    free(config->url);
+    free(config->owner_url);
+    free(config->password);
+}
+
+static int start_postgres(void **state)
+{
+    glob_t found;
+    autofree char *port = NULL;
+    int rv = glob("/usr/lib/postgresql/*/bin/initdb", 0, NULL, &found);
+
+    (void)state;
+    globfree(&found);
+    if (rv != 0) {
+        print_message("SKIPPED: PostgreSQL is not installed (apt-get install postgresql)\n");
+        return 0;
+    }
+    dir = scratch_make();
+    assert_int_equal(setenv("PG_FSYNC", "off", 1), 0);
+    assert_int_equal(chmod(dir, 0755), 0);
+    assert_true(store_script("postgres.sh", "start", dir));
+    port = read_line(dir, "port");
+    app = config_of("hypersdk_app", port);
+    owner = config_of("hypersdk_owner", port);
+    return 0;
+}
+
+static int stop_postgres(void **state)
+{
+    (void)state;
+    if (dir == NULL)
+        return 0;
+    (void)store_script("postgres.sh", "stop", dir);
+    config_free(&app);
+    config_free(&owner);
+    scratch_remove(dir);
+    return 0;
+}
+
+static struct db *connect_app(const char *role)
+{
+    if (dir == NULL)
+        skip();
+    return db_new(&app, role, "unit");
+}
+
+/* The first test: the others need what it makes. */
+static void migrations_are_applied_once_by_whoever_comes_first(void **state)
+{
+    static const char count_sql[] = "SELECT count(*) FROM schema_version";
+    struct error err = ERROR_NONE;
+    auto_db *early = connect_app("hypersdk_gateway");
+    auto_db *db = db_new(&owner, NULL, "unit");
+    auto_pgresult *rows = NULL;
+
+    (void)state;
+    assert_fails(db_check(early, &err), err, ERR_UNAVAILABLE, "schema is not there yet");
+    assert_ok(db_migrate(db, &err), err);
+    assert_ok(db_migrate(db, &err), err);
+    assert_ok(db_exec(db, count_sql, DB_NO_PARAMS, &rows, &err), err);
+    assert_int_equal(db_i64(rows, 0, 0), schema_files_count);
+    assert_ok(db_check(early, &err), err);
+}
+
+static void a_newer_schema_is_refused(void **state)
+{
+    static const char newer_sql[] = "INSERT INTO schema_version (version, name) VALUES (9999, 'x')";
+    static const char undo_sql[] = "DELETE FROM schema_version WHERE version = 9999";
+    static const char gap_sql[] = "INSERT INTO schema_version (version, name) SELECT g, 'x'"
+                                  " FROM generate_series(100, 9998) g";
+    static const char undo_gap_sql[] = "DELETE FROM schema_version WHERE version >= 100";
+    struct error err = ERROR_NONE;
+    auto_db *db = NULL;
+
+    (void)state;
+    if (dir == NULL)
+        skip();
+    db = db_new(&owner, NULL, "unit");
+    assert_ok(db_exec(db, newer_sql, DB_NO_PARAMS, NULL, &err), err);
+    assert_fails(db_migrate(db, &err), err, ERR_CONFLICT, "install the newer version");
+    assert_false(db_in_transaction(db));
+    assert_ok(db_check(db, &err), err); /* reading services go on */
+    assert_ok(db_exec(db, undo_sql, DB_NO_PARAMS, NULL, &err), err);
+    assert_ok(db_exec(db, gap_sql, DB_NO_PARAMS, NULL, &err), err);
+    assert_ok(db_exec(db, undo_gap_sql, DB_NO_PARAMS, NULL, &err), err);
+}
+
+static void parameters_and_cells_go_through(void **state)
+{
+    static const char sql[] = "SELECT $1::text, $2::bigint, $3::boolean, $4::text, $5::bytea";
+    static const uint8_t bytes[] = {0, 1, 0xff};
+    struct error err = ERROR_NONE;
+    auto_db *db = connect_app(NULL);
+    auto_pgresult *rows = NULL;
+    autofree char *bytea = db_bytea_text(bytes, sizeof bytes);
+    uint8_t back[3];
+    size_t size = 0;
+
+    (void)state;
+    for (int i = 0; i < 2; i++) { /* the second time it is prepared already */
+        auto_pgresult *again = NULL;
+        assert_ok(
+            db_exec(db, sql, DB_PARAMS("it's \xc3\xa4", "-5", "true", NULL, bytea), &again, &err),
+            err);
+        if (i == 1)
+            rows = STEAL(again);
+    }
+    assert_string_equal(db_text(rows, 0, 0), "it's \xc3\xa4");
+    assert_int_equal(db_i64(rows, 0, 1), -5);
+    assert_true(db_bool(rows, 0, 2));
+    assert_true(db_is_null(rows, 0, 3));
+    assert_string_equal(db_text(rows, 0, 3), "");
+    assert_ok(db_bytea(rows, 0, 4, back, sizeof back, &size, &err), err);
+    assert_int_equal(size, 3);
+    assert_memory_equal(back, bytes, 3);
+    assert_fails(db_bytea(rows, 0, 4, back, 2, &size, &err), err, ERR_LIMIT, "3 bytes is over 2");
+    assert_fails(db_bytea(rows, 0, 0, back, 3, &size, &err), err, ERR_INTERNAL, "no bytea");
+}
+
+static void failures_have_the_code_that_says_what_to_do(void **state)
+{
+    static const char insert_sql[] = "INSERT INTO settings (key, value) VALUES ('unit', '1')";
+    static const char foreign_sql[] = "INSERT INTO job_events (job_id, event, status)"
+                                      " VALUES ('none', 'x', 'x')";
+    static const char check_sql[] = "INSERT INTO providers (name, kind) VALUES ('NOT OK', 'x')";
+    static const char denied_sql[] = "SELECT * FROM leader FOR UPDATE";
+    static const char slow_sql[] = "SELECT set_config('statement_timeout', '50', false)";
+    static const char sleep_sql[] = "SELECT pg_sleep(5)";
+    static const char wrong_sql[] = "SELEC 1";
+    struct error err = ERROR_NONE;
+    auto_db *db = connect_app("hypersdk_gateway");
+
+    (void)state;
+    assert_ok(db_exec(db, insert_sql, DB_NO_PARAMS, NULL, &err), err);
+    assert_fails(db_exec(db, insert_sql, DB_NO_PARAMS, NULL, &err), err, ERR_CONFLICT, "duplicate");
+    assert_fails(db_exec(db, foreign_sql, DB_NO_PARAMS, NULL, &err), err, ERR_CONFLICT, "foreign");
+    assert_fails(db_exec(db, check_sql, DB_NO_PARAMS, NULL, &err), err, ERR_CONFLICT, "check");
+    assert_fails(db_exec(db, denied_sql, DB_NO_PARAMS, NULL, &err), err, ERR_DENIED, "denied");
+    assert_fails(db_exec(db, wrong_sql, DB_NO_PARAMS, NULL, &err), err, ERR_INTERNAL, "syntax");
+    assert_ok(db_exec(db, slow_sql, DB_NO_PARAMS, NULL, &err), err);
+    assert_fails(db_exec(db, sleep_sql, DB_NO_PARAMS, NULL, &err), err, ERR_TIMEOUT, "statement");
+    assert_null(strchr(err.message, '\n'));
+}
+
+static void a_rolled_back_transaction_leaves_nothing(void **state)
+{
+    static const char insert_sql[] = "INSERT INTO settings (key, value) VALUES ($1, '1')";
+    static const char count_sql[] = "SELECT count(*) FROM settings WHERE key LIKE 'tx-%'";
+    static const char wrong_sql[] = "SELECT 1/0";
+    struct error err = ERROR_NONE;
+    auto_db *db = connect_app("hypersdk_gateway");
+    auto_pgresult *rows = NULL;
+
+    (void)state;
+    assert_ok(db_begin(db, &err), err);
+    assert_true(db_in_transaction(db));
+    assert_ok(db_exec(db, insert_sql, DB_PARAMS("tx-1"), NULL, &err), err);
+    db_rollback(db);
+    assert_false(db_in_transaction(db));
+    db_rollback(db); /* without a transaction: nothing */
+    assert_ok(db_begin(db, &err), err);
+    assert_ok(db_exec(db, insert_sql, DB_PARAMS("tx-2"), NULL, &err), err);
+    assert_fails(db_exec(db, wrong_sql, DB_NO_PARAMS, NULL, &err), err, ERR_INTERNAL, "division");
+    assert_fails(db_commit(db, &err), err, ERR_INTERNAL, "ROLLBACK"); /* it was aborted */
+    assert_ok(db_begin(db, &err), err);
+    assert_ok(db_exec(db, insert_sql, DB_PARAMS("tx-3"), NULL, &err), err);
+    assert_ok(db_commit(db, &err), err);
+    assert_ok(db_exec(db, count_sql, DB_NO_PARAMS, &rows, &err), err);
+    assert_int_equal(db_i64(rows, 0, 0), 1);
+}
+
+static void a_cut_connection_is_made_again_by_the_next_call(void **state)
+{
+    static const char pid_sql[] = "SELECT pg_backend_pid()";
+    static const char kill_sql[] = "SELECT pg_terminate_backend($1::integer)";
+    static const char one_sql[] = "SELECT 1";
+    struct error err = ERROR_NONE;
+    auto_db *db = connect_app(NULL);
+    auto_db *killer = connect_app(NULL);
+    auto_pgresult *rows = NULL;
+    auto_pgresult *again = NULL;
+    autofree char *pid = NULL;
+
+    (void)state;
+    assert_ok(db_exec(db, pid_sql, DB_NO_PARAMS, &rows, &err), err);
+    pid = xstrdup(db_text(rows, 0, 0));
+    assert_ok(db_exec(killer, kill_sql, DB_PARAMS(pid), NULL, &err), err);
+    assert_fails(db_exec(db, one_sql, DB_NO_PARAMS, NULL, &err), err, ERR_UNAVAILABLE, "database");
+    assert_ok(db_exec(db, one_sql, DB_NO_PARAMS, NULL, &err), err);
+    /* inside a transaction everything up to the rollback fails */
+    assert_ok(db_begin(db, &err), err);
+    assert_ok(db_exec(db, pid_sql, DB_NO_PARAMS, &again, &err), err);
+    free(pid);
+    pid = xstrdup(db_text(again, 0, 0));
+    assert_ok(db_exec(killer, kill_sql, DB_PARAMS(pid), NULL, &err), err);
+    assert_fails(db_exec(db, one_sql, DB_NO_PARAMS, NULL, &err), err, ERR_UNAVAILABLE, "database");
+    assert_fails(db_exec(db, one_sql, DB_NO_PARAMS, NULL, &err), err, ERR_UNAVAILABLE,
+                 "inside a transaction");
+    assert_fails(db_commit(db, &err), err, ERR_UNAVAILABLE, "connection lost");
+    db_rollback(db);
+    assert_ok(db_exec(db, one_sql, DB_NO_PARAMS, NULL, &err), err);
+}
+
+static void unreachable_servers_and_wrong_accounts_are_told(void **state)
+{
+    struct error err = ERROR_NONE;
+    char nowhere[] = "host=127.0.0.1 port=1 dbname=x";
+    char wrong[] = "wrong";
+    struct database_config config = app;
+    auto_db *away = NULL;
+    auto_db *stranger = NULL;
+    auto_db *no_role = NULL;
+
+    (void)state;
+    if (dir == NULL)
+        skip();
+    config.url = nowhere;
+    away = db_new(&config, NULL, "unit");
+    assert_fails(db_check(away, &err), err, ERR_UNAVAILABLE, "cannot be reached");
+    config = app;
+    config.password = wrong;
+    stranger = db_new(&config, NULL, "unit");
+    assert_fails(db_check(stranger, &err), err, ERR_UNAVAILABLE, "password");
+    assert_null(strstr(err.message, "wrong"));
+    no_role = db_new(&app, "hypersdk_none", "unit");
+    assert_fails(db_check(no_role, &err), err, ERR_UNAVAILABLE, "hypersdk_none");
+}
+
+static void each_connection_takes_its_role(void **state)
+{
+    static const char who_sql[] = "SELECT current_user, current_setting('application_name'),"
+                                  " current_setting('TimeZone')";
+    struct error err = ERROR_NONE;
+    auto_db *db = connect_app("hypersdk_notifier");
+    auto_pgresult *rows = NULL;
+
+    (void)state;
+    assert_ok(db_exec(db, who_sql, DB_NO_PARAMS, &rows, &err), err);
+    assert_string_equal(db_text(rows, 0, 0), "hypersdk_notifier");
+    assert_string_equal(db_text(rows, 0, 1), "unit");
+    assert_string_equal(db_text(rows, 0, 2), "UTC");
+}
+
+static void the_pool_gives_each_connection_to_one_user(void **state)
+{
+    static const char one_sql[] = "SELECT 1";
+    struct error err = ERROR_NONE;
+    struct db_pool *pool = NULL;
+    struct db *a = NULL;
+    struct db *b = NULL;
+    struct db *none = NULL;
+    int64_t started_ms;
+
+    (void)state;
+    if (dir == NULL)
+        skip();
+    pool = db_pool_new(&app, "hypersdk_gateway", "unit");
+    assert_ok(db_pool_get(pool, 0, &a, &err), err);
+    assert_ok(db_pool_get(pool, 0, &b, &err), err);
+    assert_ptr_not_equal(a, b);
+    started_ms = clock_mono_ms();
+    assert_fails(db_pool_get(pool, 50, &none, &err), err, ERR_UNAVAILABLE, "all 2 database");
+    assert_true(clock_mono_ms() - started_ms >= 45);
+    assert_ok(db_begin(a, &err), err);
+    db_put(a); /* an open transaction is rolled back on the way */
+    {
+        auto_pooled_db *c = NULL;
+        assert_ok(db_pool_get(pool, 0, &c, &err), err);
+        assert_ptr_equal(a, c);
+        assert_false(db_in_transaction(c));
+        assert_ok(db_exec(c, one_sql, DB_NO_PARAMS, NULL, &err), err);
+    }
+    db_pool_put(pool, b);
+}
+
+struct borrower {
+    struct db_pool *pool;
+    int failures;
+};
+
+static void *on_borrower(void *arg)
+{
+    static const char sql[] = "SELECT pg_backend_pid()";
+    struct borrower *borrower = arg;
+
+    for (int i = 0; i < 50; i++) {
+        auto_pooled_db *db = NULL;
+        struct error err = ERROR_NONE;
+        if (db_pool_get(borrower->pool, 10000, &db, &err) < 0 ||
+            db_exec(db, sql, DB_NO_PARAMS, NULL, &err) < 0)
+            borrower->failures++;
+    }
+    return NULL;
+}
+
+static void many_threads_wait_for_few_connections(void **state)
+{
+    pthread_t threads[6];
+    struct borrower borrowers[6];
+    struct db_pool *pool = NULL;
+
+    (void)state;
+    if (dir == NULL)
+        skip();
+    pool = db_pool_new(&app, NULL, "unit");
+    for (size_t i = 0; i < ARRAY_LEN(threads); i++) {
+        borrowers[i] = (struct borrower){pool, 0};
+        assert_int_equal(pthread_create(&threads[i], NULL, on_borrower, &borrowers[i]), 0);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(threads); i++) {
+        assert_int_equal(pthread_join(threads[i], NULL), 0);
+        assert_int_equal(borrowers[i].failures, 0);
+    }
+}
+
+static double total(struct db *db, const char *name, const char *labels)
+{
+    static const char sql[] = "SELECT coalesce(sum(value), -1) FROM metric_totals"
+                              " WHERE name = $1 AND labels = $2::jsonb";
+    struct error err = ERROR_NONE;
+    auto_pgresult *rows = NULL;
+
+    assert_ok(db_exec(db, sql, DB_PARAMS(name, labels), &rows, &err), err);
+    return strtod(db_text(rows, 0, 0), NULL);
+}
+
+static void metric_totals_add_up_over_batches(void **state)
+{
+    struct error err = ERROR_NONE;
+    auto_db *db = connect_app("hypersdk_scheduler");
+    auto_json *labels = json_pack("{s:s,s:s}", "status", "completed", "provider", "v");
+    auto_json *types = json_pack("{s:s}", "vm_type", "linux");
+    static const double seconds[] = {0.5, 1, 1.5, 59, 1e9};
+    auto_metric_batch empty;
+
+    (void)state;
+    metric_batch_init(&empty);
+    assert_ok(metric_batch_store(db, &empty, &err), err);
+    for (int i = 0; i < 2; i++) {
+        auto_metric_batch batch;
+        metric_batch_init(&batch);
+        metric_batch_add(&batch, "unit_jobs_total", labels, 1);
+        metric_batch_add(&batch, "unit_jobs_total", labels, 2); /* twice in one batch */
+        metric_batch_add(&batch, "unit_bytes_total", NULL, 1e15);
+        for (size_t j = 0; j < ARRAY_LEN(seconds); j++)
+            metric_batch_observe(&batch, "unit_seconds", types, seconds[j]);
+        assert_ok(metric_batch_store(db, &batch, &err), err);
+    }
+    assert_true(total(db, "unit_jobs_total", "{\"provider\":\"v\",\"status\":\"completed\"}") == 6);
+    assert_true(total(db, "unit_bytes_total", "{}") == 2e15);
+    assert_true(total(db, "unit_seconds_bucket", "{\"vm_type\":\"linux\",\"le\":\"1\"}") == 4);
+    assert_true(total(db, "unit_seconds_bucket", "{\"vm_type\":\"linux\",\"le\":\"5\"}") == 2);
+    assert_true(total(db, "unit_seconds_bucket", "{\"vm_type\":\"linux\",\"le\":\"60\"}") == 2);
+    assert_true(total(db, "unit_seconds_bucket", "{\"vm_type\":\"linux\",\"le\":\"+Inf\"}") == 2);
+    assert_true(total(db, "unit_seconds_bucket", "{\"vm_type\":\"linux\",\"le\":\"10\"}") == -1);
+    assert_true(total(db, "unit_seconds_count", "{\"vm_type\":\"linux\"}") == 10);
+    assert_true(total(db, "unit_seconds_sum", "{\"vm_type\":\"linux\"}") == 2 * (1e9 + 62));
+}
+
+/* The last test: it takes the server away. */
+static void a_stopped_server_is_unavailable_and_comes_back(void **state)
+{
+    static const char one_sql[] = "SELECT 1";
+    struct error err = ERROR_NONE;
+    auto_db *db = connect_app("hypersdk_gateway");
+
+    (void)state;
+    assert_ok(db_exec(db, one_sql, DB_NO_PARAMS, NULL, &err), err);
+    assert_true(store_script("postgres.sh", "stop", dir));
+    assert_fails(db_exec(db, one_sql, DB_NO_PARAMS, NULL, &err), err, ERR_UNAVAILABLE, "database");
+    assert_fails(db_begin(db, &err), err, ERR_UNAVAILABLE, "cannot be reached");
+    assert_fails(db_check(db, &err), err, ERR_UNAVAILABLE, "cannot be reached");
+    assert_true(store_script("postgres.sh", "start", dir));
+    assert_ok(db_check(db, &err), err);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(migrations_are_applied_once_by_whoever_comes_first),
+        cmocka_unit_test(a_newer_schema_is_refused),
+        cmocka_unit_test(parameters_and_cells_go_through),
+        cmocka_unit_test(failures_have_the_code_that_says_what_to_do),
+        cmocka_unit_test(a_rolled_back_transaction_leaves_nothing),
+        cmocka_unit_test(a_cut_connection_is_made_again_by_the_next_call),
+        cmocka_unit_test(unreachable_servers_and_wrong_accounts_are_told),
+        cmocka_unit_test(each_connection_takes_its_role),
+        cmocka_unit_test(the_pool_gives_each_connection_to_one_user),
+        cmocka_unit_test(many_threads_wait_for_few_connections),
+        cmocka_unit_test(metric_totals_add_up_over_batches),
+        cmocka_unit_test(a_stopped_server_is_unavailable_and_comes_back),
+    };
+    return cmocka_run_group_tests(tests, start_postgres, stop_postgres);
+}
