@@ -5,7 +5,7 @@
  * SINK_ORDERED formats get them in rising order from one thread at a time; encode() runs before on
  * any thread. Others get them in any order, from several threads at once, on different pieces.
  *
- * Life: open -> (encode, write | write_zero)* with checkpoint in between -> finish -> close.
+ * Life: open -> (encode, write | write_zero)* with state + sync in between -> finish -> close.
  * close without finish leaves the file as it is (for a resume); the caller deletes or renames.
  * The path given is the partial name; sinks know nothing about final names. */
 #ifndef EXPORTER_SINK_H
@@ -14,19 +14,22 @@
 #include "common/error.h"
 #include "common/strbuf.h"
 
-#define SINK_PIECE_BYTES       ((size_t)MIB)
-#define SINK_STATE_BYTES_MAX   1024 /* text of a checkpoint */
-#define SINK_ORDERED           1U
+#define SINK_PIECE_BYTES     ((size_t)MIB)
+#define SINK_STATE_BYTES_MAX 1024 /* text of a checkpoint */
+#define SINK_ORDERED         1U
 
 struct sink; /* each format defines its own */
 
 struct sink_options {
-    const char *path;       /* file to create, or to go on with */
-    uint64_t size_bytes;    /* virtual size of the disk, multiple of 512 */
-    const char *file_name;  /* final base name; VMDK writes it into its descriptor */
-    const char *uuid;       /* for the image's identity; may be NULL */
-    int compression_level;  /* 0 = format's default */
-    const char *resume;     /* state text of the last checkpoint; NULL = start from nothing */
+    const char *path;      /* file to create, or to go on with */
+    uint64_t size_bytes;   /* virtual size of the disk, multiple of 512 */
+    const char *file_name; /* final base name; VMDK writes it into its descriptor */
+    const char *uuid;      /* for the image's identity; may be NULL */
+    int compression_level; /* 0 = format's default */
+    const char *resume;    /* state text of the last checkpoint; NULL = start from nothing */
+    /* SINK_ORDERED with resume: pieces come again from this disk offset on; what the file holds of
+     * them is dropped. Not behind the state's own position. */
+    uint64_t resume_offset;
 };
 
 /* Result of encode(); release with free(data). */
@@ -50,9 +53,12 @@ struct sink_format {
     int (*write)(struct sink *sink, uint64_t offset, const void *data, size_t length,
                  struct error *err);
     int (*write_zero)(struct sink *sink, uint64_t offset, uint64_t length, struct error *err);
-    /* Everything written so far becomes durable; appends the state to *state (one line of text
-     * without newline). No write runs meanwhile. */
-    int (*checkpoint)(struct sink *sink, struct strbuf *state, struct error *err);
+    /* A checkpoint is state, then sync: once both are through, a later open with that text finds
+     * every piece that was written before state was called.
+     * state: appends one line of text without newline. Quick; no write runs meanwhile. */
+    int (*state)(struct sink *sink, struct strbuf *state, struct error *err);
+    /* What was written before becomes durable; writes may run meanwhile. */
+    int (*sync)(struct sink *sink, struct error *err);
     /* Metadata, fsync. The image is complete afterwards. */
     int (*finish)(struct sink *sink, struct error *err);
     void (*close)(struct sink *sink); /* NULL-safe */

@@ -7,9 +7,9 @@
  * - The map guest cluster -> host offset lives in `<path>.index`: a header page, then one 8-byte
  *   entry per guest cluster, already in the form of an L2 entry. So memory does not grow with the
  *   disk, and finish copies blocks of it as L2 tables.
- * - Checkpoint: data is synced first, then the index; the state names the append position. After a
- *   crash entries at or above that position are dropped and the image is cut there, so what is left
- *   is exactly what the checkpoint spoke of.
+ * - Checkpoint: the state names the append position; then data is synced, then the index, while
+ *   writing goes on. After a crash entries at or above that position are dropped and the image is
+ *   cut there, so what is left is exactly what the checkpoint spoke of.
  * - No gaps: every cluster below the append position is referenced by one entry (a failed write
  *   breaks the sink), hence every refcount is one and qemu-img check finds no leak.
  * - Finish writes L2 tables, L1, refcounts, syncs, then the header, syncs, then removes the index.
@@ -24,16 +24,16 @@
 #include "services/exporter/formats/qcow2.h"
 #include "services/exporter/formats/sink_file.h"
 
-#define CLUSTER_BITS       16
-#define CLUSTER_BYTES      (UINT64_C(1) << CLUSTER_BITS)
-#define L2_ENTRIES         (CLUSTER_BYTES / 8)
-#define L2_SPAN_BYTES      (L2_ENTRIES * CLUSTER_BYTES) /* 512 MiB of disk per table */
-#define REFCOUNT_ORDER     4                            /* 16 bits */
+#define CLUSTER_BITS        16
+#define CLUSTER_BYTES       (UINT64_C(1) << CLUSTER_BITS)
+#define L2_ENTRIES          (CLUSTER_BYTES / 8)
+#define L2_SPAN_BYTES       (L2_ENTRIES * CLUSTER_BYTES) /* 512 MiB of disk per table */
+#define REFCOUNT_ORDER      4                            /* 16 bits */
 #define REFCOUNTS_PER_BLOCK (CLUSTER_BYTES / 2)
-#define PIECE_CLUSTERS     (SINK_PIECE_BYTES / CLUSTER_BYTES)
-#define INDEX_HEADER_BYTES 4096
-#define INDEX_MAGIC        UINT64_C(0x4853444b51495831) /* "HSDKQIX1" */
-#define STATE_TAG          "qcow2-1"
+#define PIECE_CLUSTERS      (SINK_PIECE_BYTES / CLUSTER_BYTES)
+#define INDEX_HEADER_BYTES  4096
+#define INDEX_MAGIC         UINT64_C(0x4853444b51495831) /* "HSDKQIX1" */
+#define STATE_TAG           "qcow2-1"
 
 struct sink {
     int fd;
@@ -42,9 +42,9 @@ struct sink {
     uint64_t size_bytes;
     uint64_t l2_count;
     bool resumed;
-    bool complete;            /* finish was through before the crash */
-    atomic_bool broken;       /* a write failed: there may be a gap */
-    atomic_uint_fast64_t next;/* append position, multiple of CLUSTER_BYTES */
+    bool complete;             /* finish was through before the crash */
+    atomic_bool broken;        /* a write failed: there may be a gap */
+    atomic_uint_fast64_t next; /* append position, multiple of CLUSTER_BYTES */
     struct writeback writeback;
 };
 
@@ -89,8 +89,7 @@ static int index_check(struct sink *sink, struct error *err)
     uint8_t header[INDEX_HEADER_BYTES];
     struct stat st;
 
-    if (fstat(sink->index_fd, &st) < 0 ||
-        pread_all(sink->index_fd, header, sizeof header, 0) < 0)
+    if (fstat(sink->index_fd, &st) < 0 || pread_all(sink->index_fd, header, sizeof header, 0) < 0)
         return error_set_errno(err, errno, "cannot read '%.256s'", sink->index_path);
     if (get_be64(header) != INDEX_MAGIC || get_be64(header + 8) != sink->size_bytes ||
         (uint64_t)st.st_size != index_offset(sink->l2_count * L2_ENTRIES))
@@ -116,7 +115,8 @@ static int block_trim(struct sink *sink, uint8_t *block, uint64_t next, uint8_t 
         }
         if (host % CLUSTER_BYTES != 0 || host < CLUSTER_BYTES ||
             (seen[cluster / 8] >> (cluster % 8) & 1) != 0)
-            return error_set(err, ERR_CORRUPT, "'%.256s' names cluster %" PRIu64 " wrongly or twice",
+            return error_set(err, ERR_CORRUPT,
+                             "'%.256s' names cluster %" PRIu64 " wrongly or twice",
                              sink->index_path, cluster);
         seen[cluster / 8] = (uint8_t)(seen[cluster / 8] | 1U << (cluster % 8));
         (*count)++;
@@ -161,6 +161,22 @@ static bool header_is_ours(const struct sink *sink)
            get_be64(header + QCOW2_AT_SIZE) == sink->size_bytes;
 }
 
+/* Is the finished image the one whose data ended at `next`? L2 tables follow the data, L1 them. */
+static bool finished_behind(const struct sink *sink, uint64_t next)
+{
+    uint64_t l1_bytes = sink->l2_count * 8;
+    autofree uint8_t *l1 = xmalloc(l1_bytes);
+    uint8_t field[8];
+    uint64_t tables = 0;
+
+    if (pread_all(sink->fd, field, sizeof field, QCOW2_AT_L1_OFFSET) < 0 ||
+        pread_all(sink->fd, l1, l1_bytes, get_be64(field)) < 0)
+        return false;
+    for (uint64_t i = 0; i < sink->l2_count; i++)
+        tables += get_be64(l1 + 8 * i) != 0;
+    return next + tables * CLUSTER_BYTES == get_be64(field);
+}
+
 static int resume(struct sink *sink, const struct sink_options *options, struct error *err)
 {
     static const uint8_t zeros[QCOW2_HEADER_V3_BYTES];
@@ -176,11 +192,12 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
     if (size != sink->size_bytes || next % CLUSTER_BYTES != 0 || next < CLUSTER_BYTES ||
         next > round_up_u64(size, CLUSTER_BYTES) + CLUSTER_BYTES ||
         (next > CLUSTER_BYTES && (uint64_t)st.st_size <= next - CLUSTER_BYTES))
-        return error_set(err, ERR_CORRUPT, "'%.256s' does not fit its checkpoint '%.64s': start over",
-                         options->path, options->resume);
+        return error_set(err, ERR_CORRUPT,
+                         "'%.256s' does not fit its checkpoint '%.64s': start over", options->path,
+                         options->resume);
     atomic_store(&sink->next, next);
     if (sink->index_fd < 0) {
-        if (!header_is_ours(sink))
+        if (!header_is_ours(sink) || !finished_behind(sink, next))
             return error_set(err, ERR_CORRUPT, "'%.256s' is missing: start over", sink->index_path);
         sink->complete = true;
         return 0;
@@ -348,16 +365,21 @@ static int qcow2_write_zero(struct sink *sink, uint64_t offset, uint64_t length,
     return 0;
 }
 
-static int qcow2_checkpoint(struct sink *sink, struct strbuf *state, struct error *err)
+static int qcow2_state(struct sink *sink, struct strbuf *state, struct error *err)
 {
     if (atomic_load(&sink->broken))
         return check_writable(sink, err);
+    strbuf_addf(state, STATE_TAG " size=%" PRIu64 " next=%" PRIu64, sink->size_bytes,
+                (uint64_t)atomic_load(&sink->next));
+    return 0;
+}
+
+static int qcow2_sync(struct sink *sink, struct error *err)
+{
     if (fdatasync(sink->fd) < 0)
         return error_set_errno(err, errno, "cannot sync qcow2 image");
     if (!sink->complete && fdatasync(sink->index_fd) < 0)
         return error_set_errno(err, errno, "cannot sync '%.256s'", sink->index_path);
-    strbuf_addf(state, STATE_TAG " size=%" PRIu64 " next=%" PRIu64, sink->size_bytes,
-                (uint64_t)atomic_load(&sink->next));
     return 0;
 }
 
@@ -485,7 +507,8 @@ const struct sink_format sink_qcow2 = {
     .open = qcow2_open,
     .write = qcow2_write,
     .write_zero = qcow2_write_zero,
-    .checkpoint = qcow2_checkpoint,
+    .state = qcow2_state,
+    .sync = qcow2_sync,
     .finish = qcow2_finish,
     .close = qcow2_close,
     .file_sha256 = qcow2_file_sha256,

@@ -101,11 +101,17 @@ static int raw_write_zero(struct sink *sink, uint64_t offset, uint64_t length, s
     return write_zeros(sink, offset, length, err);
 }
 
-static int raw_checkpoint(struct sink *sink, struct strbuf *state, struct error *err)
+static int raw_state(struct sink *sink, struct strbuf *state, struct error *err)
+{
+    (void)err;
+    strbuf_addf(state, STATE_TAG " size=%" PRIu64, sink->size_bytes);
+    return 0;
+}
+
+static int raw_sync(struct sink *sink, struct error *err)
 {
     if (fdatasync(sink->fd) < 0)
         return error_set_errno(err, errno, "cannot sync raw image");
-    strbuf_addf(state, STATE_TAG " size=%" PRIu64, sink->size_bytes);
     return 0;
 }
 
@@ -129,7 +135,8 @@ const struct sink_format sink_raw = {
     .open = raw_open,
     .write = raw_write,
     .write_zero = raw_write_zero,
-    .checkpoint = raw_checkpoint,
+    .state = raw_state,
+    .sync = raw_sync,
     .finish = raw_finish,
     .close = raw_close,
     .file_sha256 = raw_file_sha256,

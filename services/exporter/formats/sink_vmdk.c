@@ -6,8 +6,9 @@
  * - Nothing is ever patched: the header says "directory at end", tables follow the 32 MiB they
  *   describe, the footer comes last. So the SHA-256 of the file is made while writing.
  * - The state of a checkpoint is the end of the file and the disk offset reached. A resume cuts the
- *   file there and walks the records from the front (16 small reads per MiB) to get the directory
- *   and the open table back; that needs no side file and proves the records at the same time. */
+ *   file there, or before where the pipeline goes on from, and walks the records from the front (16
+ * small reads per MiB) to get the directory and the open table back; that needs no side file and
+ * proves the records at the same time. */
 #include <errno.h>
 #include <inttypes.h>
 #include <openssl/evp.h>
@@ -19,15 +20,15 @@
 #include "services/exporter/formats/sink_file.h"
 #include "services/exporter/formats/vmdk.h"
 
-#define OVERHEAD_SECTORS        128U
-#define DESCRIPTOR_SECTOR       1U
-#define DESCRIPTOR_SECTORS      20U
-#define FORMAT_VERSION          3U
-#define GEOMETRY_HEADS          255U
-#define GEOMETRY_SECTORS        63U
-#define GEOMETRY_CYLINDERS_MAX  65535U
-#define STATE_TAG               "vmdk1"
-#define NO_SPAN                 UINT64_MAX
+#define OVERHEAD_SECTORS       128U
+#define DESCRIPTOR_SECTOR      1U
+#define DESCRIPTOR_SECTORS     20U
+#define FORMAT_VERSION         3U
+#define GEOMETRY_HEADS         255U
+#define GEOMETRY_SECTORS       63U
+#define GEOMETRY_CYLINDERS_MAX 65535U
+#define STATE_TAG              "vmdk1"
+#define NO_SPAN                UINT64_MAX
 
 struct sink {
     int fd;
@@ -128,7 +129,8 @@ static int descriptor_make(const struct sink_options *options, struct strbuf *sb
     id[12] &= 0x7f; /* a CID of all ones would mean "no parent" */
     hex_encode(id, sizeof id, hex);
     strbuf_addf(sb, "# Disk DescriptorFile\nversion=1\nCID=%s\nparentCID=ffffffff\n", hex + 24);
-    strbuf_addf(sb, "createType=\"streamOptimized\"\n\n# Extent description\nRW %" PRIu64 " SPARSE \"",
+    strbuf_addf(sb,
+                "createType=\"streamOptimized\"\n\n# Extent description\nRW %" PRIu64 " SPARSE \"",
                 sectors);
     add_extent_name(sb, options->file_name);
     strbuf_add(sb, "\"\n\n# The Disk Data Base\n#DDB\n\n");
@@ -225,10 +227,10 @@ static int walk_grain(struct sink *sink, uint64_t sector, uint32_t compressed, u
     uint64_t disk_offset = sector * VMDK_SECTOR;
 
     if (sector >= sink->size_bytes / VMDK_SECTOR || sector % VMDK_GRAIN_SECTORS != 0 ||
-        disk_offset < sink->next ||
-        !range_is_inside(*pos, record_bytes(compressed), end) ||
+        disk_offset < sink->next || !range_is_inside(*pos, record_bytes(compressed), end) ||
         (sink->span != NO_SPAN && sink->span != grain / VMDK_TABLE_ENTRIES))
-        return error_set(err, ERR_CORRUPT, "grain record at offset %" PRIu64 " is out of place", *pos);
+        return error_set(err, ERR_CORRUPT, "grain record at offset %" PRIu64 " is out of place",
+                         *pos);
     note_grain(sink, grain, *pos);
     sink->next = disk_offset + VMDK_GRAIN_BYTES;
     *pos += record_bytes(compressed);
@@ -249,7 +251,9 @@ static int walk_table(struct sink *sink, const uint8_t *marker, uint64_t end, ui
     return 0;
 }
 
-static int walk_records(struct sink *sink, uint64_t end, struct error *err)
+/* Up to the first grain at or behind disk offset stop, or up to end; *out_end = where that is. */
+static int walk_records(struct sink *sink, uint64_t end, uint64_t stop, uint64_t *out_end,
+                        struct error *err)
 {
     uint64_t pos = OVERHEAD_SECTORS * VMDK_SECTOR;
 
@@ -257,11 +261,14 @@ static int walk_records(struct sink *sink, uint64_t end, struct error *err)
         uint8_t head[VMDK_RECORD_HEADER + 4];
         if (pread_all(sink->fd, head, sizeof head, pos) < 0)
             return error_set_errno(err, errno, "cannot read record at offset %" PRIu64, pos);
-        if (get_le32(head + 8) == 0 ? walk_table(sink, head, end, &pos, err) < 0
-                                    : walk_grain(sink, get_le64(head), get_le32(head + 8), end, &pos,
-                                                 err) < 0)
+        if (get_le32(head + 8) != 0 && get_le64(head) >= stop / VMDK_SECTOR)
+            break;
+        if (get_le32(head + 8) == 0
+                ? walk_table(sink, head, end, &pos, err) < 0
+                : walk_grain(sink, get_le64(head), get_le32(head + 8), end, &pos, err) < 0)
             return -1;
     }
+    *out_end = pos;
     return 0;
 }
 
@@ -282,20 +289,21 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
         return error_set_errno(err, errno, "cannot examine '%.256s'", options->path);
     header_fill(sink, VMDK_GD_AT_END, expected);
     if (size != sink->size_bytes || end % VMDK_SECTOR != 0 || (uint64_t)st.st_size < end ||
-        end < OVERHEAD_SECTORS * VMDK_SECTOR || next > size ||
+        end < OVERHEAD_SECTORS * VMDK_SECTOR || next > size || options->resume_offset > next ||
         pread_all(sink->fd, header, sizeof header, 0) < 0 ||
         memcmp(header, expected, sizeof header) != 0)
-        return error_set(err, ERR_CORRUPT, "'%.256s' does not fit its checkpoint '%.64s': start over",
-                         options->path, options->resume);
-    if (walk_records(sink, end, err) < 0)
+        return error_set(err, ERR_CORRUPT,
+                         "'%.256s' does not fit its checkpoint '%.64s': start over", options->path,
+                         options->resume);
+    if (walk_records(sink, end, options->resume_offset, &end, err) < 0)
         return error_wrap(err, "'%.256s' cannot be resumed, start over", options->path);
-    if (sink->next > round_up_u64(next, VMDK_GRAIN_BYTES))
+    if (sink->next > round_up_u64(options->resume_offset, VMDK_GRAIN_BYTES))
         return error_set(err, ERR_CORRUPT, "'%.256s' is ahead of its checkpoint: start over",
                          options->path);
     if (ftruncate(sink->fd, (off_t)end) < 0)
         return error_set_errno(err, errno, "cannot cut '%.256s'", options->path);
     sink->pos = end;
-    sink->next = next;
+    sink->next = options->resume_offset;
     return 0;
 }
 
@@ -360,8 +368,8 @@ static int vmdk_encode(struct sink *sink, uint64_t offset, const void *data, siz
     assert(range_is_inside(offset, length, sink->size_bytes));
     for (size_t at = 0; at < length; at += VMDK_GRAIN_BYTES) {
         size_t n = (size_t)min_u64(VMDK_GRAIN_BYTES, length - at);
-        ssize_t added = encode_grain(sink, (offset + at) / VMDK_SECTOR, bytes + at, n,
-                                     records + used, err);
+        ssize_t added =
+            encode_grain(sink, (offset + at) / VMDK_SECTOR, bytes + at, n, records + used, err);
         if (added < 0)
             return -1;
         used += (size_t)added;
@@ -375,7 +383,8 @@ static int check_order(struct sink *sink, uint64_t offset, uint64_t length, stru
     assert(offset % SINK_PIECE_BYTES == 0 && range_is_inside(offset, length, sink->size_bytes));
     if (offset < sink->next)
         return error_set(err, ERR_INTERNAL,
-                         "piece at %" PRIu64 " comes after %" PRIu64 " was written: VMDK is ordered",
+                         "piece at %" PRIu64 " comes after %" PRIu64
+                         " was written: VMDK is ordered",
                          offset, sink->next);
     if (sink->span != NO_SPAN && offset / VMDK_SPAN_BYTES != sink->span)
         return close_table(sink, err);
@@ -408,12 +417,18 @@ static int vmdk_write_zero(struct sink *sink, uint64_t offset, uint64_t length, 
     return 0;
 }
 
-static int vmdk_checkpoint(struct sink *sink, struct strbuf *state, struct error *err)
+static int vmdk_state(struct sink *sink, struct strbuf *state, struct error *err)
+{
+    (void)err;
+    strbuf_addf(state, STATE_TAG " size=%" PRIu64 " end=%" PRIu64 " next=%" PRIu64,
+                sink->size_bytes, sink->pos, sink->next);
+    return 0;
+}
+
+static int vmdk_sync(struct sink *sink, struct error *err)
 {
     if (fdatasync(sink->fd) < 0)
         return error_set_errno(err, errno, "cannot sync VMDK");
-    strbuf_addf(state, STATE_TAG " size=%" PRIu64 " end=%" PRIu64 " next=%" PRIu64, sink->size_bytes,
-                sink->pos, sink->next);
     return 0;
 }
 
@@ -475,7 +490,8 @@ const struct sink_format sink_vmdk = {
     .encode = vmdk_encode,
     .write_encoded = vmdk_write_encoded,
     .write_zero = vmdk_write_zero,
-    .checkpoint = vmdk_checkpoint,
+    .state = vmdk_state,
+    .sync = vmdk_sync,
     .finish = vmdk_finish,
     .close = vmdk_close,
     .file_sha256 = vmdk_file_sha256,

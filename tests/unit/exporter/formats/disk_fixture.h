@@ -111,7 +111,7 @@ __attribute__((unused)) static struct test_disk test_disk_make(enum pattern patt
         break;
     case PATTERN_TEXT:
         for (size_t i = 0; i < size; i++)
-            disk.data[i] = (uint8_t)((size_t)"the quick brown fox "[i % 20] + (i / 65536) % 3);
+            disk.data[i] = (uint8_t)((size_t) "the quick brown fox "[i % 20] + (i / 65536) % 3);
         break;
     }
     return disk;
@@ -145,10 +145,10 @@ __attribute__((unused)) static uint8_t *read_file(const char *path, size_t *out_
     return data;
 }
 
-#define assert_ok(call)                                                                            \
-    do {                                                                                           \
-        if ((call) < 0)                                                                            \
-            fail_msg("%s: %s: %s", #call, error_code_name(err.code), err.message);                 \
+#define assert_ok(call)                                                            \
+    do {                                                                           \
+        if ((call) < 0)                                                            \
+            fail_msg("%s: %s: %s", #call, error_code_name(err.code), err.message); \
     } while (0)
 
 /* One piece the way the copy pipeline delivers it. */
@@ -173,14 +173,12 @@ __attribute__((unused)) static int deliver_piece(const struct sink_format *forma
 }
 
 /* The disk as a finished image file of this format. */
-__attribute__((unused)) static void test_disk_write(const struct test_disk *disk,
-                                                    const struct sink_format *format,
-                                                    const char *path)
+__attribute__((unused)) static void
+test_disk_write(const struct test_disk *disk, const struct sink_format *format, const char *path)
 {
     struct error err = ERROR_NONE;
     struct sink *sink = NULL;
-    struct sink_options options = {
-        .path = path, .size_bytes = disk->size, .file_name = "disk.img"};
+    struct sink_options options = {.path = path, .size_bytes = disk->size, .file_name = "disk.img"};
 
     assert_ok(format->open(&options, &sink, &err));
     for (uint64_t at = 0; at < disk->size; at += SINK_PIECE_BYTES)

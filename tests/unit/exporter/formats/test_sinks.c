@@ -160,8 +160,9 @@ static char *crash_after(const struct sink_format *format, const struct test_dis
         if (format->open(&options, &sink, &err) < 0)
             _exit(1);
         for (size_t i = 0; i <= stop; i++) {
-            if (i == checkpoint && (format->checkpoint(sink, &sb, &err) < 0 ||
-                                    write_all(fds[1], sb.data, sb.length) < 0))
+            if (i == checkpoint &&
+                (format->state(sink, &sb, &err) < 0 || format->sync(sink, &err) < 0 ||
+                 write_all(fds[1], sb.data, sb.length) < 0))
                 _exit(2);
             if (i < stop && i * SINK_PIECE_BYTES < disk->size &&
                 deliver_piece(format, sink, disk, i * SINK_PIECE_BYTES, &err) < 0)
@@ -186,8 +187,11 @@ static void resume_and_compare(const struct sink_format *format, const struct te
 {
     struct error err = ERROR_NONE;
     struct sink *sink = NULL;
-    struct sink_options options = {
-        .path = path, .size_bytes = disk->size, .file_name = "x", .resume = text};
+    struct sink_options options = {.path = path,
+                                   .size_bytes = disk->size,
+                                   .file_name = "x",
+                                   .resume = text,
+                                   .resume_offset = min_u64(from * SINK_PIECE_BYTES, disk->size)};
     char sha[65];
 
     assert_ok(format->open(&options, &sink, &err));
@@ -208,8 +212,8 @@ static void a_killed_writer_is_resumed_from_its_checkpoint(void **state)
         for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
             struct test_disk disk = test_disk_make(PATTERN_SPARSE, 70 * MIB + 5 * SECTOR);
             autofree char *path = test_path("resumed.img");
-            autofree char *text = crash_after(all_formats[f], &disk, path, cases[c][0], cases[c][1],
-                                              false);
+            autofree char *text =
+                crash_after(all_formats[f], &disk, path, cases[c][0], cases[c][1], false);
             print_message("%s: %s\n", all_formats[f]->name, text);
             resume_and_compare(all_formats[f], &disk, path, text, cases[c][0]);
             test_disk_free(&disk);
@@ -244,8 +248,12 @@ static void qcow2_takes_a_piece_again_after_a_resume(void **state)
 
 static void a_checkpoint_of_another_file_is_refused(void **state)
 {
-    static const char *const bad[] = {"", "raw1", "nonsense size=1", "raw1 size=512",
-                                      "qcow2-1 size=9437184 next=7", "vmdk1 size=9437184 end=65536",
+    static const char *const bad[] = {"",
+                                      "raw1",
+                                      "nonsense size=1",
+                                      "raw1 size=512",
+                                      "qcow2-1 size=9437184 next=7",
+                                      "vmdk1 size=9437184 end=65536",
                                       "qcow2-1 size=9437184 next=9999999999999",
                                       "vmdk1 size=9437184 end=66048 next=9437184",
                                       "vmdk1 size=9437184 end=99999744 next=0"};
@@ -364,10 +372,8 @@ static void every_compression_level_gives_the_same_disk(void **state)
         autofree char *path = test_path("level.vmdk");
         struct error err = ERROR_NONE;
         struct sink *sink = NULL;
-        struct sink_options options = {.path = path,
-                                       .size_bytes = disk.size,
-                                       .file_name = "x",
-                                       .compression_level = level};
+        struct sink_options options = {
+            .path = path, .size_bytes = disk.size, .file_name = "x", .compression_level = level};
         assert_ok(sink_vmdk.open(&options, &sink, &err));
         for (uint64_t at = 0; at < disk.size; at += SINK_PIECE_BYTES)
             assert_ok(deliver_piece(&sink_vmdk, sink, &disk, at, &err));
