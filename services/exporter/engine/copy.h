@@ -22,6 +22,8 @@
 #define COPY_PIECES_PER_READER 8
 #define COPY_READERS_MAX       PROVIDER_PARALLEL_READS_MAX
 
+struct journal;
+
 struct copy_output {
     const struct sink_format *format;
     const char *path;      /* partial file */
@@ -48,9 +50,9 @@ struct copy_options {
     const char *uuid;         /* for the images; may be NULL */
     const struct copy_output *outputs;
     size_t output_count;
-    bool hash;                /* false only in the bench */
+    bool hash; /* false only in the bench */
     const atomic_bool *stopped;
-    /* Asked before every write and sync; -1 ends the copy with that error. */
+    /* Asked before every write and sync, from any thread; -1 ends the copy with that error. */
     int (*may_write)(void *arg, struct error *err);
     void (*progress)(void *arg, const struct copy_progress *progress); /* at most every 100 ms */
     void *arg;
@@ -58,8 +60,11 @@ struct copy_options {
 
 struct copy_result {
     struct leaves *leaves; /* owned; NULL without hash */
+    /* Owned; still locked, so that no other worker goes on with these files before their rename.
+     * NULL without journal_path. */
+    struct journal *journal;
     uint64_t bytes_transferred;
-    uint64_t bytes_data;   /* logical bytes that are not zero */
+    uint64_t bytes_data; /* logical bytes that are not zero */
     uint64_t bytes_resumed;
     bool resumed;
     struct {
@@ -69,9 +74,12 @@ struct copy_result {
 };
 
 /* On success all outputs are complete and synced under their partial names, the journal still
- * stands (the caller removes it after the rename). On failure partial files and journal stay, fit
- * to go on from. A read is checked to lie in the disk; a disk that ends early is
- * ERR_SOURCE_CHANGED. ENOSPC is ERR_LIMIT naming the path. */
+ * stands (the caller removes it after the rename), and the disk's mark was compared after the last
+ * byte. On failure partial files and journal stay, fit to go on from; partial files that do not fit
+ * their journal are written anew (event copy_starts_over).
+ * ERR_CONFLICT: another process holds the journal, even after 10 s. ERR_SOURCE_CHANGED: the journal
+ * belongs to something else, the disk ends early, or its mark changed. ERR_LIMIT: no space, names
+ * the path. ERR_CANCELLED: *stopped. Calls progress on the caller's thread, may_write on any. */
 MUST_CHECK int copy_disk(const struct copy_options *options, struct copy_result *out,
                          struct error *err);
 void copy_result_release(struct copy_result *result);

@@ -21,7 +21,8 @@
 #include "common/config.h"
 #include "services/exporter/engine/vm.h"
 
-#define PROVIDER_PARALLEL_READS_MAX 16 /* connections per disk; option parallel_downloads' limit */
+#define PROVIDER_PARALLEL_READS_MAX 16 /* connections per disk; option parallel_downloads' limit \
+                                        */
 
 struct provider_session; /* each provider defines its own */
 struct provider_disk;
@@ -44,28 +45,28 @@ struct provider_check { /* answer of check(); strings owned by the struct */
 
 struct prepare_options {
     const char *job_id;
-    bool snapshot;            /* asked for by the user; a running VM gets one anyway */
-    const char *snapshot_name;/* NULL: hypersdk-<job> */
+    bool snapshot;             /* asked for by the user; a running VM gets one anyway */
+    const char *snapshot_name; /* NULL: hypersdk-<job> */
     bool snapshot_memory;
     bool snapshot_quiesce;
-    bool delete_snapshot;     /* false: release() leaves it */
+    bool delete_snapshot; /* false: release() leaves it */
     bool consolidate;
-    int64_t timeout_ms;       /* for the snapshot */
+    int64_t timeout_ms; /* for the snapshot */
 };
 
 /* One disk, frozen: its bytes do not change while the freeze mark stays the same. */
 struct frozen_disk {
     size_t vm_disk_index; /* into vm.disks */
     uint64_t size_bytes;
-    char *mark;           /* identity: provider VM id, disk id, size, snapshot id or last-modified */
+    char *mark; /* identity: provider VM id, disk id, size, snapshot id or last-modified */
 };
 
 struct frozen_vm {
     struct vm vm;
     struct frozen_disk *disks;
     size_t disk_count;
-    char *method;         /* "folder", "snapshot-folder": goes into the manifest */
-    void *provider_data;  /* provider's own, freed by frozen_free of the provider */
+    char *method;        /* "folder", "snapshot-folder": goes into the manifest */
+    void *provider_data; /* provider's own, freed by frozen_free of the provider */
 };
 
 struct extent {
@@ -74,8 +75,8 @@ struct extent {
 };
 
 struct provider {
-    const char *name; /* kind: "vsphere"; in config, logs, metrics, binary name */
-    const char *title; /* "VMware vSphere (vCenter, ESXi)" */
+    const char *name;                /* kind: "vsphere"; in config, logs, metrics, binary name */
+    const char *title;               /* "VMware vSphere (vCenter, ESXi)" */
     unsigned int parallel_reads_max; /* useful connections per disk */
     size_t config_size;
     const struct config_key *config_keys; /* settings of one instance; secrets marked */
@@ -124,6 +125,13 @@ struct provider {
     int (*disk_extents)(struct provider_disk *disk, uint64_t offset, uint64_t length,
                         struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
                         struct error *err);
+    /* The bytes of disk_read, handed to take() as they come, in order and without gaps: for
+     * transports where one request for a chunk is cheaper than several. take() may block (that is
+     * the back-pressure); -1 (its err set) ends the call with that error. After a retryable error
+     * the engine goes on behind the last byte that take() got. */
+    int (*disk_stream)(struct provider_disk *disk, uint64_t length, uint64_t offset,
+                       int (*take)(void *arg, const void *data, size_t length, struct error *err),
+                       void *arg, struct error *err);
 };
 
 #endif

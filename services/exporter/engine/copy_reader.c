@@ -1,0 +1,391 @@
+/* The reading side of a copy: claiming units of the disk, reading them with retries, filling
+ * pieces. See copy_run.h. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "services/exporter/engine/copy_run.h"
+
+#define BACKOFF_BASE_MS 200
+#define BACKOFF_MAX_MS  10000 /* a source that restarts needs some 10 s */
+
+/* ---- retries ---- */
+
+static int disk_reopen(struct copy_reader *reader, struct error *err)
+{
+    const struct copy_options *options = reader->run->options;
+
+    options->provider->disk_close(reader->disk);
+    reader->disk = NULL;
+    return options->provider->disk_open(options->session, options->frozen, options->disk_index,
+                                        &reader->disk, err);
+}
+
+static void wait_backoff(struct copy_run *run, uint32_t attempt)
+{
+    int64_t until = clock_mono_ms() + clock_backoff_ms(attempt, BACKOFF_BASE_MS, BACKOFF_MAX_MS);
+
+    LOCK_SCOPE(&run->mutex);
+    run->failures++;
+    (void)pthread_cond_signal(&run->wake);
+    while (!run->ended) {
+        int64_t left = until - clock_mono_ms();
+        if (left <= 0)
+            return;
+        copy_wait_ms(run, &run->free, left);
+    }
+}
+
+/* After a failed provider call: 0 = try again with the new connection; -1 = the run has ended. */
+static int recover(struct copy_reader *reader, uint32_t *attempt, struct error *err)
+{
+    struct copy_run *run = reader->run;
+
+    for (;;) {
+        if (copy_ended(run))
+            return -1;
+        if (!error_is_retryable(err) || *attempt >= run->options->retries_max) {
+            if (error_is_retryable(err) && *attempt > 0)
+                (void)error_wrap(err, "given up after %" PRIu32 " retries", *attempt);
+            copy_fail(run, err);
+            return -1;
+        }
+        error_clear(err);
+        wait_backoff(run, *attempt);
+        (*attempt)++;
+        if (copy_ended(run))
+            return -1;
+        if (disk_reopen(reader, err) == 0)
+            return 0;
+    }
+}
+
+/* ---- claiming ---- */
+
+static int extents_check(const struct copy_run *run, uint64_t from, struct error *err)
+{
+    uint64_t at = from;
+
+    if (run->extents_end <= from || run->extents_end > run->size_bytes)
+        return error_set(err, ERR_PROTOCOL,
+                         "the source's map of used extents does not go on at %" PRIu64, from);
+    for (size_t i = 0; i < run->extent_count; i++) {
+        const struct extent *extent = &run->extents[i];
+        if (extent->offset < at ||
+            !range_is_inside(extent->offset, extent->length, run->extents_end))
+            return error_set(err, ERR_PROTOCOL,
+                             "the source's map of used extents is out of order at %" PRIu64,
+                             extent->offset);
+        at = extent->offset + extent->length;
+    }
+    return 0;
+}
+
+/* Makes the extents cover the claim's offset. */
+static int extents_fetch(struct copy_reader *reader)
+{
+    struct copy_run *run = reader->run;
+    const struct provider *provider = run->options->provider;
+    uint64_t from = run->claim_offset;
+    struct error err = ERROR_NONE;
+    uint32_t attempt = 0;
+
+    while (run->extents != NULL && run->extents_end <= from) {
+        if (provider->disk_extents(reader->disk, from, run->size_bytes - from, run->extents,
+                                   COPY_EXTENTS_MAX, &run->extent_count, &run->extents_end,
+                                   &err) == 0) {
+            assert(run->extent_count <= COPY_EXTENTS_MAX);
+            run->extent_next = 0;
+            if (extents_check(run, from, &err) == 0)
+                return 0;
+        }
+        run->extent_count = 0;
+        run->extents_end = 0;
+        if (err.code == ERR_NOT_AVAILABLE) { /* everything is read */
+            free(run->extents);
+            run->extents = NULL;
+            return 0;
+        }
+        if (recover(reader, &attempt, &err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Is the range known to be unallocated? Ranges are asked for in rising order. */
+static bool is_hole(struct copy_run *run, uint64_t offset, uint64_t length)
+{
+    if (run->extents == NULL || offset + length > run->extents_end)
+        return false;
+    while (run->extent_next < run->extent_count) {
+        const struct extent *extent = &run->extents[run->extent_next];
+        if (extent->offset + extent->length > offset)
+            return extent->offset >= offset + length;
+        run->extent_next++;
+    }
+    return true;
+}
+
+static struct copy_chunk *chunk_new(struct copy_run *run, uint64_t first, uint64_t count,
+                                    bool one_piece)
+{
+    struct copy_chunk *chunk = xcalloc(1, sizeof *chunk);
+
+    chunk->chunks = (struct journal_chunks){.first = first, .count = count};
+    chunk->pieces_left =
+        one_piece
+            ? 1
+            : (size_t)(round_up_u64(copy_chunks_bytes(run, &chunk->chunks), SINK_PIECE_BYTES) /
+                       SINK_PIECE_BYTES);
+    LOCK_SCOPE(&run->mutex);
+    chunk->next = run->open;
+    run->open = chunk;
+    return chunk;
+}
+
+/* How many whole chunks from this one on are holes. */
+static uint64_t count_hole_chunks(struct copy_run *run, uint64_t first)
+{
+    uint64_t count = 0;
+
+    while (count < COPY_ZERO_CHUNKS_MAX && first + count < run->chunk_count &&
+           !copy_chunk_is_resumed(run, first + count)) {
+        struct journal_chunks one = {.first = first + count, .count = 1};
+        if (!is_hole(run, one.first * run->options->chunk_bytes, copy_chunks_bytes(run, &one)))
+            break;
+        count++;
+    }
+    return count;
+}
+
+static void unit_of_chunk(struct copy_run *run, struct copy_unit *unit)
+{
+    uint64_t chunk_bytes = run->options->chunk_bytes;
+    uint64_t chunk = run->claim_offset / chunk_bytes;
+    uint64_t chunk_end = min_u64((chunk + 1) * chunk_bytes, run->size_bytes);
+    uint64_t pieces;
+
+    if (run->claim_chunk == NULL)
+        run->claim_chunk = chunk_new(run, chunk, 1, false);
+    unit->chunk = run->claim_chunk;
+    unit->length = chunk_end - run->claim_offset;
+    if (run->ordered)
+        unit->length = min_u64(unit->length, COPY_ORDERED_UNIT_MAX);
+    pieces = round_up_u64(unit->length, SINK_PIECE_BYTES) / SINK_PIECE_BYTES;
+    for (uint64_t i = 0; i < pieces; i++) {
+        uint64_t at = i * SINK_PIECE_BYTES;
+        if (is_hole(run, unit->offset + at, min_u64(SINK_PIECE_BYTES, unit->length - at)))
+            unit->holes |= UINT64_C(1) << i;
+    }
+    run->claim_ticket += pieces;
+    if (unit->offset + unit->length == chunk_end)
+        run->claim_chunk = NULL;
+}
+
+/* The next unit into reader->unit; false: there is none, or the run has ended. */
+static bool claim(struct copy_reader *reader)
+{
+    struct copy_run *run = reader->run;
+    uint64_t chunk_bytes = run->options->chunk_bytes;
+    struct copy_unit unit = {0};
+
+    LOCK_SCOPE(&run->claim_mutex);
+    while (run->claim_chunk == NULL && run->claim_offset < run->size_bytes &&
+           copy_chunk_is_resumed(run, run->claim_offset / chunk_bytes))
+        run->claim_offset = min_u64(run->claim_offset + chunk_bytes, run->size_bytes);
+    if (run->claim_offset >= run->size_bytes || copy_ended(run) || extents_fetch(reader) < 0)
+        return false;
+    unit.offset = run->claim_offset;
+    unit.ticket = run->claim_ticket;
+    if (run->claim_chunk == NULL) {
+        uint64_t first = unit.offset / chunk_bytes;
+        uint64_t holes = count_hole_chunks(run, first);
+        if (holes > 0) {
+            unit.all_zero = true;
+            unit.chunk = chunk_new(run, first, holes, true);
+            unit.length = copy_chunks_bytes(run, &unit.chunk->chunks);
+            run->claim_ticket++;
+        }
+    }
+    if (!unit.all_zero)
+        unit_of_chunk(run, &unit);
+    run->claim_offset += unit.length;
+    reader->unit = unit;
+    return true;
+}
+
+/* ---- reading ---- */
+
+static struct copy_piece *piece_at(struct copy_reader *reader, uint64_t offset, uint64_t length)
+{
+    const struct copy_unit *unit = &reader->unit;
+    uint64_t index = unit->all_zero ? 0 : (offset - unit->offset) / SINK_PIECE_BYTES;
+    struct copy_piece *piece = copy_piece_new(reader->run, unit->ticket + index);
+
+    if (piece == NULL)
+        return NULL;
+    piece->chunk = unit->chunk;
+    piece->offset = offset;
+    piece->length = length;
+    return piece;
+}
+
+static int emit_zeros(struct copy_reader *reader, uint64_t offset, uint64_t length)
+{
+    struct copy_piece *piece = piece_at(reader, offset, length);
+
+    if (piece == NULL)
+        return -1;
+    copy_piece_queue(reader->run, piece);
+    return 0;
+}
+
+/* The piece at reader->position, with a buffer. */
+static int need_piece(struct copy_reader *reader, struct error *err)
+{
+    const struct copy_unit *unit = &reader->unit;
+    uint64_t left = unit->offset + unit->length - reader->position;
+
+    if (reader->piece != NULL)
+        return 0;
+    assert((reader->position - unit->offset) % SINK_PIECE_BYTES == 0);
+    reader->piece = piece_at(reader, reader->position, min_u64(left, SINK_PIECE_BYTES));
+    if (reader->piece == NULL)
+        return error_set(err, ERR_CANCELLED, "the copy has ended");
+    copy_piece_take_buffer(reader->run, reader->piece);
+    reader->filled = 0;
+    return 0;
+}
+
+static void got(struct copy_reader *reader, size_t length)
+{
+    reader->filled += length;
+    reader->position += length;
+    atomic_fetch_add(&reader->run->transferred, length);
+    if (reader->filled == reader->piece->length)
+        copy_piece_queue(reader->run, STEAL(reader->piece));
+}
+
+struct stream {
+    struct copy_reader *reader;
+    uint64_t end;
+};
+
+static int stream_take(void *arg, const void *data, size_t length, struct error *err)
+{
+    struct stream *stream = arg;
+    struct copy_reader *reader = stream->reader;
+    const uint8_t *bytes = data;
+
+    if (length > stream->end - reader->position)
+        return error_set(err, ERR_PROTOCOL, "the source sends more than it was asked for");
+    while (length > 0) {
+        size_t n;
+        if (need_piece(reader, err) < 0)
+            return -1;
+        n = (size_t)min_u64(length, reader->piece->length - reader->filled);
+        memcpy(reader->piece->data + reader->filled, bytes, n);
+        got(reader, n);
+        bytes += n;
+        length -= n;
+    }
+    return copy_ended(reader->run) ? error_set(err, ERR_CANCELLED, "the copy has ended") : 0;
+}
+
+/* One call of the provider for bytes at reader->position. */
+static int read_some(struct copy_reader *reader, uint64_t end, struct error *err)
+{
+    const struct provider *provider = reader->run->options->provider;
+    struct stream stream = {.reader = reader, .end = end};
+    size_t length;
+
+    if (provider->disk_stream != NULL) {
+        if (provider->disk_stream(reader->disk, end - reader->position, reader->position,
+                                  stream_take, &stream, err) < 0)
+            return -1;
+        if (reader->position < end)
+            return error_set(err, ERR_SOURCE_CHANGED,
+                             "the disk ends at %" PRIu64 " of %" PRIu64 " bytes", reader->position,
+                             reader->run->size_bytes);
+        return 0;
+    }
+    if (need_piece(reader, err) < 0)
+        return -1;
+    length = (size_t)reader->piece->length - reader->filled;
+    if (provider->disk_read(reader->disk, reader->piece->data + reader->filled, length,
+                            reader->position, err) < 0)
+        return -1;
+    got(reader, length);
+    return 0;
+}
+
+static int read_range(struct copy_reader *reader, uint64_t offset, uint64_t length)
+{
+    uint64_t end = offset + length;
+    uint32_t attempt = 0;
+
+    assert(range_is_inside(offset, length, reader->run->size_bytes));
+    reader->position = offset;
+    while (reader->position < end) {
+        struct error err = ERROR_NONE;
+        uint64_t before = reader->position;
+        if (copy_ended(reader->run))
+            return -1;
+        if (read_some(reader, end, &err) == 0)
+            continue;
+        if (reader->position > before)
+            attempt = 0;
+        if (recover(reader, &attempt, &err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int read_unit(struct copy_reader *reader)
+{
+    const struct copy_unit *unit = &reader->unit;
+    uint64_t at = 0;
+
+    if (unit->all_zero)
+        return emit_zeros(reader, unit->offset, unit->length);
+    while (at < unit->length) {
+        bool hole = (unit->holes >> (at / SINK_PIECE_BYTES) & 1) != 0;
+        uint64_t end = at;
+        int rc;
+        do {
+            end = min_u64(end + SINK_PIECE_BYTES, unit->length);
+        } while (!hole && end < unit->length && (unit->holes >> (end / SINK_PIECE_BYTES) & 1) == 0);
+        rc = hole ? emit_zeros(reader, unit->offset + at, end - at)
+                  : read_range(reader, unit->offset + at, end - at);
+        if (rc < 0)
+            return -1;
+        at = end;
+    }
+    return 0;
+}
+
+/* False: the run has ended. */
+static bool wait_until_wanted(struct copy_reader *reader)
+{
+    struct copy_run *run = reader->run;
+
+    LOCK_SCOPE(&run->mutex);
+    while (!run->ended && reader->index >= run->readers_wanted)
+        (void)pthread_cond_wait(&run->free, &run->mutex);
+    return !run->ended;
+}
+
+void *copy_reader_main(void *arg)
+{
+    struct copy_reader *reader = arg;
+    const struct provider *provider = reader->run->options->provider;
+    struct error err = ERROR_NONE;
+    uint32_t attempt = 0;
+
+    if (disk_reopen(reader, &err) == 0 || recover(reader, &attempt, &err) == 0) {
+        while (wait_until_wanted(reader) && claim(reader) && read_unit(reader) == 0)
+            continue;
+    }
+    provider->disk_close(reader->disk);
+    return NULL;
+}

@@ -1,0 +1,99 @@
+/* One copy of a test disk, set up and compared. Header only: a unit test is one object. */
+#ifndef TEST_COPY_FIXTURE_H
+#define TEST_COPY_FIXTURE_H
+
+#include "services/exporter/engine/copy.h"
+#include "tests/unit/exporter/engine/file_provider.h"
+
+struct setup {
+    struct copy_options options;
+    struct copy_output outputs[COPY_OUTPUTS_MAX];
+    struct frozen_vm frozen;
+    struct frozen_disk disk;
+    char *paths[COPY_OUTPUTS_MAX];
+    char *journal;
+};
+
+/* formats: names with spaces between. 3 MiB chunks, 4 readers, a journal, hashing. */
+__attribute__((unused)) static void setup_make(struct setup *setup, const struct provider *provider,
+                                               struct provider_session *session,
+                                               const char *formats)
+{
+    *setup = (struct setup){.journal = test_path("disk.journal")};
+    setup->disk =
+        (struct frozen_disk){.size_bytes = session->size_bytes, .mark = (char *)(uintptr_t) "mark"};
+    setup->frozen = (struct frozen_vm){.disks = &setup->disk, .disk_count = 1};
+    setup->options = (struct copy_options){
+        .provider = provider,
+        .session = session,
+        .frozen = &setup->frozen,
+        .chunk_bytes = 3 * MIB,
+        .readers = 4,
+        .retries_max = 3,
+        .journal_path = setup->journal,
+        .identity = "test identity",
+        .outputs = setup->outputs,
+        .hash = true,
+    };
+    for (const char *at = formats; *at != '\0';) {
+        size_t length = strcspn(at, " ");
+        size_t i = setup->options.output_count++;
+        autofree char *name = xstrndup(at, length);
+        autofree char *file = xasprintf("disk.%s.partial", name);
+        setup->paths[i] = test_path(file);
+        setup->outputs[i] = (struct copy_output){
+            .format = sink_format_find(name), .path = setup->paths[i], .file_name = "disk.img"};
+        assert_non_null(setup->outputs[i].format);
+        at += length;
+        at += strspn(at, " ");
+    }
+}
+
+__attribute__((unused)) static void setup_release(struct setup *setup)
+{
+    for (size_t i = 0; i < COPY_OUTPUTS_MAX; i++)
+        free(setup->paths[i]);
+    free(setup->journal);
+}
+
+/* Also the files. */
+__attribute__((unused)) static void setup_remove(struct setup *setup)
+{
+    for (size_t i = 0; i < setup->options.output_count; i++)
+        (void)unlink(setup->paths[i]);
+    (void)unlink(setup->journal);
+    setup_release(setup);
+}
+
+__attribute__((unused)) static void setup_compare(const struct setup *setup,
+                                                  const struct test_disk *disk,
+                                                  const struct copy_result *result)
+{
+    autofree char *raw = test_path("read-by-qemu.raw");
+
+    for (size_t i = 0; i < setup->options.output_count; i++) {
+        const char *format = setup->outputs[i].format->name;
+        const char *convert[] = {QEMU_IMG, "convert",       "-f", format, "-O",
+                                 "raw",    setup->paths[i], raw,  NULL};
+        const char *check[] = {QEMU_IMG, "check", "-f", format, setup->paths[i], NULL};
+        size_t size = 0;
+        assert_int_equal(run_program(convert), 0);
+        autofree uint8_t *data = read_file(raw, &size);
+        assert_int_equal(size, disk->size);
+        assert_true(memcmp(data, disk->data, size) == 0);
+        (void)unlink(raw);
+        if (strcmp(format, "raw") != 0)
+            assert_int_equal(run_program(check), 0);
+    }
+    if (result->leaves == NULL)
+        return;
+    assert_int_equal(leaves_disk_bytes(result->leaves), disk->size);
+    for (size_t i = 0; i < leaves_count(result->leaves); i++) {
+        uint8_t leaf[DIGEST_BYTES];
+        leaf_digest(disk->data + i * LEAF_BYTES,
+                    (size_t)min_u64(LEAF_BYTES, disk->size - i * LEAF_BYTES), leaf);
+        assert_memory_equal(leaf, leaves_get(result->leaves, i), DIGEST_BYTES);
+    }
+}
+
+#endif

@@ -1,0 +1,194 @@
+/* A provider whose disk is a local file or a pattern, with scripted faults: for the tests of the
+ * copy engine. Header only: a unit test is one object. */
+#ifndef TEST_FILE_PROVIDER_H
+#define TEST_FILE_PROVIDER_H
+
+#include "common/clock.h"
+#include "services/exporter/engine/provider.h"
+#include "tests/unit/exporter/formats/disk_fixture.h"
+
+#define STREAM_BYTES 50000U /* an odd size: pieces begin and end inside of what a stream brings */
+
+/* provider_session: what the disk is and how it misbehaves. */
+struct provider_session {
+    const uint8_t *data; /* NULL: `at` makes the bytes */
+    void (*at)(uint64_t offset, uint8_t *out, size_t length);
+    uint64_t size_bytes;
+    const struct extent *extents; /* with the extents' vtable */
+    size_t extent_count;
+    const char *mark;
+
+    /* Faults. */
+    const atomic_bool *cancelled;
+    int64_t delay_ms;      /* every read */
+    atomic_int fail_reads; /* so many reads fail */
+    enum error_code fail_code;
+    uint64_t fail_from; /* only reads at or behind this offset */
+    atomic_int fail_opens;
+    uint64_t ends_at;  /* 0: no; reads behind it say that the source changed */
+    uint64_t hang_at;  /* 0: no; reads at or behind it hang until cancelled */
+    bool stream_short; /* streams end early and call that success */
+
+    atomic_int reads, opens, open_now;
+    atomic_uint_fast64_t bytes;
+};
+
+struct provider_disk {
+    struct provider_session *session;
+};
+
+static int file_disk_open(struct provider_session *session, const struct frozen_vm *frozen,
+                          size_t index, struct provider_disk **out, struct error *err)
+{
+    (void)frozen;
+    (void)index;
+    atomic_fetch_add(&session->opens, 1);
+    if (atomic_fetch_sub(&session->fail_opens, 1) > 0)
+        return error_set(err, ERR_UNAVAILABLE, "scripted: no connection");
+    *out = xcalloc(1, sizeof **out);
+    (*out)->session = session;
+    atomic_fetch_add(&session->open_now, 1);
+    return 0;
+}
+
+static void file_disk_close(struct provider_disk *disk)
+{
+    if (disk == NULL)
+        return;
+    atomic_fetch_sub(&disk->session->open_now, 1);
+    free(disk);
+}
+
+static int file_fault(struct provider_session *session, size_t length, uint64_t offset,
+                      struct error *err)
+{
+    atomic_fetch_add(&session->reads, 1);
+    if (!range_is_inside(offset, length, session->size_bytes))
+        return error_set(err, ERR_INTERNAL, "read outside of the disk");
+    if (session->delay_ms > 0)
+        clock_sleep_ms(session->delay_ms);
+    if (session->hang_at != 0 && offset >= session->hang_at) {
+        while (!atomic_load(session->cancelled))
+            clock_sleep_ms(5);
+        return error_set(err, ERR_CANCELLED, "scripted: cancelled in a read");
+    }
+    if (session->ends_at != 0 && offset + length > session->ends_at)
+        return error_set(err, ERR_SOURCE_CHANGED, "scripted: the disk has %ju bytes now",
+                         (uintmax_t)session->ends_at);
+    if (offset >= session->fail_from && atomic_fetch_sub(&session->fail_reads, 1) > 0)
+        return error_set(err, session->fail_code, "scripted: read failed");
+    return 0;
+}
+
+static void file_bytes(const struct provider_session *session, uint8_t *out, size_t length,
+                       uint64_t offset)
+{
+    if (session->data != NULL)
+        memcpy(out, session->data + offset, length);
+    else
+        session->at(offset, out, length);
+}
+
+static int file_disk_read(struct provider_disk *disk, void *buffer, size_t length, uint64_t offset,
+                          struct error *err)
+{
+    struct provider_session *session = disk->session;
+
+    if (file_fault(session, length, offset, err) < 0)
+        return -1;
+    file_bytes(session, buffer, length, offset);
+    atomic_fetch_add(&session->bytes, length);
+    return 0;
+}
+
+static int file_disk_stream(struct provider_disk *disk, uint64_t length, uint64_t offset,
+                            int (*take)(void *arg, const void *data, size_t length,
+                                        struct error *err),
+                            void *arg, struct error *err)
+{
+    struct provider_session *session = disk->session;
+    uint8_t part[STREAM_BYTES];
+
+    if (session->stream_short)
+        length /= 2;
+    while (length > 0) {
+        size_t n = (size_t)min_u64(length, sizeof part);
+        if (file_fault(session, n, offset, err) < 0)
+            return -1;
+        file_bytes(session, part, n, offset);
+        if (take(arg, part, n, err) < 0)
+            return -1;
+        atomic_fetch_add(&session->bytes, n);
+        offset += n;
+        length -= n;
+    }
+    return 0;
+}
+
+static int file_disk_mark(struct provider_session *session, const struct frozen_vm *frozen,
+                          size_t index, char **out, struct error *err)
+{
+    (void)frozen;
+    (void)index;
+    (void)err;
+    *out = xstrdup(session->mark == NULL ? "mark" : session->mark);
+    return 0;
+}
+
+static int file_disk_extents(struct provider_disk *disk, uint64_t offset, uint64_t length,
+                             struct extent *out, size_t count_max, size_t *out_count,
+                             uint64_t *out_end, struct error *err)
+{
+    const struct provider_session *session = disk->session;
+    size_t few = count_max < 3 ? count_max : 3; /* so that the engine comes again */
+    uint64_t end = offset + length;
+    size_t count = 0;
+
+    (void)err;
+    for (size_t i = 0; i < session->extent_count; i++) {
+        uint64_t from = max_u64(session->extents[i].offset, offset);
+        uint64_t to = min_u64(session->extents[i].offset + session->extents[i].length, end);
+        if (from >= to)
+            continue;
+        if (count == few) {
+            *out_count = count;
+            *out_end = from;
+            return 0;
+        }
+        out[count++] = (struct extent){from, to - from};
+    }
+    *out_count = count;
+    *out_end = end;
+    return 0;
+}
+
+static const struct provider file_provider = {
+    .name = "file",
+    .parallel_reads_max = PROVIDER_PARALLEL_READS_MAX,
+    .disk_open = file_disk_open,
+    .disk_read = file_disk_read,
+    .disk_close = file_disk_close,
+    .disk_mark = file_disk_mark,
+};
+
+__attribute__((unused)) static const struct provider stream_provider = {
+    .name = "stream",
+    .parallel_reads_max = PROVIDER_PARALLEL_READS_MAX,
+    .disk_open = file_disk_open,
+    .disk_read = file_disk_read,
+    .disk_close = file_disk_close,
+    .disk_mark = file_disk_mark,
+    .disk_stream = file_disk_stream,
+};
+
+__attribute__((unused)) static const struct provider extents_provider = {
+    .name = "extents",
+    .parallel_reads_max = PROVIDER_PARALLEL_READS_MAX,
+    .disk_open = file_disk_open,
+    .disk_read = file_disk_read,
+    .disk_close = file_disk_close,
+    .disk_mark = file_disk_mark,
+    .disk_extents = file_disk_extents,
+};
+
+#endif
