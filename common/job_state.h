@@ -7,30 +7,42 @@
 #include "common/error.h"
 
 enum job_status {
-    JOB_PENDING, JOB_RUNNING, JOB_PAUSED, JOB_CANCELLING, JOB_COMPLETED, JOB_FAILED, JOB_CANCELLED
+    JOB_PENDING,
+    JOB_RUNNING,
+    JOB_PAUSED,
+    JOB_CANCELLING,
+    JOB_COMPLETED,
+    JOB_FAILED,
+    JOB_CANCELLED
 };
 enum task_state {
-    TASK_BLOCKED, TASK_QUEUED, TASK_LEASED, TASK_FINISHING, TASK_DONE, TASK_FAILED, TASK_CANCELLED
+    TASK_BLOCKED,
+    TASK_QUEUED,
+    TASK_LEASED,
+    TASK_FINISHING,
+    TASK_DONE,
+    TASK_FAILED,
+    TASK_CANCELLED
 };
 enum job_event {
-    JOB_EVENT_LEASED,            /* a worker took the task: epoch + 1 */
-    JOB_EVENT_RENEWED,           /* lease goes on; bytes_done may have risen */
-    JOB_EVENT_LEASE_LOST,        /* reaper: lease_until + grace passed */
-    JOB_EVENT_YIELDED,           /* drain: handed back without blame */
-    JOB_EVENT_TASK_FAILED,       /* worker says so; retryable or not */
-    JOB_EVENT_PERMITTED,         /* finish permit */
+    JOB_EVENT_LEASED,      /* a worker took the task: epoch + 1 */
+    JOB_EVENT_RENEWED,     /* lease goes on; bytes_done may have risen */
+    JOB_EVENT_LEASE_LOST,  /* reaper: lease_until + grace passed */
+    JOB_EVENT_YIELDED,     /* drain: handed back without blame */
+    JOB_EVENT_TASK_FAILED, /* worker says so; retryable or not */
+    JOB_EVENT_PERMITTED,   /* finish permit */
     JOB_EVENT_TASK_DONE,
     JOB_EVENT_CANCEL_REQUESTED,
     JOB_EVENT_PAUSE_REQUESTED,
     JOB_EVENT_RESUME_REQUESTED,
-    JOB_EVENT_RETRY_REQUESTED,   /* user: failed or cancelled job again, from its journal */
+    JOB_EVENT_RETRY_REQUESTED, /* user: failed or cancelled job again, from its journal */
 };
 
 struct job_machine { /* what the decision depends on */
     enum job_status job;
     enum task_state task;
     bool task_cancel;
-    bool last_task;        /* no further task of the job waits behind it */
+    bool last_task; /* no further task of the job waits behind it */
     uint64_t epoch;
     uint32_t attempt, max_attempts;
     uint32_t losses, losses_max;
@@ -43,28 +55,30 @@ struct job_machine { /* what the decision depends on */
 struct job_event_input {
     enum job_event event;
     int64_t now_ms;
-    uint64_t random;      /* for jitter */
+    uint64_t random; /* for jitter */
     int64_t lease_ms;
-    uint64_t bytes_done;  /* RENEWED */
-    bool retryable;       /* TASK_FAILED */
+    uint64_t bytes_done; /* RENEWED */
+    bool retryable;      /* TASK_FAILED */
 };
 
-enum job_effect { /* bits */
-    JOB_EFFECT_HISTORY = 1,      /* append a job_events row named effects.event */
-    JOB_EFFECT_OUTBOX = 2,       /* job.completed, job.failed, job.cancelled ... for the notifier */
-    JOB_EFFECT_FINAL = 4,        /* completed_at, metric totals */
-    JOB_EFFECT_RELEASE_NEXT = 8, /* the next blocked task becomes queued */
-    JOB_EFFECT_NEW_TOKEN = 16,
-    JOB_EFFECT_CLEAN = 32,       /* job is dead: what its records name must be released by a worker */
-    JOB_EFFECT_STARTED = 64,     /* first start: started_at */
+enum job_effect {                         /* bits */
+                  JOB_EFFECT_HISTORY = 1, /* append a job_events row named effects.event */
+                  JOB_EFFECT_OUTBOX =
+                      2, /* job.completed, job.failed, job.cancelled ... for the notifier */
+                  JOB_EFFECT_FINAL = 4,        /* completed_at, metric totals */
+                  JOB_EFFECT_RELEASE_NEXT = 8, /* the next blocked task becomes queued */
+                  JOB_EFFECT_NEW_TOKEN = 16,
+                  JOB_EFFECT_CLEAN =
+                      32, /* job is dead: what its records name must be released by a worker */
+                  JOB_EFFECT_STARTED = 64, /* first start: started_at */
 };
 
 struct job_decision {
-    struct job_machine row;   /* the new row */
+    struct job_machine row; /* the new row */
     unsigned int effects;
-    const char *event;        /* "job.started", "job.lease_lost", "job.retry_scheduled" ... or NULL */
-    bool allowed;             /* false: the event does not apply in this state, row unchanged */
-    const char *reason;       /* why not allowed */
+    const char *event;  /* "job.started", "job.lease_lost", "job.retry_scheduled" ... or NULL */
+    bool allowed;       /* false: the event does not apply in this state, row unchanged */
+    const char *reason; /* why not allowed */
 };
 
 struct job_decision job_decide(const struct job_machine *row, const struct job_event_input *input);

@@ -10,19 +10,21 @@
 #include "common/job_state.h"
 
 struct job_submission {
-    const char *id;            /* NULL: generated */
+    const char *id; /* NULL: generated */
     const char *name;
-    const char *kind;          /* "export" | "convert" | "import" */
-    const char *provider;      /* instance */
+    const char *kind;     /* "export" | "convert" | "import" */
+    const char *provider; /* instance */
     const char *provider_kind;
     const char *vm_path;
-    const char *output_path;   /* absolute, confined */
+    const char *output_path; /* absolute, confined */
     const char *format;
-    const json_t *definition;  /* canonical, secrets removed */
-    const json_t *export_spec; /* spec of the export task (docs/tasks.md) */
-    const json_t *convert_spec;/* NULL: no conversion task */
+    const json_t *definition;   /* canonical, secrets removed */
+    const json_t *export_spec;  /* spec of the export task (docs/tasks.md) */
+    const json_t *convert_spec; /* NULL: no conversion task */
     uint32_t priority;
     uint32_t max_attempts;
+    int64_t retry_initial_ms; /* back-off after errors; doubles up to retry_max_ms */
+    int64_t retry_max_ms;
     const char *submitted_by;
     const char *trace_id;
     const char *idempotency_key;     /* NULL: none */
@@ -47,23 +49,24 @@ MUST_CHECK int job_store_retry(struct db *db, const char *job_id, const char *ac
 struct job_store_event {
     const char *task_id;
     const uint64_t *expect_epoch;
-    const uint8_t *expect_token; /* TOKEN_BYTES */
-    struct job_event_input input;
+    const uint8_t *expect_token;  /* TOKEN_BYTES */
+    struct job_event_input input; /* now_ms 0: the database's clock; random 0: made here */
+    uint32_t losses_max;          /* LEASE_LOST; 0: 5 */
     const char *worker;
     const char *actor;
     const char *phase;
-    const json_t *result;        /* TASK_DONE */
-    const char *error_code;      /* TASK_FAILED */
+    const json_t *result;   /* TASK_DONE; TASK_FAILED: facts */
+    const char *error_code; /* TASK_FAILED */
     const char *error_message;
-    const uint8_t *new_token;    /* LEASED */
+    const uint8_t *new_token; /* LEASED */
 };
 MUST_CHECK int job_store_apply(struct db *db, const struct job_store_event *event,
                                struct job_decision *out, struct error *err);
 
 /* Live events, as WebSocket and SSE clients get them (rest-api.md section 11): one JSON object per
- * job_events row, "type" = its event, "seq" = its id, with job_id, status, phase, vm_name, provider,
- * error, progress and percentage at top level. Rows with id > after_id in rising order, at most
- * limit; unpublished_only: those that are not on Redis yet. *out: array, new reference. */
+ * job_events row, "type" = its event, "seq" = its id, with job_id, status, phase, vm_name,
+ * provider, error, progress and percentage at top level. Rows with id > after_id in rising order,
+ * at most limit; unpublished_only: those that are not on Redis yet. *out: array, new reference. */
 MUST_CHECK int job_store_events(struct db *db, int64_t after_id, bool unpublished_only,
                                 uint32_t limit, json_t **out, struct error *err);
 

@@ -53,6 +53,8 @@ CREATE TABLE jobs (
   cancel_discard boolean NOT NULL DEFAULT false,
   attempt        integer NOT NULL DEFAULT 0,
   max_attempts   integer NOT NULL DEFAULT 3,
+  retry_initial_ms bigint NOT NULL DEFAULT 60000,
+  retry_max_ms   bigint NOT NULL DEFAULT 1800000,
   error          text NOT NULL DEFAULT '',
   error_code     text NOT NULL DEFAULT '',
   result         jsonb,

@@ -422,6 +422,9 @@ static void fill_submission(const struct submit_settings *settings, struct submi
     s->format = field_text(job, "format", "ovf");
     s->definition = request->definition;
     s->priority = (uint32_t)field_number(job, "priority", SUBMIT_PRIORITY);
+    s->retry_initial_ms =
+        field_duration_ms(retry, "initial_delay", settings->retry->initial_delay_ms);
+    s->retry_max_ms = field_duration_ms(retry, "max_delay", settings->retry->max_delay_ms);
     s->max_attempts = (uint32_t)field_number(retry, "max_attempts", settings->retry->max_attempts);
 }
 

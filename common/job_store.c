@@ -1,0 +1,315 @@
+/* See job_store.h: submitting, cancelling, trying again, live events. job_store_apply.c has the
+ * way of a state into the tables, job_store_final.c what an end leaves behind. */
+#include "common/job_store.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/id.h"
+#include "common/job_store_internal.h"
+#include "common/json.h"
+
+static const char INSERT_JOB[] =
+    "INSERT INTO jobs (id, name, kind, provider, vm_path, vm_name, output_path, format, definition,"
+    " priority, max_attempts, retry_initial_ms, retry_max_ms, submitted_by, trace_id,"
+    " idempotency_key, idempotency_hash)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb, $10::int, $11::int, $12::bigint,"
+    " $13::bigint, $14, $15, $16, $17::bytea) ON CONFLICT DO NOTHING RETURNING id";
+
+static const char INSERT_TASK[] =
+    "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
+    " priority, state) VALUES ($1, $2, $3::int, $4, 'transfer', $5, $6, $7, $8::jsonb, $9::int,"
+    " $10)";
+
+static const char FIND_KEY[] = "SELECT id, idempotency_hash = $3::bytea FROM jobs"
+                               " WHERE submitted_by = $1 AND idempotency_key = $2";
+
+/* The task that a user's wish is about: the first that is not done. */
+static const char CURRENT_TASK[] =
+    "SELECT t.id FROM tasks t WHERE t.job_id = $1 ORDER BY (t.state = 'done'), t.ordinal LIMIT 1";
+
+static const char JOB_EXISTS[] = "SELECT 1 FROM jobs WHERE id = $1";
+
+static const char SET_CANCEL[] = "UPDATE jobs SET cancel_reason = $2, cancel_discard = $3::boolean"
+                                 " WHERE id = $1";
+
+/* A release of the old attempt must not take the new attempt's snapshot away. */
+static const char DROP_RELEASES[] =
+    "UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE kind = 'release'"
+    " AND state = 'queued' AND spec->>'task_id' = $1";
+
+static const char BLOCK_LATER[] =
+    "UPDATE tasks SET state = 'blocked', cancel = false, updated_at = now()"
+    " WHERE job_id = $1 AND id <> $2 AND state IN ('cancelled', 'failed')";
+
+static const char CLEAR_END[] =
+    "UPDATE jobs SET completed_at = NULL, error = '', error_code = '', cancel_reason = '',"
+    " cancel_discard = false, pending_reason = '' WHERE id = $1";
+
+static const char EVENTS[] =
+    "SELECT e.id, e.event, e.status, e.phase, j.id, j.vm_name, j.provider, j.error, j.progress,"
+    " to_char(e.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), e.actor, e.detail"
+    " FROM job_events e JOIN jobs j ON j.id = e.job_id WHERE e.id > $1::bigint"
+    " ORDER BY e.id LIMIT $2::int";
+
+static const char EVENTS_UNPUBLISHED[] =
+    "SELECT e.id, e.event, e.status, e.phase, j.id, j.vm_name, j.provider, j.error, j.progress,"
+    " to_char(e.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), e.actor, e.detail"
+    " FROM job_events e JOIN jobs j ON j.id = e.job_id WHERE NOT e.published AND e.id > $1::bigint"
+    " ORDER BY e.id LIMIT $2::int";
+
+int store_begin(struct db *db, bool *out_own, struct error *err)
+{
+    *out_own = !db_in_transaction(db);
+    return *out_own ? db_begin(db, err) : 0;
+}
+
+int store_end(struct db *db, bool own, int rc, struct error *err)
+{
+    if (!own)
+        return rc;
+    if (rc == 0)
+        return db_commit(db, err);
+    db_rollback(db);
+    return rc;
+}
+
+/* ---- submit ---- */
+
+static int insert_task(struct db *db, const struct job_submission *s, const char *job_id,
+                       int ordinal, const json_t *spec_json, struct error *err)
+{
+    bool conversion = ordinal > 0;
+    autofree char *spec = json_text(spec_json);
+    char id[ID_SIZE];
+    char number[NUMBER_SIZE];
+    char priority[NUMBER_SIZE];
+
+    id_new("task", id);
+    (void)snprintf(number, sizeof number, "%d", ordinal);
+    (void)snprintf(priority, sizeof priority, "%" PRIu32, s->priority);
+    return db_exec(db, INSERT_TASK,
+                   DB_PARAMS(id, job_id, number, conversion ? "convert" : s->kind,
+                             conversion ? "bridge" : "exporter", conversion ? "" : s->provider_kind,
+                             s->provider, spec, priority, conversion ? "blocked" : "queued"),
+                   NULL, err);
+}
+
+/* Nothing was inserted: which of the two unique rules said no? */
+static int find_existing(struct db *db, const struct job_submission *s, const char *id,
+                         const char *hash, char out_id[64], bool *out_existing, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (s->idempotency_key != NULL) {
+        if (db_exec(db, FIND_KEY, DB_PARAMS(s->submitted_by, s->idempotency_key, hash), &rows,
+                    err) < 0)
+            return -1;
+        if (PQntuples(rows) == 1 && !db_bool(rows, 0, 1))
+            return error_set(err, ERR_CONFLICT,
+                             "Idempotency-Key '%.64s' was used with another request",
+                             s->idempotency_key);
+        if (PQntuples(rows) == 1) {
+            (void)snprintf(out_id, 64, "%s", db_text(rows, 0, 0));
+            *out_existing = true;
+            return 0;
+        }
+    }
+    return error_set(err, ERR_CONFLICT, "a job with the id '%.64s' exists already", id);
+}
+
+static const char *last_part(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash == NULL || slash[1] == '\0' ? path : slash + 1;
+}
+
+static int insert_job(struct db *db, const struct job_submission *s, const char *id,
+                      const char *hash, bool *out_inserted, struct error *err)
+{
+    autofree char *definition = json_text(s->definition);
+    auto_pgresult *rows = NULL;
+    char priority[NUMBER_SIZE];
+    char attempts[NUMBER_SIZE];
+    char initial[NUMBER_SIZE];
+    char max[NUMBER_SIZE];
+
+    (void)snprintf(priority, sizeof priority, "%" PRIu32, s->priority);
+    (void)snprintf(attempts, sizeof attempts, "%" PRIu32, s->max_attempts);
+    (void)snprintf(initial, sizeof initial, "%" PRId64, s->retry_initial_ms);
+    (void)snprintf(max, sizeof max, "%" PRId64, s->retry_max_ms);
+    if (db_exec(db, INSERT_JOB,
+                DB_PARAMS(id, s->name, s->kind, s->provider, s->vm_path, last_part(s->vm_path),
+                          s->output_path, s->format, definition, priority, attempts, initial, max,
+                          s->submitted_by, s->trace_id, s->idempotency_key, hash),
+                &rows, err) < 0)
+        return -1;
+    *out_inserted = PQntuples(rows) == 1;
+    return 0;
+}
+
+static int submit(struct db *db, const struct job_submission *s, const char *id, char out_id[64],
+                  bool *out_existing, struct error *err)
+{
+    autofree char *hash =
+        s->idempotency_hash == NULL ? NULL : db_bytea_text(s->idempotency_hash, 32);
+    struct store_row row = {0};
+    bool inserted = false;
+
+    *out_existing = false;
+    if (insert_job(db, s, id, hash, &inserted, err) < 0)
+        return -1;
+    if (!inserted)
+        return find_existing(db, s, id, hash, out_id, out_existing, err);
+    (void)snprintf(row.job_id, sizeof row.job_id, "%s", id);
+    (void)snprintf(out_id, 64, "%s", id);
+    if (insert_task(db, s, id, 0, s->export_spec, err) < 0)
+        return -1;
+    if (s->convert_spec != NULL && insert_task(db, s, id, 1, s->convert_spec, err) < 0)
+        return -1;
+    return store_history(db, &row, "job.created", "pending", "", s->submitted_by, NULL, err);
+}
+
+int job_store_submit(struct db *db, const struct job_submission *submission, char out_id[64],
+                     bool *out_existing, struct error *err)
+{
+    char made[ID_SIZE];
+    bool own = false;
+
+    id_new("job", made);
+    if (store_begin(db, &own, err) < 0)
+        return -1;
+    return store_end(db, own,
+                     submit(db, submission, submission->id == NULL ? made : submission->id, out_id,
+                            out_existing, err),
+                     err);
+}
+
+/* ---- wishes of users ---- */
+
+static int current_task(struct db *db, const char *job_id, char out[64], struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(db, CURRENT_TASK, DB_PARAMS(job_id), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0) {
+        auto_pgresult *job = NULL;
+        if (db_exec(db, JOB_EXISTS, DB_PARAMS(job_id), &job, err) < 0)
+            return -1;
+        return error_set(
+            err, PQntuples(job) == 0 ? ERR_NOT_FOUND : ERR_CONFLICT,
+            PQntuples(job) == 0 ? "no job has the id '%.64s'" : "job '%.64s' has no task", job_id);
+    }
+    (void)snprintf(out, 64, "%s", db_text(rows, 0, 0));
+    return 0;
+}
+
+static int wish(struct db *db, const char *job_id, enum job_event kind, const char *actor,
+                struct job_decision *out, char out_task[64], struct error *err)
+{
+    struct job_store_event event = {.input = {.event = kind}, .actor = actor};
+
+    if (current_task(db, job_id, out_task, err) < 0)
+        return -1;
+    event.task_id = out_task;
+    if (job_store_apply(db, &event, out, err) < 0)
+        return -1;
+    if (!out->allowed)
+        return error_set(err, ERR_CONFLICT, "job '%.64s': %s", job_id, out->reason);
+    return 0;
+}
+
+static int cancel(struct db *db, const char *job_id, const char *actor, const char *reason,
+                  bool discard, struct error *err)
+{
+    struct job_decision decision;
+    char task[64];
+
+    /* Before the decision: a release task made by it wants to know. */
+    if (db_exec(db, SET_CANCEL,
+                DB_PARAMS(job_id, reason == NULL ? "" : reason, discard ? "true" : "false"), NULL,
+                err) < 0)
+        return -1;
+    return wish(db, job_id, JOB_EVENT_CANCEL_REQUESTED, actor, &decision, task, err);
+}
+
+int job_store_cancel(struct db *db, const char *job_id, const char *actor, const char *reason,
+                     bool discard, struct error *err)
+{
+    bool own = false;
+
+    if (store_begin(db, &own, err) < 0)
+        return -1;
+    return store_end(db, own, cancel(db, job_id, actor, reason, discard, err), err);
+}
+
+static int retry(struct db *db, const char *job_id, const char *actor, struct error *err)
+{
+    struct job_decision decision;
+    char task[64];
+
+    if (wish(db, job_id, JOB_EVENT_RETRY_REQUESTED, actor, &decision, task, err) < 0 ||
+        db_exec(db, DROP_RELEASES, DB_PARAMS(task), NULL, err) < 0 ||
+        db_exec(db, BLOCK_LATER, DB_PARAMS(job_id, task), NULL, err) < 0)
+        return -1;
+    return db_exec(db, CLEAR_END, DB_PARAMS(job_id), NULL, err);
+}
+
+int job_store_retry(struct db *db, const char *job_id, const char *actor, struct error *err)
+{
+    bool own = false;
+
+    if (store_begin(db, &own, err) < 0)
+        return -1;
+    return store_end(db, own, retry(db, job_id, actor, err), err);
+}
+
+/* ---- live events ---- */
+
+static json_t *event_json(const PGresult *rows, int row)
+{
+    json_t *event = json_object();
+    json_t *progress = json_loads(db_text(rows, row, 8), 0, NULL);
+    json_t *percentage = json_object_get(progress, "percentage");
+    double percent = json_number_value(percentage);
+
+    if (strcmp(db_text(rows, row, 2), "completed") == 0)
+        percent = 100.0;
+    json_set_text(event, "type", db_text(rows, row, 1));
+    (void)json_object_set_new(event, "seq", json_integer(db_i64(rows, row, 0)));
+    json_set_text(event, "timestamp", db_text(rows, row, 9));
+    json_set_text(event, "job_id", db_text(rows, row, 4));
+    json_set_text(event, "status", db_text(rows, row, 2));
+    json_set_text(event, "phase", db_text(rows, row, 3));
+    json_set_text(event, "vm_name", db_text(rows, row, 5));
+    json_set_text(event, "provider", db_text(rows, row, 6));
+    json_set_text(event, "error", db_text(rows, row, 7));
+    (void)json_object_set_new(event, "progress", json_integer((json_int_t)percent));
+    (void)json_object_set_new(event, "percentage", json_real(percent));
+    json_decref(progress);
+    return event;
+}
+
+int job_store_events(struct db *db, int64_t after_id, bool unpublished_only, uint32_t limit,
+                     json_t **out, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    char after[NUMBER_SIZE];
+    char most[NUMBER_SIZE];
+    json_t *events;
+
+    (void)snprintf(after, sizeof after, "%" PRId64, after_id);
+    (void)snprintf(most, sizeof most, "%" PRIu32, limit);
+    if (db_exec(db, unpublished_only ? EVENTS_UNPUBLISHED : EVENTS, DB_PARAMS(after, most), &rows,
+                err) < 0)
+        return -1;
+    events = json_array();
+    for (int i = 0; i < PQntuples(rows); i++)
+        (void)json_array_append_new(events, event_json(rows, i));
+    *out = events;
+    return 0;
+}

@@ -1,0 +1,187 @@
+/* What the end of a job or of its export leaves behind: catalogue, next task, totals, outbox,
+ * clean-up. All inside the transaction of the state change. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/clock.h"
+#include "common/id.h"
+#include "common/job_store_internal.h"
+#include "common/json.h"
+#include "common/metric_totals.h"
+
+static const char INSERT_EXPORT[] =
+    "INSERT INTO exports (id, job_id, provider, vm_id, vm_name, path, volume, format, total_size,"
+    " manifest) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, $10::jsonb)"
+    " ON CONFLICT (id) DO NOTHING";
+
+static const char INSERT_DISKS[] =
+    "INSERT INTO export_disks (export_id, disk_id, file, size_bytes, capacity_bytes, sha256, root,"
+    " change_id) SELECT $1, d->>'disk_id', d->>'file', (d->>'size_bytes')::bigint,"
+    " (d->>'capacity_bytes')::bigint, coalesce(d->>'sha256', ''), coalesce(d->>'root', ''),"
+    " coalesce(d->>'change_id', '') FROM jsonb_array_elements($2::jsonb) d"
+    " ON CONFLICT DO NOTHING";
+
+static const char QUEUE_NEXT[] =
+    "UPDATE tasks SET state = 'queued', volume = $2, not_before = now(), updated_at = now(),"
+    " spec = spec || $3::jsonb WHERE id = (SELECT id FROM tasks WHERE job_id = $1"
+    " AND state = 'blocked' ORDER BY ordinal LIMIT 1)";
+
+static const char CANCEL_LATER[] =
+    "UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE job_id = $1"
+    " AND state = 'blocked'";
+
+static const char INSERT_RELEASE[] =
+    "INSERT INTO tasks (id, kind, class, role, provider_kind, provider, volume, spec, priority)"
+    " SELECT $2, 'release', 'control', 'exporter', t.provider_kind, t.provider,"
+    " CASE WHEN coalesce(j.cancel_discard, false) THEN t.volume ELSE '' END,"
+    " jsonb_build_object('task_id', t.id, 'keep', false, 'discard',"
+    "   coalesce(j.cancel_discard, false), 'output_path', coalesce(j.output_path, '')), 90"
+    " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1 AND t.role = 'exporter'"
+    " AND EXISTS (SELECT 1 FROM task_records r WHERE r.task_id = t.id)";
+
+static const char LOAD_END[] =
+    "SELECT j.vm_name, j.vm_path, j.provider, j.error, coalesce(j.result, '{}'::jsonb),"
+    " extract(epoch FROM now() - coalesce(j.started_at, j.created_at))::float8"
+    " FROM jobs j WHERE j.id = $1";
+
+static const char INSERT_OUTBOX[] =
+    "INSERT INTO outbox (event, job_id, payload) VALUES ($1, $2, $3::jsonb)";
+
+int store_export(struct db *db, const struct store_row *row, const json_t *result,
+                 struct error *err)
+{
+    const json_t *export = json_object_get(result, "export");
+    const char *id = json_str(export, "id");
+    autofree char *manifest = NULL;
+    autofree char *disks = NULL;
+    auto_metric_batch batch = {0};
+    char size[NUMBER_SIZE];
+
+    if (id[0] == '\0')
+        return error_set(err, ERR_PROTOCOL, "the result of an export has no export id");
+    manifest = json_text(json_object_get(export, "manifest"));
+    disks = json_text(json_object_get(export, "disks"));
+    (void)snprintf(size, sizeof size, "%" PRIu64, json_u64(export, "total_size"));
+    if (db_exec(db, INSERT_EXPORT,
+                DB_PARAMS(id, row->job_id, row->provider, json_str(export, "vm_id"),
+                          json_str(export, "vm_name"), json_str(export, "path"),
+                          json_str(export, "volume"), json_str(export, "format"), size, manifest),
+                NULL, err) < 0)
+        return -1;
+    if (db_exec(db, INSERT_DISKS, DB_PARAMS(id, disks), NULL, err) < 0)
+        return -1;
+    metric_batch_init(&batch);
+    metric_batch_add(&batch, "hypersdk_vms_exported_total", NULL, 1);
+    metric_batch_add(&batch, "hypersdk_bytes_exported_total", NULL,
+                     (double)json_u64(export, "total_size"));
+    return metric_batch_store(db, &batch, err);
+}
+
+int store_release_next(struct db *db, const struct store_row *row, const json_t *result,
+                       struct error *err)
+{
+    auto_json *more = json_object();
+    autofree char *text = NULL;
+
+    json_set_text(more, "vm_name", json_str(result, "vm_name"));
+    json_set_text(more, "export_path", json_str(result, "output_path"));
+    json_set_text(more, "manifest_path", json_str(result, "manifest_path"));
+    text = json_text(more);
+    return db_exec(
+        db, QUEUE_NEXT,
+        DB_PARAMS(row->job_id, json_str(json_object_get(result, "export"), "volume"), text), NULL,
+        err);
+}
+
+int store_release_task(struct db *db, const struct store_row *row, struct error *err)
+{
+    char id[ID_SIZE];
+
+    id_new("task", id);
+    return db_exec(db, INSERT_RELEASE, DB_PARAMS(row->task_id, id), NULL, err);
+}
+
+/* ---- totals ---- */
+
+static json_t *labels_of(const char *first, const char *value, const char *provider)
+{
+    json_t *labels = json_object();
+
+    json_set_text(labels, first, value);
+    json_set_text(labels, "provider", provider);
+    return labels;
+}
+
+static const char *vm_type_of(const json_t *result)
+{
+    const json_t *manifest = json_object_get(json_object_get(result, "export"), "manifest");
+    const char *hint = json_str(json_object_get(manifest, "vm"), "os_hint");
+
+    return hint[0] == '\0' ? "unknown" : hint;
+}
+
+static int store_totals(struct db *db, const char *status, const char *provider,
+                        const json_t *result, double seconds, struct error *err)
+{
+    auto_json *by_status = labels_of("status", status, provider);
+    auto_json *by_type = labels_of("vm_type", vm_type_of(result), provider);
+    auto_metric_batch batch;
+
+    metric_batch_init(&batch);
+    metric_batch_add(&batch, "hypersdk_jobs_total", by_status, 1);
+    metric_batch_observe(&batch, "hypersdk_job_duration_seconds", by_type, seconds);
+    return metric_batch_store(db, &batch, err);
+}
+
+/* ---- outbox: the seed's seven flat keys, then ours ---- */
+
+static json_t *payload(const struct store_row *row, const char *event, const char *status,
+                       const PGresult *end, const json_t *result, double seconds)
+{
+    json_t *json = json_object();
+    json_t *files = json_object_get(result, "exported_files");
+    char now[CLOCK_RFC3339_SIZE];
+
+    clock_rfc3339_now(now);
+    json_set_text(json, "event", event);
+    json_set_text(json, "timestamp", now);
+    json_set_text(json, "job_id", row->job_id);
+    json_set_text(json, "vm_name", db_text(end, 0, 0));
+    json_set_text(json, "status", status);
+    (void)json_object_set_new(json, "duration_seconds", json_real(seconds));
+    (void)json_object_set_new(json, "exported_files",
+                              files == NULL ? json_array() : json_incref(files));
+    json_set_text(json, "vm_path", db_text(end, 0, 1));
+    json_set_text(json, "provider", db_text(end, 0, 2));
+    if (db_text(end, 0, 3)[0] != '\0')
+        json_set_text(json, "error", db_text(end, 0, 3));
+    if (json_object_get(result, "total_size") != NULL)
+        (void)json_object_set(json, "total_size", json_object_get(result, "total_size"));
+    if (json_object_get(result, "manifest_path") != NULL)
+        (void)json_object_set(json, "manifest_path", json_object_get(result, "manifest_path"));
+    return json;
+}
+
+int store_final(struct db *db, const struct store_row *row, const struct job_decision *decision,
+                struct error *err)
+{
+    const char *status = job_status_name(decision->row.job);
+    auto_pgresult *end = NULL;
+    auto_json *result = NULL;
+    auto_json *json = NULL;
+    autofree char *text = NULL;
+    double seconds;
+
+    if (db_exec(db, CANCEL_LATER, DB_PARAMS(row->job_id), NULL, err) < 0 ||
+        db_exec(db, LOAD_END, DB_PARAMS(row->job_id), &end, err) < 0)
+        return -1;
+    result = json_loads(db_text(end, 0, 4), 0, NULL);
+    seconds = strtod(db_text(end, 0, 5), NULL);
+    if (store_totals(db, status, db_text(end, 0, 2), result, seconds, err) < 0)
+        return -1;
+    json = payload(row, decision->event, status, end, result, seconds);
+    text = json_text(json);
+    return db_exec(db, INSERT_OUTBOX, DB_PARAMS(decision->event, row->job_id, text), NULL, err);
+}

@@ -1,0 +1,44 @@
+/* Between job_store*.c only. */
+#ifndef COMMON_JOB_STORE_INTERNAL_H
+#define COMMON_JOB_STORE_INTERNAL_H
+
+#include "common/job_store.h"
+
+#define NUMBER_SIZE 24 /* any 64-bit number as text */
+
+/* Opens a transaction unless the caller has one; store_end commits (or, after a failure, rolls
+ * back) only what store_begin opened. */
+MUST_CHECK int store_begin(struct db *db, bool *out_own, struct error *err);
+MUST_CHECK int store_end(struct db *db, bool own, int rc, struct error *err);
+
+struct store_row { /* job and task as they were when locked */
+    char job_id[64];
+    char task_id[64];
+    char task_kind[32];
+    char provider[64];
+    struct job_machine machine;
+    uint8_t token[16];
+    bool has_token;
+    int64_t now_ms; /* the database's clock */
+};
+
+/* One job_events row. */
+MUST_CHECK int store_history(struct db *db, const struct store_row *row, const char *event,
+                             const char *status, const char *phase, const char *actor,
+                             const json_t *detail, struct error *err);
+/* Stores decision and effects. */
+MUST_CHECK int store_decision(struct db *db, const struct store_row *row,
+                              const struct job_store_event *event,
+                              const struct job_decision *decision, struct error *err);
+
+/* job_store_final.c: what the end of a job or of its export leaves behind. */
+MUST_CHECK int store_final(struct db *db, const struct store_row *row,
+                           const struct job_decision *decision, struct error *err);
+MUST_CHECK int store_export(struct db *db, const struct store_row *row, const json_t *result,
+                            struct error *err);
+MUST_CHECK int store_release_next(struct db *db, const struct store_row *row, const json_t *result,
+                                  struct error *err);
+/* A control task that takes away what the dead task's records name; nothing without records. */
+MUST_CHECK int store_release_task(struct db *db, const struct store_row *row, struct error *err);
+
+#endif
