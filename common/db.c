@@ -436,6 +436,19 @@ struct db_pool *db_pool_new(const struct database_config *config, const char *ro
     return pool;
 }
 
+void db_pool_free(struct db_pool *pool)
+{
+    if (pool == NULL)
+        return;
+    assert(pool->idle_count == pool->size); /* everything was put back */
+    for (size_t i = 0; i < pool->size; i++)
+        db_free(pool->idle[i]);
+    free(pool->idle);
+    (void)pthread_cond_destroy(&pool->returned);
+    (void)pthread_mutex_destroy(&pool->mutex);
+    free(pool);
+}
+
 int db_pool_get(struct db_pool *pool, int64_t timeout_ms, struct db **out, struct error *err)
 {
     int64_t deadline_ns = clock_mono_ns() + timeout_ms * 1000000;

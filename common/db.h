@@ -64,6 +64,8 @@ MUST_CHECK int db_migrate(struct db *db, struct error *err);
 struct db_pool;
 struct db_pool *db_pool_new(const struct database_config *config, const char *role,
                             const char *application);
+/* All connections must have been put back. Services keep theirs to the end. */
+void db_pool_free(struct db_pool *pool);
 MUST_CHECK int db_pool_get(struct db_pool *pool, int64_t timeout_ms, struct db **out,
                            struct error *err);
 void db_pool_put(struct db_pool *pool, struct db *db);

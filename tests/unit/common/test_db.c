@@ -314,6 +314,8 @@ static void the_pool_gives_each_connection_to_one_user(void **state)
         assert_ok(db_exec(c, one_sql, DB_NO_PARAMS, NULL, &err), err);
     }
     db_pool_put(pool, b);
+    db_pool_free(pool);
+    db_pool_free(NULL);
 }
 
 struct borrower {
@@ -354,6 +356,7 @@ static void many_threads_wait_for_few_connections(void **state)
         assert_int_equal(pthread_join(threads[i], NULL), 0);
         assert_int_equal(borrowers[i].failures, 0);
     }
+    db_pool_free(pool);
 }
 
 static double total(struct db *db, const char *name, const char *labels)
