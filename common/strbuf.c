@@ -152,6 +152,25 @@ bool utf8_is_valid(const char *text)
     return true;
 }
 
+char *utf8_clean(const char *text, size_t size_max)
+{
+    size_t size = strnlen(text, size_max + 1);
+    char *out = xmalloc(min_u64(size, size_max) + 1);
+    size_t length = 0;
+
+    while (text[length] != '\0') { /* input and output keep step: one byte becomes one byte */
+        size_t n = utf8_sequence((const unsigned char *)text + length);
+        if (length + (n == 0 ? 1 : n) > size_max)
+            break;
+        if (n == 0)
+            out[length++] = '?';
+        for (size_t i = 0; i < n; i++, length++)
+            out[length] = text[length];
+    }
+    out[length] = '\0';
+    return out;
+}
+
 void strbuf_add_json(struct strbuf *sb, const char *text)
 {
     const unsigned char *p = (const unsigned char *)text;

@@ -28,6 +28,8 @@ void strbuf_add_url(struct strbuf *sb, const char *text);
 void strbuf_add_json(struct strbuf *sb, const char *text);
 /* Well-formed UTF-8: no overlong forms, no surrogates (PostgreSQL and JSON refuse them). */
 bool utf8_is_valid(const char *text);
+/* A valid copy: what is not UTF-8 becomes '?', cut at size_max bytes between characters. */
+char *utf8_clean(const char *text, size_t size_max);
 /* Success: *out is the text (caller frees), sb is empty. ERR_LIMIT if anything did not fit. */
 MUST_CHECK int strbuf_finish(struct strbuf *sb, char **out, struct error *err);
 

@@ -3,8 +3,8 @@
  * Design notes
  * - A slot thread parks one LeaseRequest; the scheduler answers with a task or, after a while, with
  *   "none". A request that times out may have been answered into the void: its lease runs out.
- * - A transfer task starts after its first acknowledged renewal, because only the send time of a
- *   request of ours bounds how long the scheduler counts the lease. */
+ * - A task starts after its first acknowledged renewal, because only the send time of a request of
+ *   ours bounds how long the scheduler counts the lease. */
 #include "common/worker.h"
 
 #include <errno.h>
@@ -15,6 +15,8 @@
 
 #define LEASE_CALL_MS   30000 /* the scheduler parks for 20 s */
 #define CONTACT_GONE_MS 60000 /* longer than a parked request stays unanswered */
+#define LEAVE_CALL_MS   1000  /* a scheduler that is away need not know that we leave */
+#define NO_TASK_MS_MAX  60000 /* a scheduler cannot send us to sleep for longer */
 #define AGAIN_MIN_MS    200
 #define AGAIN_MAX_MS    2000
 #define DRAIN_POLL_MS   50
@@ -108,6 +110,21 @@ static void on_gap(void *arg)
 
 /* ---- slots ---- */
 
+static void describe(const struct worker *worker, Hypersdk__V1__LeaseRequest *body)
+{
+    const struct worker_description *d = worker->description;
+
+    hypersdk__v1__lease_request__init(body);
+    body->instance = (char *)(uintptr_t)worker->instance;
+    body->role = (char *)(uintptr_t)d->role;
+    body->provider = (char *)(uintptr_t)d->provider;
+    body->class_ = HYPERSDK__V1__TASK_CLASS__TASK_CLASS_CONTROL;
+    body->slots_total = 1;
+    body->host = (char *)(uintptr_t)worker->host;
+    body->pid = (uint32_t)getpid();
+    body->version = (char *)(uintptr_t)HYPERSDK_VERSION;
+}
+
 static int lease(const struct slot *slot, bus_envelope **out, struct error *err)
 {
     const struct worker_description *d = slot->worker->description;
@@ -119,15 +136,12 @@ static int lease(const struct slot *slot, bus_envelope **out, struct error *err)
     Hypersdk__V1__LeaseRequest body;
     bus_envelope envelope;
 
-    hypersdk__v1__lease_request__init(&body);
+    describe(slot->worker, &body);
     for (size_t i = 0; i < d->kind_count; i++) {
         if (d->kinds[i].control == slot->control)
             kinds[body.n_task_kinds++] = (char *)(uintptr_t)d->kinds[i].kind;
     }
     worker_volumes_probe(d->bases, &volumes);
-    body.instance = (char *)(uintptr_t)slot->worker->instance;
-    body.role = (char *)(uintptr_t)d->role;
-    body.provider = (char *)(uintptr_t)d->provider;
     body.class_ = slot->control ? HYPERSDK__V1__TASK_CLASS__TASK_CLASS_CONTROL
                                 : HYPERSDK__V1__TASK_CLASS__TASK_CLASS_TRANSFER;
     body.task_kinds = kinds;
@@ -135,9 +149,6 @@ static int lease(const struct slot *slot, bus_envelope **out, struct error *err)
     body.n_volumes = volumes.count;
     body.slot = slot->number;
     body.slots_total = slot->total;
-    body.host = slot->worker->host;
-    body.pid = (uint32_t)getpid();
-    body.version = (char *)(uintptr_t)HYPERSDK_VERSION;
     if (capabilities != NULL)
         body.capabilities_json = capabilities;
     bus_envelope_init(&envelope, &store, slot->worker->instance, NULL);
@@ -146,15 +157,17 @@ static int lease(const struct slot *slot, bus_envelope **out, struct error *err)
     return bus_client_call(slot->worker->client, &envelope, LEASE_CALL_MS, out, err);
 }
 
+/* Tries as long as the lease may live: the scheduler may have been restarted just now. */
 static int first_renewal(struct worker_task *task, struct error *err)
 {
-    if (task->kind->control) { /* writes nothing outside */
-        atomic_store(&task->deadline_ms,
-                     clock_mono_ms() + task->facts->lease_ms - WORKER_LEASE_MARGIN_MS);
-        return 0;
+    int64_t until = clock_mono_ms() + task->facts->lease_ms;
+
+    while (worker_renew_once(task, err) < 0) {
+        if (clock_mono_ms() >= until || atomic_load(&task->worker->draining))
+            return -1;
+        error_clear(err);
+        clock_sleep_ms(WORKER_AGAIN_MS);
     }
-    if (worker_renew_once(task, err) < 0)
-        return -1;
     return worker_task_stop_reason(task) == WORKER_LOST
                ? error_set(err, ERR_CANCELLED, "the lease was lost before the start")
                : 0;
@@ -198,6 +211,7 @@ static int take_one(const struct slot *slot, uint32_t *again_ms, struct error *e
 {
     auto_bus_envelope *reply = NULL;
     auto_worker_task *task = NULL;
+    int64_t start = clock_mono_ms();
 
     *again_ms = 0;
     if (lease(slot, &reply, err) < 0)
@@ -205,12 +219,16 @@ static int take_one(const struct slot *slot, uint32_t *again_ms, struct error *e
     atomic_store(&slot->worker->contact_ms, clock_mono_ms());
     service_set_ready(slot->worker->service, "scheduler", true, "");
     if (reply->body_case == HYPERSDK__V1__ENVELOPE__BODY_NO_TASK) {
-        *again_ms = reply->no_task->retry_after_ms;
+        *again_ms = (uint32_t)min_u64(reply->no_task->retry_after_ms, NO_TASK_MS_MAX);
+        if (*again_ms == 0 && clock_mono_ms() - start < AGAIN_MIN_MS)
+            *again_ms = AGAIN_MIN_MS; /* it did not park the request */
         return 0;
     }
     if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_TASK_LEASE)
-        return error_set(err, ERR_PROTOCOL, "scheduler answered a lease request with body %d",
-                         (int)reply->body_case);
+        return error_set(err, ERR_UNAVAILABLE, "scheduler gives no lease: %.300s",
+                         reply->body_case == HYPERSDK__V1__ENVELOPE__BODY_ACK
+                             ? reply->ack->error
+                             : "an answer to something else");
     if (worker_task_new(slot->worker, STEAL(reply), &task, err) < 0)
         return -1;
     run_task(slot->worker, task);
@@ -247,8 +265,19 @@ static void *slot_main(void *arg)
     return NULL;
 }
 
+static bool has_class(const struct worker_description *description, bool control)
+{
+    for (size_t i = 0; i < description->kind_count; i++) {
+        if (description->kinds[i].control == control)
+            return true;
+    }
+    return false;
+}
+
 static int start_slots(struct worker *worker, bool control, uint32_t total, struct error *err)
 {
+    if (!has_class(worker->description, control))
+        return 0; /* nothing to ask for */
     for (uint32_t i = 0; i < total; i++) {
         struct slot *slot = xcalloc(1, sizeof *slot);
         pthread_t thread;
@@ -267,11 +296,31 @@ static int start_slots(struct worker *worker, bool control, uint32_t total, stru
 
 /* ---- the process ---- */
 
+/* The parked requests of this process go unheard from now on; a task given to one of them would
+ * wait until its lease is over. */
+static void leave(struct worker *worker)
+{
+    auto_bus_envelope *reply = NULL;
+    struct error err = ERROR_NONE;
+    struct bus_envelope_store store;
+    Hypersdk__V1__LeaseRequest body;
+    bus_envelope envelope;
+
+    describe(worker, &body);
+    body.leaving = 1;
+    bus_envelope_init(&envelope, &store, worker->instance, NULL);
+    envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_LEASE_REQUEST;
+    envelope.lease_request = &body;
+    if (bus_client_call(worker->client, &envelope, LEAVE_CALL_MS, &reply, &err) < 0)
+        LOG(DEBUG, "leave_not_heard", F_ERR(&err));
+}
+
 static void drain(struct worker *worker)
 {
     int64_t until = clock_mono_ms() + service_drain_ms(worker->service);
 
     start_drain(worker);
+    leave(worker);
     while (table_stop_all(worker, WORKER_RUNS) > 0 && clock_mono_ms() < until)
         clock_sleep_ms(DRAIN_POLL_MS);
     if (table_stop_all(worker, WORKER_RUNS) > 0)
@@ -294,6 +343,7 @@ int worker_run(struct service *service, const struct bus_config *bus,
     /* Never freed: slots with a parked request still look at it when the process ends. */
     struct worker *worker = xcalloc(1, sizeof *worker);
 
+    assert(description->kind_count <= WORKER_KINDS_MAX);
     assert(description->transfer_slots <= WORKER_SLOTS_MAX);
     assert(description->control_slots <= WORKER_SLOTS_MAX);
     worker->service = service;

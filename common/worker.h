@@ -1,8 +1,9 @@
 /* A worker process's side of the bus: slots that ask for tasks, renewal, job log lines, progress,
  * records, finish permits, drain. Exporters and the bridge are tables of task kinds around it.
  *
- * Threads: one per slot runs tasks one after the other; one renews all leases; one subscribes to
- * control messages. A task's functions below may be called from any thread that works for it.
+ * Threads: one per slot runs tasks one after the other; one per running task renews its lease; one
+ * subscribes to control messages. A task's functions below may be called from any thread that works
+ * for it.
  *
  * A task's authority is its lease. `worker_task_stopped` turns true when it was cancelled, its
  * lease is lost, or the process drains; run() then returns as soon as it can. Before every write
@@ -106,12 +107,13 @@ struct worker_progress {
  * WORKER_PROGRESS_MS, may be lost. */
 void worker_task_progress(struct worker_task *task, const struct worker_progress *progress);
 
-/* Committed before it returns. ERR_CANCELLED: lease lost. */
+/* Committed before it returns. ERR_CANCELLED: lease lost. ERR_LIMIT: key over 128 bytes, value over
+ * 4096, or more than 256 keys. */
 MUST_CHECK int worker_task_record_put(struct worker_task *task, const char *key, const char *value,
                                       struct error *err);
 /* NULL if there is none; valid until the next put of that key. */
 const char *worker_task_record_get(const struct worker_task *task, const char *key);
-/* Calls fn for every record (own and handed over). */
+/* Calls fn for every record (own and handed over); the texts are valid during the call. */
 void worker_task_records_each(const struct worker_task *task,
                               void (*fn)(void *arg, const char *key, const char *value), void *arg);
 /* From now on no other worker gets the task before lease_until + 120 s. ERR_CANCELLED: refused

@@ -4,11 +4,16 @@
 
 #include "common/worker.h"
 
-#define WORKER_CALL_MS       5000            /* one request that is repeated until answered */
-#define WORKER_RENEW_CALL_MS 3000            /* shorter: several tries fit into a lease */
-#define WORKER_FINISH_MS     INT64_C(120000) /* after a permit nobody else gets the task this long */
-#define WORKER_RECORDS_MAX   256
-#define WORKER_RATE_SAMPLES  40 /* 10 s of WORKER_PROGRESS_MS */
+#define WORKER_CALL_MS          5000            /* one request that is repeated until answered */
+#define WORKER_RENEW_CALL_MS    3000            /* shorter: several tries fit into a lease */
+#define WORKER_FINISH_MS        INT64_C(120000) /* after a permit nobody else gets the task this long */
+#define WORKER_RECORDS_MAX      256             /* as bus_check.c allows, so are the next three */
+#define WORKER_RECORD_KEY_MAX   128
+#define WORKER_RECORD_VALUE_MAX 4096
+#define WORKER_PHASE_MAX        32
+#define WORKER_RATE_MS          10000
+#define WORKER_RATE_SAMPLES     (WORKER_RATE_MS / WORKER_PROGRESS_MS)
+#define WORKER_AGAIN_MS         500 /* after "not now" */
 
 struct worker {
     struct service *service;
@@ -55,9 +60,9 @@ struct worker_task {
     char trace_id[33];
 
     atomic_bool stopped;
-    atomic_int reason;               /* enum worker_stop */
-    atomic_int_fast64_t deadline_ms; /* of writes, monotonic */
-    atomic_bool permitted;
+    atomic_int reason;                     /* enum worker_stop */
+    atomic_int_fast64_t lease_deadline_ms; /* of writes, monotonic, by the last renewal */
+    atomic_bool permitted;                 /* adds WORKER_FINISH_MS to it */
 
     pthread_mutex_t mutex;  /* guards all below; never held over I/O */
     pthread_cond_t changed; /* lines taken, renewal wanted, end */
@@ -71,6 +76,7 @@ struct worker_task {
     struct worker_record *records;
     size_t record_count;
     bool progress_dirty;
+    int64_t progress_sent_ms;        /* 0: nothing was reported yet */
     struct worker_progress progress; /* disks point to progress_disks */
     struct worker_disk_progress *progress_disks;
     struct worker_sample samples[WORKER_RATE_SAMPLES];
@@ -90,6 +96,8 @@ DEFINE_AUTO(worker_task, struct worker_task, worker_task_free)
 #define auto_worker_task CLEANUP(worker_task_auto) struct worker_task
 void worker_task_stop(struct worker_task *task, enum worker_stop reason);
 void worker_task_kick(struct worker_task *task);
+/* Monotonic time after which nothing may be written. */
+int64_t worker_task_deadline_ms(const struct worker_task *task);
 /* Sends one body and repeats it (same message id) until an answer comes, the task is lost, or the
  * process has no time left. expected: body case of the answer. */
 MUST_CHECK int worker_task_ask(struct worker_task *task, bus_envelope *request,
@@ -99,6 +107,7 @@ void worker_task_envelope(const struct worker_task *task, bus_envelope *out,
                           struct bus_envelope_store *store);
 
 /* worker_renew.c */
+/* 0 also when the answer is that the lease is lost: look at the stop reason. */
 MUST_CHECK int worker_renew_once(struct worker_task *task, struct error *err);
 MUST_CHECK int worker_renew_start(struct worker_task *task, struct error *err);
 void worker_renew_stop(struct worker_task *task);

@@ -6,6 +6,7 @@
 #include "common/worker_internal.h"
 
 #define DISK_STATES_MAX 64 /* VM_DISKS_MAX; bus_check refuses more */
+#define REPEAT_MS       1000
 
 void worker_task_progress(struct worker_task *task, const struct worker_progress *progress)
 {
@@ -25,12 +26,17 @@ static void sample(struct worker_task *task)
 {
     struct worker_sample now = {clock_mono_ms(), task->progress.bytes_transferred,
                                 task->progress.bytes_done};
+    size_t n = task->sample_count;
+    size_t old = 0;
 
-    if (task->sample_count == WORKER_RATE_SAMPLES) {
-        memmove(task->samples, task->samples + 1,
-                (WORKER_RATE_SAMPLES - 1) * sizeof task->samples[0]);
-        task->sample_count--;
-    }
+    if (n > 0 && (now.done < task->samples[n - 1].done ||
+                  now.transferred < task->samples[n - 1].transferred))
+        task->sample_count = 0; /* from the beginning again */
+    while (old < task->sample_count && (now.at_ms - task->samples[old].at_ms > WORKER_RATE_MS ||
+                                        task->sample_count - old == WORKER_RATE_SAMPLES))
+        old++;
+    task->sample_count -= old;
+    memmove(task->samples, task->samples + old, task->sample_count * sizeof task->samples[0]);
     task->samples[task->sample_count++] = now;
 }
 
@@ -45,7 +51,7 @@ static void rates(const struct worker_task *task, uint64_t *out_rate, int64_t *o
 
     *out_rate = 0;
     *out_eta = -1;
-    if (ms == 0 || last->done < first->done || last->transferred < first->transferred)
+    if (ms == 0)
         return;
     *out_rate = (last->transferred - first->transferred) * 1000 / ms;
     if (last->done > first->done && task->progress.bytes_total > 0) {
@@ -58,36 +64,53 @@ struct message {
     Hypersdk__V1__TaskProgress body;
     Hypersdk__V1__DiskProgress disks[DISK_STATES_MAX];
     Hypersdk__V1__DiskProgress *pointers[DISK_STATES_MAX];
-    struct worker_disk_progress copies[DISK_STATES_MAX];
-    char phase[64];
+    char *texts[2 * DISK_STATES_MAX];
+    char phase[WORKER_PHASE_MAX + 1];
 };
+
+static void message_release(struct message *m)
+{
+    for (size_t i = 0; i < 2 * m->body.n_disks; i++)
+        free(m->texts[i]);
+}
 
 static void fill_disks(struct message *m, const struct worker_task *task)
 {
     for (size_t i = 0; i < task->progress.disk_count; i++) {
         Hypersdk__V1__DiskProgress *disk = &m->disks[i];
-        m->copies[i] = task->progress.disks[i];
+        const struct worker_disk_progress *from = &task->progress.disks[i];
         hypersdk__v1__disk_progress__init(disk);
-        disk->id = m->copies[i].id;
-        disk->file = m->copies[i].file;
-        disk->bytes_done = m->copies[i].bytes_done;
-        disk->bytes_total = m->copies[i].bytes_total;
-        disk->state = (char *)(uintptr_t)(m->copies[i].state == NULL ? "" : m->copies[i].state);
+        disk->id = m->texts[2 * i] = utf8_clean(from->id, sizeof from->id);
+        disk->file = m->texts[2 * i + 1] = utf8_clean(from->file, sizeof from->file);
+        disk->bytes_done = from->bytes_done;
+        disk->bytes_total = from->bytes_total;
+        disk->state = (char *)(uintptr_t)(from->state == NULL ? "" : from->state);
         m->pointers[i] = disk;
     }
     m->body.n_disks = task->progress.disk_count;
     m->body.disks = m->pointers;
 }
 
-/* false: nothing new. */
+/* Without news the last values are told again now and then, so that a rate falls when a transfer
+ * stands still. */
+static bool is_due(const struct worker_task *task, int64_t now_ms)
+{
+    if (task->ended)
+        return false;
+    return task->progress_dirty ||
+           (task->progress_sent_ms != 0 && now_ms - task->progress_sent_ms >= REPEAT_MS);
+}
+
+/* false: nothing to tell. */
 static bool fill(struct message *m, struct worker_task *task)
 {
     const char *phase;
 
     LOCK_SCOPE(&task->mutex);
-    if (!task->progress_dirty || task->ended)
+    if (!is_due(task, clock_mono_ms()))
         return false;
     task->progress_dirty = false;
+    task->progress_sent_ms = clock_mono_ms();
     sample(task);
     hypersdk__v1__task_progress__init(&m->body);
     phase = task->phase == NULL ? "" : task->phase;
@@ -121,5 +144,6 @@ void worker_progress_tick(struct worker *worker)
         envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_PROGRESS;
         envelope.task_progress = &m->body;
         bus_push(worker->pusher, &envelope); /* never blocks */
+        message_release(m);
     }
 }

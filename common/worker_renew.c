@@ -6,15 +6,16 @@
 #include "common/json.h"
 #include "common/worker_internal.h"
 
-#define RETRY_MS         500 /* after a renewal that failed */
-#define RESULT_BYTES_MAX ((size_t)(768 * KIB))
-#define LINES_BYTES_MAX  ((size_t)(200 * KIB)) /* of one message; the rest follows in the next */
+#define RETRY_MS            500                   /* after a renewal that failed */
+#define RESULT_BYTES_MAX    ((size_t)(512 * KIB)) /* as bus_check.c allows */
+#define LINES_BYTES_MAX     ((size_t)(200 * KIB)) /* of one message; the rest follows in the next */
+#define LINE_OVERHEAD_BYTES 100                   /* numbers, level, phase, framing */
 
 struct batch {
     Hypersdk__V1__LogLine lines[BUS_LOG_LINES_MAX];
     Hypersdk__V1__LogLine *pointers[BUS_LOG_LINES_MAX];
     size_t count;
-    char phase[64];
+    char phase[WORKER_PHASE_MAX + 1];
 };
 
 static const char *level_name(enum log_level level)
@@ -43,7 +44,7 @@ static struct batch *batch_new(struct worker_task *task)
     for (size_t i = 0; i < task->line_count && batch->count < BUS_LOG_LINES_MAX; i++) {
         const struct worker_line *line = &task->lines[i];
         Hypersdk__V1__LogLine *out = &batch->lines[batch->count];
-        bytes += strlen(line->message) + 100;
+        bytes += strlen(line->message) + LINE_OVERHEAD_BYTES;
         if (bytes > LINES_BYTES_MAX)
             break;
         hypersdk__v1__log_line__init(out);
@@ -89,14 +90,12 @@ static void acknowledge(struct worker_task *task, uint64_t number)
 static void take_reply(struct worker_task *task, const Hypersdk__V1__RenewReply *reply,
                        int64_t sent_ms)
 {
-    int64_t more = atomic_load(&task->permitted) ? WORKER_FINISH_MS : 0;
-
     if (reply->lost) {
         LOG(WARN, "lease_lost", F_STR("task_id", task->ref.task_id));
         worker_task_stop(task, WORKER_LOST);
         return;
     }
-    atomic_store(&task->deadline_ms, sent_ms + reply->lease_ms - WORKER_LEASE_MARGIN_MS + more);
+    atomic_store(&task->lease_deadline_ms, sent_ms + reply->lease_ms - WORKER_LEASE_MARGIN_MS);
     acknowledge(task, reply->lines_stored);
     for (size_t i = 0; i < reply->n_controls; i++) {
         if (reply->controls[i]->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL)
@@ -127,8 +126,10 @@ int worker_renew_once(struct worker_task *task, struct error *err)
         return -1;
     atomic_store(&task->worker->contact_ms, clock_mono_ms());
     if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_RENEW_REPLY)
-        return error_set(err, ERR_PROTOCOL, "scheduler answered a renewal with body %d",
-                         (int)reply->body_case);
+        return error_set(err, ERR_UNAVAILABLE, "scheduler does not renew: %.300s",
+                         reply->body_case == HYPERSDK__V1__ENVELOPE__BODY_ACK
+                             ? reply->ack->error
+                             : "an answer to something else");
     take_reply(task, reply->renew_reply, sent_ms);
     return 0;
 }
@@ -173,7 +174,7 @@ static void *renewer(void *arg)
         failed = worker_renew_once(task, &err) < 0;
         if (failed && log_throttle_pass(&throttle, err.message, &held))
             LOG(WARN, "renewal_failed", F_STR("task_id", task->ref.task_id), F_ERR(&err));
-        if (clock_mono_ms() >= atomic_load(&task->deadline_ms) &&
+        if (clock_mono_ms() >= worker_task_deadline_ms(task) &&
             worker_task_stop_reason(task) != WORKER_LOST) {
             LOG(WARN, "lease_expired", F_STR("task_id", task->ref.task_id));
             worker_task_stop(task, WORKER_LOST);
@@ -202,39 +203,51 @@ void worker_renew_stop(struct worker_task *task)
 
 /* ---- the end ---- */
 
+/* Do all pending lines go into one message? */
+static bool lines_fit(struct worker_task *task)
+{
+    size_t bytes = 0;
+
+    LOCK_SCOPE(&task->mutex);
+    for (size_t i = 0; i < task->line_count; i++)
+        bytes += strlen(task->lines[i].message) + LINE_OVERHEAD_BYTES;
+    return task->line_count <= BUS_LOG_LINES_MAX && bytes <= LINES_BYTES_MAX;
+}
+
 /* The report carries one batch; what is before it goes by renewal. */
 static void send_lines_ahead(struct worker_task *task)
 {
-    while (worker_task_stop_reason(task) != WORKER_LOST) {
+    while (worker_task_stop_reason(task) != WORKER_LOST && !lines_fit(task)) {
         struct error err = ERROR_NONE;
-        size_t left;
-        (void)pthread_mutex_lock(&task->mutex);
-        left = task->line_count;
-        (void)pthread_mutex_unlock(&task->mutex);
-        if (left <= BUS_LOG_LINES_MAX / 2)
-            return;
         if (worker_renew_once(task, &err) < 0)
             clock_sleep_ms(RETRY_MS);
     }
 }
 
-static void send_report(struct worker_task *task, bus_envelope *envelope)
+/* false: the scheduler refuses the message as such; err says why. */
+static bool send_report(struct worker_task *task, bus_envelope *envelope, struct error *err)
 {
     auto_bus_envelope *reply = NULL;
-    struct error err = ERROR_NONE;
+    struct error why = ERROR_NONE;
 
-    if (worker_task_ask(task, envelope, HYPERSDK__V1__ENVELOPE__BODY_ACK, &reply, &err) < 0) {
-        LOG(WARN, "report_not_taken", F_STR("task_id", task->ref.task_id), F_ERR(&err));
-        return;
+    if (worker_task_ask(task, envelope, HYPERSDK__V1__ENVELOPE__BODY_ACK, &reply, &why) < 0) {
+        LOG(WARN, "report_not_taken", F_STR("task_id", task->ref.task_id), F_ERR(&why));
+        return true; /* the lease is lost */
     }
-    if (reply->ack->lost)
+    if (reply->ack->lost) {
         LOG(WARN, "lease_lost", F_STR("task_id", task->ref.task_id));
-    else if (reply->ack->error[0] != '\0')
+    } else if (reply->ack->error[0] != '\0') {
         LOG(ERROR, "report_refused", F_STR("task_id", task->ref.task_id),
             F_STR("error", reply->ack->error));
+        (void)error_set(err, ERR_INTERNAL, "the task's report was refused: %.300s",
+                        reply->ack->error);
+        return false;
+    }
+    return true;
 }
 
-static void report_done(struct worker_task *task, const struct batch *batch, const char *result)
+static bool report_done(struct worker_task *task, const struct batch *batch, const char *result,
+                        struct error *err)
 {
     struct bus_envelope_store store;
     Hypersdk__V1__TaskFinish body;
@@ -248,12 +261,14 @@ static void report_done(struct worker_task *task, const struct batch *batch, con
     worker_task_envelope(task, &envelope, &store);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_FINISH;
     envelope.task_finish = &body;
-    send_report(task, &envelope);
+    return send_report(task, &envelope, err);
 }
 
 static void report_failed(struct worker_task *task, const struct batch *batch, const char *result,
                           const struct error *failure)
 {
+    autofree char *message = utf8_clean(failure->message, BUS_LOG_MESSAGE_MAX);
+    struct error refused = ERROR_NONE;
     struct bus_envelope_store store;
     Hypersdk__V1__TaskFail body;
     bus_envelope envelope;
@@ -261,7 +276,7 @@ static void report_failed(struct worker_task *task, const struct batch *batch, c
     hypersdk__v1__task_fail__init(&body);
     body.ref = &task->ref;
     body.error_code = (char *)(uintptr_t)error_code_name(failure->code);
-    body.message = (char *)(uintptr_t)failure->message;
+    body.message = message;
     body.retryable = error_is_retryable(failure);
     body.result_json = (char *)(uintptr_t)result;
     body.n_lines = batch->count;
@@ -269,11 +284,12 @@ static void report_failed(struct worker_task *task, const struct batch *batch, c
     worker_task_envelope(task, &envelope, &store);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_FAIL;
     envelope.task_fail = &body;
-    send_report(task, &envelope);
+    (void)send_report(task, &envelope, &refused);
 }
 
 static void report_yield(struct worker_task *task, const struct batch *batch)
 {
+    struct error refused = ERROR_NONE;
     struct bus_envelope_store store;
     Hypersdk__V1__TaskYield body;
     bus_envelope envelope;
@@ -286,27 +302,31 @@ static void report_yield(struct worker_task *task, const struct batch *batch)
     worker_task_envelope(task, &envelope, &store);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_YIELD;
     envelope.task_yield = &body;
-    send_report(task, &envelope);
+    (void)send_report(task, &envelope, &refused);
 }
 
 void worker_report(struct worker_task *task, int rc, json_t *result, const struct error *failure)
 {
     autofree char *text = result == NULL ? xstrdup("{}") : json_text(result);
-    struct error too_long = ERROR_NONE;
+    struct error refused = ERROR_NONE;
 
+    if (rc < 0 && failure->code == ERR_CANCELLED &&
+        clock_mono_ms() >= worker_task_deadline_ms(task))
+        worker_task_stop(task, WORKER_LOST); /* it stopped for that, and nobody cancelled it */
     if (strlen(text) > RESULT_BYTES_MAX) {
-        (void)error_set(&too_long, ERR_LIMIT, "the result of %zu bytes is too long for the bus",
-                        strlen(text));
+        if (rc == 0)
+            (void)error_set(&refused, ERR_LIMIT, "the result of %zu bytes is too long for the bus",
+                            strlen(text));
         text[0] = '\0';
-        rc = -1;
-        failure = &too_long;
     }
     send_lines_ahead(task);
     if (worker_task_stop_reason(task) == WORKER_LOST)
         return; /* someone else's task by now */
     auto_batch *batch = batch_new(task);
+    if (rc == 0 && refused.code == ERR_NONE && report_done(task, batch, text, &refused))
+        return;
     if (rc == 0)
-        report_done(task, batch, text);
+        report_failed(task, batch, "", &refused);
     else if (worker_task_stop_reason(task) == WORKER_DRAINS && failure->code == ERR_CANCELLED)
         report_yield(task, batch);
     else

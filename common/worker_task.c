@@ -10,8 +10,7 @@
 #include "common/worker_internal.h"
 
 #define SPEC_BYTES_MAX   ((size_t)(512 * KIB)) /* of a 1 MiB message */
-#define PHASE_BYTES_MAX  64
-#define PAGE_OVERHEAD    4096 /* envelope, ids, framing */
+#define PAGE_OVERHEAD    4096                  /* envelope, ids, framing */
 #define PAGE_VM_OVERHEAD 64
 
 static const struct worker_kind *find_kind(const struct worker *worker, const char *name)
@@ -170,6 +169,12 @@ void worker_task_kick(struct worker_task *task)
     (void)pthread_cond_broadcast(&task->changed);
 }
 
+int64_t worker_task_deadline_ms(const struct worker_task *task)
+{
+    return atomic_load(&task->lease_deadline_ms) +
+           (atomic_load(&task->permitted) ? WORKER_FINISH_MS : 0);
+}
+
 /* The first reason stays, but a lost lease beats all: nothing may be written any more. */
 void worker_task_stop(struct worker_task *task, enum worker_stop reason)
 {
@@ -211,7 +216,7 @@ int worker_task_may_write(const struct worker_task *task, struct error *err)
 {
     if (worker_task_stop_reason(task) == WORKER_LOST)
         return error_set(err, ERR_CANCELLED, "the lease of the task is lost");
-    if (clock_mono_ms() >= atomic_load(&task->deadline_ms))
+    if (clock_mono_ms() >= worker_task_deadline_ms(task))
         return error_set(err, ERR_CANCELLED, "the lease of the task could not be renewed in time");
     return 0;
 }
@@ -230,6 +235,21 @@ static bool out_of_time(const struct worker_task *task)
     return worker_task_stop_reason(task) == WORKER_LOST;
 }
 
+static bool is_again(const bus_envelope *reply)
+{
+    return reply->body_case == HYPERSDK__V1__ENVELOPE__BODY_ACK && reply->ack->again;
+}
+
+/* The error that an answer is which carries something else than was asked for. */
+static void not_expected(const bus_envelope *reply, struct error *err)
+{
+    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_ACK)
+        (void)error_set(err, ERR_PROTOCOL, "scheduler answers with body %d", (int)reply->body_case);
+    else
+        (void)error_set(err, reply->ack->again ? ERR_UNAVAILABLE : ERR_INTERNAL,
+                        "scheduler: %.300s", reply->ack->error);
+}
+
 int worker_task_ask(struct worker_task *task, bus_envelope *request,
                     Hypersdk__V1__Envelope__BodyCase expected, bus_envelope **out,
                     struct error *err)
@@ -242,20 +262,20 @@ int worker_task_ask(struct worker_task *task, bus_envelope *request,
         uint64_t held = 0;
         if (bus_client_call(task->worker->client, request, WORKER_CALL_MS, &reply, &why) == 0) {
             atomic_store(&task->worker->contact_ms, clock_mono_ms());
-            if (reply->body_case != expected)
-                return error_set(err, ERR_PROTOCOL, "scheduler answered with body %d, expected %d",
-                                 (int)reply->body_case, (int)expected);
-            *out = STEAL(reply);
-            return 0;
+            if (reply->body_case == expected && !is_again(reply)) {
+                *out = STEAL(reply);
+                return 0;
+            }
+            not_expected(reply, &why);
         }
-        if (why.code == ERR_PROTOCOL || why.code == ERR_LIMIT || why.code == ERR_INVALID) {
+        if (!error_is_retryable(&why)) {
             *err = why;
             return -1;
         }
         if (log_throttle_pass(&throttle, why.message, &held))
             LOG(WARN, "scheduler_silent", F_STR("task_id", task->ref.task_id), F_ERR(&why));
         if (why.code != ERR_TIMEOUT)
-            clock_sleep_ms(200); /* refused at once: no busy loop */
+            clock_sleep_ms(WORKER_AGAIN_MS); /* answered at once: no busy loop */
     }
     return error_set(err, ERR_CANCELLED, "the lease of the task is lost");
 }
@@ -279,11 +299,13 @@ static int ask_ack(struct worker_task *task, bus_envelope *request, struct error
 
 void worker_task_phase(struct worker_task *task, const char *phase)
 {
+    autofree char *clean = utf8_clean(phase, WORKER_PHASE_MAX);
+
     LOCK_SCOPE(&task->mutex);
-    if (task->phase != NULL && strcmp(task->phase, phase) == 0)
+    if (task->phase != NULL && strcmp(task->phase, clean) == 0)
         return;
     free(task->phase);
-    task->phase = xstrndup(phase, PHASE_BYTES_MAX);
+    task->phase = STEAL(clean);
     task->kicked = true;
     (void)pthread_cond_broadcast(&task->changed);
 }
@@ -297,30 +319,53 @@ static void wait_for_room(struct worker_task *task)
 
 void worker_task_log(struct worker_task *task, enum log_level level, const char *format, ...)
 {
-    char message[BUS_LOG_MESSAGE_MAX + 1];
-    const struct log_field fields[] = {F_STR("task_id", task->ref.task_id),
-                                       F_STR("message", message)};
+    char text[BUS_LOG_MESSAGE_MAX + 2]; /* one more than allowed: cut between characters below */
+    autofree char *message = NULL;
     va_list args;
 
     va_start(args, format);
-    (void)vsnprintf(message, sizeof message, format, args);
+    (void)vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    if (log_enabled(level))
+    /* One line that is not UTF-8 would make the scheduler refuse every renewal. */
+    message = utf8_clean(text, BUS_LOG_MESSAGE_MAX);
+    if (log_enabled(level)) {
+        const struct log_field fields[] = {F_STR("task_id", task->ref.task_id),
+                                           F_STR("message", message)};
         log_write(level, "task_log", fields, ARRAY_LEN(fields));
+    }
     LOCK_SCOPE(&task->mutex);
     wait_for_room(task);
+    if (worker_task_stop_reason(task) == WORKER_LOST)
+        return; /* nobody takes it any more */
     task->lines = xreallocarray(task->lines, task->line_count + 1, sizeof *task->lines);
     task->lines[task->line_count++] = (struct worker_line){
         .number = ++task->line_number,
         .at_ms = clock_wall_ms(),
         .level = level,
         .phase = xstrdup(task->phase == NULL ? "" : task->phase),
-        .message = xstrdup(message),
+        .message = STEAL(message),
     };
     (void)pthread_cond_broadcast(&task->changed);
 }
 
 /* ---- records ---- */
+
+static int check_record(const struct worker_task *task, const char *key, const char *value,
+                        struct error *err)
+{
+    bool is_new = worker_task_record_get(task, key) == NULL;
+
+    if (key[0] == '\0' || strlen(key) > WORKER_RECORD_KEY_MAX ||
+        strlen(value) > WORKER_RECORD_VALUE_MAX)
+        return error_set(err, ERR_LIMIT, "record '%.64s' of %zu bytes is over %d", key,
+                         strlen(value), WORKER_RECORD_VALUE_MAX);
+    if (!utf8_is_valid(key) || !utf8_is_valid(value))
+        return error_set(err, ERR_INVALID, "record '%.64s' is not UTF-8", key);
+    if (is_new && task->record_count >= WORKER_RECORDS_MAX)
+        return error_set(err, ERR_LIMIT, "record '%.64s': the task has %d already", key,
+                         WORKER_RECORDS_MAX);
+    return 0;
+}
 
 int worker_task_record_put(struct worker_task *task, const char *key, const char *value,
                            struct error *err)
@@ -330,6 +375,8 @@ int worker_task_record_put(struct worker_task *task, const char *key, const char
     struct bus_envelope_store store;
     bus_envelope envelope;
 
+    if (check_record(task, key, value, err) < 0)
+        return -1;
     hypersdk__v1__record__init(&record);
     hypersdk__v1__task_record__init(&body);
     record.key = (char *)(uintptr_t)key;
@@ -361,8 +408,23 @@ const char *worker_task_record_get(const struct worker_task *task, const char *k
 void worker_task_records_each(const struct worker_task *task,
                               void (*fn)(void *arg, const char *key, const char *value), void *arg)
 {
-    for (size_t i = 0; i < task->record_count; i++)
-        fn(arg, task->records[i].key, task->records[i].value);
+    struct worker_task *t = (struct worker_task *)(uintptr_t)task;
+    autofree struct worker_record *copies = NULL;
+    size_t count;
+
+    /* Copies: fn may put records, and other threads do. */
+    (void)pthread_mutex_lock(&t->mutex);
+    count = t->record_count;
+    copies = xcalloc(count + 1, sizeof *copies);
+    for (size_t i = 0; i < count; i++)
+        copies[i] =
+            (struct worker_record){xstrdup(t->records[i].key), xstrdup(t->records[i].value)};
+    (void)pthread_mutex_unlock(&t->mutex);
+    for (size_t i = 0; i < count; i++) {
+        fn(arg, copies[i].key, copies[i].value);
+        free(copies[i].key);
+        free(copies[i].value);
+    }
 }
 
 /* ---- permit ---- */

@@ -18,16 +18,19 @@
 /* Two workers may meet here: the first complete file wins, link() does not replace. */
 static int make_file(const char *path, struct error *err)
 {
-    autofree char *partial = xasprintf("%s.%ld", path, (long)getpid());
+    autofree char *partial = NULL;
     char uuid[UUID_SIZE];
     char text[UUID_SIZE + 1];
     int rc;
 
     uuid_new(uuid);
+    partial = xasprintf("%s.%s", path, uuid); /* a pid may be the same on two hosts */
     (void)snprintf(text, sizeof text, "%s\n", uuid);
     if (file_write_atomic(partial, text, strlen(text), 0644, err) < 0)
         return -1;
     rc = link(partial, path);
+    if (rc < 0 && (errno == EPERM || errno == ENOTSUP || errno == ENOSYS))
+        rc = renameat2(AT_FDCWD, partial, AT_FDCWD, path, RENAME_NOREPLACE); /* no hard links */
     if (rc < 0 && errno != EEXIST)
         (void)error_set_errno(err, errno, "'%s'", path);
     (void)unlink(partial);

@@ -166,8 +166,8 @@ int exporter_run_release(struct worker_task *task, void *arg, json_t **out_resul
         exporter_task_session(task, exporter, &session, err) < 0 ||
         exporter->provider->release(session.session, &records.base, keep, err) < 0)
         return -1;
-    if (discard && exporter_discard_output(task, exporter, err) < 0)
-        return -1;
+    if (discard)
+        return error_set(err, ERR_NOT_AVAILABLE, "this build makes no partial files to remove");
     *out_result = json_object();
     set_new(*out_result, "released", json_true());
     return 0;

@@ -21,8 +21,9 @@
 #include "common/config.h"
 #include "services/exporter/engine/vm.h"
 
-#define PROVIDER_PARALLEL_READS_MAX 16 /* connections per disk; option parallel_downloads' limit \
-                                        */
+#define PROVIDER_PARALLEL_READS_MAX                              \
+    16 /* connections per disk; option parallel_downloads' limit \
+        */
 
 struct provider_session; /* each provider defines its own */
 struct provider_disk;
@@ -74,10 +75,17 @@ struct extent {
     uint64_t length;
 };
 
+struct provider_method {
+    const char *name;  /* as in frozen_vm.method */
+    uint32_t priority; /* higher is preferred */
+};
+
 struct provider {
-    const char *name;                /* kind: "vsphere"; in config, logs, metrics, binary name */
-    const char *title;               /* "VMware vSphere (vCenter, ESXi)" */
-    unsigned int parallel_reads_max; /* useful connections per disk */
+    const char *name;  /* kind: "vsphere"; in config, logs, metrics, binary name */
+    const char *title; /* "VMware vSphere (vCenter, ESXi)" */
+    const struct provider_method *methods; /* ends with {0} */
+    bool snapshots;                        /* prepare() freezes running VMs by one */
+    unsigned int parallel_reads_max;       /* useful connections per disk */
     size_t config_size;
     const struct config_key *config_keys; /* settings of one instance; secrets marked */
 

@@ -505,9 +505,17 @@ static int vsphere_release(struct provider_session *session, struct task_records
     return rc;
 }
 
+static const struct provider_method vsphere_methods[] = {
+    {"snapshot-folder", 2},
+    {"folder", 1},
+    {0},
+};
+
 const struct provider provider_vsphere = {
     .name = "vsphere",
     .title = "VMware vSphere (vCenter, ESXi)",
+    .methods = vsphere_methods,
+    .snapshots = true,
     .parallel_reads_max = 8, /* vCenter shares 50 file connections among all its clients */
     .config_size = sizeof(struct vsphere_config),
     .config_keys = vsphere_keys,
