@@ -87,6 +87,11 @@ __attribute__((unused)) static void setup_compare(const struct setup *setup,
     }
     if (result->leaves == NULL)
         return;
+    for (size_t i = 0; i < setup->options.output_count; i++) {
+        struct error err = ERROR_NONE;
+        assert_ok(copy_verify(setup->paths[i], setup->outputs[i].format->name, result->leaves, 3,
+                              NULL, NULL, NULL, &err));
+    }
     assert_int_equal(leaves_disk_bytes(result->leaves), disk->size);
     for (size_t i = 0; i < leaves_count(result->leaves); i++) {
         uint8_t leaf[DIGEST_BYTES];

@@ -1,0 +1,337 @@
+/* Reading sparse VMDK extents in one file: streamOptimized (grain directory behind the data, found
+ * through the footer; or in front, as some writers do) and monolithicSparse. Deltas are refused.
+ *
+ * Nothing in the file is believed: the directory is bounded before it is read, tables and grains
+ * must lie inside the file, and a compressed grain must carry its own place on the disk and inflate
+ * to exactly one grain. */
+#include <inttypes.h>
+#include <libdeflate.h>
+#include <string.h>
+
+#include "services/exporter/formats/bytes.h"
+#include "services/exporter/formats/image_impl.h"
+#include "services/exporter/formats/vmdk.h"
+
+#define GRAIN_SECTORS_MIN    8U
+#define GRAIN_SECTORS_MAX    2048U      /* 1 MiB; real ones have 128 */
+#define TABLE_ENTRIES_MAX    4096U      /* real ones have 512 */
+#define DIRECTORY_BYTES_MAX  (16 * MIB) /* 64 TiB in 64 KiB grains take 8 MiB */
+#define DESCRIPTOR_BYTES_MAX (64 * KIB)
+#define FOOTER_FROM_END      1024U /* footer, then the end-of-stream marker */
+#define TABLES               16U
+#define NONE                 UINT64_MAX
+#define GRAIN_ZERO           1U /* table entry, with VMDK_FLAG_ZERO_GRAINS */
+#define NO_PARENT            "ffffffff"
+
+struct table {
+    uint64_t index; /* in the directory; NONE: empty */
+    uint64_t used;  /* when */
+    uint8_t *bytes;
+};
+
+struct vmdk {
+    bool compressed;
+    bool zero_grains;
+    uint64_t grain_bytes;
+    uint64_t table_entries;
+    uint64_t directory_count;
+    uint8_t *directory;
+    struct table tables[TABLES];
+    uint64_t clock;
+    struct libdeflate_decompressor *inflate;
+    uint8_t *packed;
+    uint8_t *unpacked; /* the last grain */
+    uint64_t unpacked_grain;
+};
+
+static void vmdk_close(struct image *image)
+{
+    struct vmdk *v = image->data;
+
+    if (v == NULL)
+        return;
+    for (size_t i = 0; i < TABLES; i++)
+        free(v->tables[i].bytes);
+    libdeflate_free_decompressor(v->inflate);
+    free(v->directory);
+    free(v->packed);
+    free(v->unpacked);
+    free(v);
+}
+
+/* ---- header ---- */
+
+static int check_header(const uint8_t *header, const char *what, struct error *err)
+{
+    uint32_t version = get_le32(header + VMDK_AT_VERSION);
+    uint64_t grain = get_le64(header + VMDK_AT_GRAIN_SIZE);
+    uint32_t entries = get_le32(header + VMDK_AT_TABLE_ENTRIES);
+
+    if (get_le32(header) != VMDK_MAGIC)
+        return error_set(err, ERR_CORRUPT, "its %s is not that of a sparse VMDK", what);
+    if (version < 1 || version > 3)
+        return error_set(err, ERR_NOT_AVAILABLE, "VMDK version %" PRIu32 " is unknown", version);
+    if (grain < GRAIN_SECTORS_MIN || grain > GRAIN_SECTORS_MAX || (grain & (grain - 1)) != 0)
+        return error_set(err, ERR_CORRUPT, "its grains have %" PRIu64 " sectors", grain);
+    if (entries == 0 || entries > TABLE_ENTRIES_MAX)
+        return error_set(err, ERR_CORRUPT, "its tables have %" PRIu32 " entries", entries);
+    if (get_le64(header + VMDK_AT_CAPACITY) > IMAGE_DISK_BYTES_MAX / VMDK_SECTOR)
+        return error_set(err, ERR_LIMIT,
+                         "a disk of %" PRIu64 " sectors is over the limit of 64 TiB",
+                         get_le64(header + VMDK_AT_CAPACITY));
+    return 0;
+}
+
+/* The value behind `key=` at the start of a line. */
+static bool descriptor_value_is(const char *text, const char *key, const char *value)
+{
+    size_t key_length = strlen(key);
+    size_t value_length = strlen(value);
+
+    for (const char *line = text; line != NULL && *line != '\0';) {
+        if (strncmp(line, key, key_length) == 0 && line[key_length] == '=') {
+            const char *at = line + key_length + 1;
+            return strncmp(at, value, value_length) == 0 &&
+                   strchr("\r\n ", at[value_length]) != NULL;
+        }
+        line = strchr(line, '\n');
+        line = line == NULL ? NULL : line + 1;
+    }
+    return false;
+}
+
+/* A disk of its own, not a delta? */
+static int check_descriptor(const struct image *image, const uint8_t *header, struct error *err)
+{
+    uint64_t offset = get_le64(header + VMDK_AT_DESCRIPTOR_OFFSET);
+    uint64_t size = get_le64(header + VMDK_AT_DESCRIPTOR_SIZE);
+    autofree char *text = NULL;
+
+    if (offset == 0 || size == 0 || size > DESCRIPTOR_BYTES_MAX / VMDK_SECTOR ||
+        offset > INT64_MAX / VMDK_SECTOR)
+        return error_set(err, ERR_CORRUPT, "it has no descriptor of its own");
+    text = xcalloc(1, (size_t)(size * VMDK_SECTOR) + 1);
+    if (image_file_read(image, text, (size_t)(size * VMDK_SECTOR), offset * VMDK_SECTOR, err) < 0)
+        return error_wrap(err, "descriptor");
+    if (!descriptor_value_is(text, "parentCID", NO_PARENT))
+        return error_set(err, ERR_NOT_AVAILABLE, "it is a delta and cannot be read alone");
+    return 0;
+}
+
+/* The header that names the directory: the first, or the footer. */
+static int read_headers(const struct image *image, uint8_t *header, struct error *err)
+{
+    uint8_t footer[VMDK_SECTOR];
+
+    if (image->file_bytes < VMDK_SECTOR)
+        return error_set(err, ERR_CORRUPT, "it is too short for a VMDK");
+    if (image_file_read(image, header, VMDK_SECTOR, 0, err) < 0 ||
+        check_header(header, "header", err) < 0 || check_descriptor(image, header, err) < 0)
+        return -1;
+    if (get_le64(header + VMDK_AT_GD_OFFSET) != VMDK_GD_AT_END)
+        return 0;
+    if (image->file_bytes < FOOTER_FROM_END + VMDK_SECTOR)
+        return error_set(err, ERR_CORRUPT, "it has no footer: it is cut");
+    if (image_file_read(image, footer, sizeof footer, image->file_bytes - FOOTER_FROM_END, err) < 0)
+        return -1;
+    if (check_header(footer, "footer", err) < 0)
+        return error_wrap(err, "it is cut or unfinished");
+    if (get_le64(footer + VMDK_AT_CAPACITY) != get_le64(header + VMDK_AT_CAPACITY))
+        return error_set(err, ERR_CORRUPT, "header and footer name different sizes");
+    memcpy(header, footer, sizeof footer);
+    return 0;
+}
+
+static int read_directory(struct image *image, uint64_t sector, struct error *err)
+{
+    struct vmdk *v = image->data;
+    uint64_t span = v->grain_bytes * v->table_entries; /* at most 2^32 */
+    uint64_t count = image->size_bytes / span + (image->size_bytes % span != 0);
+
+    if (count * 4 > DIRECTORY_BYTES_MAX)
+        return error_set(err, ERR_LIMIT, "its directory would have %" PRIu64 " entries", count);
+    if (sector > INT64_MAX / VMDK_SECTOR ||
+        !range_is_inside(sector * VMDK_SECTOR, count * 4, image->file_bytes))
+        return error_set(err, ERR_CORRUPT, "its grain directory lies outside of the file");
+    v->directory_count = count;
+    v->directory = xmalloc(count * 4 + 1);
+    return image_file_read(image, v->directory, count * 4, sector * VMDK_SECTOR, err);
+}
+
+static int vmdk_open(struct image *image, struct error *err)
+{
+    uint8_t header[VMDK_SECTOR];
+    uint32_t flags;
+    struct vmdk *v;
+
+    if (read_headers(image, header, err) < 0)
+        return -1;
+    flags = get_le32(header + VMDK_AT_FLAGS);
+    if ((flags & VMDK_FLAG_COMPRESSED) != 0 &&
+        get_le16(header + VMDK_AT_COMPRESSION) != VMDK_COMPRESS_DEFLATE)
+        return error_set(err, ERR_NOT_AVAILABLE, "its compression is unknown");
+    v = xcalloc(1, sizeof *v);
+    image->data = v;
+    image->size_bytes = get_le64(header + VMDK_AT_CAPACITY) * VMDK_SECTOR;
+    v->compressed = (flags & VMDK_FLAG_COMPRESSED) != 0;
+    v->zero_grains = (flags & VMDK_FLAG_ZERO_GRAINS) != 0;
+    v->grain_bytes = get_le64(header + VMDK_AT_GRAIN_SIZE) * VMDK_SECTOR;
+    v->table_entries = get_le32(header + VMDK_AT_TABLE_ENTRIES);
+    v->unpacked_grain = NONE;
+    for (size_t i = 0; i < TABLES; i++)
+        v->tables[i].index = NONE;
+    v->inflate = libdeflate_alloc_decompressor();
+    if (v->inflate == NULL)
+        abort(); /* out of memory, as in xmalloc */
+    v->packed = xmalloc(2 * v->grain_bytes + VMDK_SECTOR);
+    v->unpacked = xmalloc(v->grain_bytes);
+    return read_directory(image, get_le64(header + VMDK_AT_GD_OFFSET), err);
+}
+
+/* ---- tables ---- */
+
+static int table_get(struct image *image, uint64_t index, const uint8_t **out, struct error *err)
+{
+    struct vmdk *v = image->data;
+    uint64_t offset = get_le32(v->directory + 4 * index) * VMDK_SECTOR;
+    struct table *oldest = &v->tables[0];
+
+    *out = NULL;
+    if (offset == 0)
+        return 0;
+    for (size_t i = 0; i < TABLES; i++) {
+        struct table *table = &v->tables[i];
+        if (table->index == index) {
+            table->used = ++v->clock;
+            *out = table->bytes;
+            return 0;
+        }
+        if (table->used < oldest->used)
+            oldest = table;
+    }
+    if (oldest->bytes == NULL)
+        oldest->bytes = xmalloc(v->table_entries * 4);
+    oldest->index = NONE;
+    if (image_file_read(image, oldest->bytes, v->table_entries * 4, offset, err) < 0)
+        return error_wrap(err, "grain table %" PRIu64, index);
+    oldest->index = index;
+    oldest->used = ++v->clock;
+    *out = oldest->bytes;
+    return 0;
+}
+
+/* File offset of the grain; 0: it is all zeros. */
+static int grain_find(struct image *image, uint64_t grain, uint64_t *out, struct error *err)
+{
+    struct vmdk *v = image->data;
+    const uint8_t *table = NULL;
+    uint32_t sector;
+
+    *out = 0;
+    assert(grain / v->table_entries < v->directory_count);
+    if (table_get(image, grain / v->table_entries, &table, err) < 0)
+        return -1;
+    if (table == NULL)
+        return 0;
+    sector = get_le32(table + 4 * (grain % v->table_entries));
+    if (v->zero_grains && sector == GRAIN_ZERO)
+        return 0;
+    *out = sector * VMDK_SECTOR;
+    return 0;
+}
+
+/* ---- reading ---- */
+
+static int unpack(struct image *image, uint64_t grain, uint64_t offset, struct error *err)
+{
+    struct vmdk *v = image->data;
+    uint8_t head[VMDK_RECORD_HEADER];
+    uint32_t size;
+    size_t got = 0;
+
+    if (v->unpacked_grain == grain)
+        return 0;
+    v->unpacked_grain = NONE;
+    if (image_file_read(image, head, sizeof head, offset, err) < 0)
+        return -1;
+    size = get_le32(head + 8);
+    if (get_le64(head) != grain * (v->grain_bytes / VMDK_SECTOR))
+        return error_set(err, ERR_CORRUPT,
+                         "the grain record at %" PRIu64 " is that of sector %" PRIu64, offset,
+                         get_le64(head));
+    if (size == 0 || size > 2 * v->grain_bytes + VMDK_SECTOR)
+        return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " has %" PRIu32 " bytes",
+                         offset, size);
+    if (image_file_read(image, v->packed, size, offset + VMDK_RECORD_HEADER, err) < 0)
+        return -1;
+    if (libdeflate_zlib_decompress(v->inflate, v->packed, size, v->unpacked, (size_t)v->grain_bytes,
+                                   &got) != LIBDEFLATE_SUCCESS)
+        return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " cannot be inflated",
+                         offset);
+    /* Some writers cut the last grain at the disk's end. */
+    if (got != min_u64(v->grain_bytes, image->size_bytes - grain * v->grain_bytes) &&
+        got != v->grain_bytes)
+        return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " inflates to %zu bytes",
+                         offset, got);
+    v->unpacked_grain = grain;
+    return 0;
+}
+
+static int read_grain(struct image *image, uint8_t *out, size_t length, uint64_t grain,
+                      uint64_t inside, struct error *err)
+{
+    struct vmdk *v = image->data;
+    uint64_t offset = 0;
+
+    if (grain_find(image, grain, &offset, err) < 0)
+        return -1;
+    if (offset == 0) {
+        memset(out, 0, length);
+        return 0;
+    }
+    if (!v->compressed)
+        return image_file_read(image, out, length, offset + inside, err);
+    if (unpack(image, grain, offset, err) < 0)
+        return -1;
+    memcpy(out, v->unpacked + inside, length);
+    return 0;
+}
+
+static int vmdk_read(struct image *image, uint8_t *out, size_t length, uint64_t offset,
+                     struct error *err)
+{
+    const struct vmdk *v = image->data;
+
+    while (length > 0) {
+        uint64_t inside = offset % v->grain_bytes;
+        size_t n = (size_t)min_u64(length, v->grain_bytes - inside);
+        if (read_grain(image, out, n, offset / v->grain_bytes, inside, err) < 0)
+            return error_wrap(err, "disk offset %" PRIu64, offset);
+        out += n;
+        offset += n;
+        length -= n;
+    }
+    return 0;
+}
+
+static bool vmdk_is_hole(struct image *image, uint64_t offset, uint64_t length)
+{
+    const struct vmdk *v = image->data;
+
+    for (uint64_t end = offset + length; offset < end;) {
+        struct error ignored = ERROR_NONE;
+        uint64_t where = 0;
+        if (grain_find(image, offset / v->grain_bytes, &where, &ignored) < 0 || where != 0)
+            return false;
+        offset = (offset / v->grain_bytes + 1) * v->grain_bytes;
+    }
+    return true;
+}
+
+const struct image_ops image_vmdk = {
+    .format = "vmdk",
+    .open = vmdk_open,
+    .read = vmdk_read,
+    .is_hole = vmdk_is_hole,
+    .close = vmdk_close,
+};
