@@ -16,6 +16,7 @@ struct api {
     bool plain; /* http, not https */
     bool loopback;
     bool insecure;
+    bool login;                  /* asks for a token */
     struct http_options options; /* the handle's cancel flag is the one below */
     const atomic_bool *cancelled;
 };
@@ -105,7 +106,8 @@ int api_open(const struct command_line *line, struct api **out, struct error *er
                     (line->command != FLAG_IN_PROVIDERS && flag_on(line, FLAG_INSECURE));
     if (flag_text(line, FLAG_DAEMON_CA_FILE) != NULL)
         api->ca_file = xstrdup(flag_text(line, FLAG_DAEMON_CA_FILE));
-    if (line->command != FLAG_IN_LOGIN &&
+    api->login = line->command == FLAG_IN_LOGIN;
+    if (!api->login &&
         settings_token(flag_text(line, FLAG_DAEMON_TOKEN_FILE), api->url, &api->token, err) < 0)
         return -1;
     if (api->token != NULL && api_check_secret_allowed(api, err) < 0)
@@ -216,10 +218,11 @@ static int refused(const struct api *api, const struct http_response *response, 
     if (json_parse(response->body, response->body_size, API_BODY_BYTES_MAX, &body, &ignored) == 0)
         text = json_str(body, "error");
     code = code_of_status(response->status, body == NULL ? "" : json_str(body, "code"));
-    if (response->status == 401)
-        return error_set(err, code, "%.300s%s%s", text, text[0] == '\0' ? "" : ": ",
-                         api->token == NULL ? "this gateway wants a login: hyperexport login"
-                                            : "the token is not accepted: hyperexport login");
+    if (response->status == 401 && !api->login)
+        return error_set(err, code, "%s: %.300s",
+                         api->token == NULL ? "this gateway wants a login ('hyperexport login')"
+                                            : "the token is not accepted ('hyperexport login')",
+                         text);
     if (text[0] == '\0')
         return error_set(err, code, "'%.200s' answered with HTTP status %ld", api->url,
                          response->status);

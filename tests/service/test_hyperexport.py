@@ -186,6 +186,12 @@ def test_401_points_to_login(cli, gateway):
     assert done.returncode == 1 and "hyperexport login" in done.stderr
 
 
+def test_a_wrong_password_is_told_as_such(cli, gateway):
+    gateway.answers["POST", "/api/v1/auth/login"] = (401, {"error": "wrong password", "code": "x"})
+    done = cli("login", "--username", "ana", "--password-file", "-", stdin="no\n")
+    assert (done.returncode, done.stderr) == (1, "error: wrong password\n")
+
+
 def test_login_is_remembered_per_gateway(cli, gateway, tmp_path):
     gateway.answers["POST", "/api/v1/auth/login"] = {
         "token": "s.secret", "username": "ana", "expires_at": "2999-01-01T00:00:00Z"}
