@@ -207,13 +207,16 @@ static void evp_ctx_free(EVP_MD_CTX *ctx)
 }
 DEFINE_AUTO(evp_ctx, EVP_MD_CTX, evp_ctx_free)
 
-static int digest_fd(int fd, const char *path, EVP_MD_CTX *ctx, struct error *err)
+static int digest_fd(int fd, const char *path, const atomic_bool *stopped, EVP_MD_CTX *ctx,
+                     struct error *err)
 {
     autofree uint8_t *buffer = xmalloc(READ_BYTES);
     off_t at = 0;
 
     for (;;) {
         ssize_t n = read(fd, buffer, READ_BYTES);
+        if (stopped != NULL && atomic_load(stopped))
+            return error_set(err, ERR_CANCELLED, "stopped while reading '%.256s'", path);
         if (n < 0 && errno == EINTR)
             continue;
         if (n < 0)
@@ -227,8 +230,8 @@ static int digest_fd(int fd, const char *path, EVP_MD_CTX *ctx, struct error *er
     }
 }
 
-int file_digest(const char *path, const char *algorithm, char *out, size_t out_size,
-                struct error *err)
+static int digest_file(const char *path, const char *algorithm, const atomic_bool *stopped,
+                       char *out, size_t out_size, struct error *err)
 {
     CLEANUP(evp_ctx_auto) EVP_MD_CTX *ctx = EVP_MD_CTX_new();
     const EVP_MD *method = EVP_get_digestbyname(algorithm);
@@ -244,7 +247,7 @@ int file_digest(const char *path, const char *algorithm, char *out, size_t out_s
     if (fd < 0)
         return error_set_errno(err, errno, "cannot open '%.256s'", path);
     (void)posix_fadvise(fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-    if (digest_fd(fd, path, ctx, err) < 0)
+    if (digest_fd(fd, path, stopped, ctx, err) < 0)
         return -1;
     if (EVP_DigestFinal_ex(ctx, raw, &size) != 1)
         return error_set(err, ERR_INTERNAL, "digest of '%.256s' failed", path);
@@ -253,7 +256,19 @@ int file_digest(const char *path, const char *algorithm, char *out, size_t out_s
     return 0;
 }
 
+int file_digest(const char *path, const char *algorithm, char *out, size_t out_size,
+                struct error *err)
+{
+    return digest_file(path, algorithm, NULL, out, out_size, err);
+}
+
 int file_sha256(const char *path, char out[DIGEST_HEX_SIZE], struct error *err)
 {
-    return file_digest(path, "SHA256", out, DIGEST_HEX_SIZE, err);
+    return file_sha256_until(path, NULL, out, err);
+}
+
+int file_sha256_until(const char *path, const atomic_bool *stopped, char out[DIGEST_HEX_SIZE],
+                      struct error *err)
+{
+    return digest_file(path, "SHA256", stopped, out, DIGEST_HEX_SIZE, err);
 }

@@ -8,6 +8,8 @@
 #ifndef EXPORTER_DIGEST_H
 #define EXPORTER_DIGEST_H
 
+#include <stdatomic.h>
+
 #include "common/error.h"
 
 #define LEAF_BYTES        ((size_t)MIB)
@@ -48,6 +50,9 @@ MUST_CHECK int leaves_parse(const void *data, size_t size, struct leaves **out, 
 
 /* SHA-256 of a file's bytes, read once, front to back, without keeping them in the page cache. */
 MUST_CHECK int file_sha256(const char *path, char out[DIGEST_HEX_SIZE], struct error *err);
+/* The same; ERR_CANCELLED soon after *stopped (may be NULL) became true. */
+MUST_CHECK int file_sha256_until(const char *path, const atomic_bool *stopped,
+                                 char out[DIGEST_HEX_SIZE], struct error *err);
 /* Any digest that OpenSSL knows by name ("SHA1", "SHA256", "SHA512"), in hex. out_size: at least
  * 129 for the longest. */
 MUST_CHECK int file_digest(const char *path, const char *algorithm, char *out, size_t out_size,
