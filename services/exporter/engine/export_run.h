@@ -1,0 +1,185 @@
+/* One export task while it runs; shared by the export*.c files only.
+ *
+ *   export.c         the flow, and what happens when it fails
+ *   export_spec.c    options, the VM, its disks, free space
+ *   export_place.c   directory, claim, lock, generation
+ *   export_disks.c   copying, progress, the source's marks
+ *   export_package.c descriptor, digests, manifests, verification, the plan
+ *   export_finish.c  final names, and back
+ *   export_record.c  export.json
+ *
+ * Design notes
+ * - Everything is written as *.partial. When all of it is complete and verified, the future
+ *   export.json is stored as export.json.partial: the plan. Finishing is nothing but renames by
+ *   that plan, export.json last, so it can be repeated by any process after any crash.
+ * - Source released before the permit: removing a snapshot may take minutes, and a job should stay
+ *   cancellable meanwhile. It happens after the plan is stored: from there on the source is not
+ *   needed any more, a lease that finds a plan does not look at the VM again.
+ * - A "generation" is one set of partial files, named by the epoch that began it. A new one begins
+ *   when another process still holds the lock, or when the disks were frozen anew (other marks),
+ *   so that old bytes never mix with new ones. */
+#ifndef EXPORTER_EXPORT_RUN_H
+#define EXPORTER_EXPORT_RUN_H
+
+#include "services/exporter/engine/copy.h"
+#include "services/exporter/engine/export_record.h"
+#include "services/exporter/engine/session.h"
+#include "services/exporter/targets/local.h"
+
+#define EXPORT_WARNINGS_MAX     (VM_DISKS_MAX + 16)
+#define EXPORT_PHASES_MAX       12
+#define EXPORT_PARALLEL_MAX     COPY_READERS_MAX
+#define EXPORT_PARALLEL_DEFAULT 4
+
+struct export_options {
+    const char *job_id;
+    const char *vm;
+    const char *output_path;
+    const char *format;
+    bool convert;
+    bool verify;
+    struct prepare_options prepare;
+    unsigned int parallel;
+    int compress_level;
+    json_t *tags; /* borrowed; may be NULL */
+};
+
+struct export_image { /* one output of one disk */
+    const struct sink_format *format;
+    char *name; /* final base name */
+    char *path; /* partial */
+    uint64_t file_bytes;
+    char sha256[DIGEST_HEX_SIZE]; /* "" until known */
+    bool read_back;               /* the digest is that of the bytes on disk */
+};
+
+struct export_disk {
+    size_t frozen_index;
+    size_t vm_disk_index;
+    char *name; /* "<stem>-disk1" */
+    uint64_t size_bytes;
+    struct export_image images[COPY_OUTPUTS_MAX];
+    size_t image_count;
+    char *leaves_name;
+    char *leaves_path; /* partial */
+    struct leaves *leaves;
+    char root[DIGEST_TEXT_SIZE];
+    uint64_t bytes_data;
+    uint64_t bytes_transferred;
+};
+
+struct export_file { /* of the finished export */
+    char *name;
+    const char *type; /* literal */
+    uint64_t size;
+    char sha256[DIGEST_HEX_SIZE];
+};
+
+struct export_warning {
+    const char *stage; /* literal */
+    char *message;
+    int64_t wall_ms;
+};
+
+struct export_run {
+    struct worker_task *task;
+    struct exporter *exporter;
+    struct exporter_records records;
+    struct exporter_session session;
+    struct export_options options;
+    atomic_bool never; /* stays false: for tidying up after a cancel */
+
+    char *vm_id;
+    struct frozen_vm *frozen;
+    struct export_disk *disks;
+    size_t disk_count;
+
+    char *export_id;
+    int64_t started_wall_ms;
+    char volume[UUID_SIZE];
+    char *output; /* the spec's path, confined */
+    char *dir;    /* NULL until it is ours */
+    char *stem;
+    uint64_t generation;
+    bool generation_is_new; /* begun by this lease */
+    int lock_fd;
+
+    struct export_file files[EXPORT_FILES_MAX];
+    size_t file_count;
+    struct export_warning warnings[EXPORT_WARNINGS_MAX];
+    size_t warning_count;
+    struct {
+        const char *name;
+        int64_t start_ms;
+    } phases[EXPORT_PHASES_MAX];
+    size_t phase_count;
+
+    struct worker_disk_progress *progress_disks; /* disk_count */
+    size_t progress_disk;                        /* the one being worked on */
+
+    struct export_record *plan; /* set once everything is complete and verified */
+    bool committed;             /* export.json is there */
+    bool release_pending;
+};
+
+/* Sets the phase, and notes when it began. */
+void export_phase(struct export_run *run, const char *phase);
+/* Into the job's log, the manifest and the result. */
+void export_warn(struct export_run *run, const char *stage, const char *format, ...)
+    PRINTF_LIKE(3, 4);
+/* "12.3 GiB", into out. */
+#define EXPORT_SIZE_TEXT 32
+const char *export_size_text(uint64_t bytes, char out[EXPORT_SIZE_TEXT]);
+/* Writes text as "<name>.partial" and enters it in run->files. */
+MUST_CHECK int export_write_file(struct export_run *run, const char *name, const char *type,
+                                 const char *text, size_t size, struct error *err);
+/* The path of a final name. Caller frees. */
+char *export_path(const struct export_run *run, const char *name);
+MUST_CHECK int export_may_write(void *run, struct error *err);
+
+/* export_spec.c */
+MUST_CHECK int export_spec_read(struct export_run *run, struct error *err);
+MUST_CHECK int export_find_vm(struct export_run *run, struct error *err);
+MUST_CHECK int export_freeze(struct export_run *run, struct error *err);
+/* Names and outputs of the frozen disks; needs stem, dir and generation. */
+void export_disks_plan(struct export_run *run);
+/* A digest of everything that partial files depend on: 64 hex. */
+void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE]);
+void export_disks_free(struct export_run *run);
+
+/* export_place.c */
+/* What the records say: id, start, and, if there is one, the directory: it is claimed and locked
+ * then, and run->committed or run->plan set when the export got that far. */
+MUST_CHECK int export_place_recall(struct export_run *run, struct error *err);
+/* The directory of an export whose VM is frozen: chosen, claimed, locked; a generation that fits
+ * the marks. */
+MUST_CHECK int export_place_open(struct export_run *run, struct error *err);
+char *export_plan_path(const struct export_run *run);
+
+/* export_disks.c */
+MUST_CHECK int export_copy_disks(struct export_run *run, struct error *err);
+/* ERR_SOURCE_CHANGED unless every disk still has the mark it had when it was frozen. */
+MUST_CHECK int export_check_marks(struct export_run *run, struct error *err);
+/* Progress of the present disk in its state "copying" or "verifying". */
+void export_progress(struct export_run *run, const char *state, uint64_t bytes_done,
+                     const char *limited_by);
+
+/* export_package.c */
+MUST_CHECK int export_package(struct export_run *run, struct error *err);
+MUST_CHECK int export_verify(struct export_run *run, struct error *err);
+/* Digest lists, manifests, and the plan; run->plan is set. */
+MUST_CHECK int export_plan_store(struct export_run *run, struct error *err);
+json_t *export_document(const struct export_run *run);
+
+/* export_finish.c */
+/* Final names by the plan, export.json last; repeatable. */
+MUST_CHECK int export_commit(struct export_run *run, struct error *err);
+/* After export.json: journals, marks, old generations. */
+MUST_CHECK int export_tidy(struct export_run *run, struct error *err);
+/* Before export.json: files that have their final name already become partial again. */
+MUST_CHECK int export_retreat(const struct export_record *plan, const char *dir,
+                              uint64_t generation, struct error *err);
+/* A fresh start in the same directory is possible afterwards. */
+MUST_CHECK int export_discard(struct export_run *run, struct error *err);
+
+#endif

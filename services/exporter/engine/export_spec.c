@@ -1,0 +1,271 @@
+/* What is to be exported: options, the VM, its frozen disks. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/json.h"
+#include "common/paths.h"
+#include "services/exporter/engine/control.h"
+#include "services/exporter/engine/export_run.h"
+#include "services/exporter/engine/export_keys.h"
+
+#define SNAPSHOT_TIMEOUT_MS INT64_C(600000) /* --snapshot-timeout's default */
+#define METADATA_BYTES      (16 * MIB)      /* descriptor, manifests, leaves, qcow2 tables, slack */
+#define COMPRESS_LEVEL_MAX  9
+
+static const char *const spec_keys[] = {"job_id",
+                                        "vm",
+                                        "output_path",
+                                        "format",
+                                        "convert",
+                                        "verify",
+                                        "snapshot",
+                                        "snapshot_name",
+                                        "snapshot_memory",
+                                        "snapshot_quiesce",
+                                        "delete_snapshot",
+                                        "consolidate_snapshots",
+                                        "parallel",
+                                        "compress_level",
+                                        "tags",
+                                        "metadata",
+                                        NULL};
+static const char *const formats[] = {"ovf", "vmdk", "raw", "qcow2"};
+
+static int check_format(const char *format, struct error *err)
+{
+    for (size_t i = 0; i < ARRAY_LEN(formats); i++) {
+        if (strcmp(format, formats[i]) == 0)
+            return 0;
+    }
+    return error_set(err, ERR_NOT_AVAILABLE,
+                     "format '%.32s' is not available: choose ovf, vmdk, raw or qcow2", format);
+}
+
+static int read_snapshot(const json_t *spec, struct prepare_options *out, struct error *err)
+{
+    out->timeout_ms = SNAPSHOT_TIMEOUT_MS;
+    if (json_get_bool(spec, "snapshot", false, &out->snapshot, err) < 0 ||
+        json_get_string(spec, "snapshot_name", NULL, &out->snapshot_name, err) < 0 ||
+        json_get_bool(spec, "snapshot_memory", false, &out->snapshot_memory, err) < 0 ||
+        json_get_bool(spec, "snapshot_quiesce", true, &out->snapshot_quiesce, err) < 0 ||
+        json_get_bool(spec, "delete_snapshot", true, &out->delete_snapshot, err) < 0 ||
+        json_get_bool(spec, "consolidate_snapshots", false, &out->consolidate, err) < 0)
+        return -1;
+    if (out->snapshot_name != NULL && out->snapshot_name[0] == '\0')
+        out->snapshot_name = NULL;
+    return 0;
+}
+
+int export_spec_read(struct export_run *run, struct error *err)
+{
+    const json_t *spec = worker_task_spec(run->task);
+    struct export_options *options = &run->options;
+    uint64_t parallel = 0;
+    uint64_t level = 0;
+
+    if (json_check_keys(spec, spec_keys, err) < 0 ||
+        json_get_string(spec, "job_id", worker_task_job_id(run->task), &options->job_id, err) < 0 ||
+        json_get_string(spec, "vm", "", &options->vm, err) < 0 ||
+        json_get_string(spec, "output_path", "", &options->output_path, err) < 0 ||
+        json_get_string(spec, "format", "ovf", &options->format, err) < 0 ||
+        json_get_bool(spec, "convert", false, &options->convert, err) < 0 ||
+        json_get_bool(spec, "verify", true, &options->verify, err) < 0 ||
+        read_snapshot(spec, &options->prepare, err) < 0 ||
+        json_get_u64(spec, "parallel", 0, EXPORT_PARALLEL_MAX, EXPORT_PARALLEL_DEFAULT, &parallel,
+                     err) < 0 ||
+        json_get_u64(spec, "compress_level", 0, COMPRESS_LEVEL_MAX, 0, &level, err) < 0 ||
+        json_get_object(spec, "tags", &options->tags, err) < 0)
+        return error_wrap(err, "export task");
+    if (options->vm[0] == '\0' || options->output_path[0] == '\0')
+        return error_set(err, ERR_INVALID, "export task names no vm or no output_path");
+    options->prepare.job_id = options->job_id;
+    options->parallel = parallel == 0 ? EXPORT_PARALLEL_DEFAULT : (unsigned int)parallel;
+    options->compress_level = (int)level;
+    return check_format(options->format, err);
+}
+
+/* ---- the VM ---- */
+
+static int check_exportable(const struct vm *vm, struct error *err)
+{
+    size_t usable = 0;
+
+    for (size_t i = 0; i < vm->disk_count; i++) {
+        if (vm->disks[i].skip_reason[0] == '\0')
+            usable++;
+    }
+    if (usable > 0)
+        return 0;
+    if (vm->disk_count == 0)
+        return error_set(err, ERR_NOT_AVAILABLE, "VM '%.128s' has no disk", vm->name);
+    return error_set(err, ERR_NOT_AVAILABLE,
+                     "VM '%.128s' has no disk that can be exported: '%.64s' %.200s", vm->name,
+                     vm->disks[0].label, vm->disks[0].skip_reason);
+}
+
+/* Images per disk: the format's own, and the qcow2 of a conversion in the same pass. */
+static size_t images_per_disk(const struct export_options *options)
+{
+    return options->convert && strcmp(options->format, "qcow2") != 0 ? 2 : 1;
+}
+
+/* Compression is not counted on: data that does not shrink is usual. */
+static int check_space(struct export_run *run, const struct vm *vm, struct error *err)
+{
+    const char *dir = run->dir != NULL ? run->dir : run->output;
+    const char *stem = worker_task_record_get(run->task, EXPORT_KEY_STEM);
+    uint64_t capacity = 0;
+    uint64_t bytes;
+    uint64_t needed = 0;
+    uint64_t present;
+
+    for (size_t i = 0; i < vm->disk_count; i++) {
+        if (vm->disks[i].skip_reason[0] == '\0' &&
+            !checked_add_u64(capacity, vm->disks[i].capacity_bytes, &capacity))
+            return error_set(err, ERR_LIMIT, "VM '%.128s' has disks of impossible size", vm->name);
+    }
+    bytes = vm->used_bytes > 0 ? min_u64(vm->used_bytes, capacity) : capacity;
+    if (!checked_mul_u64(bytes, images_per_disk(&run->options), &needed) ||
+        !checked_add_u64(needed, METADATA_BYTES, &needed))
+        return error_set(err, ERR_LIMIT, "VM '%.128s' has disks of impossible size", vm->name);
+    present = run->dir == NULL || stem == NULL ? 0 : local_partial_bytes(run->dir, stem);
+    return local_check_space(dir, needed - min_u64(needed, present), err);
+}
+
+static int resolve_vm(struct export_run *run, struct error *err)
+{
+    const char *known = worker_task_record_get(run->task, EXPORT_KEY_VM);
+
+    if (known != NULL) { /* it may have been renamed since */
+        run->vm_id = xstrdup(known);
+        return 0;
+    }
+    if (exporter_vm_find(&run->session, run->options.vm, &run->vm_id, err) < 0)
+        return -1;
+    return worker_task_record_put(run->task, EXPORT_KEY_VM, run->vm_id, err);
+}
+
+int export_find_vm(struct export_run *run, struct error *err)
+{
+    char size[EXPORT_SIZE_TEXT];
+    auto_vm vm;
+
+    vm_init(&vm);
+    export_phase(run, "connecting");
+    if (exporter_task_session(run->task, run->exporter, &run->session, err) < 0)
+        return -1;
+    export_phase(run, "discovering");
+    if (resolve_vm(run, err) < 0 ||
+        run->exporter->provider->vm_get(run->session.session, run->vm_id, &vm, err) < 0 ||
+        check_exportable(&vm, err) < 0)
+        return -1;
+    worker_task_log(run->task, LOG_LEVEL_INFO, "VM found: %s (%s), %s, %s, %zu disks, %s", vm.name,
+                    vm.id, vm.path, vm_power_name(vm.power), vm.disk_count,
+                    export_size_text(vm.storage_bytes, size));
+    for (size_t i = 0; i < vm.disk_count; i++) {
+        if (vm.disks[i].skip_reason[0] != '\0')
+            export_warn(run, "discovering", "%s is left out: %s", vm.disks[i].label,
+                        vm.disks[i].skip_reason);
+    }
+    return check_space(run, &vm, err);
+}
+
+int export_freeze(struct export_run *run, struct error *err)
+{
+    const struct provider *provider = run->exporter->provider;
+
+    export_phase(run, "snapshotting");
+    if (provider->prepare(run->session.session, run->vm_id, &run->options.prepare,
+                          &run->records.base, &run->frozen, err) < 0)
+        return -1;
+    if (run->frozen->disk_count == 0 || run->frozen->disk_count > VM_DISKS_MAX)
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "VM '%.128s' has no disk that can be exported (or more than %d)",
+                         run->frozen->vm.name, VM_DISKS_MAX);
+    worker_task_log(run->task, LOG_LEVEL_INFO, "%zu disks stand still (%s)",
+                    run->frozen->disk_count, run->frozen->method);
+    return 0;
+}
+
+/* ---- disks, names, outputs ---- */
+
+static void add_image(struct export_run *run, struct export_disk *disk, const char *format)
+{
+    struct export_image *image = &disk->images[disk->image_count++];
+
+    assert(disk->image_count <= COPY_OUTPUTS_MAX);
+    image->format = sink_format_find(format);
+    assert(image->format != NULL);
+    image->name = xasprintf("%s%s", disk->name, image->format->suffix);
+    image->path = local_partial_path(run->dir, image->name, run->generation);
+}
+
+static void plan_disk(struct export_run *run, size_t index)
+{
+    const struct frozen_disk *frozen = &run->frozen->disks[index];
+    struct export_disk *disk = &run->disks[index];
+    const char *format = run->options.format;
+
+    assert(frozen->vm_disk_index < run->frozen->vm.disk_count);
+    disk->frozen_index = index;
+    disk->vm_disk_index = frozen->vm_disk_index;
+    disk->size_bytes = frozen->size_bytes;
+    disk->name = xasprintf("%s-disk%zu", run->stem, frozen->vm_disk_index + 1);
+    add_image(run, disk, strcmp(format, "ovf") == 0 ? "vmdk" : format);
+    if (images_per_disk(&run->options) > 1)
+        add_image(run, disk, "qcow2");
+    disk->leaves_name = xasprintf("%s.leaves", disk->name);
+    disk->leaves_path = local_partial_path(run->dir, disk->leaves_name, run->generation);
+}
+
+void export_disks_plan(struct export_run *run)
+{
+    run->disk_count = run->frozen->disk_count;
+    run->disks = xcalloc(run->disk_count, sizeof *run->disks);
+    run->progress_disks = xcalloc(run->disk_count, sizeof *run->progress_disks);
+    for (size_t i = 0; i < run->disk_count; i++) {
+        struct worker_disk_progress *progress = &run->progress_disks[i];
+        plan_disk(run, i);
+        (void)snprintf(progress->id, sizeof progress->id, "%s",
+                       run->frozen->vm.disks[run->disks[i].vm_disk_index].id);
+        (void)snprintf(progress->file, sizeof progress->file, "%s", run->disks[i].images[0].name);
+        progress->bytes_total = run->disks[i].size_bytes;
+        progress->state = "waiting";
+    }
+}
+
+void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE])
+{
+    uint8_t raw[DIGEST_BYTES];
+    auto_strbuf sb;
+
+    strbuf_init(&sb, LEAF_BYTES);
+    strbuf_addf(&sb, "%s %d %d %" PRIu64 " %s\n", run->options.format, run->options.convert,
+                run->options.compress_level, run->exporter->export.chunk_size, run->stem);
+    for (size_t i = 0; i < run->frozen->disk_count; i++)
+        strbuf_addf(&sb, "%" PRIu64 " %s\n", run->frozen->disks[i].size_bytes,
+                    run->frozen->disks[i].mark);
+    leaf_digest(sb.data, sb.length, raw);
+    hex_encode(raw, sizeof raw, out);
+}
+
+void export_disks_free(struct export_run *run)
+{
+    for (size_t i = 0; i < run->disk_count; i++) {
+        struct export_disk *disk = &run->disks[i];
+        for (size_t k = 0; k < disk->image_count; k++) {
+            free(disk->images[k].name);
+            free(disk->images[k].path);
+        }
+        free(disk->name);
+        free(disk->leaves_name);
+        free(disk->leaves_path);
+        leaves_free(disk->leaves);
+    }
+    free(run->disks);
+    free(run->progress_disks);
+    run->disks = NULL;
+    run->progress_disks = NULL;
+    run->disk_count = 0;
+}
