@@ -1,5 +1,5 @@
 /* notifier: sends webhooks for what happened to jobs. */
-#include "notifier.h"
+#include "services/notifier/notifier.h"
 
 int main(int argc, char **argv)
 {

@@ -1,5 +1,5 @@
 /* See message.h. */
-#include "message.h"
+#include "services/notifier/message.h"
 
 #include <openssl/evp.h>
 #include <openssl/hmac.h>

@@ -4,7 +4,7 @@
 
 #include <curl/curl.h>
 
-#include "store.h"
+#include "services/notifier/store.h"
 
 #define MESSAGE_HEADERS_MAX 32
 

@@ -1,12 +1,12 @@
 /* See notifier.h. */
-#include "notifier.h"
+#include "services/notifier/notifier.h"
 
 #include "common/bus.h"
 #include "common/clock.h"
 #include "common/db.h"
 #include "common/log.h"
 #include "common/service_heartbeat.h"
-#include "store.h"
+#include "services/notifier/store.h"
 
 #define ROLE           "hypersdk_notifier"
 #define POLL_MS        1500 /* a lost announcement costs this much */

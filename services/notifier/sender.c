@@ -1,13 +1,13 @@
 /* One sender: claims a delivery, sends it, stores the result. */
-#include "notifier.h"
+#include "services/notifier/notifier.h"
 
 #include <string.h>
 
 #include "common/clock.h"
 #include "common/http_client.h"
 #include "common/log.h"
-#include "message.h"
-#include "store.h"
+#include "services/notifier/message.h"
+#include "services/notifier/store.h"
 
 #define RETRY_FIRST_MS     1000
 #define RETRY_MAX_MS       300000

@@ -1,5 +1,5 @@
 /* See store.h. */
-#include "store.h"
+#include "services/notifier/store.h"
 
 #include <inttypes.h>
 #include <stdio.h>

@@ -1,5 +1,5 @@
 /* See notifier.h. */
-#include "notifier.h"
+#include "services/notifier/notifier.h"
 
 #include "common/clock.h"
 
