@@ -1,0 +1,96 @@
+/* The leader's row: renewed each second by the database's clock, free after LEADER_MS.
+ *
+ * A process that lost it starts itself anew as a standby: sockets of the bus are never closed in a
+ * living process, and workers must not talk to a scheduler that cannot answer. */
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/paths.h"
+#include "scheduler.h"
+
+#define LEADER_MS         3000
+#define LEADER_RENEW_MS   1000
+#define ARGUMENTS_MAX     64
+#define CMDLINE_BYTES_MAX 65536
+
+static const char ACQUIRE[] =
+    "INSERT INTO leader AS l (id, epoch, holder, until)"
+    " VALUES (1, 1, $1, clock_timestamp() + interval '3 seconds')"
+    " ON CONFLICT (id) DO UPDATE SET epoch = l.epoch + 1, holder = $1,"
+    " until = clock_timestamp() + interval '3 seconds' WHERE l.until < clock_timestamp()"
+    " RETURNING epoch";
+
+static const char RENEW[] = "UPDATE leader SET until = clock_timestamp() + interval '3 seconds'"
+                            " WHERE id = 1 AND holder = $1 AND until > clock_timestamp()";
+
+static const char RELEASE[] = "UPDATE leader SET until = clock_timestamp() WHERE holder = $1";
+
+int leader_acquire(struct scheduler *scheduler, struct db *db, struct error *err)
+{
+    const char *instance = service_instance(scheduler->service);
+    struct log_throttle throttle = {0};
+
+    do {
+        struct error why = ERROR_NONE;
+        auto_pgresult *rows = NULL;
+        uint64_t held = 0;
+        if (db_exec(db, ACQUIRE, DB_PARAMS(instance), &rows, &why) == 0) {
+            if (PQntuples(rows) == 1) {
+                LOG(INFO, "leader_acquired", F_I64("epoch", db_i64(rows, 0, 0)));
+                return 0;
+            }
+            if (log_throttle_pass(&throttle, "another leads", &held))
+                LOG(INFO, "standing_by");
+        } else if (log_throttle_pass(&throttle, why.message, &held)) {
+            LOG(WARN, "waiting_for_database", F_ERR(&why));
+        }
+    } while (!service_wait(scheduler->service, LEADER_RENEW_MS / 2));
+    return error_set(err, ERR_CANCELLED, "stopped before leading");
+}
+
+/* The arguments as they were given; every socket and file is close-on-exec. */
+static void restart(const char *why)
+{
+    struct error err = ERROR_NONE;
+    char *argv[ARGUMENTS_MAX + 1] = {0};
+    autofree char *text = NULL;
+    size_t count = 0;
+    size_t size = 0;
+
+    LOG(WARN, "leader_lost", F_STR("reason", why));
+    text = xcalloc(1, CMDLINE_BYTES_MAX);
+    autoclose int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
+    ssize_t n = fd < 0 ? -1 : read(fd, text, CMDLINE_BYTES_MAX - 1);
+    size = n < 0 ? 0 : (size_t)n;
+    for (char *p = text; p < text + size && count < ARGUMENTS_MAX; p += strlen(p) + 1)
+        argv[count++] = p;
+    if (count > 0)
+        (void)execv("/proc/self/exe", argv);
+    (void)error_set(&err, ERR_INTERNAL, "cannot start again as a standby");
+    LOG(ERROR, "service_failed", F_ERR(&err));
+    _exit(1); /* the supervisor starts it */
+}
+
+void leader_keep(struct scheduler *scheduler, struct db *db)
+{
+    const char *instance = service_instance(scheduler->service);
+    int64_t until = clock_mono_ms() + LEADER_MS;
+    struct error ignored = ERROR_NONE;
+
+    while (!service_wait(scheduler->service, LEADER_RENEW_MS)) {
+        struct error err = ERROR_NONE;
+        auto_pgresult *rows = NULL;
+        int64_t sent = clock_mono_ms();
+        if (db_exec(db, RENEW, DB_PARAMS(instance), &rows, &err) == 0) {
+            if (db_affected(rows) != 1)
+                restart("the row ran out or is another's");
+            until = sent + LEADER_MS;
+        } else if (clock_mono_ms() > until) {
+            restart(err.message);
+        }
+    }
+    if (db_exec(db, RELEASE, DB_PARAMS(instance), NULL, &ignored) < 0) /* sooner for the standby */
+        LOG(INFO, "leader_not_released", F_ERR(&ignored));
+}

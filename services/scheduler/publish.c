@@ -1,0 +1,165 @@
+/* What happened, to Redis: history rows in order, each once or again after a restart; the newest
+ * progress, one pipeline per tick. Redis may be away: rows wait unpublished, progress is lost. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <time.h>
+
+#include "common/autos.h"
+#include "common/clock.h"
+#include "common/job_store.h"
+#include "common/json.h"
+#include "common/redis.h"
+#include "live.h"
+#include "scheduler.h"
+
+#define TICK_MS     250
+#define EVENTS_MAX  500
+#define UPDATES_MAX 256
+
+static const char PUBLISHED[] = "UPDATE job_events SET published = true WHERE NOT published"
+                                " AND id IN (SELECT jsonb_array_elements_text($1::jsonb)::bigint)";
+
+/* A final job keeps what it showed last; losing this on a crash costs nothing. */
+static const char STORE_PROGRESS[] =
+    "WITH off AS (SELECT set_config('synchronous_commit', 'off', true))"
+    " UPDATE jobs SET progress = $2::jsonb FROM off WHERE id = $1";
+
+static pthread_mutex_t wake_mutex = PTHREAD_MUTEX_INITIALIZER; /* guards woken */
+static pthread_cond_t wake_changed = PTHREAD_COND_INITIALIZER;
+static bool woken;
+
+void publish_wake(void)
+{
+    LOCK_SCOPE(&wake_mutex);
+    woken = true;
+    (void)pthread_cond_signal(&wake_changed);
+}
+
+static void wait_tick(void)
+{
+    struct timespec until;
+
+    (void)clock_gettime(CLOCK_REALTIME, &until); /* a jump costs one late tick */
+    until.tv_nsec += TICK_MS * 1000000L;
+    until.tv_sec += until.tv_nsec / 1000000000L;
+    until.tv_nsec %= 1000000000L;
+    LOCK_SCOPE(&wake_mutex);
+    if (!woken)
+        (void)pthread_cond_timedwait(&wake_changed, &wake_mutex, &until);
+    woken = false;
+}
+
+static int publish(struct redis *redis, const char *text, struct error *err)
+{
+    const char *argv[] = {"PUBLISH", REDIS_CHANNEL_EVENTS, text};
+
+    return redis_append(redis, err, ARRAY_LEN(argv), argv);
+}
+
+/* ---- history ---- */
+
+static int publish_events(struct db *db, struct redis *redis, struct error *err)
+{
+    auto_json *events = NULL;
+    auto_json *ids = json_array();
+    autofree char *list = NULL;
+    json_t *event;
+    size_t i;
+
+    if (job_store_events(db, 0, true, EVENTS_MAX, &events, err) < 0)
+        return -1;
+    if (json_array_size(events) == 0)
+        return 0;
+    json_array_foreach(events, i, event)
+    {
+        autofree char *text = json_text(event);
+        if (publish(redis, text, err) < 0)
+            return -1;
+        (void)json_array_append(ids, json_object_get(event, "seq"));
+    }
+    if (redis_flush(redis, err) < 0)
+        return -1;
+    list = json_text(ids);
+    return db_exec(db, PUBLISHED, DB_PARAMS(list), NULL, err);
+}
+
+/* ---- progress ---- */
+
+static json_t *progress_event(const struct live_update *update)
+{
+    json_t *event = json_copy(update->json);
+    json_t *percentage = json_object_get(event, "percentage");
+
+    json_set_text(event, "type", "job.progress");
+    json_set_text(event, "status", "running");
+    if (percentage != NULL)
+        (void)json_object_set_new(event, "progress",
+                                  json_integer((json_int_t)json_number_value(percentage)));
+    (void)json_object_set(event, "timestamp", json_object_get(event, "updated_at"));
+    return event;
+}
+
+static int append_update(struct redis *redis, const struct live_update *update, struct error *err)
+{
+    autofree char *key = xasprintf("%s%s", REDIS_PROGRESS_PREFIX, update->job_id);
+    autofree char *text = json_text(update->json);
+    auto_json *event = progress_event(update);
+    autofree char *event_text = json_text(event);
+    char ttl[16];
+    const char *set[] = {"HSET", key, "json", text};
+    const char *expire[] = {"EXPIRE", key, ttl};
+
+    (void)snprintf(ttl, sizeof ttl, "%d", REDIS_PROGRESS_TTL_S);
+    if (redis_append(redis, err, ARRAY_LEN(set), set) < 0 ||
+        redis_append(redis, err, ARRAY_LEN(expire), expire) < 0)
+        return -1;
+    return publish(redis, event_text, err);
+}
+
+/* Redis being away must not keep the rows from their progress, nor the other way round. */
+static int publish_progress(struct scheduler *scheduler, struct db *db, struct redis *redis,
+                            struct error *err)
+{
+    struct live_update *updates = xcalloc(UPDATES_MAX, sizeof *updates);
+    size_t count = live_take(scheduler->live, updates, UPDATES_MAX);
+    int rc = 0;
+
+    for (size_t i = 0; i < count && rc == 0; i++)
+        rc = append_update(redis, &updates[i], err);
+    if (count > 0 && rc == 0)
+        rc = redis_flush(redis, err);
+    for (size_t i = 0; i < count; i++) {
+        struct error why = ERROR_NONE;
+        autofree char *text = json_text(updates[i].json);
+        if (updates[i].store &&
+            db_exec(db, STORE_PROGRESS, DB_PARAMS(updates[i].job_id, text), NULL, &why) < 0 &&
+            rc == 0) {
+            *err = why;
+            rc = -1;
+        }
+        json_decref(updates[i].json);
+    }
+    free(updates);
+    return rc;
+}
+
+void *publish_main(void *arg)
+{
+    struct scheduler *scheduler = arg;
+    auto_db *db = scheduler_db(scheduler, "scheduler publish");
+    struct redis *redis = redis_new(&scheduler->redis);
+    struct log_throttle throttle = {0};
+
+    for (;;) {
+        struct error err = ERROR_NONE;
+        struct error other = ERROR_NONE;
+        uint64_t held = 0;
+        wait_tick();
+        if ((publish_progress(scheduler, db, redis, &err) < 0 ||
+             publish_events(db, redis, &other) < 0) &&
+            log_throttle_pass(&throttle, err.code == ERR_NONE ? other.message : err.message, &held))
+            LOG(WARN, "publish_failed", F_ERR(err.code == ERR_NONE ? &other : &err));
+    }
+    return NULL;
+}

@@ -1,0 +1,506 @@
+/* See requests.h. */
+#include "requests.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/id.h"
+#include "common/job_store.h"
+#include "common/json.h"
+#include "live.h"
+#include "park.h"
+
+#define NUMBER_SIZE      24
+#define RESULT_BYTES_MAX ((size_t)BUS_MESSAGE_BYTES_MAX)
+#define TRIES_MAX        3 /* of one transaction after a deadlock or a lost connection */
+
+static const char INSERT_LINES[] =
+    "INSERT INTO job_logs (job_id, task_id, epoch, number, at, level, phase, message)"
+    " SELECT $1, $2, $3::bigint, (l->>0)::bigint, to_timestamp((l->>1)::bigint / 1000.0), l->>2,"
+    " l->>3, l->>4 FROM jsonb_array_elements($4::jsonb) l ON CONFLICT DO NOTHING";
+
+static const char SET_LINES[] =
+    "UPDATE tasks SET lines_stored = greatest(lines_stored, $2::bigint) WHERE id = $1"
+    " RETURNING lines_stored, cancel, coalesce(job_id, '')";
+
+static const char TASK_FACTS[] =
+    "SELECT lines_stored, cancel, coalesce(job_id, ''), state, provider"
+    " FROM tasks WHERE id = $1";
+
+/* FOR SHARE: the lease cannot be taken away while the record is stored. */
+static const char HOLDS[] = "SELECT provider FROM tasks WHERE id = $1 AND epoch = $2::bigint"
+                            " AND token = $3::bytea AND state IN ('leased', 'finishing') FOR SHARE";
+
+static const char PUT_RECORD[] =
+    "INSERT INTO task_records (task_id, key, value) VALUES ($1, $2, $3)"
+    " ON CONFLICT (task_id, key) DO UPDATE SET value = excluded.value, updated_at = now()";
+
+/* Later leases must reach the directory that this one began to write in. */
+static const char SET_VOLUME[] = "UPDATE tasks SET volume = $2 WHERE id = $1";
+
+static const char INSERT_VMS[] =
+    "INSERT INTO inventory_vms (provider, generation, id, name, path, power_state, vm)"
+    " SELECT $1, $2, v->>0, v->>1, v->>2, v->>3, (v->>4)::jsonb"
+    " FROM jsonb_array_elements($3::jsonb) v ON CONFLICT (provider, generation, id) DO NOTHING";
+
+static const char FINISH_SCAN[] =
+    "INSERT INTO inventory_state (provider, generation, completed_at) VALUES ($1, $2, now())"
+    " ON CONFLICT (provider) DO UPDATE SET generation = $2, completed_at = now()";
+
+static const char DROP_OLD_SCANS[] =
+    "DELETE FROM inventory_vms v WHERE v.provider = $1 AND v.generation <> $2"
+    " AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = v.generation"
+    "                 AND t.state IN ('queued', 'leased'))";
+
+static const char SEEN[] = "UPDATE workers SET seen_at = now(), state = 'up' WHERE instance = $1"
+                           " AND seen_at < now() - interval '3 seconds'";
+
+struct requests {
+    pthread_mutex_t mutex; /* guards all below */
+    pthread_cond_t changed;
+    struct bus_request *items[SERVER_CONTEXTS]; /* a ring; the bus has no more contexts */
+    size_t first;
+    size_t count;
+};
+
+struct requests *requests_new(void)
+{
+    struct requests *requests = xcalloc(1, sizeof *requests);
+
+    (void)pthread_mutex_init(&requests->mutex, NULL);
+    (void)pthread_cond_init(&requests->changed, NULL);
+    return requests;
+}
+
+void requests_add(struct requests *requests, struct bus_request *request)
+{
+    LOCK_SCOPE(&requests->mutex);
+    assert(requests->count < SERVER_CONTEXTS);
+    requests->items[(requests->first + requests->count++) % SERVER_CONTEXTS] = request;
+    (void)pthread_cond_signal(&requests->changed);
+}
+
+static struct bus_request *take(struct requests *requests)
+{
+    struct bus_request *request;
+
+    LOCK_SCOPE(&requests->mutex);
+    while (requests->count == 0)
+        (void)pthread_cond_wait(&requests->changed, &requests->mutex);
+    request = requests->items[requests->first];
+    requests->first = (requests->first + 1) % SERVER_CONTEXTS;
+    requests->count--;
+    return request;
+}
+
+/* ---- one request ---- */
+
+struct work {
+    struct scheduler *scheduler;
+    struct db *db;
+    const bus_envelope *envelope;
+    const Hypersdk__V1__TaskRef *ref;
+    /* the answer */
+    bool lost;
+    bool granted;
+    bool ended; /* a state change that others want to know of */
+    char reason[256];
+    uint64_t lines_stored;
+    bool cancel;
+    char job_id[65];
+};
+
+static bool is_lost(const struct error *err)
+{
+    return (err->code == ERR_CONFLICT && strncmp(err->message, "lost", 4) == 0) ||
+           err->code == ERR_NOT_FOUND;
+}
+
+static void fill_event(const struct work *work, struct job_store_event *event, enum job_event kind)
+{
+    *event = (struct job_store_event){
+        .task_id = work->ref->task_id,
+        .expect_epoch = &work->ref->epoch,
+        .expect_token = work->ref->token.data,
+        .actor = work->envelope->sender,
+        .losses_max = work->scheduler->config.losses_max,
+    };
+    event->input.event = kind;
+    event->input.lease_ms = work->scheduler->config.lease_ms;
+    event->input.bytes_done = live_bytes_done(work->scheduler->live, work->ref->task_id);
+}
+
+static int store_lines(struct work *work, Hypersdk__V1__LogLine *const *lines, size_t count,
+                       struct error *err)
+{
+    auto_json *array = json_array();
+    auto_pgresult *rows = NULL;
+    autofree char *text = NULL;
+    char epoch[NUMBER_SIZE];
+    char last[NUMBER_SIZE];
+
+    if (db_exec(work->db, TASK_FACTS, DB_PARAMS(work->ref->task_id), &rows, err) < 0)
+        return -1;
+    work->lines_stored = (uint64_t)db_i64(rows, 0, 0);
+    work->cancel = db_bool(rows, 0, 1);
+    (void)snprintf(work->job_id, sizeof work->job_id, "%s", db_text(rows, 0, 2));
+    if (count == 0)
+        return 0;
+    for (size_t i = 0; i < count; i++)
+        (void)json_array_append_new(array, json_pack("[I,I,s,s,s]", (json_int_t)lines[i]->number,
+                                                     (json_int_t)lines[i]->at_ms, lines[i]->level,
+                                                     lines[i]->phase, lines[i]->message));
+    text = json_text(array);
+    (void)snprintf(epoch, sizeof epoch, "%" PRIu64, work->ref->epoch);
+    (void)snprintf(last, sizeof last, "%" PRIu64, lines[count - 1]->number);
+    if (work->job_id[0] != '\0' && /* control tasks have no log */
+        db_exec(work->db, INSERT_LINES, DB_PARAMS(work->job_id, work->ref->task_id, epoch, text),
+                NULL, err) < 0)
+        return -1;
+    work->lines_stored = max_u64(work->lines_stored, lines[count - 1]->number);
+    return db_exec(work->db, SET_LINES, DB_PARAMS(work->ref->task_id, last), NULL, err);
+}
+
+static int renew(struct work *work, struct error *err)
+{
+    const Hypersdk__V1__TaskRenew *body = work->envelope->task_renew;
+    struct job_store_event event;
+    struct job_decision decision;
+
+    fill_event(work, &event, JOB_EVENT_RENEWED);
+    event.phase = body->phase[0] == '\0' ? NULL : body->phase;
+    if (job_store_apply(work->db, &event, &decision, err) < 0)
+        return -1;
+    work->lost = !decision.allowed;
+    if (work->lost)
+        return 0;
+    if (db_exec(work->db, SEEN, DB_PARAMS(work->envelope->sender), NULL, err) < 0)
+        return -1;
+    return store_lines(work, body->lines, body->n_lines, err);
+}
+
+/* 0 with *out_provider NULL: the lease is not theirs any more. */
+static int holds(struct work *work, PGresult **out_rows, struct error *err)
+{
+    autofree char *token = db_bytea_text(work->ref->token.data, work->ref->token.len);
+    char epoch[NUMBER_SIZE];
+
+    (void)snprintf(epoch, sizeof epoch, "%" PRIu64, work->ref->epoch);
+    if (db_exec(work->db, HOLDS, DB_PARAMS(work->ref->task_id, epoch, token), out_rows, err) < 0)
+        return -1;
+    work->lost = PQntuples(*out_rows) == 0;
+    return 0;
+}
+
+static int record(struct work *work, struct error *err)
+{
+    const Hypersdk__V1__Record *body = work->envelope->task_record->record;
+    auto_pgresult *rows = NULL;
+
+    if (holds(work, &rows, err) < 0 || work->lost)
+        return err->code == ERR_NONE ? 0 : -1;
+    if (strcmp(body->key, "export.volume") == 0 &&
+        db_exec(work->db, SET_VOLUME, DB_PARAMS(work->ref->task_id, body->value), NULL, err) < 0)
+        return -1;
+    return db_exec(work->db, PUT_RECORD, DB_PARAMS(work->ref->task_id, body->key, body->value),
+                   NULL, err);
+}
+
+static int permit(struct work *work, struct error *err)
+{
+    struct job_store_event event;
+    struct job_decision decision;
+
+    fill_event(work, &event, JOB_EVENT_PERMITTED);
+    if (job_store_apply(work->db, &event, &decision, err) < 0)
+        return -1;
+    work->granted = decision.allowed;
+    if (!decision.allowed)
+        (void)snprintf(work->reason, sizeof work->reason, "%s", decision.reason);
+    return 0;
+}
+
+static int parse_result(const char *text, json_t **out, struct error *err)
+{
+    if (text[0] == '\0')
+        return 0;
+    return json_parse(text, strlen(text), RESULT_BYTES_MAX, out, err);
+}
+
+/* Lines first: they belong to the epoch that ends here. */
+static int end_task(struct work *work, struct job_store_event *event,
+                    Hypersdk__V1__LogLine *const *lines, size_t count, struct error *err)
+{
+    struct job_decision decision;
+
+    if (job_store_apply(work->db, event, &decision, err) < 0 ||
+        store_lines(work, lines, count, err) < 0)
+        return -1;
+    work->ended = decision.allowed; /* else it had ended before: the answer was lost */
+    return 0;
+}
+
+static int finish(struct work *work, struct error *err)
+{
+    const Hypersdk__V1__TaskFinish *body = work->envelope->task_finish;
+    auto_json *result = NULL;
+    struct job_store_event event;
+
+    fill_event(work, &event, JOB_EVENT_TASK_DONE);
+    if (parse_result(body->result_json, &result, err) < 0)
+        return error_wrap(err, "result");
+    event.result = result;
+    return end_task(work, &event, body->lines, body->n_lines, err);
+}
+
+static int fail(struct work *work, struct error *err)
+{
+    const Hypersdk__V1__TaskFail *body = work->envelope->task_fail;
+    auto_json *result = NULL;
+    struct job_store_event event;
+
+    fill_event(work, &event, JOB_EVENT_TASK_FAILED);
+    if (parse_result(body->result_json, &result, err) < 0)
+        return error_wrap(err, "result");
+    event.result = result;
+    event.error_code = body->error_code;
+    event.error_message = body->message;
+    event.input.retryable = body->retryable;
+    return end_task(work, &event, body->lines, body->n_lines, err);
+}
+
+static int yield(struct work *work, struct error *err)
+{
+    const Hypersdk__V1__TaskYield *body = work->envelope->task_yield;
+    struct job_store_event event;
+
+    fill_event(work, &event, JOB_EVENT_YIELDED);
+    return end_task(work, &event, body->lines, body->n_lines, err);
+}
+
+static int page(struct work *work, struct error *err)
+{
+    const Hypersdk__V1__InventoryPage *body = work->envelope->inventory_page;
+    const char *generation = work->ref->task_id;
+    auto_json *array = json_array();
+    auto_pgresult *rows = NULL;
+    autofree char *text = NULL;
+    const char *provider;
+
+    if (holds(work, &rows, err) < 0 || work->lost)
+        return err->code == ERR_NONE ? 0 : -1;
+    provider = db_text(rows, 0, 0);
+    for (size_t i = 0; i < body->n_vms; i++)
+        (void)json_array_append_new(
+            array, json_pack("[s,s,s,s,s]", body->vms[i]->id, body->vms[i]->name,
+                             body->vms[i]->path, body->vms[i]->power_state, body->vms[i]->vm_json));
+    text = json_text(array);
+    if (body->n_vms > 0 &&
+        db_exec(work->db, INSERT_VMS, DB_PARAMS(provider, generation, text), NULL, err) < 0)
+        return -1;
+    if (!body->last)
+        return 0;
+    if (db_exec(work->db, FINISH_SCAN, DB_PARAMS(provider, generation), NULL, err) < 0)
+        return -1;
+    return db_exec(work->db, DROP_OLD_SCANS, DB_PARAMS(provider, generation), NULL, err);
+}
+
+/* ---- from body to reference and function ---- */
+
+typedef int (*work_fn)(struct work *work, struct error *err);
+
+static work_fn function_of(const bus_envelope *e, const Hypersdk__V1__TaskRef **out_ref)
+{
+    if (e->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_RENEW) {
+        *out_ref = e->task_renew->ref;
+        return renew;
+    }
+    if (e->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_RECORD) {
+        *out_ref = e->task_record->ref;
+        return record;
+    }
+    if (e->body_case == HYPERSDK__V1__ENVELOPE__BODY_FINISH_PERMIT) {
+        *out_ref = e->finish_permit->ref;
+        return permit;
+    }
+    if (e->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_FINISH) {
+        *out_ref = e->task_finish->ref;
+        return finish;
+    }
+    if (e->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_FAIL) {
+        *out_ref = e->task_fail->ref;
+        return fail;
+    }
+    if (e->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_YIELD) {
+        *out_ref = e->task_yield->ref;
+        return yield;
+    }
+    if (e->body_case == HYPERSDK__V1__ENVELOPE__BODY_INVENTORY_PAGE) {
+        *out_ref = e->inventory_page->ref;
+        return page;
+    }
+    return NULL;
+}
+
+static int once(struct work *work, work_fn fn, struct error *err)
+{
+    if (db_begin(work->db, err) < 0)
+        return -1;
+    if (fn(work, err) < 0) {
+        db_rollback(work->db);
+        return -1;
+    }
+    if (work->lost) {
+        db_rollback(work->db);
+        return 0;
+    }
+    return db_commit(work->db, err);
+}
+
+/* After a commit whose outcome is unknown the repetition finds what it did and changes nothing. */
+static int perform(struct work *work, work_fn fn, struct error *err)
+{
+    for (int i = 0; i < TRIES_MAX; i++) {
+        error_clear(err);
+        if (once(work, fn, err) == 0)
+            return 0;
+        if (is_lost(err)) {
+            error_clear(err);
+            work->lost = true;
+            return 0;
+        }
+        if (!error_is_retryable(err))
+            return -1;
+    }
+    return -1;
+}
+
+/* ---- answers ---- */
+
+static void reply_renew(struct bus_request *request, const struct work *work)
+{
+    Hypersdk__V1__TaskControl control;
+    Hypersdk__V1__TaskControl *controls[] = {&control};
+    Hypersdk__V1__RenewReply body;
+    struct bus_envelope_store store;
+    bus_envelope reply;
+
+    hypersdk__v1__task_control__init(&control);
+    hypersdk__v1__renew_reply__init(&body);
+    control.task_id = work->ref->task_id;
+    control.kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL;
+    body.lost = work->lost;
+    body.lease_ms = work->scheduler->config.lease_ms;
+    body.lines_stored = work->lines_stored;
+    body.n_controls = work->cancel ? 1 : 0;
+    body.controls = controls;
+    bus_envelope_init(&reply, &store, service_instance(work->scheduler->service), NULL);
+    reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_RENEW_REPLY;
+    reply.renew_reply = &body;
+    bus_request_reply(request, &reply);
+}
+
+static void reply_permit(struct bus_request *request, const struct work *work)
+{
+    Hypersdk__V1__PermitReply body;
+    struct bus_envelope_store store;
+    bus_envelope reply;
+
+    hypersdk__v1__permit_reply__init(&body);
+    body.lost = work->lost;
+    body.granted = work->granted && !work->lost;
+    body.reason = (char *)(uintptr_t)work->reason;
+    bus_envelope_init(&reply, &store, service_instance(work->scheduler->service), NULL);
+    reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_PERMIT_REPLY;
+    reply.permit_reply = &body;
+    bus_request_reply(request, &reply);
+}
+
+static void reply_ack(struct bus_request *request, const struct scheduler *scheduler, bool lost,
+                      const char *text)
+{
+    Hypersdk__V1__Ack body;
+    struct bus_envelope_store store;
+    bus_envelope reply;
+
+    hypersdk__v1__ack__init(&body);
+    body.lost = lost;
+    body.error = (char *)(uintptr_t)text;
+    bus_envelope_init(&reply, &store, service_instance(scheduler->service), NULL);
+    reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_ACK;
+    reply.ack = &body;
+    bus_request_reply(request, &reply);
+}
+
+/* The database is away: no answer is the truth, so the request is dropped with an answer that says
+ * so only where the worker asks again by itself. */
+static void answer(struct work *work, struct bus_request *request, work_fn fn,
+                   const struct error *err)
+{
+    if (fn == renew && err->code == ERR_NONE)
+        reply_renew(request, work);
+    else if (fn == permit && err->code == ERR_NONE)
+        reply_permit(request, work);
+    else
+        reply_ack(request, work->scheduler, work->lost, err->message);
+}
+
+static void after(struct work *work, work_fn fn)
+{
+    if (fn == renew && !work->lost)
+        live_lease(work->scheduler->live, work->ref, work->job_id);
+    if (!work->ended)
+        return;
+    live_end(work->scheduler->live, work->ref->task_id);
+    park_wake(work->scheduler->park);
+    if (work->job_id[0] != '\0')
+        scheduler_announce_job(work->scheduler, work->job_id, "job.changed");
+    else
+        publish_wake();
+}
+
+/* Without the database there is nothing true to say; the request waits here, and the worker
+ * repeats it anyway when it gets no answer. */
+static void wait_for_database(struct scheduler *scheduler, const struct error *err)
+{
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards throttle */
+    static struct log_throttle throttle;
+    uint64_t held = 0;
+
+    (void)pthread_mutex_lock(&mutex);
+    if (log_throttle_pass(&throttle, err->message, &held))
+        LOG(WARN, "request_failed", F_ERR(err));
+    (void)pthread_mutex_unlock(&mutex);
+    (void)service_wait(scheduler->service, 500);
+}
+
+void *requests_main(void *arg)
+{
+    struct scheduler *scheduler = arg;
+    auto_db *db = scheduler_db(scheduler, "scheduler requests");
+
+    for (;;) {
+        struct bus_request *request = take(scheduler->requests);
+        struct work work = {
+            .scheduler = scheduler, .db = db, .envelope = bus_request_envelope(request)};
+        struct error err = ERROR_NONE;
+        work_fn fn = function_of(work.envelope, &work.ref);
+        if (fn == NULL) {
+            reply_ack(request, scheduler, false, "this message is nothing that the scheduler does");
+            continue;
+        }
+        while (perform(&work, fn, &err) < 0 && error_is_retryable(&err) &&
+               !service_stopping(scheduler->service))
+            wait_for_database(scheduler, &err);
+        if (error_is_retryable(&err))
+            return NULL; /* stopping; the worker asks the next scheduler */
+        if (err.code != ERR_NONE)
+            LOG(ERROR, "request_refused", F_STR("task_id", work.ref->task_id), F_ERR(&err));
+        if (err.code == ERR_NONE)
+            after(&work, fn);
+        answer(&work, request, fn, &err);
+    }
+    return NULL;
+}

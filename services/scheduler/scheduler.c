@@ -1,0 +1,162 @@
+/* See scheduler.h. */
+#include "scheduler.h"
+
+#include <pthread.h>
+#include <string.h>
+
+#include "common/service_heartbeat.h"
+#include "live.h"
+#include "park.h"
+#include "requests.h"
+
+#define MIGRATE_RETRY_MS 1000
+
+static struct scheduler state;
+
+int scheduler_configure(const struct config_file *file, struct strbuf *problems, struct error *err)
+{
+    if (config_section(file, "database", &state.database, problems, err) < 0 ||
+        config_section(file, "redis", &state.redis, problems, err) < 0 ||
+        config_section(file, "bus", &state.bus, problems, err) < 0 ||
+        config_section(file, "export", &state.export, problems, err) < 0)
+        return -1;
+    return config_section(file, "scheduler", &state.config, problems, err);
+}
+
+struct db *scheduler_db(const struct scheduler *scheduler, const char *thread)
+{
+    return db_new(&scheduler->database, SCHEDULER_DB_ROLE, thread);
+}
+
+void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event)
+{
+    Hypersdk__V1__JobChanged body;
+    struct bus_envelope_store store;
+    bus_envelope envelope;
+
+    hypersdk__v1__job_changed__init(&body);
+    body.job_id = (char *)(uintptr_t)job_id;
+    body.event = (char *)(uintptr_t)event;
+    bus_envelope_init(&envelope, &store, service_instance(scheduler->service), NULL);
+    envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_JOB_CHANGED;
+    envelope.job_changed = &body;
+    bus_publish(scheduler->publisher, "job", &envelope);
+    publish_wake();
+}
+
+void scheduler_announce_cancel(struct scheduler *scheduler, const char *task_id)
+{
+    Hypersdk__V1__TaskControl body;
+    struct bus_envelope_store store;
+    bus_envelope envelope;
+
+    hypersdk__v1__task_control__init(&body);
+    body.task_id = (char *)(uintptr_t)task_id;
+    body.kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL;
+    bus_envelope_init(&envelope, &store, service_instance(scheduler->service), NULL);
+    envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_CONTROL;
+    envelope.task_control = &body;
+    bus_publish(scheduler->publisher, "control", &envelope);
+}
+
+static void on_request(void *arg, struct bus_request *request)
+{
+    struct scheduler *scheduler = arg;
+
+    if (bus_request_envelope(request)->body_case == HYPERSDK__V1__ENVELOPE__BODY_LEASE_REQUEST)
+        park_add(scheduler->park, request);
+    else
+        requests_add(scheduler->requests, request);
+}
+
+static void on_event(void *arg, const bus_envelope *envelope)
+{
+    struct scheduler *scheduler = arg;
+
+    if (envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_PROGRESS)
+        live_progress(scheduler->live, envelope->task_progress);
+    else if (envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_JOBS_CHANGED)
+        park_wake(scheduler->park);
+}
+
+/* The schema first: nothing else of the suite works without it. */
+static int migrate(struct scheduler *scheduler, struct error *err)
+{
+    struct database_config owner = scheduler->database;
+    struct log_throttle throttle = {0};
+    int rc = -1;
+
+    if (owner.owner_url[0] != '\0')
+        owner.url = owner.owner_url;
+    auto_db *db = db_new(&owner, NULL, "scheduler migrate");
+    while (!service_stopping(scheduler->service)) {
+        struct error why = ERROR_NONE;
+        uint64_t held = 0;
+        rc = db_migrate(db, &why);
+        if (rc == 0 || !error_is_retryable(&why)) {
+            if (rc < 0)
+                *err = why;
+            return rc;
+        }
+        if (log_throttle_pass(&throttle, why.message, &held))
+            LOG(WARN, "waiting_for_database", F_ERR(&why));
+        (void)service_wait(scheduler->service, MIGRATE_RETRY_MS);
+    }
+    return error_set(err, ERR_CANCELLED, "stopped before the database was there");
+}
+
+static int start(void *(*fn)(void *), struct scheduler *scheduler, struct error *err)
+{
+    pthread_t thread;
+    int rc = pthread_create(&thread, NULL, fn, scheduler);
+
+    if (rc != 0)
+        return error_set_errno(err, rc, "thread");
+    (void)pthread_detach(thread);
+    return 0;
+}
+
+/* Threads first: the first request may come with the first socket. */
+static int lead(struct scheduler *scheduler, struct error *err)
+{
+    if (bus_publisher_open(&scheduler->bus, &scheduler->publisher, err) < 0 ||
+        start(park_main, scheduler, err) < 0 || start(reaper_main, scheduler, err) < 0 ||
+        start(publish_main, scheduler, err) < 0)
+        return -1;
+    for (size_t i = 0; i < REQUEST_THREADS; i++) {
+        if (start(requests_main, scheduler, err) < 0)
+            return -1;
+    }
+    if (bus_puller_start(&scheduler->bus, on_event, scheduler, err) < 0)
+        return -1;
+    return bus_server_open(&scheduler->bus, SERVER_CONTEXTS, on_request, scheduler,
+                           &scheduler->server, err);
+}
+
+int scheduler_run(struct service *service, struct error *err)
+{
+    auto_db *db = NULL;
+
+    state.service = service;
+    state.park = park_new();
+    state.requests = requests_new();
+    state.live = live_new();
+    service_set_ready(service, "leader", false, "not the leader yet");
+    if (migrate(&state, err) < 0 ||
+        service_heartbeat_start(service, &state.database, SCHEDULER_DB_ROLE, err) < 0) {
+        if (!service_stopping(service))
+            return -1;
+        error_clear(err);
+        return 0;
+    }
+    db = scheduler_db(&state, "scheduler leader");
+    if (leader_acquire(&state, db, err) < 0) {
+        error_clear(err); /* only when stopping */
+        return 0;
+    }
+    if (lead(&state, err) < 0)
+        return -1;
+    service_set_ready(service, "leader", true, "");
+    leader_keep(&state, db);
+    return 0;
+}

@@ -1,0 +1,60 @@
+/* The scheduler process. PostgreSQL holds everything that counts; what is in memory here may be
+ * lost at any moment: parked requests come again, leases go on by their rows.
+ *
+ * Threads: main (leader row), dispatcher (parked lease requests), requests (everything else that
+ * workers ask), reaper (what lost messages would leave undone), publisher (Redis). Each has its
+ * own database connection. */
+#ifndef SCHEDULER_SCHEDULER_H
+#define SCHEDULER_SCHEDULER_H
+
+#include "common/bus.h"
+#include "common/config_schema.h"
+#include "common/db.h"
+#include "common/log.h"
+#include "common/service.h"
+
+#define SCHEDULER_DB_ROLE "hypersdk_scheduler"
+
+struct park;
+struct requests;
+struct live;
+
+struct scheduler {
+    struct service *service;
+    struct database_config database;
+    struct redis_config redis;
+    struct bus_config bus;
+    struct export_config export;
+    struct scheduler_config config;
+    struct bus_server *server;
+    struct bus_publisher *publisher;
+    struct park *park;         /* park.h */
+    struct requests *requests; /* requests.h */
+    struct live *live;         /* live.h: who holds which lease, newest progress */
+};
+
+int scheduler_configure(const struct config_file *file, struct strbuf *problems, struct error *err);
+int scheduler_run(struct service *service, struct error *err);
+
+/* A connection of this thread's own. */
+struct db *scheduler_db(const struct scheduler *scheduler, const char *thread);
+/* Announces to workers and others; may be lost. */
+void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event);
+void scheduler_announce_cancel(struct scheduler *scheduler, const char *task_id);
+
+/* leader.c: waits for the leader's row, then keeps it; restarts the process as a standby when it
+ * is lost (sockets of the bus cannot be closed otherwise). */
+MUST_CHECK int leader_acquire(struct scheduler *scheduler, struct db *db, struct error *err);
+void leader_keep(struct scheduler *scheduler, struct db *db);
+
+/* Tells workers again which of their tasks were cancelled. */
+MUST_CHECK int scheduler_repeat_cancels(struct scheduler *scheduler, struct db *db,
+                                        struct error *err);
+
+/* reaper.c, publish.c: threads for the life of the process. */
+void *reaper_main(void *scheduler);
+void *publish_main(void *scheduler);
+/* Something was written to job_events. */
+void publish_wake(void);
+
+#endif

@@ -1,0 +1,2 @@
+BINARIES += scheduler
+scheduler_DIRS := services/scheduler
