@@ -108,18 +108,37 @@ static bool same_slot(const Hypersdk__V1__LeaseRequest *a, const Hypersdk__V1__L
     return a->class_ == b->class_ && a->slot == b->slot && strcmp(a->instance, b->instance) == 0;
 }
 
+/* Answers "none" to what is parked of this instance: one slot's request, or all when it leaves. */
+static void dismiss(struct park *park, const Hypersdk__V1__LeaseRequest *by, bool all)
+{
+    for (;;) {
+        struct bus_request *old = NULL;
+        (void)pthread_mutex_lock(&park->mutex);
+        for (size_t i = 0; i < park->count && old == NULL; i++) {
+            const Hypersdk__V1__LeaseRequest *other = body_of(park->items[i].request);
+            if (all ? strcmp(other->instance, by->instance) == 0 : same_slot(other, by)) {
+                old = park->items[i].request;
+                park->items[i] = park->items[--park->count];
+            }
+        }
+        (void)pthread_mutex_unlock(&park->mutex);
+        if (old == NULL)
+            return;
+        reply_none(old, NONE_AGAIN_MS);
+    }
+}
+
 void park_add(struct park *park, struct bus_request *request)
 {
-    struct bus_request *old = NULL;
+    bool leaving = body_of(request)->leaving;
     bool full;
 
-    (void)pthread_mutex_lock(&park->mutex);
-    for (size_t i = 0; i < park->count && old == NULL; i++) {
-        if (same_slot(body_of(park->items[i].request), body_of(request))) {
-            old = park->items[i].request;
-            park->items[i] = park->items[--park->count];
-        }
+    dismiss(park, body_of(request), leaving);
+    if (leaving) {
+        reply_none(request, NONE_AGAIN_MS);
+        return;
     }
+    (void)pthread_mutex_lock(&park->mutex);
     full = park->count == PARK_REQUESTS_MAX;
     if (!full) {
         park->items[park->count++] =
@@ -128,8 +147,6 @@ void park_add(struct park *park, struct bus_request *request)
         (void)pthread_cond_signal(&park->changed);
     }
     (void)pthread_mutex_unlock(&park->mutex);
-    if (old != NULL)
-        reply_none(old, NONE_AGAIN_MS);
     if (full)
         reply_none(request, BUSY_AGAIN_MS);
 }

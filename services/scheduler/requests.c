@@ -419,7 +419,7 @@ static void reply_permit(struct bus_request *request, const struct work *work)
 }
 
 static void reply_ack(struct bus_request *request, const struct scheduler *scheduler, bool lost,
-                      const char *text)
+                      const char *text, bool again)
 {
     Hypersdk__V1__Ack body;
     struct bus_envelope_store store;
@@ -428,14 +428,14 @@ static void reply_ack(struct bus_request *request, const struct scheduler *sched
     hypersdk__v1__ack__init(&body);
     body.lost = lost;
     body.error = (char *)(uintptr_t)text;
+    body.again = again;
     bus_envelope_init(&reply, &store, service_instance(scheduler->service), NULL);
     reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_ACK;
     reply.ack = &body;
     bus_request_reply(request, &reply);
 }
 
-/* The database is away: no answer is the truth, so the request is dropped with an answer that says
- * so only where the worker asks again by itself. */
+/* What failed for a passing reason (the database is away) is asked again by the worker. */
 static void answer(struct work *work, struct bus_request *request, work_fn fn,
                    const struct error *err)
 {
@@ -444,7 +444,7 @@ static void answer(struct work *work, struct bus_request *request, work_fn fn,
     else if (fn == permit && err->code == ERR_NONE)
         reply_permit(request, work);
     else
-        reply_ack(request, work->scheduler, work->lost, err->message);
+        reply_ack(request, work->scheduler, work->lost, err->message, error_is_retryable(err));
 }
 
 static void after(struct work *work, work_fn fn)
@@ -461,19 +461,19 @@ static void after(struct work *work, work_fn fn)
         publish_wake();
 }
 
-/* Without the database there is nothing true to say; the request waits here, and the worker
- * repeats it anyway when it gets no answer. */
-static void wait_for_database(struct scheduler *scheduler, const struct error *err)
+static void log_failure(const struct work *work, const struct error *err)
 {
     static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards throttle */
     static struct log_throttle throttle;
     uint64_t held = 0;
 
-    (void)pthread_mutex_lock(&mutex);
+    if (!error_is_retryable(err)) {
+        LOG(ERROR, "request_refused", F_STR("task_id", work->ref->task_id), F_ERR(err));
+        return;
+    }
+    LOCK_SCOPE(&mutex);
     if (log_throttle_pass(&throttle, err->message, &held))
         LOG(WARN, "request_failed", F_ERR(err));
-    (void)pthread_mutex_unlock(&mutex);
-    (void)service_wait(scheduler->service, 500);
 }
 
 void *requests_main(void *arg)
@@ -488,18 +488,14 @@ void *requests_main(void *arg)
         struct error err = ERROR_NONE;
         work_fn fn = function_of(work.envelope, &work.ref);
         if (fn == NULL) {
-            reply_ack(request, scheduler, false, "this message is nothing that the scheduler does");
+            reply_ack(request, scheduler, false, "this message is nothing that the scheduler does",
+                      false);
             continue;
         }
-        while (perform(&work, fn, &err) < 0 && error_is_retryable(&err) &&
-               !service_stopping(scheduler->service))
-            wait_for_database(scheduler, &err);
-        if (error_is_retryable(&err))
-            return NULL; /* stopping; the worker asks the next scheduler */
-        if (err.code != ERR_NONE)
-            LOG(ERROR, "request_refused", F_STR("task_id", work.ref->task_id), F_ERR(&err));
-        if (err.code == ERR_NONE)
+        if (perform(&work, fn, &err) == 0)
             after(&work, fn);
+        else
+            log_failure(&work, &err);
         answer(&work, request, fn, &err);
     }
     return NULL;
