@@ -42,7 +42,7 @@ int address_parse(const char *name, const char *text, struct address *out, struc
 {
     struct addrinfo hints = {.ai_socktype = SOCK_STREAM, .ai_flags = AI_PASSIVE | AI_NUMERICSERV};
     struct addrinfo *found = NULL;
-    char host[ADDRESS_BYTES_MAX + 1];
+    char host[ADDRESS_BYTES_MAX + 1] = "";
     char service[8];
     uint32_t port = 0;
     int rv;

@@ -199,6 +199,7 @@ static bool set_transfer(CURL *curl, const struct http_options *options)
            set_long(curl, CURLOPT_HTTP_VERSION, CURL_HTTP_VERSION_1_1) &&
            curl_easy_setopt(curl, CURLOPT_PROTOCOLS_STR, protocols) == CURLE_OK &&
            curl_easy_setopt(curl, CURLOPT_USERAGENT, "hypersdk") == CURLE_OK &&
+           /* NOLINTNEXTLINE(performance-no-int-to-ptr): a number, see the design notes */
            curl_easy_setopt(curl, CURLOPT_PRIVATE, (void *)(uintptr_t)body_max) == CURLE_OK &&
            set_long(curl, CURLOPT_NOPROGRESS, 0L) &&
            curl_easy_setopt(curl, CURLOPT_XFERINFOFUNCTION, on_transfer_info) == CURLE_OK &&

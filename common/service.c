@@ -160,6 +160,15 @@ static int next_signal(const struct service *service, const sigset_t *set, int64
     }
 }
 
+static _Noreturn void end_at_once(const struct service *service, int number)
+{
+    if (number == 0)
+        LOG(ERROR, "drain_timed_out", F_I64("drain_ms", service_drain_ms(service)));
+    else
+        LOG(WARN, "service_killed", F_STR("reason", "second signal"));
+    end_process(EXIT_FORCED);
+}
+
 static void *on_signal_thread(void *arg)
 {
     struct service *service = arg;
@@ -174,16 +183,10 @@ static void *on_signal_thread(void *arg)
             atomic_store(&service->reload, true);
             continue;
         }
-        if (!service_stopping(service)) {
-            deadline_ms = clock_mono_ms() + service_drain_ms(service) + SERVICE_DRAIN_GRACE_MS;
-            stop(service, number);
-            continue;
-        }
-        if (number == 0)
-            LOG(ERROR, "drain_timed_out", F_I64("drain_ms", service_drain_ms(service)));
-        else
-            LOG(WARN, "service_killed", F_STR("reason", "second signal"));
-        end_process(EXIT_FORCED);
+        if (service_stopping(service))
+            end_at_once(service, number);
+        deadline_ms = clock_mono_ms() + service_drain_ms(service) + SERVICE_DRAIN_GRACE_MS;
+        stop(service, number);
     }
 }
 

@@ -128,6 +128,26 @@ static int send_one(const struct notifier *notifier, struct db *db, const struct
     return 0;
 }
 
+/* *out_idle: nothing was due. */
+static int send_next(const struct notifier *notifier, struct db *db, bool *out_idle,
+                     struct error *err)
+{
+    auto_delivery *delivery = NULL;
+
+    if (store_claim(db, &delivery, err) < 0)
+        return -1;
+    *out_idle = delivery == NULL;
+    return delivery == NULL ? 0 : send_one(notifier, db, delivery, err);
+}
+
+static void log_unavailable(struct log_throttle *throttle, const struct error *err)
+{
+    uint64_t suppressed = 0;
+
+    if (log_throttle_pass(throttle, err->message, &suppressed))
+        LOG(WARN, "outbox_unavailable", F_ERR(err), F_U64("suppressed", suppressed));
+}
+
 void *notifier_sender(void *arg)
 {
     struct notifier *notifier = arg;
@@ -137,16 +157,13 @@ void *notifier_sender(void *arg)
     uint64_t seen = 0;
 
     while (!service_stopping(notifier->service)) {
-        auto_delivery *delivery = NULL;
         struct error err = ERROR_NONE;
-        uint64_t suppressed = 0;
+        bool idle = false;
 
-        if (store_claim(db, &delivery, &err) < 0 ||
-            (delivery != NULL && send_one(notifier, db, delivery, &err) < 0)) {
-            if (log_throttle_pass(&throttle, err.message, &suppressed))
-                LOG(WARN, "outbox_unavailable", F_ERR(&err), F_U64("suppressed", suppressed));
+        if (send_next(notifier, db, &idle, &err) < 0) {
+            log_unavailable(&throttle, &err);
             (void)service_wait(notifier->service, IDLE_POLL_MS);
-        } else if (delivery == NULL) {
+        } else if (idle) {
             wake_wait(&notifier->deliveries, &seen, IDLE_POLL_MS);
         }
     }
