@@ -80,6 +80,8 @@ static struct copy_run *run_new(const struct copy_options *options)
     struct copy_run *run = xcalloc(1, sizeof *run);
 
     run->options = options;
+    run->checkpoint_bytes =
+        options->checkpoint_bytes == 0 ? COPY_CHECKPOINT_BYTES : options->checkpoint_bytes;
     run->size_bytes = options->frozen->disks[options->disk_index].size_bytes;
     run->chunk_count = round_up_u64(run->size_bytes, options->chunk_bytes) / options->chunk_bytes;
     for (size_t i = 0; i < options->output_count; i++) {
@@ -280,7 +282,7 @@ static bool wait_tick(struct copy_run *run, int64_t tick_ms, int64_t checkpoint_
     for (;;) {
         int64_t now = clock_mono_ms();
         bool due =
-            run->done != NULL && (run->done_bytes >= COPY_CHECKPOINT_BYTES || now >= checkpoint_ms);
+            run->done != NULL && (run->done_bytes >= run->checkpoint_bytes || now >= checkpoint_ms);
         *out_ended = run->ended;
         if (run->ended || due || now >= tick_ms)
             return due && !run->ended;

@@ -21,6 +21,7 @@
 #define COPY_OUTPUTS_MAX       3 /* raw | vmdk, and qcow2 */
 #define COPY_PIECES_PER_READER 8
 #define COPY_READERS_MAX       PROVIDER_PARALLEL_READS_MAX
+#define COPY_CHECKPOINT_BYTES  (64 * MIB)
 
 struct journal;
 
@@ -46,8 +47,9 @@ struct copy_options {
     unsigned int readers;     /* upper bound, 1 to COPY_READERS_MAX; the engine starts with fewer */
     uint32_t retries_max;     /* of one read, before the copy fails */
     const char *journal_path; /* NULL: no journal, no resume (bench) */
-    const char *identity;     /* the journal belongs to this: freeze mark and more */
-    const char *uuid;         /* for the images; may be NULL */
+    uint64_t checkpoint_bytes; /* a crash loses so much, or 2 s; 0: COPY_CHECKPOINT_BYTES */
+    const char *identity;      /* the journal belongs to this: freeze mark and more */
+    const char *uuid;          /* for the images; may be NULL */
     const struct copy_output *outputs;
     size_t output_count;
     bool hash; /* false only in the bench */

@@ -23,7 +23,6 @@
 #define COPY_EXTENTS_MAX      1024U /* asked for at a time: 16 KiB */
 #define COPY_ZERO_CHUNKS_MAX  1024U /* one run of zeros */
 #define COPY_ORDERED_UNIT_MAX (COPY_PIECES_PER_READER * SINK_PIECE_BYTES)
-#define COPY_CHECKPOINT_BYTES (64 * MIB) /* so much is lost by a crash, or some seconds */
 #define COPY_ROOM_MAX         ((size_t)(COPY_PIECES_PER_READER * COPY_READERS_MAX))
 
 /* Chunks under way: complete when all their pieces are through. */
@@ -80,6 +79,7 @@ struct copy_run {
     uint64_t size_bytes;
     uint64_t chunk_count;
     bool ordered, unordered; /* some output is */
+    uint64_t checkpoint_bytes;
     struct sink *sinks[COPY_OUTPUTS_MAX];
     struct leaves *leaves;
     struct journal *journal;

@@ -146,7 +146,7 @@ static void piece_done(struct copy_run *run, struct copy_piece *piece)
     run->done = chunk;
     if (run->bytes_done == run->size_bytes)
         end(run);
-    else if (run->done_bytes >= COPY_CHECKPOINT_BYTES)
+    else if (run->done_bytes >= run->checkpoint_bytes)
         (void)pthread_cond_signal(&run->wake);
 }
 
