@@ -15,9 +15,9 @@ admin_key() {
 }
 
 admin_address() {
-    sed -n "/^admin:/,/^[^ ]/s/^  $(admin_key "$1"): //p" "$config" 2>/dev/null
+    sed -n "/^admin:/,/^[^ ]/s/^  $(admin_key "$1"): //p" "$config" 2>/dev/null || true
 }
 
 # Set when there is a configuration: where the gateway answers.
-url=http://$(sed -n '/^daemon:/,/^[^ ]/s/^  address: //p' "$config" 2>/dev/null)
+url=http://$(sed -n '/^daemon:/,/^[^ ]/s/^  address: //p' "$config" 2>/dev/null || true)
 [ "$url" != http:// ] || url=http://127.0.0.1:${PORT:-8080}
