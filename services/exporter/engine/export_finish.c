@@ -11,6 +11,9 @@
 #include "services/exporter/engine/export_run.h"
 #include "services/exporter/formats/manifest.h"
 
+/* Who still writes for a dead task stops soon, and the release task comes again. */
+#define DISCARD_WAIT_MS 1000
+
 static bool exists(const char *path)
 {
     struct stat st;
@@ -146,7 +149,7 @@ static int discard_dir(struct worker_task *task, const char *dir, const char *ex
     if (generation_of(task, &generation, err) < 0)
         return -1;
     lock_path = local_lock_path(dir, generation);
-    if (local_lock(lock_path, LOCAL_LOCK_WAIT_MS, worker_task_stopped(task), &lock, err) < 0) {
+    if (local_lock(lock_path, DISCARD_WAIT_MS, worker_task_stopped(task), &lock, err) < 0) {
         if (err->code == ERR_TIMEOUT)
             return error_wrap(err, "partial files of '%.128s' are still being written", stem);
         if (err->code != ERR_NOT_AVAILABLE)
