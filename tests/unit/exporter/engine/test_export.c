@@ -132,6 +132,27 @@ static void strangers_confirm_all_digests(void **state)
                      0);
 }
 
+static void a_stranger_reads_the_descriptor(void **state)
+{
+    size_t size = 0;
+
+    (void)state;
+    if (access("build/peers/ovf-reader", X_OK) != 0) {
+        print_message("SKIP: build/peers/ovf-reader is not built (make test-peers)\n");
+        skip();
+    }
+    two_disks();
+    task_wants("ovf", true, "web-03");
+    assert_exported();
+    assert_int_equal(shell("web-03", "build/peers/ovf-reader \"$1\"/web-03.ovf > \"$1\"/../facts"),
+                     0);
+    autofree char *path = below_base("facts");
+    autofree uint8_t *facts = read_file(path, &size);
+    assert_non_null(strstr((char *)facts, "\"name\":\"web-03\",\"cpus\":2,\"memory_mb\":2048"));
+    assert_non_null(strstr((char *)facts, "[\"web-03-disk1.vmdk\",\"web-03-disk2.vmdk\"]"));
+    assert_non_null(strstr((char *)facts, "\"networks\":[\"VM Network\"]"));
+}
+
 static void files_are_private_to_owner_and_group(void **state)
 {
     (void)state;
@@ -733,6 +754,7 @@ int main(void)
         TEST(a_conversion_writes_qcow2_in_the_same_pass),
         TEST(qcow2_with_conversion_is_written_once),
         TEST(strangers_confirm_all_digests),
+        TEST(a_stranger_reads_the_descriptor),
         TEST(files_are_private_to_owner_and_group),
         TEST(the_result_tells_what_the_catalogue_needs),
         TEST(export_json_and_manifest_describe_the_directory),
