@@ -14,6 +14,7 @@
 #include <nng/protocol/reqrep0/rep.h>
 #include <nng/protocol/reqrep0/req.h>
 #include <nng/supplemental/tls/tls.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -28,6 +29,7 @@
 #define BUS_PUSH_BUFFER       128  /* some seconds of progress ticks while the scheduler restarts */
 #define BUS_SOCKET_TIMEOUT_MS 30000 /* default is for ever */
 #define BUS_CALL_MIN_MS       10
+#define BUS_PIPES_REMEMBERED  64
 
 static int bus_fail(struct error *err, int rv, const char *what, const char *address)
 {
@@ -281,6 +283,7 @@ struct bus_request {
     nng_aio *aio;
     bool replying;
     bus_envelope *envelope;
+    atomic_int pipe; /* the connection that it came by; 0: none, or gone */
 };
 
 struct bus_server {
@@ -289,6 +292,10 @@ struct bus_server {
     void *arg;
     struct bus_request *requests;
     size_t count;
+    /* Pipes that ended lately: a request may be received a moment after its pipe ended. */
+    pthread_mutex_t mutex; /* guards gone, gone_next */
+    int gone[BUS_PIPES_REMEMBERED];
+    size_t gone_next;
 };
 
 static void receive_next(struct bus_request *request)
@@ -315,6 +322,38 @@ static void refuse(struct bus_request *request, const struct error *why)
     bus_request_reply(request, &reply);
 }
 
+static void on_pipe_gone(nng_pipe pipe, nng_pipe_ev event, void *arg)
+{
+    struct bus_server *server = arg;
+    int id = nng_pipe_id(pipe);
+    LOCK_SCOPE(&server->mutex);
+
+    (void)event;
+    server->gone[server->gone_next++ % BUS_PIPES_REMEMBERED] = id;
+    for (size_t i = 0; i < server->count; i++) {
+        int expected = id;
+        (void)atomic_compare_exchange_strong(&server->requests[i].pipe, &expected, 0);
+    }
+}
+
+static void note_pipe(struct bus_request *request, nng_msg *msg)
+{
+    struct bus_server *server = request->server;
+    int id = nng_pipe_id(nng_msg_get_pipe(msg));
+    LOCK_SCOPE(&server->mutex);
+
+    for (size_t i = 0; i < BUS_PIPES_REMEMBERED; i++) {
+        if (server->gone[i] == id)
+            id = 0;
+    }
+    atomic_store(&request->pipe, id < 0 ? 0 : id);
+}
+
+bool bus_request_is_orphan(const struct bus_request *request)
+{
+    return atomic_load(&request->pipe) == 0;
+}
+
 static void on_request_aio(void *arg)
 {
     struct bus_request *request = arg;
@@ -335,6 +374,7 @@ static void on_request_aio(void *arg)
         return;
     }
     msg = nng_aio_get_msg(request->aio);
+    note_pipe(request, msg);
     rv = bus_envelope_decode(nng_msg_body(msg), nng_msg_len(msg), &request->envelope, &err);
     nng_msg_free(msg);
     if (rv < 0)
@@ -352,6 +392,7 @@ int bus_server_open(const struct bus_config *config, size_t contexts, bus_handle
     if (rv != 0)
         return bus_fail(err, rv, "open", "rep");
     set_limits(server->socket);
+    (void)pthread_mutex_init(&server->mutex, NULL);
     server->handler = handler;
     server->arg = arg;
     server->count = contexts;
@@ -366,6 +407,9 @@ int bus_server_open(const struct bus_config *config, size_t contexts, bus_handle
             return bus_fail(err, rv, "context", "lease");
         receive_next(request);
     }
+    rv = nng_pipe_notify(server->socket, NNG_PIPE_EV_REM_POST, on_pipe_gone, server);
+    if (rv != 0)
+        return bus_fail(err, rv, "watch", "lease");
     if (listen_on(server->socket, config, config->listen_lease, &config->lease, err) < 0)
         return -1;
     *out = server;

@@ -122,7 +122,7 @@ static struct job_decision on_leased(const struct job_machine *row,
         d.event = "job.resumed";
     } else if (row->job == JOB_PENDING) {
         d.event = "job.started";
-        d.effects |= JOB_EFFECT_STARTED;
+        d.effects |= JOB_EFFECT_STARTED | JOB_EFFECT_OUTBOX;
     } else {
         d.event = "job.task_started"; /* a later task of a job that runs */
     }
@@ -147,16 +147,20 @@ static struct job_decision on_lost(const struct job_machine *row,
                                    const struct job_event_input *input)
 {
     struct job_machine next = *row;
+    struct job_decision d;
 
     if (!is_leased(row))
         return refuse(row, "the task is not leased");
     if (input->now_ms < row->lease_until_ms)
         return refuse(row, "the lease still runs");
-    next.losses = row->bytes_done > row->progress_mark ? 1 : row->losses + 1;
+    next.losses = row->bytes_done > row->progress_mark ? 0 : row->losses + 1;
     next.progress_mark = row->bytes_done;
     if (row->job != JOB_CANCELLING && !row->task_cancel && next.losses >= row->losses_max)
-        return end(&next, JOB_FAILED, TASK_FAILED, "job.failed");
-    return requeue(&next, "job.lease_lost");
+        d = end(&next, JOB_FAILED, TASK_FAILED, "job.failed");
+    else
+        d = requeue(&next, "job.lease_lost");
+    d.effects |= JOB_EFFECT_DROP_TOKEN;
+    return d;
 }
 
 static struct job_decision on_failed(const struct job_machine *row,

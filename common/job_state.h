@@ -61,16 +61,16 @@ struct job_event_input {
     bool retryable;      /* TASK_FAILED */
 };
 
-enum job_effect {                         /* bits */
-                  JOB_EFFECT_HISTORY = 1, /* append a job_events row named effects.event */
-                  JOB_EFFECT_OUTBOX =
-                      2, /* job.completed, job.failed, job.cancelled ... for the notifier */
-                  JOB_EFFECT_FINAL = 4,        /* completed_at, metric totals */
-                  JOB_EFFECT_RELEASE_NEXT = 8, /* the next blocked task becomes queued */
-                  JOB_EFFECT_NEW_TOKEN = 16,
-                  JOB_EFFECT_CLEAN =
-                      32, /* job is dead: what its records name must be released by a worker */
-                  JOB_EFFECT_STARTED = 64, /* first start: started_at */
+/* Bits. */
+enum job_effect {
+    JOB_EFFECT_HISTORY = 1,      /* append a job_events row named by job_decision.event */
+    JOB_EFFECT_OUTBOX = 2,       /* the same event for the notifier */
+    JOB_EFFECT_FINAL = 4,        /* completed_at, metric totals */
+    JOB_EFFECT_RELEASE_NEXT = 8, /* the next blocked task becomes queued */
+    JOB_EFFECT_NEW_TOKEN = 16,
+    JOB_EFFECT_CLEAN = 32,       /* job is dead: a worker must release what its records name */
+    JOB_EFFECT_STARTED = 64,     /* first start: started_at */
+    JOB_EFFECT_DROP_TOKEN = 128, /* the lease is lost: whoever held it gets "lost" from now on */
 };
 
 struct job_decision {

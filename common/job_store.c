@@ -40,6 +40,10 @@ static const char DROP_RELEASES[] =
     "UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE kind = 'release'"
     " AND state = 'queued' AND spec->>'task_id' = $1";
 
+static const char RELEASE_RUNS[] =
+    "SELECT 1 FROM tasks WHERE kind = 'release' AND state IN ('leased', 'finishing')"
+    " AND spec->>'task_id' = $1 LIMIT 1";
+
 static const char BLOCK_LATER[] =
     "UPDATE tasks SET state = 'blocked', cancel = false, updated_at = now()"
     " WHERE job_id = $1 AND id <> $2 AND state IN ('cancelled', 'failed')";
@@ -209,9 +213,9 @@ static int current_task(struct db *db, const char *job_id, char out[64], struct 
 }
 
 static int wish(struct db *db, const char *job_id, enum job_event kind, const char *actor,
-                struct job_decision *out, char out_task[64], struct error *err)
+                const char *detail, struct job_decision *out, char out_task[64], struct error *err)
 {
-    struct job_store_event event = {.input = {.event = kind}, .actor = actor};
+    struct job_store_event event = {.input = {.event = kind}, .actor = actor, .detail = detail};
 
     if (current_task(db, job_id, out_task, err) < 0)
         return -1;
@@ -234,7 +238,8 @@ static int cancel(struct db *db, const char *job_id, const char *actor, const ch
                 DB_PARAMS(job_id, reason == NULL ? "" : reason, discard ? "true" : "false"), NULL,
                 err) < 0)
         return -1;
-    return wish(db, job_id, JOB_EVENT_CANCEL_REQUESTED, actor, &decision, task, err);
+    return wish(db, job_id, JOB_EVENT_CANCEL_REQUESTED, actor,
+                reason != NULL && reason[0] != '\0' ? reason : NULL, &decision, task, err);
 }
 
 int job_store_cancel(struct db *db, const char *job_id, const char *actor, const char *reason,
@@ -247,13 +252,29 @@ int job_store_cancel(struct db *db, const char *job_id, const char *actor, const
     return store_end(db, own, cancel(db, job_id, actor, reason, discard, err), err);
 }
 
+/* The release's row is locked by its own update, so it is either dropped or seen as leased. */
+static int stop_releases(struct db *db, const char *job_id, const char *task, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(db, DROP_RELEASES, DB_PARAMS(task), NULL, err) < 0 ||
+        db_exec(db, RELEASE_RUNS, DB_PARAMS(task), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) > 0)
+        return error_set(err, ERR_CONFLICT,
+                         "job '%.64s': a worker still removes what the last attempt left; try "
+                         "again in a moment",
+                         job_id);
+    return 0;
+}
+
 static int retry(struct db *db, const char *job_id, const char *actor, struct error *err)
 {
     struct job_decision decision;
     char task[64];
 
-    if (wish(db, job_id, JOB_EVENT_RETRY_REQUESTED, actor, &decision, task, err) < 0 ||
-        db_exec(db, DROP_RELEASES, DB_PARAMS(task), NULL, err) < 0 ||
+    if (wish(db, job_id, JOB_EVENT_RETRY_REQUESTED, actor, NULL, &decision, task, err) < 0 ||
+        stop_releases(db, job_id, task, err) < 0 ||
         db_exec(db, BLOCK_LATER, DB_PARAMS(job_id, task), NULL, err) < 0)
         return -1;
     return db_exec(db, CLEAR_END, DB_PARAMS(job_id), NULL, err);

@@ -39,7 +39,8 @@ MUST_CHECK int job_store_submit(struct db *db, const struct job_submission *subm
  * are released by a worker), a running one becomes cancelling. */
 MUST_CHECK int job_store_cancel(struct db *db, const char *job_id, const char *actor,
                                 const char *reason, bool discard, struct error *err);
-/* failed or cancelled -> pending, from the checkpoint. ERR_CONFLICT otherwise. */
+/* failed or cancelled -> pending, from the checkpoint. ERR_CONFLICT otherwise, and while a worker
+ * still removes what the last attempt left. */
 MUST_CHECK int job_store_retry(struct db *db, const char *job_id, const char *actor,
                                struct error *err);
 
@@ -58,6 +59,7 @@ struct job_store_event {
     const json_t *result;   /* TASK_DONE; TASK_FAILED: facts */
     const char *error_code; /* TASK_FAILED */
     const char *error_message;
+    const char *detail;       /* text for the history row, e.g. why a user cancelled; may be NULL */
     const uint8_t *new_token; /* LEASED */
 };
 MUST_CHECK int job_store_apply(struct db *db, const struct job_store_event *event,

@@ -35,7 +35,8 @@ static const char STORE_TASK[] =
     " progress_mark = $6::bigint, bytes_done = $7::bigint,"
     " lease_until = CASE WHEN $8::bigint = 0 THEN NULL ELSE to_timestamp($8::bigint / 1000.0) END,"
     " not_before = to_timestamp($9::bigint / 1000.0), cancel = $10::boolean,"
-    " token = coalesce($11::bytea, token), worker = coalesce($12, worker),"
+    " token = CASE WHEN $17::boolean THEN NULL ELSE coalesce($11::bytea, token) END, worker = "
+    "coalesce($12, worker),"
     " lines_stored = CASE WHEN epoch = $3::bigint THEN lines_stored ELSE 0 END,"
     " result = coalesce($13::jsonb, result), error = coalesce($14, error),"
     " error_code = coalesce($15, error_code), updated_at = now()"
@@ -152,9 +153,10 @@ static int check_authority(const struct store_row *row, const struct job_store_e
 /* ---- storing ---- */
 
 static int store_task(struct db *db, const struct store_row *row,
-                      const struct job_store_event *event, const struct job_machine *next,
+                      const struct job_store_event *event, const struct job_decision *d,
                       struct error *err)
 {
+    const struct job_machine *next = &d->row;
     autofree char *token =
         event->new_token == NULL ? NULL : db_bytea_text(event->new_token, TOKEN_BYTES);
     autofree char *result = event->result == NULL ? NULL : json_text(event->result);
@@ -174,7 +176,8 @@ static int store_task(struct db *db, const struct store_row *row,
     if (db_exec(db, STORE_TASK,
                 DB_PARAMS(row->task_id, task_state_name(next->task), epoch, attempt, losses, mark,
                           bytes, until, before, next->task_cancel ? "true" : "false", token,
-                          event->worker, result, event->error_message, event->error_code, old),
+                          event->worker, result, event->error_message, event->error_code, old,
+                          d->effects & JOB_EFFECT_DROP_TOKEN ? "true" : "false"),
                 &rows, err) < 0)
         return -1;
     if (db_affected(rows) != 1)
@@ -182,22 +185,39 @@ static int store_task(struct db *db, const struct store_row *row,
     return 0;
 }
 
-/* What the job shows: an error only while it counts. */
+/* What the job shows of a task's result: not what it carries for the catalogue's tables. */
+static char *shown_result(const json_t *result)
+{
+    auto_json *shown = json_copy((json_t *)(uintptr_t)result);
+
+    (void)json_object_del(shown, "export");
+    return json_text(shown);
+}
+
+/* Phases belong to running tasks. A failed job keeps the one that it died in. */
+static const char *next_phase(const struct job_store_event *event, const struct job_decision *d)
+{
+    return d->row.job == JOB_RUNNING || d->row.job == JOB_CANCELLING || d->row.job == JOB_FAILED
+               ? event->phase
+               : "";
+}
+
+/* An error is shown only while it counts. */
 static int store_job(struct db *db, const struct store_row *row,
                      const struct job_store_event *event, const struct job_decision *d,
                      struct error *err)
 {
-    autofree char *result =
-        event->result == NULL || d->row.task != TASK_DONE ? NULL : json_text(event->result);
-    const char *vm_name = d->row.task == TASK_DONE ? json_str(event->result, "vm_name") : "";
+    bool done = event->result != NULL && d->row.task == TASK_DONE;
+    autofree char *result = done ? shown_result(event->result) : NULL;
+    const char *vm_name = done ? json_str(event->result, "vm_name") : "";
     bool failed = event->error_message != NULL && d->row.job != JOB_CANCELLED;
     bool clean = d->row.job == JOB_COMPLETED;
     char attempt[NUMBER_SIZE];
 
     (void)snprintf(attempt, sizeof attempt, "%" PRIu32, d->row.attempt);
     return db_exec(db, STORE_JOB,
-                   DB_PARAMS(row->job_id, job_status_name(d->row.job), event->phase, attempt,
-                             d->effects & JOB_EFFECT_STARTED ? "true" : "false",
+                   DB_PARAMS(row->job_id, job_status_name(d->row.job), next_phase(event, d),
+                             attempt, d->effects & JOB_EFFECT_STARTED ? "true" : "false",
                              d->effects & JOB_EFFECT_FINAL ? "true" : "false", event->worker,
                              clean ? "" : (failed ? event->error_message : NULL),
                              clean ? "" : (failed ? event->error_code : NULL), result,
@@ -205,41 +225,50 @@ static int store_job(struct db *db, const struct store_row *row,
                    NULL, err);
 }
 
+static int store_event(struct db *db, const struct store_row *row,
+                       const struct job_store_event *event, const struct job_decision *d,
+                       struct error *err)
+{
+    auto_json *detail = json_object();
+
+    if ((d->effects & JOB_EFFECT_HISTORY) == 0)
+        return 0;
+    if (event->error_message != NULL) {
+        json_set_text(detail, "error", event->error_message);
+        json_set_text(detail, "error_code", event->error_code);
+    }
+    if (event->worker != NULL)
+        json_set_text(detail, "worker", event->worker);
+    if (event->detail != NULL)
+        json_set_text(detail, "reason", event->detail);
+    return store_history(db, row, d->event, job_status_name(d->row.job),
+                         event->phase == NULL ? "" : event->phase, event->actor, detail, err);
+}
+
 static int store_effects(struct db *db, const struct store_row *row,
                          const struct job_store_event *event, const struct job_decision *d,
                          struct error *err)
 {
-    auto_json *detail = NULL;
+    bool exported = strcmp(row->task_kind, "export") == 0 && d->row.task == TASK_DONE;
 
-    if ((d->effects & JOB_EFFECT_HISTORY) != 0 && d->event != NULL) {
-        detail = json_object();
-        if (event->error_message != NULL) {
-            json_set_text(detail, "error", event->error_message);
-            json_set_text(detail, "error_code", event->error_code);
-        }
-        if (event->worker != NULL)
-            json_set_text(detail, "worker", event->worker);
-        if (store_history(db, row, d->event, job_status_name(d->row.job),
-                          event->phase == NULL ? "" : event->phase, event->actor, detail, err) < 0)
-            return -1;
-    }
-    if (strcmp(row->task_kind, "export") == 0 && d->row.task == TASK_DONE &&
-        store_export(db, row, event->result, err) < 0)
+    if (store_event(db, row, event, d, err) < 0)
         return -1;
-    if ((d->effects & JOB_EFFECT_RELEASE_NEXT) != 0 &&
-        store_release_next(db, row, event->result, err) < 0)
+    if (exported && (store_export(db, row, event->result, err) < 0 ||
+                     store_next_spec(db, row, event->result, err) < 0))
+        return -1;
+    if ((d->effects & JOB_EFFECT_RELEASE_NEXT) != 0 && store_release_next(db, row, err) < 0)
         return -1;
     if (((d->effects & JOB_EFFECT_CLEAN) != 0 ||
          json_is_true(json_object_get(event->result, "release_pending"))) &&
         store_release_task(db, row, err) < 0)
         return -1;
-    return (d->effects & JOB_EFFECT_FINAL) != 0 ? store_final(db, row, d, err) : 0;
+    return store_end_effects(db, row, event, d, err);
 }
 
 int store_decision(struct db *db, const struct store_row *row, const struct job_store_event *event,
                    const struct job_decision *decision, struct error *err)
 {
-    if (store_task(db, row, event, &decision->row, err) < 0)
+    if (store_task(db, row, event, decision, err) < 0)
         return -1;
     if (row->job_id[0] == '\0')
         return 0;

@@ -23,10 +23,12 @@ static const char INSERT_DISKS[] =
     " coalesce(d->>'change_id', '') FROM jsonb_array_elements($2::jsonb) d"
     " ON CONFLICT DO NOTHING";
 
+static const char COMPLETE_SPEC[] = "UPDATE tasks SET volume = $2, spec = spec || $3::jsonb WHERE "
+                                    "job_id = $1 AND state = 'blocked'";
+
 static const char QUEUE_NEXT[] =
-    "UPDATE tasks SET state = 'queued', volume = $2, not_before = now(), updated_at = now(),"
-    " spec = spec || $3::jsonb WHERE id = (SELECT id FROM tasks WHERE job_id = $1"
-    " AND state = 'blocked' ORDER BY ordinal LIMIT 1)";
+    "UPDATE tasks SET state = 'queued', not_before = now(), updated_at = now() WHERE id ="
+    " (SELECT id FROM tasks WHERE job_id = $1 AND state = 'blocked' ORDER BY ordinal LIMIT 1)";
 
 static const char CANCEL_LATER[] =
     "UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE job_id = $1"
@@ -41,9 +43,15 @@ static const char INSERT_RELEASE[] =
     " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1 AND t.role = 'exporter'"
     " AND EXISTS (SELECT 1 FROM task_records r WHERE r.task_id = t.id)";
 
+/* The job may be deleted before a worker comes: the release has records of its own. */
+static const char COPY_RECORDS[] = "INSERT INTO task_records (task_id, key, value)"
+                                   " SELECT $2, key, value FROM task_records WHERE task_id = $1";
+
 static const char LOAD_END[] =
     "SELECT j.vm_name, j.vm_path, j.provider, j.error, coalesce(j.result, '{}'::jsonb),"
-    " extract(epoch FROM now() - coalesce(j.started_at, j.created_at))::float8"
+    " extract(epoch FROM now() - j.started_at)::float8,"
+    " coalesce((SELECT e.manifest->'vm'->>'os_hint' FROM exports e WHERE e.job_id = j.id"
+    "           ORDER BY e.created_at DESC LIMIT 1), 'unknown')"
     " FROM jobs j WHERE j.id = $1";
 
 static const char INSERT_OUTBOX[] =
@@ -79,8 +87,8 @@ int store_export(struct db *db, const struct store_row *row, const json_t *resul
     return metric_batch_store(db, &batch, err);
 }
 
-int store_release_next(struct db *db, const struct store_row *row, const json_t *result,
-                       struct error *err)
+int store_next_spec(struct db *db, const struct store_row *row, const json_t *result,
+                    struct error *err)
 {
     auto_json *more = json_object();
     autofree char *text = NULL;
@@ -90,17 +98,27 @@ int store_release_next(struct db *db, const struct store_row *row, const json_t 
     json_set_text(more, "manifest_path", json_str(result, "manifest_path"));
     text = json_text(more);
     return db_exec(
-        db, QUEUE_NEXT,
+        db, COMPLETE_SPEC,
         DB_PARAMS(row->job_id, json_str(json_object_get(result, "export"), "volume"), text), NULL,
         err);
 }
 
+int store_release_next(struct db *db, const struct store_row *row, struct error *err)
+{
+    return db_exec(db, QUEUE_NEXT, DB_PARAMS(row->job_id), NULL, err);
+}
+
 int store_release_task(struct db *db, const struct store_row *row, struct error *err)
 {
+    auto_pgresult *rows = NULL;
     char id[ID_SIZE];
 
     id_new("task", id);
-    return db_exec(db, INSERT_RELEASE, DB_PARAMS(row->task_id, id), NULL, err);
+    if (db_exec(db, INSERT_RELEASE, DB_PARAMS(row->task_id, id), &rows, err) < 0)
+        return -1;
+    if (db_affected(rows) == 0)
+        return 0; /* no records: nothing was made */
+    return db_exec(db, COPY_RECORDS, DB_PARAMS(row->task_id, id), NULL, err);
 }
 
 /* ---- totals ---- */
@@ -114,24 +132,32 @@ static json_t *labels_of(const char *first, const char *value, const char *provi
     return labels;
 }
 
-static const char *vm_type_of(const json_t *result)
+/* Rows of metric_totals are taken in one order by all, so one batch for all of them. */
+static int store_totals(struct db *db, const struct store_row *row,
+                        const struct job_store_event *event, const struct job_decision *d,
+                        const PGresult *end, struct error *err)
 {
-    const json_t *manifest = json_object_get(json_object_get(result, "export"), "manifest");
-    const char *hint = json_str(json_object_get(manifest, "vm"), "os_hint");
-
-    return hint[0] == '\0' ? "unknown" : hint;
-}
-
-static int store_totals(struct db *db, const char *status, const char *provider,
-                        const json_t *result, double seconds, struct error *err)
-{
-    auto_json *by_status = labels_of("status", status, provider);
-    auto_json *by_type = labels_of("vm_type", vm_type_of(result), provider);
+    const char *provider = row->provider;
     auto_metric_batch batch;
 
     metric_batch_init(&batch);
-    metric_batch_add(&batch, "hypersdk_jobs_total", by_status, 1);
-    metric_batch_observe(&batch, "hypersdk_job_duration_seconds", by_type, seconds);
+    if (event->input.event == JOB_EVENT_TASK_FAILED && event->error_code != NULL &&
+        d->row.job != JOB_CANCELLED) {
+        auto_json *labels = labels_of("type", event->error_code, provider);
+        metric_batch_add(&batch, "hypersdk_errors_total", labels, 1);
+        if (d->row.task == TASK_QUEUED) {
+            auto_json *retry = labels_of("operation", row->task_kind, provider);
+            metric_batch_add(&batch, "hypersdk_retry_attempts_total", retry, 1);
+        }
+    }
+    if ((d->effects & JOB_EFFECT_FINAL) != 0) {
+        auto_json *by_status = labels_of("status", job_status_name(d->row.job), provider);
+        auto_json *by_type = labels_of("vm_type", db_text(end, 0, 6), provider);
+        metric_batch_add(&batch, "hypersdk_jobs_total", by_status, 1);
+        if (!db_is_null(end, 0, 5)) /* else it never ran */
+            metric_batch_observe(&batch, "hypersdk_job_duration_seconds", by_type,
+                             strtod(db_text(end, 0, 5), NULL));
+    }
     return metric_batch_store(db, &batch, err);
 }
 
@@ -164,24 +190,28 @@ static json_t *payload(const struct store_row *row, const char *event, const cha
     return json;
 }
 
-int store_final(struct db *db, const struct store_row *row, const struct job_decision *decision,
-                struct error *err)
+int store_end_effects(struct db *db, const struct store_row *row,
+                      const struct job_store_event *event, const struct job_decision *d,
+                      struct error *err)
 {
-    const char *status = job_status_name(decision->row.job);
     auto_pgresult *end = NULL;
     auto_json *result = NULL;
     auto_json *json = NULL;
     autofree char *text = NULL;
-    double seconds;
 
-    if (db_exec(db, CANCEL_LATER, DB_PARAMS(row->job_id), NULL, err) < 0 ||
+    if ((d->effects & JOB_EFFECT_FINAL) != 0 &&
+        db_exec(db, CANCEL_LATER, DB_PARAMS(row->job_id), NULL, err) < 0)
+        return -1;
+    if ((d->effects & (JOB_EFFECT_FINAL | JOB_EFFECT_OUTBOX)) != 0 &&
         db_exec(db, LOAD_END, DB_PARAMS(row->job_id), &end, err) < 0)
         return -1;
-    result = json_loads(db_text(end, 0, 4), 0, NULL);
-    seconds = strtod(db_text(end, 0, 5), NULL);
-    if (store_totals(db, status, db_text(end, 0, 2), result, seconds, err) < 0)
+    if (store_totals(db, row, event, d, end, err) < 0)
         return -1;
-    json = payload(row, decision->event, status, end, result, seconds);
+    if ((d->effects & JOB_EFFECT_OUTBOX) == 0)
+        return 0;
+    result = json_loads(db_text(end, 0, 4), 0, NULL);
+    json = payload(row, d->event, job_status_name(d->row.job), end, result,
+                   strtod(db_text(end, 0, 5), NULL));
     text = json_text(json);
-    return db_exec(db, INSERT_OUTBOX, DB_PARAMS(decision->event, row->job_id, text), NULL, err);
+    return db_exec(db, INSERT_OUTBOX, DB_PARAMS(d->event, row->job_id, text), NULL, err);
 }

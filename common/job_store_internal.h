@@ -32,12 +32,16 @@ MUST_CHECK int store_decision(struct db *db, const struct store_row *row,
                               const struct job_decision *decision, struct error *err);
 
 /* job_store_final.c: what the end of a job or of its export leaves behind. */
-MUST_CHECK int store_final(struct db *db, const struct store_row *row,
-                           const struct job_decision *decision, struct error *err);
+/* Outbox and totals of the decision. */
+MUST_CHECK int store_end_effects(struct db *db, const struct store_row *row,
+                                 const struct job_store_event *event,
+                                 const struct job_decision *decision, struct error *err);
 MUST_CHECK int store_export(struct db *db, const struct store_row *row, const json_t *result,
                             struct error *err);
-MUST_CHECK int store_release_next(struct db *db, const struct store_row *row, const json_t *result,
-                                  struct error *err);
+/* What waits behind the export learns where its files are. */
+MUST_CHECK int store_next_spec(struct db *db, const struct store_row *row, const json_t *result,
+                               struct error *err);
+MUST_CHECK int store_release_next(struct db *db, const struct store_row *row, struct error *err);
 /* A control task that takes away what the dead task's records name; nothing without records. */
 MUST_CHECK int store_release_task(struct db *db, const struct store_row *row, struct error *err);
 

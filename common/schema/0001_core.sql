@@ -355,7 +355,8 @@ GRANT USAGE ON SCHEMA public, audit TO hypersdk_gateway, hypersdk_scheduler, hyp
 GRANT SELECT, INSERT, UPDATE, DELETE ON providers, credentials, users, sessions, api_keys, webhooks, settings, roles TO hypersdk_gateway;
 GRANT SELECT, INSERT, UPDATE ON jobs, tasks TO hypersdk_gateway;
 GRANT DELETE ON jobs TO hypersdk_gateway;
-GRANT SELECT ON task_records, job_logs, inventory_vms, inventory_state, exports, export_disks, workers, leader, deliveries, metric_totals TO hypersdk_gateway;
+GRANT SELECT, INSERT ON task_records TO hypersdk_gateway; -- copies for a release
+GRANT SELECT ON job_logs, inventory_vms, inventory_state, exports, export_disks, workers, leader, deliveries, metric_totals TO hypersdk_gateway;
 GRANT SELECT, INSERT ON job_events, outbox TO hypersdk_gateway;
 GRANT SELECT, INSERT, UPDATE ON metric_totals, services TO hypersdk_gateway;
 GRANT INSERT, SELECT ON audit.audit_log TO hypersdk_gateway;

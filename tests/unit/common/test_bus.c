@@ -265,6 +265,49 @@ static void a_reply_nobody_waits_for_does_no_harm(void **state)
     assert_true(wait_until(positive, &parked)); /* the one context receives again */
 }
 
+static bool is_orphan(const void *arg)
+{
+    return bus_request_is_orphan(arg);
+}
+
+/* Who parks a request may see that its asker is gone, and give the task to another. */
+static void a_request_whose_connection_ended_is_an_orphan(void **state)
+{
+    static atomic_int parked;
+    struct addresses *a = addresses_make(false);
+    struct bus_server *server = NULL;
+    struct error err = ERROR_NONE;
+    Hypersdk__V1__LeaseRequest m = HYPERSDK__V1__LEASE_REQUEST__INIT;
+    static char instance[] = "unit-1";
+    static char role[] = "bridge";
+    bus_envelope request;
+    struct bus_envelope_store store;
+    nng_socket raw;
+    nng_dialer dialer;
+    nng_msg *msg = NULL;
+    size_t size;
+
+    (void)state;
+    assert_ok(bus_server_open(&a->config, 2, on_keep, &parked, &server, &err), err);
+    assert_int_equal(nng_req0_open(&raw), 0);
+    assert_int_equal(nng_dial(raw, a->lease, &dialer, 0), 0);
+    m.instance = instance;
+    m.role = role;
+    m.class_ = HYPERSDK__V1__TASK_CLASS__TASK_CLASS_CONTROL;
+    m.slots_total = 1;
+    bus_envelope_init(&request, &store, "unit-1", NULL);
+    request.body_case = HYPERSDK__V1__ENVELOPE__BODY_LEASE_REQUEST;
+    request.lease_request = &m;
+    size = hypersdk__v1__envelope__get_packed_size(&request);
+    assert_int_equal(nng_msg_alloc(&msg, size), 0);
+    (void)hypersdk__v1__envelope__pack(&request, nng_msg_body(msg));
+    assert_int_equal(nng_sendmsg(raw, msg, 0), 0);
+    assert_true(wait_until(positive, &parked));
+    assert_false(bus_request_is_orphan(kept));
+    assert_int_equal(nng_dialer_close(dialer), 0);
+    assert_true(wait_until(is_orphan, kept));
+}
+
 /* A question that does not keep the protocol is answered with the reason, not with silence. */
 static void a_malformed_question_is_answered(void **state)
 {
@@ -611,6 +654,7 @@ int main(void)
         cmocka_unit_test(many_threads_share_one_client),
         cmocka_unit_test(without_a_scheduler_a_call_times_out),
         cmocka_unit_test(a_reply_nobody_waits_for_does_no_harm),
+        cmocka_unit_test(a_request_whose_connection_ended_is_an_orphan),
         cmocka_unit_test(a_malformed_question_is_answered),
         cmocka_unit_test(an_over_long_request_is_refused_before_it_is_sent),
         cmocka_unit_test(events_arrive_over_ipc),
