@@ -20,15 +20,19 @@ int handle_job_cancel(struct call *call, struct error *err);      /* /api/v1/job
 int handle_job_cancel_many(struct call *call, struct error *err); /* POST /jobs/cancel */
 int handle_job_retry(struct call *call, struct error *err);
 
-/* handlers_job_views.c; {id} in the path except for query and stats */
+/* handlers_job_query.c */
 int handle_job_query(struct call *call, struct error *err); /* GET by parameters, POST by body */
+
+/* handlers_job_views.c; {id} in the path except for stats */
 int handle_job_get(struct call *call, struct error *err);
 int handle_job_progress(struct call *call, struct error *err);
-int handle_job_logs(struct call *call, struct error *err); /* follow: hands over to the hub */
 int handle_job_eta(struct call *call, struct error *err);
 int handle_job_history(struct call *call, struct error *err);
 int handle_job_artifacts(struct call *call, struct error *err);
 int handle_job_stats(struct call *call, struct error *err);
+
+/* handlers_job_logs.c; follow: hands over to the hub */
+int handle_job_logs(struct call *call, struct error *err);
 
 /* handlers_vms.c; ROUTE_SLOW */
 int handle_vm_list(struct call *call, struct error *err);  /* GET by parameters, POST by body */

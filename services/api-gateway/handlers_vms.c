@@ -43,7 +43,7 @@ static const struct field info_fields[] = {
     {0},
 };
 
-static const char state_sql[] = "SELECT generation, " SQL_TIME(
+static const char state_sql[] = "SELECT " SQL_TIME(
     "completed_at") ", extract(epoch FROM now() - completed_at)::bigint FROM inventory_state WHERE "
                     "provider = $1";
 /* $1 provider, $2 name pattern, $3 folder pattern, $4 datacenter, $5 power state, $6 memory,

@@ -18,6 +18,27 @@ const struct route routes[] = {
     {"GET", "/capabilities", "status.view", "capabilities.view", "getCapabilities", ROUTE_SHORT, handle_capabilities},
     {"GET", "/api/v1/capabilities", "status.view", "capabilities.view", "getCapabilities", 0, handle_capabilities},
 
+    /* jobs */
+    {"POST", "/jobs/submit", "job.create", "job.create", "submitJob", ROUTE_SHORT, handle_job_submit},
+    {"POST", "/api/v1/jobs", "job.create", "job.create", "submitJob", 0, handle_job_submit},
+    {"GET", "/jobs/query", "job.view", "job.query", "queryJobs", ROUTE_SHORT, handle_job_query},
+    {"GET", "/api/v1/jobs", "job.view", "job.query", "queryJobs", 0, handle_job_query},
+    {"POST", "/jobs/query", "job.view", "job.query", "queryJobsByBody", ROUTE_SHORT, handle_job_query},
+    {"POST", "/api/v1/jobs/query", "job.view", "job.query", "queryJobsByBody", 0, handle_job_query},
+    {"GET", "/jobs/stats", "job.view", "job.stats", "getJobStats", ROUTE_SHORT, handle_job_stats},
+    {"GET", "/api/v1/jobs/stats", "job.view", "job.stats", "getJobStats", 0, handle_job_stats},
+    {"GET", "/jobs/{id}", "job.view", "job.view", "getJob", ROUTE_SHORT, handle_job_get},
+    {"GET", "/api/v1/jobs/{id}", "job.view", "job.view", "getJob", 0, handle_job_get},
+    {"POST", "/jobs/cancel", "job.cancel.own", "job.cancel", "cancelJobs", ROUTE_SHORT, handle_job_cancel_many},
+    {"POST", "/api/v1/jobs/{id}/cancel", "job.cancel.own", "job.cancel", "cancelJob", 0, handle_job_cancel},
+    {"POST", "/api/v1/jobs/{id}/retry", "job.create", "job.retry", "retryJob", 0, handle_job_retry},
+    {"GET", "/jobs/progress/{id}", "job.view", "job.progress", "getJobProgress", ROUTE_SHORT, handle_job_progress},
+    {"GET", "/api/v1/jobs/{id}/progress", "job.view", "job.progress", "getJobProgress", 0, handle_job_progress},
+    {"GET", "/jobs/eta/{id}", "job.view", "job.eta", "getJobEta", ROUTE_SHORT, handle_job_eta},
+    {"GET", "/api/v1/jobs/{id}/eta", "job.view", "job.eta", "getJobEta", 0, handle_job_eta},
+    {"GET", "/api/v1/jobs/{id}/history", "job.view", "job.history", "getJobHistory", 0, handle_job_history},
+    {"GET", "/api/v1/jobs/{id}/artifacts", "job.view", "job.artifacts", "getJobArtifacts", 0, handle_job_artifacts},
+
     /* VMs */
     {"GET", "/vms/list", "vm.list", "vm.list", "listVms", ROUTE_SLOW | ROUTE_SHORT, handle_vm_list},
     {"GET", "/api/v1/vms", "vm.list", "vm.list", "listVms", ROUTE_SLOW, handle_vm_list},
