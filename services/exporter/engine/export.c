@@ -103,6 +103,17 @@ static int release_source(struct export_run *run, const atomic_bool *stopped, st
     }
 }
 
+static void log_released(struct export_run *run, bool snapshot)
+{
+    const char *text = "source released";
+
+    if (snapshot) {
+        text =
+            run->options.prepare.delete_snapshot ? "snapshot removed" : "snapshot kept, as asked";
+    }
+    worker_task_log(run->task, LOG_LEVEL_INFO, "%s", text);
+}
+
 /* Everything is verified and planned: a source that cannot be tidied up now does not spoil the
  * export, but it is said, and done later by a release task. */
 static int release_after_plan(struct export_run *run, struct error *err)
@@ -111,8 +122,7 @@ static int release_after_plan(struct export_run *run, struct error *err)
 
     export_phase(run, "cleanup");
     if (release_source(run, worker_task_stopped(run->task), &release_error) == 0) {
-        worker_task_log(run->task, LOG_LEVEL_INFO, "source released%s",
-                        run->options.prepare.delete_snapshot ? "" : ", snapshot kept");
+        log_released(run, export_uses_snapshot(run));
         return 0;
     }
     if (worker_task_check(run->task, err) < 0)
@@ -146,11 +156,12 @@ static int check_targets(struct export_run *run, struct error *err)
         const char *name = run->plan->files[i].name;
         autofree char *partial = local_partial_path(run->dir, name, run->generation);
         autofree char *final_path = export_path(run, name);
-        if (access(partial, F_OK) == 0 && access(final_path, F_OK) == 0)
+        if (access(partial, F_OK) == 0 && access(final_path, F_OK) == 0) {
             return error_set(err, ERR_CONFLICT,
                              "'%.200s' appeared meanwhile and is not replaced: move it away and "
                              "retry the job",
                              final_path);
+        }
     }
     return 0;
 }
@@ -182,11 +193,12 @@ static int run_export(struct export_run *run, json_t **out_result, struct error 
 {
     if (export_spec_read(run, err) < 0 || export_place_recall(run, err) < 0)
         return -1;
-    if (run->plan != NULL)
+    if (run->plan != NULL) {
         worker_task_log(run->task, LOG_LEVEL_INFO,
                         "an earlier attempt read and verified everything: finishing it");
-    else if (read_source(run, err) < 0)
+    } else if (read_source(run, err) < 0) {
         return -1;
+    }
     if (release_after_plan(run, err) < 0 || finish(run, err) < 0 || export_tidy(run, err) < 0)
         return -1;
     return make_result(run, out_result, err);
@@ -196,6 +208,7 @@ static int run_export(struct export_run *run, json_t **out_result, struct error 
 
 static void tidy_source(struct export_run *run)
 {
+    bool snapshot = run->frozen != NULL && export_uses_snapshot(run);
     struct error err = ERROR_NONE;
 
     /* The session was opened with a flag that may be true by now. */
@@ -203,12 +216,13 @@ static void tidy_source(struct export_run *run)
         run->exporter->provider->frozen_free(STEAL(run->frozen));
     exporter_session_close(&run->session);
     export_phase(run, "cleanup");
-    if (release_source(run, &run->never, &err) == 0)
-        worker_task_log(run->task, LOG_LEVEL_INFO, "source released");
-    else
+    if (release_source(run, &run->never, &err) == 0) {
+        log_released(run, snapshot);
+    } else {
         worker_task_log(run->task, LOG_LEVEL_ERROR,
                         "the source could not be released, it is tried again later: %s",
                         err.message);
+    }
 }
 
 /* Nothing may look finished, and what a retry cannot use goes. true: partial files stay. */

@@ -275,12 +275,13 @@ int export_check_marks(struct export_run *run, struct error *err)
         autofree char *mark = NULL;
         if (provider->disk_mark(run->session.session, run->frozen, i, &mark, err) < 0)
             return error_wrap(err, "looking at the disks after the last byte");
-        if (strcmp(mark, disk->mark) != 0)
+        if (strcmp(mark, disk->mark) != 0) {
             return error_set(err, ERR_SOURCE_CHANGED,
                              "disk '%.64s' of '%.128s' changed while it was copied (the VM was "
                              "started, or the snapshot removed): export it again%s",
                              run->frozen->vm.disks[disk->vm_disk_index].label, run->frozen->vm.name,
                              run->options.prepare.snapshot ? "" : ", with a snapshot if it runs");
+        }
     }
     return 0;
 }

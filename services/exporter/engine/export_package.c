@@ -50,11 +50,12 @@ static int digest_image(struct export_run *run, struct export_image *image, stru
 
     if (file_sha256_until(image->path, worker_task_stopped(run->task), hex, err) < 0)
         return -1;
-    if (image->sha256[0] != '\0' && strcmp(image->sha256, hex) != 0)
+    if (image->sha256[0] != '\0' && strcmp(image->sha256, hex) != 0) {
         return error_set(err, ERR_CORRUPT,
                          "'%.200s' reads back as SHA-256 %.12s..., %.12s... was written: is the "
                          "storage sound?",
                          image->name, hex, image->sha256);
+    }
     memcpy(image->sha256, hex, sizeof hex);
     image->read_back = true;
     return 0;

@@ -184,10 +184,11 @@ static int check_volume(struct export_run *run, const char *path, struct error *
 
     if (local_volume(&run->exporter->bases, path, run->volume, err) < 0)
         return -1;
-    if (recorded != NULL && strcmp(recorded, run->volume) != 0)
+    if (recorded != NULL && strcmp(recorded, run->volume) != 0) {
         return error_set(err, ERR_UNAVAILABLE,
                          "the export began on volume %.40s, '%.200s' is volume %.40s here",
                          recorded, path, run->volume);
+    }
     return 0;
 }
 

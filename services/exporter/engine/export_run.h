@@ -141,6 +141,8 @@ MUST_CHECK int export_may_write(void *run, struct error *err);
 MUST_CHECK int export_spec_read(struct export_run *run, struct error *err);
 MUST_CHECK int export_find_vm(struct export_run *run, struct error *err);
 MUST_CHECK int export_freeze(struct export_run *run, struct error *err);
+/* Was the VM frozen by a snapshot (else it was off)? Needs run->frozen or run->plan. */
+bool export_uses_snapshot(const struct export_run *run);
 /* Names and outputs of the frozen disks; needs stem, dir and generation. */
 void export_disks_plan(struct export_run *run);
 /* A digest of everything that partial files depend on: 64 hex. */

@@ -160,15 +160,44 @@ int export_find_vm(struct export_run *run, struct error *err)
         run->exporter->provider->vm_get(run->session.session, run->vm_id, &vm, err) < 0 ||
         check_exportable(&vm, err) < 0)
         return -1;
-    worker_task_log(run->task, LOG_LEVEL_INFO, "VM found: %s (%s), %s, %s, %zu disks, %s", vm.name,
+    worker_task_log(run->task, LOG_LEVEL_INFO, "VM found: %s (%s), %s, %s, %zu disk%s, %s", vm.name,
                     vm.id, vm.path, vm_power_name(vm.power), vm.disk_count,
-                    export_size_text(vm.storage_bytes, size));
-    for (size_t i = 0; i < vm.disk_count; i++) {
-        if (vm.disks[i].skip_reason[0] != '\0')
-            export_warn(run, "discovering", "%s is left out: %s", vm.disks[i].label,
-                        vm.disks[i].skip_reason);
-    }
+                    vm.disk_count == 1 ? "" : "s", export_size_text(vm.storage_bytes, size));
     return check_space(run, &vm, err);
+}
+
+/* A provider may leave disks out that it cannot freeze, or refuse the VM because of them. */
+static void warn_of_missing_disks(struct export_run *run)
+{
+    const struct frozen_vm *frozen = run->frozen;
+
+    for (size_t i = 0; i < frozen->vm.disk_count; i++) {
+        const struct vm_disk *disk = &frozen->vm.disks[i];
+        bool there = false;
+        for (size_t k = 0; k < frozen->disk_count && !there; k++)
+            there = frozen->disks[k].vm_disk_index == i;
+        if (!there)
+            export_warn(run, "snapshotting", "%s is left out: %s", disk->label,
+                        disk->skip_reason[0] != '\0' ? disk->skip_reason : "it cannot be frozen");
+    }
+}
+
+bool export_uses_snapshot(const struct export_run *run)
+{
+    const char *method = run->frozen != NULL
+                             ? run->frozen->method
+                             : json_str(json_object_get(run->plan->document, "source"), "method");
+
+    return strncmp(method, "snapshot", strlen("snapshot")) == 0;
+}
+
+static void log_frozen(struct export_run *run)
+{
+    size_t count = run->frozen->disk_count;
+
+    worker_task_log(run->task, LOG_LEVEL_INFO, "%s: %zu disk%s to read (%s)",
+                    export_uses_snapshot(run) ? "snapshot created" : "no snapshot needed", count,
+                    count == 1 ? "" : "s", run->frozen->method);
 }
 
 int export_freeze(struct export_run *run, struct error *err)
@@ -179,12 +208,13 @@ int export_freeze(struct export_run *run, struct error *err)
     if (provider->prepare(run->session.session, run->vm_id, &run->options.prepare,
                           &run->records.base, &run->frozen, err) < 0)
         return -1;
-    if (run->frozen->disk_count == 0 || run->frozen->disk_count > VM_DISKS_MAX)
+    if (run->frozen->disk_count == 0 || run->frozen->disk_count > VM_DISKS_MAX) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "VM '%.128s' has no disk that can be exported (or more than %d)",
                          run->frozen->vm.name, VM_DISKS_MAX);
-    worker_task_log(run->task, LOG_LEVEL_INFO, "%zu disks stand still (%s)",
-                    run->frozen->disk_count, run->frozen->method);
+    }
+    log_frozen(run);
+    warn_of_missing_disks(run);
     return 0;
 }
 

@@ -66,7 +66,8 @@ struct frozen_vm {
     struct vm vm;
     struct frozen_disk *disks;
     size_t disk_count;
-    char *method;        /* "folder", "snapshot-folder": goes into the manifest */
+    char *method;        /* "folder", "snapshot-folder": goes into the manifest; begins with
+                             "snapshot" when there is one */
     void *provider_data; /* provider's own, freed by frozen_free of the provider */
 };
 

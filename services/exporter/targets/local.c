@@ -51,10 +51,11 @@ int local_volume(const struct config_list *bases, const char *path, char out[UUI
         if (base == NULL || !is_inside(base, path))
             continue;
         file = xasprintf("%s/%s", base, LOCAL_VOLUME_NAME);
-        if (read_line_file(file, &uuid, &none) < 0 || strlen(uuid) != UUID_SIZE - 1)
+        if (read_line_file(file, &uuid, &none) < 0 || strlen(uuid) != UUID_SIZE - 1) {
             return error_set(err, ERR_UNAVAILABLE,
                              "'%.200s' has no %s: is its volume mounted? Nothing is written there",
                              base, LOCAL_VOLUME_NAME);
+        }
         memcpy(out, uuid, UUID_SIZE);
         return 0;
     }

@@ -126,10 +126,11 @@ int local_sweep(const char *dir, const char *stem, const uint64_t *keep_generati
     CLEANUP(close_dir) DIR *stream = opendir(dir);
     const struct dirent *entry;
 
-    if (stream == NULL)
+    if (stream == NULL) {
         return errno == ENOENT
                    ? 0
                    : error_set_errno(err, errno, "directory '%.200s' cannot be read", dir);
+    }
     while ((entry = readdir(stream)) != NULL) {
         if (!is_unfinished(entry->d_name, stem) ||
             (keep_generation != NULL && generation_of(entry->d_name) == *keep_generation))
@@ -146,10 +147,11 @@ int local_unclaim(const char *dir, bool remove_dir, struct error *err)
     CLEANUP(close_dir) DIR *stream = opendir(dir);
     const struct dirent *entry;
 
-    if (stream == NULL)
+    if (stream == NULL) {
         return errno == ENOENT
                    ? 0
                    : error_set_errno(err, errno, "directory '%.200s' cannot be read", dir);
+    }
     while ((entry = readdir(stream)) != NULL) {
         const char *rest = entry->d_name + strlen(LOCAL_MARK_NAME);
         if (!starts_with(entry->d_name, LOCAL_MARK_NAME) || (*rest != '\0' && *rest != '.'))

@@ -44,7 +44,7 @@ struct worker_task {
     void (*on_log)(struct worker_task *task, const char *line);
 };
 
-static void task_stop(struct worker_task *task, enum worker_stop reason)
+__attribute__((unused)) static void task_stop(struct worker_task *task, enum worker_stop reason)
 {
     task->reason = reason;
     atomic_store(&task->stopped, true);
@@ -339,7 +339,7 @@ static int source_prepare(struct provider_session *session, const char *vm_id,
     }
     *out = xcalloc(1, sizeof **out);
     fill_vm(&(*out)->vm);
-    (*out)->method = xstrdup("scripted-snapshot");
+    (*out)->method = xstrdup("snapshot-scripted");
     (*out)->disks = xcalloc(source.disk_count, sizeof *(*out)->disks);
     for (size_t i = 0; i < source.disk_count; i++) {
         if (source.disks[i].skip_reason != NULL)

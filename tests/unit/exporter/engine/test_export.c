@@ -62,6 +62,11 @@ static void an_ovf_export_has_every_file_of_the_layout(void **state)
     assert_string_equal(world_task.phases.data, "connecting discovering snapshotting exporting "
                                                 "packaging verifying cleanup");
     assert_string_equal(world_task.disk_states, "copying waiting done verifying ");
+    assert_non_null(strstr(world_task.log.data, "VM found: web-03 (vm-57)"));
+    assert_non_null(strstr(world_task.log.data, "snapshot created: 2 disks"));
+    assert_non_null(strstr(world_task.log.data, "web-03-disk2.vmdk: 3.0 MiB, 3.0 MiB read in"));
+    assert_non_null(strstr(world_task.log.data, "verified: web-03-disk1.vmdk"));
+    assert_non_null(strstr(world_task.log.data, "snapshot removed"));
     assert_int_equal(world_task.progress.bytes_done, LARGE + SMALL);
     assert_int_equal(world_task.progress.bytes_total, LARGE + SMALL);
 }
