@@ -241,14 +241,26 @@ static int check_id(const char *id, struct field_problem *problem, struct error 
     return 0;
 }
 
+/* A delay that is given alone moves the other's default out of its way. */
+static void retry_delays(const struct submit_settings *settings, const json_t *retry,
+                         int64_t *out_initial, int64_t *out_max)
+{
+    *out_initial = field_duration_ms(retry, "initial_delay", settings->retry->initial_delay_ms);
+    *out_max = field_duration_ms(retry, "max_delay", settings->retry->max_delay_ms);
+    if (*out_initial > *out_max && json_object_get(retry, "initial_delay") == NULL)
+        *out_initial = *out_max;
+    if (*out_initial > *out_max && json_object_get(retry, "max_delay") == NULL)
+        *out_max = *out_initial;
+}
+
 static int check_retry(const struct submit_settings *settings, const json_t *job,
                        struct field_problem *problem, struct error *err)
 {
-    const json_t *retry = json_object_get(job, "retry");
-    int64_t initial = field_duration_ms(retry, "initial_delay", settings->retry->initial_delay_ms);
-    int64_t max = field_duration_ms(retry, "max_delay", settings->retry->max_delay_ms);
+    int64_t initial = 0;
+    int64_t max = 0;
 
-    if (retry != NULL && initial > max)
+    retry_delays(settings, json_object_get(job, "retry"), &initial, &max);
+    if (initial > max)
         return field_fail(problem, 422, "retry.initial_delay", err, ERR_INVALID,
                           "'retry.initial_delay' of %lld ms is over max_delay of %lld ms",
                           (long long)initial, (long long)max);
@@ -422,10 +434,7 @@ static void fill_submission(const struct submit_settings *settings, struct submi
     s->format = field_text(job, "format", "ovf");
     s->definition = request->definition;
     s->priority = (uint32_t)field_number(job, "priority", SUBMIT_PRIORITY);
-    s->retry_initial_ms =
-        field_duration_ms(retry, "initial_delay", settings->retry->initial_delay_ms);
-    s->retry_max_ms = field_duration_ms(retry, "max_delay", settings->retry->max_delay_ms);
-    s->max_attempts = (uint32_t)field_number(retry, "max_attempts", settings->retry->max_attempts);
+    retry_delays(settings, retry, &s->retry_initial_ms, &s->retry_max_ms);
 }
 
 int submit_parse(const struct submit_settings *settings, const json_t *element, const char *vm_name,

@@ -253,6 +253,8 @@ static void defaults_are_those_of_the_reference(void **state)
     assert_string_equal(request->submission.output_path, output);
     assert_int_equal(request->submission.priority, 50);
     assert_int_equal(request->submission.max_attempts, 3);
+    assert_int_equal(request->submission.retry_initial_ms, 60000);
+    assert_int_equal(request->submission.retry_max_ms, 1800000);
     assert_memory_equal(request->id, "job-", 4);
     assert_null(request->submission.convert_spec);
     assert_string_equal(json_str(spec, "job_id"), request->id);
@@ -264,6 +266,28 @@ static void defaults_are_those_of_the_reference(void **state)
     assert_true(json_is_true(json_object_get(spec, "snapshot_quiesce")));
     assert_true(json_is_true(json_object_get(spec, "delete_snapshot")));
     assert_true(json_is_false(json_object_get(spec, "convert")));
+}
+
+static void retry_is_in_seconds_or_with_units(void **state)
+{
+    auto_submit_request *request = take(
+        "{\"vm\": \"a\", \"retry\": {\"max_attempts\": 5, \"initial_delay\": 2, \"max_delay\": "
+        "\"5m\", \"backoff\": \"exponential\"}}");
+
+    (void)state;
+    assert_int_equal(request->submission.max_attempts, 5);
+    assert_int_equal(request->submission.retry_initial_ms, 2000);
+    assert_int_equal(request->submission.retry_max_ms, 300000);
+}
+
+static void one_delay_alone_moves_the_default_of_the_other(void **state)
+{
+    auto_submit_request *low = take("{\"vm\": \"a\", \"retry\": {\"max_delay\": \"10s\"}}");
+    auto_submit_request *high = take("{\"vm\": \"a\", \"retry\": {\"initial_delay\": \"2h\"}}");
+
+    (void)state;
+    assert_int_equal(low->submission.retry_initial_ms, 10000);
+    assert_int_equal(high->submission.retry_max_ms, 7200000);
 }
 
 static void a_known_vm_name_names_the_directory(void **state)
@@ -422,6 +446,8 @@ int main(void)
         cmocka_unit_test(fields_that_come_later_are_never_accepted_and_ignored),
         cmocka_unit_test(later_fields_that_ask_for_nothing_are_no_error),
         cmocka_unit_test(defaults_are_those_of_the_reference),
+        cmocka_unit_test(retry_is_in_seconds_or_with_units),
+        cmocka_unit_test(one_delay_alone_moves_the_default_of_the_other),
         cmocka_unit_test(a_known_vm_name_names_the_directory),
         cmocka_unit_test(conversion_makes_a_second_task),
         cmocka_unit_test(secrets_in_metadata_are_stored_nowhere),
