@@ -40,20 +40,10 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
 
 /* Short tasks here, exports in export.c. */
 static const struct worker_kind kinds[] = {
-    {"inventory", true, exporter_run_inventory},
-    {"vm_info", true, exporter_run_vm_info},
-    {"validate", true, exporter_run_validate},
+    {"export", false, exporter_run_export},  {"inventory", true, exporter_run_inventory},
+    {"vm_info", true, exporter_run_vm_info}, {"validate", true, exporter_run_validate},
     {"release", true, exporter_run_release},
 };
-
-static bool has_kind(const char *name)
-{
-    for (size_t i = 0; i < ARRAY_LEN(kinds); i++) {
-        if (strcmp(kinds[i].kind, name) == 0)
-            return true;
-    }
-    return false;
-}
 
 static json_t *checked(json_t *json)
 {
@@ -65,21 +55,19 @@ static json_t *checked(json_t *json)
 /* docs/tasks.md, "Capability record": what the vtable and this build really have. */
 static json_t *capabilities(const struct provider *provider)
 {
-    bool exports = has_kind("export");
     json_t *methods = checked(json_array());
-    json_t *formats =
-        checked(exports ? json_pack("[s,s,s,s]", "ovf", "vmdk", "raw", "qcow2") : json_array());
+    json_t *formats = checked(json_pack("[s,s,s,s]", "ovf", "vmdk", "raw", "qcow2"));
 
-    for (const struct provider_method *m = provider->methods; exports && m->name != NULL; m++)
+    for (const struct provider_method *m = provider->methods; m->name != NULL; m++)
         (void)json_array_append_new(
             methods, checked(json_pack("{s:s, s:s, s:I}", "name", m->name, "version",
                                        HYPERSDK_VERSION, "priority", (json_int_t)m->priority)));
     return checked(json_pack("{s:s, s:o, s:o, s:i, s:{s:b, s:b, s:b, s:b, s:b, s:b}}", "title",
                              provider->title, "formats", formats, "methods", methods,
                              "parallel_reads_max", (int)provider->parallel_reads_max, "features",
-                             "snapshot", exports && provider->snapshots, "resume", exports,
-                             "verify", exports, "extents", provider->disk_extents != NULL, "cbt",
-                             false, "inventory", provider->vm_list != NULL));
+                             "snapshot", provider->snapshots, "resume", true, "verify", true,
+                             "extents", provider->disk_extents != NULL, "cbt", false, "inventory",
+                             provider->vm_list != NULL));
 }
 
 static int load_key(struct service *service, struct error *err)
