@@ -434,6 +434,7 @@ static void fill_submission(const struct submit_settings *settings, struct submi
     s->format = field_text(job, "format", "ovf");
     s->definition = request->definition;
     s->priority = (uint32_t)field_number(job, "priority", SUBMIT_PRIORITY);
+    s->max_attempts = (uint32_t)field_number(retry, "max_attempts", settings->retry->max_attempts);
     retry_delays(settings, retry, &s->retry_initial_ms, &s->retry_max_ms);
 }
 
