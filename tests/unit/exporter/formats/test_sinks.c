@@ -265,8 +265,11 @@ static void a_checkpoint_of_another_file_is_refused(void **state)
         for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
             struct error err = ERROR_NONE;
             struct sink *sink = NULL;
-            struct sink_options options = {
-                .path = path, .size_bytes = disk.size, .file_name = "x", .resume = bad[i]};
+            struct sink_options options = {.path = path,
+                                           .size_bytes = disk.size,
+                                           .file_name = "x",
+                                           .resume = bad[i],
+                                           .resume_offset = 4 * MIB};
             assert_int_equal(all_formats[f]->open(&options, &sink, &err), -1);
             assert_true(err.code == ERR_CORRUPT || err.code == ERR_INVALID);
         }
