@@ -145,7 +145,7 @@ int json_check_keys(const json_t *object, const char *const *keys, struct error 
 
     if (!json_is_object(object))
         return error_set(err, ERR_INVALID, "expected an object");
-    json_object_foreach((json_t *)(uintptr_t)object, key, value)
+    json_object_foreach(json_unconst(object), key, value)
     {
         const char *const *known = keys;
         while (*known != NULL && strcmp(*known, key) != 0)
@@ -224,16 +224,17 @@ json_t *json_mask_secrets(const json_t *json)
 
     if (json_is_object(json)) {
         copy = json_object();
-        json_object_foreach((json_t *)(uintptr_t)json, key, value)
+        json_object_foreach(json_unconst(json), key, value)
         {
-            (void)json_object_set_new(
-                copy, key, json_is_secret_name(key) ? json_string("***") : json_mask_secrets(value));
+            (void)json_object_set_new(copy, key,
+                                      json_is_secret_name(key) ? json_string("***")
+                                                               : json_mask_secrets(value));
         }
         return copy;
     }
     if (json_is_array(json)) {
         copy = json_array();
-        json_array_foreach((json_t *)(uintptr_t)json, index, value)(void)
+        json_array_foreach(json_unconst(json), index, value)(void)
             json_array_append_new(copy, json_mask_secrets(value));
         return copy;
     }

@@ -15,6 +15,15 @@ MUST_CHECK int json_parse(const char *text, size_t size, size_t size_max, json_t
  * type (rest-api.md section 1). strict_json: no second try. */
 MUST_CHECK int body_parse(const char *text, size_t size, size_t size_max, bool strict_json,
                           json_t **out, struct error *err);
+/* For json_object_foreach, which wants an object that is not const and does not change it. */
+static inline json_t *json_unconst(const json_t *json)
+{
+    const union {
+        const json_t *in;
+        json_t *out;
+    } same = {json};
+    return same.out;
+}
 /* Typed members. Absent or null: `fallback`, return 0. Wrong type or range: ERR_INVALID naming
  * key. Returned strings are borrowed from the object. */
 MUST_CHECK int json_get_string(const json_t *object, const char *key, const char *fallback,

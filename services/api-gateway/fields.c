@@ -241,10 +241,11 @@ static int take(const struct field *f, const char *prefix, const char *key, json
         return check_later(f, name, value, problem, err);
     if (check_value(f, name, value, problem, err) < 0)
         return -1;
-    if (before != NULL && !json_equal(before, value))
+    if (before != NULL && !json_equal(before, value)) {
         return field_fail(problem, 400, name, err, ERR_INVALID,
                           "'%s' is another name of '%s%s', which has a different value", name,
                           prefix, f->name);
+    }
     if (f->type == FIELD_DURATION) { /* one form for everyone behind us */
         int64_t ms = 0;
         if (duration_of(f, name, value, &ms, err) < 0)
@@ -270,7 +271,7 @@ int fields_canonical(const struct field *table, const char *prefix, const json_t
         return error_set(err, ERR_INVALID, "%s must be an object",
                          prefix[0] == '\0' ? "the request" : problem->field);
     }
-    json_object_foreach((json_t *)(uintptr_t)object, key, value)
+    json_object_foreach(json_unconst(object), key, value)
     {
         const struct field *f = find(table, key);
         if (f == NULL)

@@ -200,11 +200,12 @@ int handle_job_stats(struct call *call, struct error *err)
         return -1;
     json_set_i64(answer, "vms_exported", 0);
     json_set_i64(answer, "bytes_exported", 0);
-    for (int i = 0; i < PQntuples(rows); i++)
+    for (int i = 0; i < PQntuples(rows); i++) {
         json_set_i64(answer,
                      strstr(db_text(rows, i, 0), "bytes") != NULL ? "bytes_exported"
                                                                   : "vms_exported",
                      db_i64(rows, i, 1));
+    }
     json_set_now(answer, "timestamp");
     call_answer_json(call, 200, STEAL(answer));
     return 0;

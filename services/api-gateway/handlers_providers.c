@@ -122,7 +122,7 @@ static int flatten(struct call *call, const json_t *body, json_t **out, struct e
     const char *key;
     json_t *value;
 
-    json_object_foreach((json_t *)(uintptr_t)body, key, value)
+    json_object_foreach(json_unconst(body), key, value)
     {
         if (strcmp(key, "name") != 0 &&
             !word_in(key, (const char *const[]){"settings", "config", "provider", NULL}))
@@ -197,10 +197,11 @@ static int insert(struct call *call, const char *name, const struct provider_set
                 DB_PARAMS(name, settings->kind, settings->enabled ? "true" : "false", text), &rows,
                 err) < 0)
         return -1;
-    if (db_affected(rows) == 0)
+    if (db_affected(rows) == 0) {
         return error_set(err, ERR_CONFLICT,
                          "provider '%s' exists already: PUT /api/v1/providers/%s changes it", name,
                          name);
+    }
     return store_secrets(call, name, settings, err) < 0 ? -1 : db_commit(call->db, err);
 }
 
@@ -213,10 +214,11 @@ int handle_provider_add(struct call *call, struct error *err)
 
     if (json_object_get(call->body, "name") == NULL && json_is_object(call->body))
         name = json_str(call->body, "kind"); /* one of a kind needs no other name */
-    if (!provider_name_is_right(name))
+    if (!provider_name_is_right(name)) {
         return call_bad_field(call, "name", err,
                               "'name' must have 1 to 63 of a-z, 0-9, '-' and '_', and begin with a "
                               "letter or digit");
+    }
     call_resource(call, "provider", name);
     if (read_body(call, name, &settings, err) < 0)
         return -1;
@@ -347,7 +349,7 @@ static int override_spec(struct call *call, const char *name, const PGresult *ro
 {
     auto_provider_settings given = {0};
     auto_json *merged = cell_json(rows, 0, COL_SETTINGS);
-    auto_json *named = json_copy((json_t *)(uintptr_t)config);
+    auto_json *named = json_copy(json_unconst(config));
     auto_pgresult *stored = NULL;
     autofree char *sealed = NULL;
     char key_id[SEAL_KEY_ID_SIZE];

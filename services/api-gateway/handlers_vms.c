@@ -362,10 +362,11 @@ static json_t *candidates(struct call *call, const char *provider, const char *v
 
     if (db_exec(call->db, candidates_sql, DB_PARAMS(provider, name, pattern), &rows, &ignored) < 0)
         return list; /* the refusal itself is what matters */
-    for (int i = 0; i < PQntuples(rows); i++)
+    for (int i = 0; i < PQntuples(rows); i++) {
         (void)json_array_append_new(list,
                                     json_pack("{s:s, s:s, s:s}", "id", db_text(rows, i, 0), "name",
                                               db_text(rows, i, 1), "path", db_text(rows, i, 2)));
+    }
     return list;
 }
 

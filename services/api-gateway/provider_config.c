@@ -36,16 +36,17 @@ void provider_config_check(const json_t *section, struct strbuf *problems)
     const char *name;
     json_t *settings;
 
-    json_object_foreach((json_t *)(uintptr_t)section, name, settings)
+    json_object_foreach(json_unconst(section), name, settings)
     {
         auto_provider_settings read = {0};
         struct field_problem problem = {0};
         struct error err = ERROR_NONE;
-        if (!provider_name_is_right(name))
+        if (!provider_name_is_right(name)) {
             strbuf_addf(problems, "providers.%.64s: a name has 1 to 63 of a-z, 0-9, '-', '_'\n",
                         name);
-        else if (provider_settings_read(name, settings, true, &read, &problem, &err) < 0)
+        } else if (provider_settings_read(name, settings, true, &read, &problem, &err) < 0) {
             strbuf_addf(problems, "providers.%s: %s\n", name, err.message);
+        }
     }
 }
 
@@ -132,7 +133,7 @@ int provider_config_sync(const json_t *section, const struct seal_master *master
 
     if (!json_is_object(section))
         return 0;
-    json_object_foreach((json_t *)(uintptr_t)section, name, input)
+    json_object_foreach(json_unconst(section), name, input)
     {
         (void)json_array_append_new(names, json_string(name));
         if (store(db, master, name, input, &changed, err) < 0)

@@ -103,10 +103,11 @@ static int check_value(const char *key, const json_t *value, size_t size_max,
     if (strlen(text) != json_string_length(value) || json_string_length(value) > size_max)
         return field_fail(problem, 400, key, err, ERR_INVALID,
                           "'%s' must have at most %zu bytes and no NUL", key, size_max);
-    if (strcmp(key, "host") == 0 && strchr(text, '@') != NULL)
+    if (strcmp(key, "host") == 0 && strchr(text, '@') != NULL) {
         return field_fail(problem, 400, key, err, ERR_INVALID,
                           "'host' must not carry a user name or password: use 'username' and "
                           "'password'");
+    }
     return 0;
 }
 
@@ -167,7 +168,7 @@ int provider_settings_read(const char *name, const json_t *input, bool from_file
                               "'enabled' must be true or false");
         read.enabled = json_is_true(enabled);
     }
-    json_object_foreach((json_t *)(uintptr_t)input, key, value)
+    json_object_foreach(json_unconst(input), key, value)
     {
         if (strcmp(key, "kind") == 0 || strcmp(key, "enabled") == 0)
             continue;
@@ -185,12 +186,12 @@ const char *provider_setting_needs_secret(const json_t *before, const json_t *af
     const char *key;
     json_t *value;
 
-    json_object_foreach((json_t *)(uintptr_t)after, key, value)
+    json_object_foreach(json_unconst(after), key, value)
     {
         if (!word_in(key, harmless) && !json_equal(json_object_get(before, key), value))
             return key;
     }
-    json_object_foreach((json_t *)(uintptr_t)before, key, value)
+    json_object_foreach(json_unconst(before), key, value)
     {
         if (!word_in(key, harmless) && json_object_get(after, key) == NULL)
             return key;

@@ -2,7 +2,8 @@
  * OpenAPI test all read it. Order does not matter. */
 #include "handlers.h"
 
-/* clang-format off: one line per route */
+/* One line per route. */
+/* clang-format off */
 const struct route routes[] = {
     /* method, path, permission, audit action, operation, flags, handler */
 

@@ -137,10 +137,11 @@ static int split_list(const json_t *list, struct submit_batch *out, struct field
     if (!json_is_array(list) || count == 0)
         return field_fail(problem, 400, "jobs", err, ERR_INVALID,
                           "'jobs' must be a list with at least one job");
-    if (count > SUBMIT_JOBS_MAX)
+    if (count > SUBMIT_JOBS_MAX) {
         return field_fail(problem, 400, "jobs", err, ERR_INVALID,
                           "%zu jobs in one request, at most %d are allowed", count,
                           SUBMIT_JOBS_MAX);
+    }
     for (size_t i = 0; i < count; i++)
         out->elements[i] = json_array_get(list, i);
     out->count = count;
@@ -201,10 +202,11 @@ static int split_export_method(json_t *job, struct field_problem *problem, struc
         return check_word("export_method", value, submit_formats, submit_formats_later, problem,
                           err);
     before = json_object_get(job, target);
-    if (before != NULL && !json_equal(before, json_object_get(job, "export_method")))
+    if (before != NULL && !json_equal(before, json_object_get(job, "export_method"))) {
         return field_fail(problem, 400, "export_method", err, ERR_INVALID,
                           "'export_method' is another name of '%s', which has a different value",
                           target);
+    }
     (void)json_object_set(job, target, json_object_get(job, "export_method"));
     (void)json_object_del(job, "export_method");
     return 0;
@@ -232,10 +234,11 @@ static int check_id(const char *id, struct field_problem *problem, struct error 
 
     if (id == NULL)
         return 0;
-    if (strspn(id, allowed) != strlen(id) || id[0] == '.' || id[0] == '-')
+    if (strspn(id, allowed) != strlen(id) || id[0] == '.' || id[0] == '-') {
         return field_fail(problem, 400, "id", err, ERR_INVALID,
                           "'id' may hold letters, digits, '.', '_' and '-' and must not begin with "
                           "'.' or '-'");
+    }
     if (word_in(id, reserved_ids))
         return field_fail(problem, 400, "id", err, ERR_INVALID, "'id': '%s' is reserved", id);
     return 0;
@@ -260,10 +263,11 @@ static int check_retry(const struct submit_settings *settings, const json_t *job
     int64_t max = 0;
 
     retry_delays(settings, json_object_get(job, "retry"), &initial, &max);
-    if (initial > max)
+    if (initial > max) {
         return field_fail(problem, 422, "retry.initial_delay", err, ERR_INVALID,
                           "'retry.initial_delay' of %lld ms is over max_delay of %lld ms",
                           (long long)initial, (long long)max);
+    }
     return 0;
 }
 
@@ -276,10 +280,11 @@ static int check_free_size(const json_t *job, struct field_problem *problem, str
         const json_t *value = json_object_get(job, names[i]);
         if (value != NULL)
             size += json_dumpb(value, NULL, 0, JSON_COMPACT);
-        if (size > SUBMIT_FREE_BYTES_MAX)
+        if (size > SUBMIT_FREE_BYTES_MAX) {
             return field_fail(problem, 400, names[i], err, ERR_INVALID,
                               "'metadata' and 'tags' together are over %llu bytes",
                               (unsigned long long)SUBMIT_FREE_BYTES_MAX);
+        }
     }
     return 0;
 }

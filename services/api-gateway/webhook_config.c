@@ -119,7 +119,7 @@ static int read_headers(struct endpoint *endpoint, struct error *err)
         (void)json_object_set_new(endpoint->secrets, "headers", json_object());
     if (json_object_size(headers) > HEADERS_MAX)
         return error_set(err, ERR_INVALID, "'headers' may be at most %d", HEADERS_MAX);
-    json_object_foreach((json_t *)(uintptr_t)headers, name, value)
+    json_object_foreach(json_unconst(headers), name, value)
     {
         const char *text = json_string_value(value);
         if (!header_name_is_right(name))
