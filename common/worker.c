@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/json.h"
 #include "common/worker_internal.h"
 
 #define LEASE_CALL_MS   30000 /* the scheduler parks for 20 s */
@@ -112,7 +113,7 @@ static void on_gap(void *arg)
 
 static void describe(const struct worker *worker, Hypersdk__V1__LeaseRequest *body)
 {
-    const struct worker_description *d = worker->description;
+    const struct worker_description *d = &worker->description;
 
     hypersdk__v1__lease_request__init(body);
     body->instance = (char *)(uintptr_t)worker->instance;
@@ -127,10 +128,8 @@ static void describe(const struct worker *worker, Hypersdk__V1__LeaseRequest *bo
 
 static int lease(const struct slot *slot, bus_envelope **out, struct error *err)
 {
-    const struct worker_description *d = slot->worker->description;
+    const struct worker_description *d = &slot->worker->description;
     char *kinds[WORKER_KINDS_MAX];
-    autofree char *capabilities =
-        d->capabilities == NULL ? NULL : json_dumps(d->capabilities, JSON_COMPACT);
     CLEANUP(worker_volumes_release) struct worker_volumes volumes = {0};
     struct bus_envelope_store store;
     Hypersdk__V1__LeaseRequest body;
@@ -149,8 +148,7 @@ static int lease(const struct slot *slot, bus_envelope **out, struct error *err)
     body.n_volumes = volumes.count;
     body.slot = slot->number;
     body.slots_total = slot->total;
-    if (capabilities != NULL)
-        body.capabilities_json = capabilities;
+    body.capabilities_json = slot->worker->capabilities;
     bus_envelope_init(&envelope, &store, slot->worker->instance, NULL);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_LEASE_REQUEST;
     envelope.lease_request = &body;
@@ -194,7 +192,7 @@ static void run_task(struct worker *worker, struct worker_task *task)
         rc = -1;
     } else {
         error_clear(&err); /* a cancelled task still runs: it may have to clean up */
-        rc = task->kind->run(task, worker->description->arg, &result, &err);
+        rc = task->kind->run(task, worker->description.arg, &result, &err);
     }
     if (rc < 0)
         LOG(WARN, "task_failed", F_STR("task_id", task->ref.task_id), F_ERR(&err));
@@ -276,7 +274,7 @@ static bool has_class(const struct worker_description *description, bool control
 
 static int start_slots(struct worker *worker, bool control, uint32_t total, struct error *err)
 {
-    if (!has_class(worker->description, control))
+    if (!has_class(&worker->description, control))
         return 0; /* nothing to ask for */
     for (uint32_t i = 0; i < total; i++) {
         struct slot *slot = xcalloc(1, sizeof *slot);
@@ -347,7 +345,10 @@ int worker_run(struct service *service, const struct bus_config *bus,
     assert(description->transfer_slots <= WORKER_SLOTS_MAX);
     assert(description->control_slots <= WORKER_SLOTS_MAX);
     worker->service = service;
-    worker->description = description;
+    worker->description = *description;
+    worker->description.capabilities = NULL;
+    worker->capabilities =
+        description->capabilities == NULL ? xstrdup("{}") : json_text(description->capabilities);
     worker->instance = service_instance(service);
     if (gethostname(worker->host, sizeof worker->host - 1) < 0)
         worker->host[0] = '\0';

@@ -41,15 +41,16 @@ struct worker_kind {
     int (*run)(struct worker_task *task, void *arg, json_t **out_result, struct error *err);
 };
 
-struct worker_description {
-    const char *role;     /* "exporter" | "bridge" */
-    const char *provider; /* kind; "" for the bridge */
+struct worker_description { /* texts, kinds, bases and arg live as long as the process: slots with
+                               a parked request still look at them when it ends */
+    const char *role;       /* "exporter" | "bridge" */
+    const char *provider;   /* kind; "" for the bridge */
     const struct worker_kind *kinds;
     size_t kind_count;
     uint32_t transfer_slots;
     uint32_t control_slots;
     const struct config_list *bases; /* announced as volumes: .hypersdk-volume is made if missing */
-    json_t *capabilities;            /* capability record; borrowed */
+    json_t *capabilities;            /* capability record; read by worker_run only */
     void *arg;                       /* for run() */
 };
 

@@ -17,7 +17,8 @@
 
 struct worker {
     struct service *service;
-    const struct worker_description *description;
+    struct worker_description description; /* a copy; capabilities are below */
+    char *capabilities;                    /* JSON text */
     struct bus_client *client;
     struct bus_pusher *pusher;
     const char *instance;

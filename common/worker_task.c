@@ -15,9 +15,9 @@
 
 static const struct worker_kind *find_kind(const struct worker *worker, const char *name)
 {
-    for (size_t i = 0; i < worker->description->kind_count; i++) {
-        if (strcmp(worker->description->kinds[i].kind, name) == 0)
-            return &worker->description->kinds[i];
+    for (size_t i = 0; i < worker->description.kind_count; i++) {
+        if (strcmp(worker->description.kinds[i].kind, name) == 0)
+            return &worker->description.kinds[i];
     }
     return NULL;
 }
@@ -319,7 +319,7 @@ static void wait_for_room(struct worker_task *task)
 
 void worker_task_log(struct worker_task *task, enum log_level level, const char *format, ...)
 {
-    char text[BUS_LOG_MESSAGE_MAX + 2]; /* one more than allowed: cut between characters below */
+    char text[BUS_LOG_MESSAGE_MAX + 5]; /* the last character whole, so that it is cut off whole */
     autofree char *message = NULL;
     va_list args;
 
