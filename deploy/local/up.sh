@@ -110,6 +110,7 @@ for service in $services; do
         die "$service is not ready (log: run/log/$service.log)"
     }
 done
+. "$here/suite.sh" # the address may be a new one
 wait_for 30 curl -fsS -o /dev/null -m 5 "$url/health" || die "the gateway does not answer at $url"
 if [ "$dev_mode" = false ]; then
     # the first start with login prints the administrator's password, once

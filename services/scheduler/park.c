@@ -26,7 +26,8 @@ static const char UPSERT_WORKER[] =
     " $9::jsonb, $10::jsonb) ON CONFLICT (instance) DO UPDATE SET seen_at = now(), state = 'up',"
     " slots_transfer = greatest(w.slots_transfer, excluded.slots_transfer),"
     " slots_control = greatest(w.slots_control, excluded.slots_control),"
-    " volumes = excluded.volumes, capabilities = excluded.capabilities";
+    " volumes = excluded.volumes, capabilities = excluded.capabilities"
+    " RETURNING xmax = 0"; /* true: it was not there */
 
 /* Cheap with its partial index; most wake-ups end here. */
 static const char WAITING[] =
@@ -60,7 +61,8 @@ static const char LOAD_RECORDS[] =
 struct parked {
     struct bus_request *request;
     int64_t until_ms;
-    bool seen; /* its worker's row is up to date */
+    bool seen;  /* its worker's row is up to date */
+    bool first; /* of a worker that was not known: it waits for a sign that we are here */
 };
 
 struct park {
@@ -196,8 +198,10 @@ static char *volumes_json(const Hypersdk__V1__LeaseRequest *request, bool ids)
     return json_text(array);
 }
 
-static int upsert_worker(struct db *db, const Hypersdk__V1__LeaseRequest *r, struct error *err)
+static int upsert_worker(struct db *db, const Hypersdk__V1__LeaseRequest *r, bool *out_new,
+                         struct error *err)
 {
+    auto_pgresult *rows = NULL;
     bool transfer = r->class_ == HYPERSDK__V1__TASK_CLASS__TASK_CLASS_TRANSFER;
     autofree char *volumes = volumes_json(r, false);
     char pid[NUMBER_SIZE];
@@ -205,11 +209,14 @@ static int upsert_worker(struct db *db, const Hypersdk__V1__LeaseRequest *r, str
 
     (void)snprintf(pid, sizeof pid, "%" PRIu32, r->pid);
     (void)snprintf(slots, sizeof slots, "%" PRIu32, r->slots_total);
-    return db_exec(db, UPSERT_WORKER,
-                   DB_PARAMS(r->instance, r->role, r->provider, r->host, pid, r->version,
-                             transfer ? slots : "0", transfer ? "0" : slots, volumes,
-                             r->capabilities_json[0] == '\0' ? "{}" : r->capabilities_json),
-                   NULL, err);
+    if (db_exec(db, UPSERT_WORKER,
+                DB_PARAMS(r->instance, r->role, r->provider, r->host, pid, r->version,
+                          transfer ? slots : "0", transfer ? "0" : slots, volumes,
+                          r->capabilities_json[0] == '\0' ? "{}" : r->capabilities_json),
+                &rows, err) < 0)
+        return -1;
+    *out_new = db_bool(rows, 0, 0);
+    return 0;
 }
 
 struct lease { /* what a TaskLease is made of; rows own the texts */
@@ -400,7 +407,7 @@ static int round_of(struct scheduler *scheduler, struct db *db, struct parked *i
     for (size_t i = 0; i < count; i++) {
         struct bus_request *request = items[i].request;
         if (rc == 0 && !items[i].seen) {
-            rc = upsert_worker(db, body_of(request), err);
+            rc = upsert_worker(db, body_of(request), &items[i].first, err);
             items[i].seen = rc == 0;
         }
         if (rc == 0 && wants(body_of(request), waiting)) {
@@ -408,7 +415,7 @@ static int round_of(struct scheduler *scheduler, struct db *db, struct parked *i
                 continue;
             rc = err->code == ERR_NONE ? 0 : -1;
         }
-        if (now >= items[i].until_ms)
+        if (now >= items[i].until_ms || items[i].first)
             reply_none(request, NONE_AGAIN_MS);
         else
             put_back(scheduler->park, &items[i]);
