@@ -46,6 +46,8 @@ struct sink {
     atomic_bool broken;        /* a write failed: there may be a gap */
     atomic_uint_fast64_t next; /* append position, multiple of CLUSTER_BYTES */
     struct writeback writeback;
+    pthread_mutex_t mutex; /* guards failure */
+    struct error failure;  /* of the write that broke it */
 };
 
 static void qcow2_close(struct sink *sink)
@@ -53,6 +55,7 @@ static void qcow2_close(struct sink *sink)
     if (sink == NULL)
         return;
     writeback_release(&sink->writeback);
+    (void)pthread_mutex_destroy(&sink->mutex);
     if (sink->fd >= 0)
         (void)close(sink->fd);
     if (sink->index_fd >= 0)
@@ -217,6 +220,7 @@ static int qcow2_open(const struct sink_options *options, struct sink **out, str
     sink->fd = -1;
     sink->index_fd = -1;
     writeback_init(&sink->writeback, -1);
+    (void)pthread_mutex_init(&sink->mutex, NULL);
     if (sink_level_check(options, "qcow2", 0, err) < 0 ||
         sink_file_open(options, &sink->fd, err) < 0)
         return -1;
@@ -327,9 +331,20 @@ static int check_writable(struct sink *sink, struct error *err)
 {
     if (sink->complete)
         return error_set(err, ERR_CONFLICT, "the qcow2 image is finished already");
-    if (atomic_load(&sink->broken))
-        return error_set(err, ERR_CONFLICT, "an earlier write of the qcow2 image failed");
-    return 0;
+    if (!atomic_load(&sink->broken))
+        return 0;
+    LOCK_SCOPE(&sink->mutex);
+    return error_set(err, sink->failure.code, "an earlier write failed: %.400s",
+                     sink->failure.message);
+}
+
+/* Whoever meets it later reports why, since that thread may be heard first. */
+static void note_failure(struct sink *sink, const struct error *err)
+{
+    LOCK_SCOPE(&sink->mutex);
+    if (sink->failure.code == ERR_NONE)
+        sink->failure = *err;
+    atomic_store(&sink->broken, true);
 }
 
 static int qcow2_write(struct sink *sink, uint64_t offset, const void *data, size_t length,
@@ -340,7 +355,7 @@ static int qcow2_write(struct sink *sink, uint64_t offset, const void *data, siz
     if (check_writable(sink, err) < 0)
         return -1;
     if (write_piece(sink, offset, data, length, err) < 0) {
-        atomic_store(&sink->broken, true);
+        note_failure(sink, err);
         return -1;
     }
     return 0;
