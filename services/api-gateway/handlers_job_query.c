@@ -45,36 +45,38 @@ static const struct field parameter_fields[] = {
     {0},
 };
 
-/* Filters $1..$7: ids, statuses, provider, vm, submitted_by, since, until. Three forms, so that
- * each has an index to go by: given ids, jobs that are not finished, and the rest in order. */
+/* Filters $1..$7: ids, statuses, provider, vm, submitted_by, since, until. Several forms of one
+ * statement, so that each has an index to go by whatever the plan's parameters are: given ids, one
+ * VM, jobs that are not finished, one provider, and the rest in order. */
 #define IN_LIST(column, n) column " = ANY (ARRAY(SELECT jsonb_array_elements_text(" n "::jsonb)))"
+#define IS_VM              "(j.vm_path = $4::text OR j.vm_name = $4::text)"
 #define FILTERS                                                                               \
     " AND ($2::jsonb IS NULL OR " IN_LIST(                                                    \
         "j.status", "$2") ")"                                                                 \
                           " AND ($3::text IS NULL OR j.provider = $3)"                        \
-                          " AND ($4::text IS NULL OR j.vm_path = $4 OR j.vm_name = $4)"       \
+                          " AND ($4::text IS NULL OR " IS_VM ")"                              \
                           " AND ($5::text IS NULL OR j.submitted_by = $5)"                    \
                           " AND ($6::timestamptz IS NULL OR j.created_at >= $6::timestamptz)" \
                           " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"
-#define BY_IDS " FROM jobs j WHERE " IN_LIST("j.id", "$1") FILTERS
-#define BY_ACTIVE                          \
-    " FROM jobs j WHERE $1::jsonb IS NULL" \
-    " AND j.status IN ('pending','running','paused','cancelling')" FILTERS
-#define BY_ORDER    " FROM jobs j WHERE $1::jsonb IS NULL" FILTERS
-#define NEWEST      " AND ($8::bigint IS NULL OR j.seq < $8) ORDER BY j.seq DESC LIMIT $9 OFFSET $10"
-#define OLDEST      " AND ($8::bigint IS NULL OR j.seq > $8) ORDER BY j.seq LIMIT $9 OFFSET $10"
-#define COUNT(form) "SELECT count(*) FROM (SELECT 1" form " LIMIT 10001) few"
+#define FROM_JOBS(condition) " FROM jobs j WHERE ($1::jsonb IS NULL OR true) AND " condition FILTERS
+#define BY_IDS               FROM_JOBS(IN_LIST("j.id", "$1"))
+#define BY_VM                FROM_JOBS(IS_VM)
+#define BY_ACTIVE            FROM_JOBS("j.status IN ('pending','running','paused','cancelling')")
+#define BY_PROVIDER          FROM_JOBS("j.provider = $3::text")
+#define BY_ORDER             FROM_JOBS("true")
+#define NEWEST               " AND ($8::bigint IS NULL OR j.seq < $8) ORDER BY j.seq DESC LIMIT $9 OFFSET $10"
+#define OLDEST               " AND ($8::bigint IS NULL OR j.seq > $8) ORDER BY j.seq LIMIT $9 OFFSET $10"
+#define COUNT(form)          "SELECT count(*) FROM (SELECT 1" form " LIMIT 10001) few"
 static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNT");
+#define FORM(form)                                                                        \
+    {                                                                                     \
+        "SELECT " JOB_COLUMNS form NEWEST, "SELECT " JOB_COLUMNS form OLDEST, COUNT(form) \
+    }
 
 static const struct {
     const char *newest, *oldest, *count;
-} forms[] = {
-    {"SELECT " JOB_COLUMNS BY_IDS NEWEST, "SELECT " JOB_COLUMNS BY_IDS OLDEST, COUNT(BY_IDS)},
-    {"SELECT " JOB_COLUMNS BY_ACTIVE NEWEST, "SELECT " JOB_COLUMNS BY_ACTIVE OLDEST,
-     COUNT(BY_ACTIVE)},
-    {"SELECT " JOB_COLUMNS BY_ORDER NEWEST, "SELECT " JOB_COLUMNS BY_ORDER OLDEST, COUNT(BY_ORDER)},
-};
-enum { FORM_IDS, FORM_ACTIVE, FORM_ORDER };
+} forms[] = {FORM(BY_IDS), FORM(BY_VM), FORM(BY_ACTIVE), FORM(BY_PROVIDER), FORM(BY_ORDER)};
+enum { FORM_IDS, FORM_VM, FORM_ACTIVE, FORM_PROVIDER, FORM_ORDER };
 
 struct job_query {
     json_t *canonical;
@@ -230,10 +232,21 @@ static void add_total(int64_t total, json_t *answer)
         json_set_i64(answer, "total", total);
 }
 
+static int form_of(const struct job_query *query)
+{
+    if (query->ids != NULL)
+        return FORM_IDS;
+    if (field_text(query->canonical, "vm", NULL) != NULL)
+        return FORM_VM;
+    if (query->active)
+        return FORM_ACTIVE;
+    return field_text(query->canonical, "provider", NULL) != NULL ? FORM_PROVIDER : FORM_ORDER;
+}
+
 static int run_query(struct call *call, const struct job_query *query, json_t *answer,
                      struct error *err)
 {
-    int form = query->ids != NULL ? FORM_IDS : query->active ? FORM_ACTIVE : FORM_ORDER;
+    int form = form_of(query);
     autofree char *ids = query->ids == NULL ? NULL : json_text(query->ids);
     autofree char *statuses = query->statuses == NULL ? NULL : json_text(query->statuses);
     auto_pgresult *rows = NULL;

@@ -7,6 +7,9 @@
 #include "common/clock.h"
 #include "common/json.h"
 
+#define COUNT_QUICK_MS    20
+#define COUNT_KEEP_FACTOR 20
+
 enum { /* of JOB_COLUMNS */
        COL_ID,
        COL_NAME,
@@ -40,7 +43,12 @@ enum { /* of JOB_COLUMNS */
 };
 static_assert(COL_SEQ == JOB_COLUMN_SEQ, "column numbers");
 
-static const char counts_sql[] = "SELECT status, count(*) FROM jobs GROUP BY status";
+static const char active_sql[] =
+    "SELECT status, count(*) FROM jobs WHERE status IN ('pending','running','paused','cancelling')"
+    " GROUP BY status";
+static const char final_sql[] =
+    "SELECT status, count(*) FROM jobs WHERE status IN ('completed','failed','cancelled')"
+    " GROUP BY status";
 static const char one_sql[] = "SELECT " JOB_COLUMNS " FROM jobs j WHERE j.id = $1";
 
 /* One connection per thread of the pool: a struct redis belongs to one thread at a time. It is
@@ -312,24 +320,67 @@ int job_load(struct call *call, const char *job_id, PGresult **out, struct error
     return 0;
 }
 
-int job_counts(struct db *db, json_t *answer, struct error *err)
-{
-    static const char *const names[] = {"pending", "running", "completed", "failed", "cancelled"};
-    auto_pgresult *rows = NULL;
-    int64_t counts[ARRAY_LEN(names)] = {0};
-    int64_t total = 0;
+static const char *const shown_statuses[] = {"pending", "running", "completed", "failed",
+                                             "cancelled"};
 
-    if (db_exec(db, counts_sql, DB_NO_PARAMS, &rows, err) < 0)
+static int count_by(struct db *db, const char *sql, int64_t counts[ARRAY_LEN(shown_statuses)],
+                    struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(db, sql, DB_NO_PARAMS, &rows, err) < 0)
         return -1;
     for (int i = 0; i < PQntuples(rows); i++) {
         const char *status = job_status_shown(db_text(rows, i, 0));
-        total += db_i64(rows, i, 1);
-        for (size_t k = 0; k < ARRAY_LEN(names); k++)
-            counts[k] += strcmp(names[k], status) == 0 ? db_i64(rows, i, 1) : 0;
+        for (size_t k = 0; k < ARRAY_LEN(shown_statuses); k++)
+            counts[k] += strcmp(shown_statuses[k], status) == 0 ? db_i64(rows, i, 1) : 0;
     }
+    return 0;
+}
+
+/* Finished jobs may be a million, and status is asked for all the time: when counting them takes
+ * long, the result serves for twenty times as long. */
+static int count_finished(struct db *db, int64_t counts[ARRAY_LEN(shown_statuses)],
+                          struct error *err)
+{
+    static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER; /* guards known, good_until_ms */
+    static int64_t known[ARRAY_LEN(shown_statuses)];
+    static int64_t good_until_ms;
+    int64_t start_ms = clock_mono_ms();
+    int64_t fresh[ARRAY_LEN(shown_statuses)] = {0};
+    int64_t took_ms;
+
+    {
+        LOCK_SCOPE(&mutex);
+        if (start_ms < good_until_ms) {
+            memcpy(counts, known, sizeof known);
+            return 0;
+        }
+    }
+    if (count_by(db, final_sql, fresh, err) < 0)
+        return -1;
+    memcpy(counts, fresh, sizeof fresh);
+    took_ms = clock_mono_ms() - start_ms;
+    if (took_ms < COUNT_QUICK_MS)
+        return 0;
+    LOCK_SCOPE(&mutex);
+    memcpy(known, fresh, sizeof known);
+    good_until_ms = clock_mono_ms() + took_ms * COUNT_KEEP_FACTOR;
+    return 0;
+}
+
+int job_counts(struct db *db, json_t *answer, struct error *err)
+{
+    int64_t counts[ARRAY_LEN(shown_statuses)] = {0};
+    int64_t total = 0;
+
+    if (count_finished(db, counts, err) < 0 || count_by(db, active_sql, counts, err) < 0)
+        return -1;
+    for (size_t k = 0; k < ARRAY_LEN(shown_statuses); k++)
+        total += counts[k];
     json_set_i64(answer, "total_jobs", total);
-    for (size_t k = 0; k < ARRAY_LEN(names); k++) {
-        autofree char *key = xasprintf("%s_jobs", names[k]);
+    for (size_t k = 0; k < ARRAY_LEN(shown_statuses); k++) {
+        autofree char *key = xasprintf("%s_jobs", shown_statuses[k]);
         json_set_i64(answer, key, counts[k]);
     }
     return 0;
