@@ -40,6 +40,7 @@ dir=$(jq -r .result.output_path "$run/demo/job.json")
 guest=$run/demo/guest
 say "== what was written to $dir"
 (cd "$dir" && ls -lh --time-style=+ | sed -n '2,$p')
+(cd "$dir" && cat ./*.mf)
 ovf=$(jq -r .result.ovf_path "$run/demo/job.json")
 qcow2=$(jq -r '[.result.conversion.output_files[]? | select(endswith(".qcow2"))][0]' "$run/demo/job.json")
 

@@ -64,7 +64,7 @@ start_service() {
         *) return 0 ;;
         esac
     fi
-    setsid "$bin/$name" --config "$config" >>"$run/log/$name.stdout" 2>>"$run/log/$name.log" </dev/null &
+    (umask 027; exec setsid "$bin/$name" --config "$config" >>"$run/log/$name.stdout" 2>>"$run/log/$name.log" </dev/null) &
     echo $! >"$pid_file"
 }
 

@@ -91,13 +91,13 @@ def test_an_unknown_vm_fails_with_its_name(suite):
 
 def test_wrong_credentials_are_told_and_not_repeated(make_suite, sim):
     suite = make_suite()
-    suite.client.post("/api/v1/providers", dict(sim.settings(), password="wrong"))
+    suite.client.post("/api/v1/providers", dict(sim.settings(), password="hunter2-nope"))
     checked = suite.client.post("/providers/validate", {"provider": "vsphere"})
     assert (checked["valid"], checked["reachable"], checked["authenticated"]) == (False, True, False)
     job = suite.client.submit(vm_path="web")
     done = suite.wait_job(job, "failed", deadline=30)
     assert done["error_code"] == "denied"
-    assert "wrong" not in suite.tails()
+    assert "hunter2-nope" not in suite.tails()
 
 
 def test_an_ambiguous_name_lists_its_candidates(make_suite, make_vsphere, disk):
