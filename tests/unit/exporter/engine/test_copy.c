@@ -673,7 +673,7 @@ struct seen {
     int64_t first_ms, last_ms;
     unsigned int calls;
     uint64_t last;
-    char limited_by[16];
+    unsigned int source, disk; /* how often that limited */
 };
 
 static void see(void *arg, const struct copy_progress *progress)
@@ -686,16 +686,15 @@ static void see(void *arg, const struct copy_progress *progress)
     if (seen->calls++ == 0)
         seen->first_ms = now;
     seen->last_ms = now;
-    if (progress->limited_by[0] != '\0')
-        (void)snprintf(seen->limited_by, sizeof seen->limited_by, "%s", progress->limited_by);
+    seen->source += strcmp(progress->limited_by, "source") == 0;
+    seen->disk += strcmp(progress->limited_by, "disk") == 0;
 }
 
 static void progress_tells_what_limits(void **state)
 {
     static const struct {
         int64_t read_ms, write_ms;
-        const char *expected;
-    } cases[] = {{40, 0, "source"}, {0, 20, "disk"}};
+    } cases[] = {{40, 0}, {0, 20}};
     (void)state;
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct one one;
@@ -711,7 +710,10 @@ static void progress_tells_what_limits(void **state)
         one.session.delay_ms = cases[i].read_ms;
         slow_ms = cases[i].write_ms;
         assert_ok(copy_disk(&one.setup.options, &result, &err));
-        assert_string_equal(seen.limited_by, cases[i].expected);
+        if (cases[i].write_ms == 0)
+            assert_true(seen.source > 0 && seen.disk == 0);
+        else
+            assert_true(seen.disk > 0);
         assert_int_equal(seen.last, one.disk.size);
         assert_true(seen.calls > 3);
         assert_true(seen.calls - 1 <= (seen.last_ms - seen.first_ms) / 100 + 1);
