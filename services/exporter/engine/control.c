@@ -7,6 +7,9 @@
 #include "common/clock.h"
 #include "common/json.h"
 
+#define VM_ID_BYTES_MAX   512 /* as bus_check.c allows */
+#define VM_JSON_BYTES_MAX ((size_t)(64 * KIB))
+
 static void set_new(json_t *object, const char *key, json_t *value)
 {
     if (json_object_set_new(object, key, value) < 0)
@@ -31,23 +34,36 @@ struct listing {
     size_t count;
 };
 
+/* Facts within the limits of the bus; one VM that is over them must not hide the others. */
+static bool fits(struct worker_task *task, const struct vm *vm, const char *text)
+{
+    if (strlen(vm->id) <= VM_ID_BYTES_MAX && strlen(vm->name) <= BUS_TEXT_MAX &&
+        strlen(vm->path) <= PATH_BYTES_MAX && strlen(text) <= VM_JSON_BYTES_MAX)
+        return true;
+    worker_task_log(task, LOG_LEVEL_WARN, "VM '%.64s' (%.64s) is left out: its facts are too long",
+                    vm->name, vm->id);
+    return false;
+}
+
 static int send_vms(void *arg, const struct vm *vms, size_t count, struct error *err)
 {
     struct listing *listing = arg;
     autofree struct worker_inventory_vm *items = xcalloc(count + 1, sizeof *items);
     autofree char **texts = xcalloc(count + 1, sizeof *texts);
+    size_t used = 0;
     int rc;
 
     for (size_t i = 0; i < count; i++) {
         auto_json *json = vm_to_json(&vms[i], listing->provider);
         texts[i] = json_text(json);
-        items[i] = (struct worker_inventory_vm){vms[i].id, vms[i].name, vms[i].path,
-                                                vm_power_name(vms[i].power), texts[i]};
+        if (fits(listing->task, &vms[i], texts[i]))
+            items[used++] = (struct worker_inventory_vm){vms[i].id, vms[i].name, vms[i].path,
+                                                         vm_power_name(vms[i].power), texts[i]};
     }
-    rc = worker_task_inventory(listing->task, items, count, false, err);
+    rc = worker_task_inventory(listing->task, items, used, false, err);
     for (size_t i = 0; i < count; i++)
         free(texts[i]);
-    listing->count += count;
+    listing->count += used;
     return rc;
 }
 
@@ -164,10 +180,11 @@ int exporter_run_release(struct worker_task *task, void *arg, json_t **out_resul
     if (json_get_bool(worker_task_spec(task), "keep", false, &keep, err) < 0 ||
         json_get_bool(worker_task_spec(task), "discard", false, &discard, err) < 0 ||
         exporter_task_session(task, exporter, &session, err) < 0 ||
+        worker_task_may_write(task, err) < 0 ||
         exporter->provider->release(session.session, &records.base, keep, err) < 0)
         return -1;
-    if (discard)
-        return error_set(err, ERR_NOT_AVAILABLE, "this build makes no partial files to remove");
+    if (discard && exporter_discard_output(task, exporter, err) < 0)
+        return -1;
     *out_result = json_object();
     set_new(*out_result, "released", json_true());
     return 0;

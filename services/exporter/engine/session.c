@@ -114,6 +114,8 @@ struct search {
     char *ids[MATCH_COUNT];           /* of the first match */
     char *candidates[CANDIDATES_MAX]; /* "id (path)" of matches by name */
     size_t candidate_count;
+    char *similar[CANDIDATES_MAX]; /* paths of VMs whose names hold the identifier */
+    size_t similar_count;
 };
 
 static void search_release(struct search *search)
@@ -122,6 +124,8 @@ static void search_release(struct search *search)
         free(search->ids[i]);
     for (size_t i = 0; i < search->candidate_count; i++)
         free(search->candidates[i]);
+    for (size_t i = 0; i < search->similar_count; i++)
+        free(search->similar[i]);
 }
 
 static void count_match(struct search *search, enum match match, const struct vm *vm)
@@ -130,6 +134,15 @@ static void count_match(struct search *search, enum match match, const struct vm
         search->ids[match] = xstrdup(vm->id);
     if (match == MATCH_NAME && search->candidate_count < CANDIDATES_MAX)
         search->candidates[search->candidate_count++] = xasprintf("%s (%s)", vm->id, vm->path);
+}
+
+/* What someone may have meant who typed a part of the name, or other capitals. */
+static bool is_similar(const struct search *search, const struct vm *vm)
+{
+    const char *slash = strrchr(search->identifier, '/');
+    const char *word = slash == NULL ? search->identifier : slash + 1;
+
+    return word[0] != '\0' && strcasestr(vm->name, word) != NULL;
 }
 
 static int on_page(void *arg, const struct vm *vms, size_t count, struct error *err)
@@ -144,6 +157,8 @@ static int on_page(void *arg, const struct vm *vms, size_t count, struct error *
             count_match(search, MATCH_PATH, &vms[i]);
         if (strcmp(vms[i].name, search->identifier) == 0)
             count_match(search, MATCH_NAME, &vms[i]);
+        else if (search->similar_count < CANDIDATES_MAX && is_similar(search, &vms[i]))
+            search->similar[search->similar_count++] = xstrdup(vms[i].path);
     }
     return 0;
 }
@@ -160,11 +175,48 @@ static int ambiguous(const struct search *search, size_t count, struct error *er
                      count > search->candidate_count ? " ..." : "");
 }
 
+static int not_found(const struct search *search, struct error *err)
+{
+    auto_strbuf list;
+
+    strbuf_init(&list, 300);
+    for (size_t i = 0; i < search->similar_count; i++)
+        strbuf_addf(&list, "%s%s", i == 0 ? "; similar: " : ", ", search->similar[i]);
+    return error_set(err, ERR_NOT_FOUND, "no VM has the id, path or exact name '%.128s'%s",
+                     search->identifier, list.data);
+}
+
+/* Asks for the VM of this id: much cheaper than a listing. 1: it exists, 0: it is no id. */
+static int is_id(struct exporter_session *session, const char *identifier, struct error *err)
+{
+    auto_vm vm;
+
+    vm_init(&vm);
+    if (identifier[0] == '/') /* a path */
+        return 0;
+    if (session->exporter->provider->vm_get(session->session, identifier, &vm, err) == 0)
+        return 1;
+    if (err->code != ERR_NOT_FOUND && err->code != ERR_INVALID && err->code != ERR_PROTOCOL)
+        return -1;
+    error_clear(err);
+    return 0;
+}
+
 int exporter_vm_find(struct exporter_session *session, const char *identifier, char **out_id,
                      struct error *err)
 {
     CLEANUP(search_release) struct search search = {.identifier = identifier};
+    int id;
 
+    if (identifier[0] == '\0')
+        return error_set(err, ERR_INVALID, "the VM's id, path or name is missing");
+    id = is_id(session, identifier, err);
+    if (id < 0)
+        return error_wrap(err, "looking for VM '%.128s'", identifier);
+    if (id == 1) {
+        *out_id = xstrdup(identifier);
+        return 0;
+    }
     if (session->exporter->provider->vm_list(session->session, on_page, &search, err) < 0)
         return error_wrap(err, "looking for VM '%.128s'", identifier);
     for (size_t i = 0; i < MATCH_COUNT; i++) {
@@ -175,7 +227,5 @@ int exporter_vm_find(struct exporter_session *session, const char *identifier, c
             return 0;
         }
     }
-    return error_set(err, ERR_NOT_FOUND,
-                     "no VM has the id, path or exact name '%.128s' (vms list shows all)",
-                     identifier);
+    return not_found(&search, err);
 }

@@ -89,7 +89,7 @@ void inventory_names_free(struct inventory_names *names)
 /* vSphere writes / \ and % of a name as %2f %5c %25, and nothing else. */
 static char *name_unescape(const char *text)
 {
-    char *out = xstrndup(text, VM_NAME_BYTES_MAX);
+    char *out = utf8_clean(text, VM_NAME_BYTES_MAX);
     char *to = out;
 
     for (const char *from = out; *from != '\0'; to++) {
