@@ -39,8 +39,10 @@ struct folder_reader {
     uint64_t generation; /* of the cookie in use */
 
     /* The request under way. */
-    unsigned char *buffer;
-    size_t size; /* wanted, or room when partial_ok */
+    unsigned char *buffer; /* or, when NULL, take gets the bytes */
+    int (*take)(void *arg, const void *data, size_t length, struct error *err);
+    void *take_arg;
+    size_t size; /* wanted, or room when not ranged */
     size_t got;
     uint64_t offset;
     bool ranged; /* the answer must be exactly that range; else any 200 up to size bytes */
@@ -59,8 +61,7 @@ static void header_take(struct answer *answer, const char *name, const char *val
     struct error ignored = ERROR_NONE;
 
     if (strcasecmp(name, "content-length") == 0)
-        answer->has_length =
-            parse_u64(name, value, 0, UINT64_MAX, &answer->length, &ignored) == 0;
+        answer->has_length = parse_u64(name, value, 0, UINT64_MAX, &answer->length, &ignored) == 0;
     else if (strcasecmp(name, "content-range") == 0)
         answer->has_range = folder_range_parse(value, &answer->range);
     else if (strcasecmp(name, "content-encoding") == 0)
@@ -168,11 +169,13 @@ static size_t on_body(char *data, size_t unit, size_t count, void *arg)
         return 0;
     if (size > reader->size - reader->got) {
         (void)error_set(&reader->error, ERR_PROTOCOL,
-                        "the server sends more than the %zu bytes that it announced",
-                        reader->size);
+                        "the server sends more than the %zu bytes that it announced", reader->size);
         return 0;
     }
-    memcpy(reader->buffer + reader->got, data, size);
+    if (reader->buffer != NULL)
+        memcpy(reader->buffer + reader->got, data, size);
+    else if (reader->take(reader->take_arg, data, size, &reader->error) < 0)
+        return 0;
     reader->got += size;
     return size;
 }
@@ -296,17 +299,15 @@ static int status_error(const struct answer *answer, const char *path, struct er
 
 /* ---- reading ranges ---- */
 
-int folder_reader_read(struct folder_reader *reader, void *buffer, size_t length, uint64_t offset,
-                       struct error *err)
+/* Into reader->buffer, or to reader->take. */
+static int read_range(struct folder_reader *reader, size_t length, uint64_t offset,
+                      struct error *err)
 {
     const struct folder_file *file = reader->file;
     char range[64];
 
     assert(range_is_inside(offset, length, file->size_bytes));
-    if (length == 0)
-        return 0;
     (void)snprintf(range, sizeof range, "%" PRIu64 "-%" PRIu64, offset, offset + length - 1);
-    reader->buffer = buffer;
     reader->size = length;
     reader->offset = offset;
     reader->ranged = true;
@@ -318,19 +319,40 @@ int folder_reader_read(struct folder_reader *reader, void *buffer, size_t length
         return error_set(err, ERR_SOURCE_CHANGED, "'%s' changed: it ends before %" PRIu64,
                          file->path, offset + length);
     if (reader->answer.status == 404 || reader->answer.status == 410)
-        return error_set(err, ERR_SOURCE_CHANGED, "'%s' is gone: moved or deleted during the export",
-                         file->path);
+        return error_set(err, ERR_SOURCE_CHANGED,
+                         "'%s' is gone: moved or deleted during the export", file->path);
     if (reader->answer.status != 206)
-        return reader->answer.status == 200 ? error_set(err, ERR_PROTOCOL,
-                                                        "'%s': the server ignores range requests",
-                                                        file->path)
-                                            : status_error(&reader->answer, file->path, err);
+        return reader->answer.status == 200
+                   ? error_set(err, ERR_PROTOCOL, "'%s': the server ignores range requests",
+                               file->path)
+                   : status_error(&reader->answer, file->path, err);
     if (reader->got == 0 && range_answer_check(reader, err) < 0)
         return -1;
     if (reader->got != length)
         return error_set(err, ERR_UNAVAILABLE, "'%s': got %zu of %zu bytes at %" PRIu64, file->path,
                          reader->got, length, offset);
     return 0;
+}
+
+int folder_reader_read(struct folder_reader *reader, void *buffer, size_t length, uint64_t offset,
+                       struct error *err)
+{
+    if (length == 0)
+        return 0;
+    reader->buffer = buffer;
+    return read_range(reader, length, offset, err);
+}
+
+int folder_reader_stream(struct folder_reader *reader, uint64_t length, uint64_t offset,
+                         int (*take)(void *arg, const void *data, size_t length, struct error *err),
+                         void *arg, struct error *err)
+{
+    if (length == 0)
+        return 0;
+    reader->buffer = NULL;
+    reader->take = take;
+    reader->take_arg = arg;
+    return read_range(reader, (size_t)length, offset, err);
 }
 
 /* ---- finding ---- */
@@ -389,8 +411,7 @@ static int search_head(struct search *search, const char *path, char **out_url, 
     autofree char *url = NULL, *other = NULL;
 
     if (search_url(search, path, first, &url, err) < 0 ||
-        search_url(search, path, 3 - first, &other, err) < 0 ||
-        head(search->reader, url, err) < 0)
+        search_url(search, path, 3 - first, &other, err) < 0 || head(search->reader, url, err) < 0)
         return -1;
     if (search->reader->answer.status == 404 && strcmp(url, other) != 0) {
         if (head(search->reader, other, err) < 0)

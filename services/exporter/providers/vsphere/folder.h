@@ -37,6 +37,11 @@ MUST_CHECK int folder_reader_new(struct provider_session *session, const struct 
                                  struct folder_reader **out, struct error *err);
 MUST_CHECK int folder_reader_read(struct folder_reader *reader, void *buffer, size_t length,
                                   uint64_t offset, struct error *err);
+/* The same in one request, handed over as it comes (provider.h, disk_stream). */
+MUST_CHECK int folder_reader_stream(struct folder_reader *reader, uint64_t length, uint64_t offset,
+                                    int (*take)(void *arg, const void *data, size_t length,
+                                                struct error *err),
+                                    void *arg, struct error *err);
 void folder_reader_free(struct folder_reader *reader); /* NULL-safe */
 
 /* Parts, for tests and fuzzing. */

@@ -195,10 +195,11 @@ static int check_parents(const struct vsphere_vm *vm, struct error *err)
 {
     for (size_t i = 0; i < vm->vm.disk_count; i++) {
         if (vm->backings[i].has_parent)
-            return error_set(err, ERR_NOT_AVAILABLE,
-                             "disk '%.64s' of VM '%.128s' is a chain: the VM has older snapshots or "
-                             "is a linked clone; delete or consolidate its snapshots first",
-                             vm->vm.disks[i].label, vm->vm.name);
+            return error_set(
+                err, ERR_NOT_AVAILABLE,
+                "disk '%.64s' of VM '%.128s' is a chain: the VM has older snapshots or "
+                "is a linked clone; delete or consolidate its snapshots first",
+                vm->vm.disks[i].label, vm->vm.name);
     }
     return 0;
 }
@@ -389,6 +390,14 @@ static int vsphere_disk_read(struct provider_disk *disk, void *buffer, size_t le
     return folder_reader_read(disk->reader, buffer, length, offset, err);
 }
 
+static int vsphere_disk_stream(struct provider_disk *disk, uint64_t length, uint64_t offset,
+                               int (*take)(void *arg, const void *data, size_t length,
+                                           struct error *err),
+                               void *arg, struct error *err)
+{
+    return folder_reader_stream(disk->reader, length, offset, take, arg, err);
+}
+
 static void vsphere_disk_close(struct provider_disk *disk)
 {
     if (disk == NULL)
@@ -528,6 +537,7 @@ const struct provider provider_vsphere = {
     .frozen_free = vsphere_frozen_free,
     .disk_open = vsphere_disk_open,
     .disk_read = vsphere_disk_read,
+    .disk_stream = vsphere_disk_stream,
     .disk_close = vsphere_disk_close,
     .disk_mark = vsphere_disk_mark,
     .release = vsphere_release,
