@@ -426,8 +426,10 @@ void bus_request_reply(struct bus_request *request, const bus_envelope *reply)
     struct error err = ERROR_NONE;
     nng_msg *msg = NULL;
 
-    bus_envelope_free(STEAL(request->envelope));
-    if (to_message(reply, NULL, &msg, &err) < 0) {
+    int rc = to_message(reply, NULL, &msg, &err);
+
+    bus_envelope_free(STEAL(request->envelope)); /* after packing: the reply may point into it */
+    if (rc < 0) {
         LOG(ERROR, "bus_reply_failed", F_ERR(&err));
         receive_next(request); /* the asker times out and repeats */
         return;

@@ -10,6 +10,14 @@ $(B)/unit/%: $(B)/obj/tests/unit/%.o $(UNIT_LIBS)
 	@$(CC) $(LINK) -o $@ $< -Wl,--start-group $(UNIT_LIBS) -Wl,--end-group $(PKG_LIBS) -lcmocka
 .SECONDARY: $(UNIT_SRC:%.c=$(B)/obj/%.o)
 
+# Programs that service tests drive: tests/helpers/x.c -> build/<variant>/helpers/x
+HELPERS := $(patsubst tests/helpers/%.c,$(B)/helpers/%,$(wildcard tests/helpers/*.c))
+$(B)/helpers/%: $(B)/obj/tests/helpers/%.o $(call lib_of,common)
+	@mkdir -p $(@D)
+	@echo "ld $@"
+	@$(CC) $(LINK) -o $@ $< $(call lib_of,common) $(PKG_LIBS)
+.SECONDARY: $(HELPERS:$(B)/helpers/%=$(B)/obj/tests/helpers/%.o)
+
 .PHONY: test test-unit test-service test-build unit-programs
 unit-programs: $(UNIT_BIN)
 test-unit: $(UNIT_BIN) ## build and run the unit tests of this variant

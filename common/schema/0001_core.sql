@@ -341,13 +341,16 @@ CREATE TABLE audit.audit_log (
   duration_ms integer NOT NULL DEFAULT 0,
   user_agent text NOT NULL DEFAULT ''
 );
+CREATE INDEX audit_log_xid ON audit.audit_log (xid);
+-- One seal holds all rows of the transactions from the seal before it up to (not including) to_xid.
 CREATE TABLE audit.audit_seal (
   id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
   from_id bigint NOT NULL,
   to_id   bigint NOT NULL,
+  to_xid  xid8 NOT NULL,
   rows    bigint NOT NULL,
   digest  bytea NOT NULL,
-  prev    bytea NOT NULL,
+  prev    bytea NOT NULL UNIQUE,
   at      timestamptz NOT NULL DEFAULT now()
 );
 

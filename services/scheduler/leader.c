@@ -3,6 +3,7 @@
  * A process that lost it starts itself anew as a standby: sockets of the bus are never closed in a
  * living process, and workers must not talk to a scheduler that cannot answer. */
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,6 +13,8 @@
 
 #define LEADER_MS         3000
 #define LEADER_RENEW_MS   1000
+#define WATCH_MS          500
+#define HUNG_MS           2000 /* over LEADER_MS: then the connection hangs, not only fails */
 #define ARGUMENTS_MAX     64
 #define CMDLINE_BYTES_MAX 65536
 
@@ -25,6 +28,8 @@ static const char ACQUIRE[] =
 static const char RENEW[] = "UPDATE leader SET until = clock_timestamp() + interval '3 seconds'"
                             " WHERE id = 1 AND holder = $1 AND until > clock_timestamp()";
 
+static atomic_int_fast64_t leads_until_ms; /* monotonic: the row is ours at least so long */
+
 static const char RELEASE[] = "UPDATE leader SET until = clock_timestamp() WHERE holder = $1";
 
 int leader_acquire(struct scheduler *scheduler, struct db *db, struct error *err)
@@ -36,8 +41,10 @@ int leader_acquire(struct scheduler *scheduler, struct db *db, struct error *err
         struct error why = ERROR_NONE;
         auto_pgresult *rows = NULL;
         uint64_t held = 0;
+        int64_t sent_ms = clock_mono_ms();
         if (db_exec(db, ACQUIRE, DB_PARAMS(instance), &rows, &why) == 0) {
             if (PQntuples(rows) == 1) {
+                atomic_store(&leads_until_ms, sent_ms + LEADER_MS);
                 LOG(INFO, "leader_acquired", F_I64("epoch", db_i64(rows, 0, 0)));
                 return 0;
             }
@@ -73,24 +80,45 @@ static void restart(const char *why)
     _exit(1); /* the supervisor starts it */
 }
 
+/* -1: unknown, the database did not answer. Does not return when the row is another's. */
+int leader_renew(struct scheduler *scheduler, struct db *db, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    int64_t sent_ms = clock_mono_ms();
+
+    if (db_exec(db, RENEW, DB_PARAMS(service_instance(scheduler->service)), &rows, err) < 0)
+        return -1;
+    if (db_affected(rows) != 1)
+        restart("the row ran out or is another's");
+    atomic_store(&leads_until_ms, sent_ms + LEADER_MS);
+    return 0;
+}
+
 void leader_keep(struct scheduler *scheduler, struct db *db)
 {
-    const char *instance = service_instance(scheduler->service);
-    int64_t until = clock_mono_ms() + LEADER_MS;
-    struct error ignored = ERROR_NONE;
-
     while (!service_wait(scheduler->service, LEADER_RENEW_MS)) {
         struct error err = ERROR_NONE;
-        auto_pgresult *rows = NULL;
-        int64_t sent = clock_mono_ms();
-        if (db_exec(db, RENEW, DB_PARAMS(instance), &rows, &err) == 0) {
-            if (db_affected(rows) != 1)
-                restart("the row ran out or is another's");
-            until = sent + LEADER_MS;
-        } else if (clock_mono_ms() > until) {
+        if (leader_renew(scheduler, db, &err) < 0 && clock_mono_ms() > atomic_load(&leads_until_ms))
             restart(err.message);
-        }
     }
-    if (db_exec(db, RELEASE, DB_PARAMS(instance), NULL, &ignored) < 0) /* sooner for the standby */
-        LOG(INFO, "leader_not_released", F_ERR(&ignored));
+}
+
+void leader_release(struct scheduler *scheduler, struct db *db)
+{
+    struct error err = ERROR_NONE;
+
+    if (db_exec(db, RELEASE, DB_PARAMS(service_instance(scheduler->service)), NULL, &err) < 0)
+        LOG(INFO, "leader_not_released", F_ERR(&err)); /* the standby waits LEADER_MS longer */
+}
+
+/* A renewal that hangs (the server's machine is gone, or stopped) must not keep us leading. */
+void *leader_watch_main(void *arg)
+{
+    struct scheduler *scheduler = arg;
+
+    while (!service_wait(scheduler->service, WATCH_MS)) {
+        if (clock_mono_ms() > atomic_load(&leads_until_ms) + HUNG_MS)
+            restart("the database does not answer");
+    }
+    return NULL;
 }

@@ -12,6 +12,7 @@
 struct entry {
     char task_id[65];
     char job_id[65];
+    char vm_name[256];
     uint64_t epoch;
     uint8_t token[TOKEN_BYTES];
     uint64_t bytes_done;
@@ -51,7 +52,8 @@ static void drop(struct live *live, size_t i)
     live->entries[i] = live->entries[--live->count];
 }
 
-void live_lease(struct live *live, const Hypersdk__V1__TaskRef *ref, const char *job_id)
+void live_lease(struct live *live, const Hypersdk__V1__TaskRef *ref, const char *job_id,
+                const char *vm_name)
 {
     struct entry *entry;
 
@@ -67,6 +69,7 @@ void live_lease(struct live *live, const Hypersdk__V1__TaskRef *ref, const char 
         (void)snprintf(entry->job_id, sizeof entry->job_id, "%s", job_id);
         live->entries[live->count++] = entry;
     }
+    (void)snprintf(entry->vm_name, sizeof entry->vm_name, "%s", vm_name);
     if (entry->epoch != ref->epoch)
         entry->bytes_done = 0;
     entry->epoch = ref->epoch;
@@ -179,6 +182,7 @@ size_t live_take(struct live *live, struct live_update *out, size_t max)
         if (entry->dirty) {
             struct live_update *update = &out[taken++];
             (void)snprintf(update->job_id, sizeof update->job_id, "%s", entry->job_id);
+            (void)snprintf(update->vm_name, sizeof update->vm_name, "%s", entry->vm_name);
             update->json = json_deep_copy(entry->json);
             update->store = entry->ended || now - entry->stored_ms >= STORE_MS;
             if (update->store)

@@ -12,7 +12,8 @@
 struct live;
 struct live *live_new(void);
 /* A lease was given or renewed. */
-void live_lease(struct live *live, const Hypersdk__V1__TaskRef *ref, const char *job_id);
+void live_lease(struct live *live, const Hypersdk__V1__TaskRef *ref, const char *job_id,
+                const char *vm_name);
 /* The lease ended; its last progress is still handed out once. */
 void live_end(struct live *live, const char *task_id);
 /* Progress counts only under the live lease. */
@@ -22,6 +23,7 @@ uint64_t live_bytes_done(struct live *live, const char *task_id);
 
 struct live_update {
     char job_id[65];
+    char vm_name[256];
     json_t *json; /* rest-api.md 3.5 */
     bool store;   /* time for the job's row, too */
 };

@@ -93,6 +93,8 @@ static json_t *progress_event(const struct live_update *update)
 
     json_set_text(event, "type", "job.progress");
     json_set_text(event, "status", "running");
+    json_set_text(event, "vm_name", update->vm_name);
+    json_set_text(event, "error", "");
     if (percentage != NULL)
         (void)json_object_set_new(event, "progress",
                                   json_integer((json_int_t)json_number_value(percentage)));
@@ -155,11 +157,15 @@ void *publish_main(void *arg)
         struct error err = ERROR_NONE;
         struct error other = ERROR_NONE;
         uint64_t held = 0;
+        int rc;
         wait_tick();
-        if ((publish_progress(scheduler, db, redis, &err) < 0 ||
-             publish_events(db, redis, &other) < 0) &&
-            log_throttle_pass(&throttle, err.code == ERR_NONE ? other.message : err.message, &held))
-            LOG(WARN, "publish_failed", F_ERR(err.code == ERR_NONE ? &other : &err));
+        rc = publish_progress(scheduler, db, redis, &err);
+        if (publish_events(db, redis, &other) < 0 && rc == 0) {
+            err = other;
+            rc = -1;
+        }
+        if (rc < 0 && log_throttle_pass(&throttle, err.message, &held))
+            LOG(WARN, "publish_failed", F_ERR(&err));
     }
     return NULL;
 }

@@ -19,8 +19,10 @@ static const char EXPIRED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'f
 static const char CANCELLED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'finishing')"
                                 " AND cancel LIMIT 500";
 
+/* A parked request comes again every 20 s, a renewal every 5 s. */
 static const char WORKERS_DOWN[] = "UPDATE workers SET state = 'down' WHERE state <> 'down'"
-                                   " AND seen_at < now() - interval '45 seconds'";
+                                   " AND seen_at < now() - interval '45 seconds'"
+                                   " RETURNING instance";
 
 static const char WORKERS_FORGET[] = "DELETE FROM workers WHERE state = 'down'"
                                      " AND seen_at < now() - interval '1 day'";
@@ -34,42 +36,58 @@ static const char SWEEP_RELEASED[] =
     " LIMIT 500)";
 
 static const char REASONS[] =
-    "UPDATE jobs j SET pending_reason = r.reason FROM (SELECT j.id, CASE"
-    " WHEN t.not_before > now() THEN 'waits until ' || to_char(t.not_before AT TIME ZONE 'UTC',"
-    "  'HH24:MI:SS') || ' UTC after an error: ' || left(t.error, 300)"
-    " WHEN NOT EXISTS (SELECT 1 FROM workers w WHERE w.state = 'up' AND w.role = t.role"
-    "  AND w.provider = t.provider_kind) THEN CASE WHEN t.role = 'bridge'"
-    "  THEN 'no hyper2kvm-bridge is connected' ELSE 'no worker exporter-' || t.provider_kind ||"
-    "  ' is connected' END"
-    " WHEN t.volume <> '' AND NOT EXISTS (SELECT 1 FROM workers w WHERE w.state = 'up'"
-    "  AND w.role = t.role AND w.provider = t.provider_kind AND w.volumes @> jsonb_build_array("
-    "  jsonb_build_object('id', t.volume))) THEN 'no connected worker reaches the volume ' ||"
-    "  t.volume || ' that holds its files'"
-    " WHEN t.role = 'exporter' AND (SELECT count(*) FROM tasks b WHERE b.provider = t.provider"
-    "  AND b.class = 'transfer' AND b.role = 'exporter' AND b.state IN ('leased', 'finishing'))"
-    "  >= $1::int THEN 'the limit of ' || $1 || ' exports at a time for provider ' || t.provider ||"
-    "  ' is reached (export.provider_limit)'"
-    " ELSE 'all ' || (SELECT coalesce(sum(w.slots_transfer), 0) FROM workers w"
-    "  WHERE w.state = 'up' AND w.role = t.role AND w.provider = t.provider_kind) ||"
-    "  ' transfer slots of the connected workers are busy' END AS reason"
-    " FROM jobs j JOIN tasks t ON t.job_id = j.id AND t.state = 'queued'"
-    " WHERE j.status = 'pending' ORDER BY j.seq LIMIT 1000) r"
-    " WHERE j.id = r.id AND j.status = 'pending' AND j.pending_reason IS DISTINCT FROM r.reason";
+    "WITH waiting AS (SELECT j.id, j.seq, t.role, t.provider_kind, t.provider, t.volume,"
+    "  t.not_before, t.error FROM jobs j JOIN tasks t ON t.job_id = j.id AND t.state = 'queued'"
+    "  WHERE j.status = 'pending' ORDER BY j.seq LIMIT 1000),"
+    " busy AS (SELECT b.worker, b.provider, b.role FROM tasks b WHERE b.class = 'transfer'"
+    "  AND b.state IN ('leased', 'finishing')),"
+    /* once per kind of wish, not per job */
+    " wishes AS (SELECT v.*, coalesce(w.slots, 0) AS slots, coalesce(w.used, 0) AS used,"
+    "   EXISTS (SELECT 1 FROM workers x WHERE x.state = 'up' AND x.role = v.role"
+    "    AND x.provider = v.provider_kind) AS connected"
+    "  FROM (SELECT DISTINCT role, provider_kind, volume FROM waiting) v"
+    "  LEFT JOIN LATERAL (SELECT sum(x.slots_transfer) AS slots, sum((SELECT count(*) FROM busy b"
+    "    WHERE b.worker = x.instance)) AS used FROM workers x WHERE x.state = 'up'"
+    "    AND x.role = v.role AND x.provider = v.provider_kind AND (v.volume = ''"
+    "    OR x.volumes @> jsonb_build_array(jsonb_build_object('id', v.volume)))) w ON true),"
+    " full_providers AS (SELECT provider FROM busy WHERE role = 'exporter' GROUP BY provider"
+    "  HAVING count(*) >= $1::int),"
+    " reasons AS (SELECT a.id, CASE"
+    "  WHEN a.not_before > now() THEN 'waits until ' || to_char(a.not_before AT TIME ZONE 'UTC',"
+    "   'HH24:MI:SS') || ' UTC after an error: ' || left(a.error, 300)"
+    "  WHEN a.role = 'exporter' AND EXISTS (SELECT 1 FROM providers p WHERE p.name = a.provider"
+    "   AND NOT p.enabled) THEN 'provider ' || a.provider || ' is disabled'"
+    "  WHEN NOT w.connected AND a.role = 'bridge' THEN 'no hyper2kvm-bridge is connected'"
+    "  WHEN NOT w.connected THEN 'no worker exporter-' || a.provider_kind || ' is connected'"
+    "  WHEN w.slots = 0 AND a.volume <> '' THEN 'no connected worker reaches the volume ' ||"
+    "   a.volume || ' that holds its files'"
+    "  WHEN a.role = 'exporter' AND a.provider IN (SELECT provider FROM full_providers)"
+    "   THEN 'the limit of ' || $1 || ' exports at a time for provider ' || a.provider ||"
+    "   ' is reached (export.provider_limit)'"
+    "  WHEN w.used >= w.slots THEN 'all ' || w.slots ||"
+    "   ' transfer slots of the connected workers are busy' ELSE '' END AS reason"
+    "  FROM waiting a JOIN wishes w USING (role, provider_kind, volume))"
+    " UPDATE jobs j SET pending_reason = r.reason FROM reasons r WHERE j.id = r.id"
+    " AND j.status = 'pending' AND j.pending_reason <> r.reason";
 
-/* Rows of transactions that still run, and the youngest ones (an id is drawn a moment before its
- * transaction number), are left for the next seal. */
+/* A row is sealed when its transaction is older than every open one: then no further row can come
+ * in before it. By transaction, not by id: ids are drawn in another order than commits come. The
+ * unique `prev` keeps two leaders from forking the chain. */
 static const char SEAL[] =
-    "WITH last AS (SELECT coalesce((SELECT to_id FROM audit.audit_seal ORDER BY id DESC LIMIT 1),"
-    "  0) AS id, coalesce((SELECT digest FROM audit.audit_seal ORDER BY id DESC LIMIT 1),"
-    "  '\\x'::bytea) AS digest), rows AS (SELECT a.* FROM audit.audit_log a, last"
-    "  WHERE a.id > last.id AND a.xid < pg_snapshot_xmin(pg_current_snapshot())"
-    "  AND a.at < now() - interval '2 seconds' ORDER BY a.id LIMIT 10000)"
-    " INSERT INTO audit.audit_seal (from_id, to_id, rows, digest, prev)"
-    " SELECT min(rows.id), max(rows.id), count(*), sha256(last.digest || convert_to("
-    "  string_agg(concat_ws('|', rows.id, extract(epoch FROM rows.at), rows.\"user\", rows.action,"
-    "  rows.resource, rows.result, rows.ip, rows.details::text, rows.request_id, rows.method,"
-    "  rows.path, rows.status), E'\\n' ORDER BY rows.id), 'UTF8')), last.digest"
-    " FROM rows, last GROUP BY last.digest HAVING count(*) > 0";
+    "WITH last AS (SELECT coalesce((SELECT to_xid FROM audit.audit_seal ORDER BY id DESC LIMIT 1),"
+    "   '0'::xid8) AS xid, coalesce((SELECT digest FROM audit.audit_seal ORDER BY id DESC LIMIT 1),"
+    "   ''::bytea) AS digest),"
+    " bound AS (SELECT least(pg_snapshot_xmin(pg_current_snapshot()), (SELECT a.xid"
+    "   FROM audit.audit_log a WHERE a.xid >= (SELECT xid FROM last) ORDER BY a.xid"
+    "   OFFSET 20000 LIMIT 1)) AS xid),"
+    " sealed AS (SELECT a.* FROM audit.audit_log a WHERE a.xid >= (SELECT xid FROM last)"
+    "   AND a.xid < (SELECT xid FROM bound))"
+    " INSERT INTO audit.audit_seal (from_id, to_id, to_xid, rows, digest, prev)"
+    " SELECT min(s.id), max(s.id), (SELECT xid FROM bound), count(*), sha256((SELECT digest"
+    "  FROM last) || convert_to(string_agg(concat_ws('|', s.id, extract(epoch FROM s.at),"
+    "  s.\"user\", s.action, s.resource, s.result, s.ip, s.details::text, s.request_id, s.method,"
+    "  s.path, s.status, s.duration_ms, s.user_agent), E'\\n' ORDER BY s.xid, s.id), 'UTF8')),"
+    "  (SELECT digest FROM last) FROM sealed s HAVING count(*) > 0 ON CONFLICT (prev) DO NOTHING";
 
 static int reap_one(struct scheduler *scheduler, struct db *db, const char *task_id,
                     struct error *err)
@@ -94,6 +112,14 @@ static int reap_one(struct scheduler *scheduler, struct db *db, const char *task
     return 0;
 }
 
+/* Keeps the first of several errors. */
+static void note(struct error *first, int rc, const struct error *err)
+{
+    if (rc < 0 && first->code == ERR_NONE)
+        *first = *err;
+}
+
+/* One task that cannot be taken back does not keep the others from it. */
 static int reap(struct scheduler *scheduler, struct db *db, struct error *err)
 {
     auto_pgresult *rows = NULL;
@@ -101,10 +127,10 @@ static int reap(struct scheduler *scheduler, struct db *db, struct error *err)
     if (db_exec(db, EXPIRED, DB_NO_PARAMS, &rows, err) < 0)
         return -1;
     for (int i = 0; i < PQntuples(rows); i++) {
-        if (reap_one(scheduler, db, db_text(rows, i, 0), err) < 0)
-            return -1;
+        struct error why = ERROR_NONE;
+        note(err, reap_one(scheduler, db, db_text(rows, i, 0), &why), &why);
     }
-    return 0;
+    return err->code == ERR_NONE ? 0 : -1;
 }
 
 int scheduler_repeat_cancels(struct scheduler *scheduler, struct db *db, struct error *err)
@@ -118,6 +144,19 @@ int scheduler_repeat_cancels(struct scheduler *scheduler, struct db *db, struct 
     return 0;
 }
 
+static int watch_workers(struct scheduler *scheduler, struct db *db, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(db, WORKERS_DOWN, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    for (int i = 0; i < PQntuples(rows); i++) {
+        LOG(WARN, "worker_down", F_STR("worker", db_text(rows, i, 0)));
+        scheduler_announce_worker(scheduler, db_text(rows, i, 0), "down");
+    }
+    return db_exec(db, WORKERS_FORGET, DB_NO_PARAMS, NULL, err);
+}
+
 static int explain(struct scheduler *scheduler, struct db *db, struct error *err)
 {
     char limit[24];
@@ -126,15 +165,32 @@ static int explain(struct scheduler *scheduler, struct db *db, struct error *err
     return db_exec(db, REASONS, DB_PARAMS(limit), NULL, err);
 }
 
-static int tidy(struct scheduler *scheduler, struct db *db, struct error *err)
+static int sweep(struct scheduler *scheduler, struct db *db, struct error *err)
 {
-    if (reap(scheduler, db, err) < 0 || db_exec(db, WORKERS_DOWN, DB_NO_PARAMS, NULL, err) < 0 ||
-        explain(scheduler, db, err) < 0)
+    (void)scheduler;
+    if (db_exec(db, SWEEP, DB_NO_PARAMS, NULL, err) < 0)
         return -1;
-    if (db_exec(db, SWEEP, DB_NO_PARAMS, NULL, err) < 0 ||
-        db_exec(db, SWEEP_RELEASED, DB_NO_PARAMS, NULL, err) < 0)
-        return -1;
-    return db_exec(db, WORKERS_FORGET, DB_NO_PARAMS, NULL, err);
+    return db_exec(db, SWEEP_RELEASED, DB_NO_PARAMS, NULL, err);
+}
+
+static int seal(struct scheduler *scheduler, struct db *db, struct error *err)
+{
+    (void)scheduler;
+    return db_exec(db, SEAL, DB_NO_PARAMS, NULL, err);
+}
+
+/* Every step is tried: none may starve another. */
+static int tidy(struct scheduler *scheduler, struct db *db, bool with_seal, struct error *err)
+{
+    int (*const steps[])(struct scheduler *, struct db *, struct error *) = {
+        reap, watch_workers, explain, sweep, with_seal ? seal : NULL};
+
+    for (size_t i = 0; i < ARRAY_LEN(steps); i++) {
+        struct error why = ERROR_NONE;
+        if (steps[i] != NULL)
+            note(err, steps[i](scheduler, db, &why), &why);
+    }
+    return err->code == ERR_NONE ? 0 : -1;
 }
 
 void *reaper_main(void *arg)
@@ -147,12 +203,12 @@ void *reaper_main(void *arg)
     do {
         struct error err = ERROR_NONE;
         uint64_t held = 0;
-        int rc = tidy(scheduler, db, &err);
-        if (rc == 0 && clock_mono_ms() - sealed_ms >= SEAL_MS) {
-            rc = db_exec(db, SEAL, DB_NO_PARAMS, NULL, &err);
-            sealed_ms = clock_mono_ms();
-        }
-        if (rc < 0 && log_throttle_pass(&throttle, err.message, &held))
+        int64_t now = clock_mono_ms();
+        bool with_seal = now - sealed_ms >= SEAL_MS;
+        if (with_seal)
+            sealed_ms = now;
+        if (tidy(scheduler, db, with_seal, &err) < 0 &&
+            log_throttle_pass(&throttle, err.message, &held))
             LOG(WARN, "reaper_failed", F_ERR(&err));
     } while (!service_wait(scheduler->service,
                            scheduler->config.poll_interval_ms / 2 +

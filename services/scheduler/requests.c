@@ -5,7 +5,9 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "claim.h"
 #include "common/autos.h"
+#include "common/clock.h"
 #include "common/id.h"
 #include "common/job_store.h"
 #include "common/json.h"
@@ -14,6 +16,7 @@
 
 #define NUMBER_SIZE      24
 #define RESULT_BYTES_MAX ((size_t)BUS_MESSAGE_BYTES_MAX)
+#define LINE_TIME_MAX_MS INT64_C(253370764800000) /* the year 9999 */
 #define TRIES_MAX        3 /* of one transaction after a deadlock or a lost connection */
 
 static const char INSERT_LINES[] =
@@ -26,12 +29,13 @@ static const char SET_LINES[] =
     " RETURNING lines_stored, cancel, coalesce(job_id, '')";
 
 static const char TASK_FACTS[] =
-    "SELECT lines_stored, cancel, coalesce(job_id, ''), state, provider"
-    " FROM tasks WHERE id = $1";
+    "SELECT t.lines_stored, t.cancel, coalesce(t.job_id, ''), coalesce(j.vm_name, '')"
+    " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1";
 
-/* FOR SHARE: the lease cannot be taken away while the record is stored. */
-static const char HOLDS[] = "SELECT provider FROM tasks WHERE id = $1 AND epoch = $2::bigint"
-                            " AND token = $3::bytea AND state IN ('leased', 'finishing') FOR SHARE";
+/* Locked: the lease cannot be taken away while the record is stored. */
+static const char HOLDS[] =
+    "SELECT provider FROM tasks WHERE id = $1 AND epoch = $2::bigint"
+    " AND token = $3::bytea AND state IN ('leased', 'finishing') FOR NO KEY UPDATE";
 
 static const char PUT_RECORD[] =
     "INSERT INTO task_records (task_id, key, value) VALUES ($1, $2, $3)"
@@ -54,8 +58,16 @@ static const char DROP_OLD_SCANS[] =
     " AND NOT EXISTS (SELECT 1 FROM tasks t WHERE t.id = v.generation"
     "                 AND t.state IN ('queued', 'leased'))";
 
-static const char SEEN[] = "UPDATE workers SET seen_at = now(), state = 'up' WHERE instance = $1"
+static const char SEEN[] = "UPDATE workers SET seen_at = now(), state = CASE WHEN state ="
+                           " 'draining' THEN state ELSE 'up' END WHERE instance = $1"
                            " AND seen_at < now() - interval '3 seconds'";
+
+static const char LEAVES[] =
+    "UPDATE workers SET state = 'draining', seen_at = now() WHERE instance = $1";
+
+static const char RECORDS_OF[] = "SELECT count(*), coalesce(sum(octet_length(key) +"
+                                 " octet_length(value)), 0) FROM task_records"
+                                 " WHERE task_id = $1 AND key <> $2";
 
 struct requests {
     pthread_mutex_t mutex; /* guards all below */
@@ -63,6 +75,7 @@ struct requests {
     struct bus_request *items[SERVER_CONTEXTS]; /* a ring; the bus has no more contexts */
     size_t first;
     size_t count;
+    size_t working;
 };
 
 struct requests *requests_new(void)
@@ -92,7 +105,20 @@ static struct bus_request *take(struct requests *requests)
     request = requests->items[requests->first];
     requests->first = (requests->first + 1) % SERVER_CONTEXTS;
     requests->count--;
+    requests->working++;
     return request;
+}
+
+static void worked(struct requests *requests)
+{
+    LOCK_SCOPE(&requests->mutex);
+    requests->working--;
+}
+
+bool requests_busy(struct requests *requests)
+{
+    LOCK_SCOPE(&requests->mutex);
+    return requests->count + requests->working > 0;
 }
 
 /* ---- one request ---- */
@@ -110,6 +136,7 @@ struct work {
     uint64_t lines_stored;
     bool cancel;
     char job_id[65];
+    char vm_name[256];
 };
 
 static bool is_lost(const struct error *err)
@@ -132,6 +159,12 @@ static void fill_event(const struct work *work, struct job_store_event *event, e
     event->input.bytes_done = live_bytes_done(work->scheduler->live, work->ref->task_id);
 }
 
+/* A worker's clock may be anything; a time stamp of PostgreSQL may not. */
+static json_int_t line_time(int64_t at_ms)
+{
+    return at_ms < 0 || at_ms > LINE_TIME_MAX_MS ? (json_int_t)clock_wall_ms() : at_ms;
+}
+
 static int store_lines(struct work *work, Hypersdk__V1__LogLine *const *lines, size_t count,
                        struct error *err)
 {
@@ -146,11 +179,12 @@ static int store_lines(struct work *work, Hypersdk__V1__LogLine *const *lines, s
     work->lines_stored = (uint64_t)db_i64(rows, 0, 0);
     work->cancel = db_bool(rows, 0, 1);
     (void)snprintf(work->job_id, sizeof work->job_id, "%s", db_text(rows, 0, 2));
+    (void)snprintf(work->vm_name, sizeof work->vm_name, "%s", db_text(rows, 0, 3));
     if (count == 0)
         return 0;
     for (size_t i = 0; i < count; i++)
         (void)json_array_append_new(array, json_pack("[I,I,s,s,s]", (json_int_t)lines[i]->number,
-                                                     (json_int_t)lines[i]->at_ms, lines[i]->level,
+                                                     line_time(lines[i]->at_ms), lines[i]->level,
                                                      lines[i]->phase, lines[i]->message));
     text = json_text(array);
     (void)snprintf(epoch, sizeof epoch, "%" PRIu64, work->ref->epoch);
@@ -194,6 +228,21 @@ static int holds(struct work *work, PGresult **out_rows, struct error *err)
     return 0;
 }
 
+/* Every lease carries all of them. */
+static int check_records(struct work *work, const Hypersdk__V1__Record *more, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    size_t bytes;
+
+    if (db_exec(work->db, RECORDS_OF, DB_PARAMS(work->ref->task_id, more->key), &rows, err) < 0)
+        return -1;
+    bytes = (size_t)db_i64(rows, 0, 1) + strlen(more->key) + strlen(more->value);
+    if (db_i64(rows, 0, 0) >= CLAIM_RECORDS_MAX || bytes > CLAIM_RECORDS_BYTES)
+        return error_set(err, ERR_LIMIT, "a task has at most %d records of %zu bytes together",
+                         CLAIM_RECORDS_MAX, CLAIM_RECORDS_BYTES);
+    return 0;
+}
+
 static int record(struct work *work, struct error *err)
 {
     const Hypersdk__V1__Record *body = work->envelope->task_record->record;
@@ -201,6 +250,8 @@ static int record(struct work *work, struct error *err)
 
     if (holds(work, &rows, err) < 0 || work->lost)
         return err->code == ERR_NONE ? 0 : -1;
+    if (check_records(work, body, err) < 0)
+        return -1;
     if (strcmp(body->key, "export.volume") == 0 &&
         db_exec(work->db, SET_VOLUME, DB_PARAMS(work->ref->task_id, body->value), NULL, err) < 0)
         return -1;
@@ -450,7 +501,7 @@ static void answer(struct work *work, struct bus_request *request, work_fn fn,
 static void after(struct work *work, work_fn fn)
 {
     if (fn == renew && !work->lost)
-        live_lease(work->scheduler->live, work->ref, work->job_id);
+        live_lease(work->scheduler->live, work->ref, work->job_id, work->vm_name);
     if (!work->ended)
         return;
     live_end(work->scheduler->live, work->ref->task_id);
@@ -476,27 +527,56 @@ static void log_failure(const struct work *work, const struct error *err)
         LOG(WARN, "request_failed", F_ERR(err));
 }
 
+/* A worker that drains: it runs what it has, and takes nothing new. */
+static void leave(struct scheduler *scheduler, struct db *db, struct bus_request *request)
+{
+    const char *instance = bus_request_envelope(request)->lease_request->instance;
+    Hypersdk__V1__NoTask body;
+    struct bus_envelope_store store;
+    struct error err = ERROR_NONE;
+    bus_envelope reply;
+
+    if (db_exec(db, LEAVES, DB_PARAMS(instance), NULL, &err) < 0)
+        LOG(INFO, "worker_leave_not_stored", F_STR("worker", instance), F_ERR(&err));
+    scheduler_announce_worker(scheduler, instance, "draining");
+    hypersdk__v1__no_task__init(&body);
+    bus_envelope_init(&reply, &store, service_instance(scheduler->service), NULL);
+    reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_NO_TASK;
+    reply.no_task = &body;
+    bus_request_reply(request, &reply);
+}
+
+static void handle(struct scheduler *scheduler, struct db *db, struct bus_request *request)
+{
+    struct work work = {
+        .scheduler = scheduler, .db = db, .envelope = bus_request_envelope(request)};
+    struct error err = ERROR_NONE;
+    work_fn fn = function_of(work.envelope, &work.ref);
+
+    if (work.envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_LEASE_REQUEST) {
+        leave(scheduler, db, request);
+        return;
+    }
+    if (fn == NULL) {
+        reply_ack(request, scheduler, false, "this message is nothing that the scheduler does",
+                  false);
+        return;
+    }
+    if (perform(&work, fn, &err) == 0)
+        after(&work, fn);
+    else
+        log_failure(&work, &err);
+    answer(&work, request, fn, &err);
+}
+
 void *requests_main(void *arg)
 {
     struct scheduler *scheduler = arg;
     auto_db *db = scheduler_db(scheduler, "scheduler requests");
 
     for (;;) {
-        struct bus_request *request = take(scheduler->requests);
-        struct work work = {
-            .scheduler = scheduler, .db = db, .envelope = bus_request_envelope(request)};
-        struct error err = ERROR_NONE;
-        work_fn fn = function_of(work.envelope, &work.ref);
-        if (fn == NULL) {
-            reply_ack(request, scheduler, false, "this message is nothing that the scheduler does",
-                      false);
-            continue;
-        }
-        if (perform(&work, fn, &err) == 0)
-            after(&work, fn);
-        else
-            log_failure(&work, &err);
-        answer(&work, request, fn, &err);
+        handle(scheduler, db, take(scheduler->requests));
+        worked(scheduler->requests);
     }
     return NULL;
 }

@@ -11,6 +11,8 @@
 struct requests *requests_new(void);
 /* Any thread; takes the request. */
 void requests_add(struct requests *requests, struct bus_request *request);
+/* Is anything waiting or being worked on? */
+bool requests_busy(struct requests *requests);
 void *requests_main(void *scheduler); /* one of REQUEST_THREADS */
 
 #endif

@@ -4,12 +4,16 @@
 #include <pthread.h>
 #include <string.h>
 
+#include "common/clock.h"
 #include "common/service_heartbeat.h"
 #include "live.h"
 #include "park.h"
 #include "requests.h"
 
 #define MIGRATE_RETRY_MS 1000
+#define LISTEN_RETRY_MS  250
+#define LISTEN_TRIES_MAX 40 /* 10 s: a leader that just ended may still hold the address */
+#define DRAIN_POLL_MS    10
 
 static struct scheduler state;
 
@@ -59,14 +63,42 @@ void scheduler_announce_cancel(struct scheduler *scheduler, const char *task_id)
     bus_publish(scheduler->publisher, "control", &envelope);
 }
 
+void scheduler_announce_worker(struct scheduler *scheduler, const char *instance,
+                               const char *worker_state)
+{
+    Hypersdk__V1__WorkerChanged body;
+    struct bus_envelope_store store;
+    bus_envelope envelope;
+
+    hypersdk__v1__worker_changed__init(&body);
+    body.instance = (char *)(uintptr_t)instance;
+    body.state = (char *)(uintptr_t)worker_state;
+    bus_envelope_init(&envelope, &store, service_instance(scheduler->service), NULL);
+    envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_WORKER_CHANGED;
+    envelope.worker_changed = &body;
+    bus_publish(scheduler->publisher, "worker", &envelope);
+}
+
 static void on_request(void *arg, struct bus_request *request)
 {
     struct scheduler *scheduler = arg;
 
-    if (bus_request_envelope(request)->body_case == HYPERSDK__V1__ENVELOPE__BODY_LEASE_REQUEST)
-        park_add(scheduler->park, request);
-    else
+    const bus_envelope *envelope = bus_request_envelope(request);
+
+    if (envelope->body_case != HYPERSDK__V1__ENVELOPE__BODY_LEASE_REQUEST) {
         requests_add(scheduler->requests, request);
+    } else if (envelope->lease_request->leaving) {
+        park_dismiss(scheduler->park, envelope->lease_request, true);
+        requests_add(scheduler->requests, request);
+    } else {
+        park_add(scheduler->park, request);
+    }
+}
+
+static void on_jobs_changed(struct scheduler *scheduler)
+{
+    park_wake(scheduler->park);
+    publish_wake(); /* who submits or cancels writes history, too */
 }
 
 static void on_event(void *arg, const bus_envelope *envelope)
@@ -76,7 +108,7 @@ static void on_event(void *arg, const bus_envelope *envelope)
     if (envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_PROGRESS)
         live_progress(scheduler->live, envelope->task_progress);
     else if (envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_JOBS_CHANGED)
-        park_wake(scheduler->park);
+        on_jobs_changed(scheduler);
 }
 
 /* The schema first: nothing else of the suite works without it. */
@@ -116,47 +148,102 @@ static int start(void *(*fn)(void *), struct scheduler *scheduler, struct error 
     return 0;
 }
 
-/* Threads first: the first request may come with the first socket. */
-static int lead(struct scheduler *scheduler, struct error *err)
+/* The first of the three sockets: who has it has them all. The row is kept meanwhile. */
+static int open_publisher(struct scheduler *scheduler, struct db *db, struct error *err)
 {
-    if (bus_publisher_open(&scheduler->bus, &scheduler->publisher, err) < 0 ||
-        start(park_main, scheduler, err) < 0 || start(reaper_main, scheduler, err) < 0 ||
-        start(publish_main, scheduler, err) < 0)
+    for (int i = 0;; i++) {
+        struct error why = ERROR_NONE;
+        if (bus_publisher_open(&scheduler->bus, &scheduler->publisher, &why) == 0)
+            return 0;
+        if (why.code != ERR_CONFLICT || i == LISTEN_TRIES_MAX) {
+            *err = why;
+            return -1;
+        }
+        if (i == 0)
+            LOG(WARN, "waiting_for_address", F_ERR(&why));
+        if (service_wait(scheduler->service, LISTEN_RETRY_MS))
+            return error_set(err, ERR_CANCELLED, "stopped before listening");
+        if (leader_renew(scheduler, db, err) < 0)
+            return -1;
+    }
+}
+
+static void announce_leading(struct scheduler *scheduler)
+{
+    static char leading[] = "leading";
+    Hypersdk__V1__SchedulerChanged body;
+    struct bus_envelope_store store;
+    bus_envelope envelope;
+
+    hypersdk__v1__scheduler_changed__init(&body);
+    body.holder = (char *)(uintptr_t)service_instance(scheduler->service);
+    body.state = leading;
+    bus_envelope_init(&envelope, &store, service_instance(scheduler->service), NULL);
+    envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_SCHEDULER_CHANGED;
+    envelope.scheduler_changed = &body;
+    bus_publish(scheduler->publisher, "scheduler", &envelope);
+}
+
+/* Threads first: the first request may come with the first socket. */
+static int lead(struct scheduler *scheduler, struct db *db, struct error *err)
+{
+    if (open_publisher(scheduler, db, err) < 0 || start(park_main, scheduler, err) < 0 ||
+        start(reaper_main, scheduler, err) < 0 || start(publish_main, scheduler, err) < 0 ||
+        start(leader_watch_main, scheduler, err) < 0)
         return -1;
     for (size_t i = 0; i < REQUEST_THREADS; i++) {
         if (start(requests_main, scheduler, err) < 0)
             return -1;
     }
-    if (bus_puller_start(&scheduler->bus, on_event, scheduler, err) < 0)
+    if (bus_puller_start(&scheduler->bus, on_event, scheduler, err) < 0 ||
+        bus_server_open(&scheduler->bus, SERVER_CONTEXTS, on_request, scheduler, &scheduler->server,
+                        err) < 0)
         return -1;
-    return bus_server_open(&scheduler->bus, SERVER_CONTEXTS, on_request, scheduler,
-                           &scheduler->server, err);
+    announce_leading(scheduler);
+    return 0;
+}
+
+/* What workers have said is answered; their parked requests are sent away by the dispatcher. */
+static void drain(struct scheduler *scheduler)
+{
+    int64_t until = clock_mono_ms() + service_drain_ms(scheduler->service);
+
+    park_wake(scheduler->park);
+    while ((requests_busy(scheduler->requests) || park_busy(scheduler->park)) &&
+           clock_mono_ms() < until)
+        clock_sleep_ms(DRAIN_POLL_MS);
+    clock_sleep_ms(DRAIN_POLL_MS); /* the last answers leave the sockets' threads */
+}
+
+static int run(struct scheduler *scheduler, struct error *err)
+{
+    auto_db *db = scheduler_db(scheduler, "scheduler leader");
+
+    if (migrate(scheduler, err) < 0 ||
+        service_heartbeat_start(scheduler->service, &scheduler->database, SCHEDULER_DB_ROLE, err) <
+            0 ||
+        leader_acquire(scheduler, db, err) < 0 || lead(scheduler, db, err) < 0)
+        return -1;
+    service_set_ready(scheduler->service, "leader", true, "");
+    leader_keep(scheduler, db);
+    drain(scheduler);
+    leader_release(scheduler, db);
+    return 0;
 }
 
 int scheduler_run(struct service *service, struct error *err)
 {
-    auto_db *db = NULL;
+    int rc;
 
     state.service = service;
     state.park = park_new();
     state.requests = requests_new();
     state.live = live_new();
     service_set_ready(service, "leader", false, "not the leader yet");
-    if (migrate(&state, err) < 0 ||
-        service_heartbeat_start(service, &state.database, SCHEDULER_DB_ROLE, err) < 0) {
-        if (!service_stopping(service))
-            return -1;
-        error_clear(err);
-        return 0;
+    rc = run(&state, err);
+    if (rc < 0 && err->code == ERR_CANCELLED && service_stopping(service)) {
+        error_clear(err); /* stopped while it waited: nothing to hand back */
+        rc = 0;
     }
-    db = scheduler_db(&state, "scheduler leader");
-    if (leader_acquire(&state, db, err) < 0) {
-        error_clear(err); /* only when stopping */
-        return 0;
-    }
-    if (lead(&state, err) < 0)
-        return -1;
-    service_set_ready(service, "leader", true, "");
-    leader_keep(&state, db);
-    return 0;
+    return rc;
 }

@@ -41,11 +41,17 @@ struct db *scheduler_db(const struct scheduler *scheduler, const char *thread);
 /* Announces to workers and others; may be lost. */
 void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event);
 void scheduler_announce_cancel(struct scheduler *scheduler, const char *task_id);
+void scheduler_announce_worker(struct scheduler *scheduler, const char *instance,
+                               const char *worker_state);
 
-/* leader.c: waits for the leader's row, then keeps it; restarts the process as a standby when it
- * is lost (sockets of the bus cannot be closed otherwise). */
+/* leader.c: waits for the leader's row; renews it until the process stops; gives it back. The
+ * process starts anew as a standby when the row is lost (sockets of the bus cannot be closed
+ * otherwise), also when the database hangs. */
 MUST_CHECK int leader_acquire(struct scheduler *scheduler, struct db *db, struct error *err);
+MUST_CHECK int leader_renew(struct scheduler *scheduler, struct db *db, struct error *err);
 void leader_keep(struct scheduler *scheduler, struct db *db);
+void leader_release(struct scheduler *scheduler, struct db *db);
+void *leader_watch_main(void *scheduler);
 
 /* Tells workers again which of their tasks were cancelled. */
 MUST_CHECK int scheduler_repeat_cancels(struct scheduler *scheduler, struct db *db,
