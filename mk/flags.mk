@@ -23,6 +23,10 @@ LINK := -pie -Wl,-z,relro,-z,now -Wl,--as-needed
 ifeq ($(VARIANT),asan)
 OPT := -O1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 LINK += -fsanitize=address,undefined
+else ifeq ($(VARIANT),fuzz)
+OPT := -O1 -fno-omit-frame-pointer -fsanitize=fuzzer-no-link,address,undefined \
+       -fno-sanitize-recover=all
+LINK += -fsanitize=address,undefined
 else ifeq ($(VARIANT),tsan)
 OPT := -O1 -fno-omit-frame-pointer -fsanitize=thread
 LINK += -fsanitize=thread
