@@ -18,14 +18,31 @@ $(B)/helpers/%: $(B)/obj/tests/helpers/%.o $(call lib_of,common)
 	@$(CC) $(LINK) -o $@ $< $(call lib_of,common) $(PKG_LIBS)
 .SECONDARY: $(HELPERS:$(B)/helpers/%=$(B)/obj/tests/helpers/%.o)
 
+# Each provider's vtable behind a small command loop, for tests of what providers promise.
+DRIVERS := $(PROVIDER_KINDS:%=$(B)/contract/driver-%)
+$(B)/obj/tests/contract/driver-%.o: tests/contract/driver.c | $(GEN_H)
+	@mkdir -p $(@D)
+	@echo "cc $< ($*)"
+	@$(CC) $(CFLAGS_ALL) $(WARN) -DPROVIDER=provider_$* -c $< -o $@
+define driver_rules
+$(B)/contract/driver-$(1): $(B)/obj/tests/contract/driver-$(1).o \
+		$(foreach d,$(exporter-$(1)_DIRS) common,$(call lib_of,$(d)))
+	@mkdir -p $$(@D)
+	@echo "ld $$@"
+	@$$(CC) $$(LINK) -o $$@ $$< -Wl,--start-group $$(filter %.a,$$^) -Wl,--end-group $$(PKG_LIBS) $(exporter-$(1)_LIBS)
+endef
+$(foreach k,$(PROVIDER_KINDS),$(eval $(call driver_rules,$(k))))
+.PHONY: drivers
+drivers: $(DRIVERS)
+
 .PHONY: test test-unit test-service test-build unit-programs
 unit-programs: $(UNIT_BIN)
 test-unit: $(UNIT_BIN) ## build and run the unit tests of this variant
 	@/usr/bin/python3 tests/run.py unit:$(VARIANT)
 # One part of `make test` at a time: make test-service, tests/run.py --help
-test-service: all test-peers ## service and end-to-end tests with the binaries of this variant
-	@/usr/bin/python3 tests/run.py service e2e
-test-build: all test-peers unit-programs
+test-service: all test-peers drivers ## contract, service and end-to-end tests with the binaries of this variant
+	@/usr/bin/python3 tests/run.py contract service e2e
+test-build: all test-peers drivers unit-programs
 	@$(MAKE) --no-print-directory SAN=asan unit-programs
 test: ## install what tests need, build, run everything; ends with "N passed, N failed, N skipped"
 	@deploy/local/packages.sh build run demo test

@@ -2,7 +2,7 @@
 """Runs the tests and sums them up: the last line is "N passed, N failed, N skipped".
 
   tests/run.py              everything that `make test` promises
-  tests/run.py unit:asan    only these parts: unit:release unit:asan fuzz service e2e lint
+  tests/run.py unit:asan    only these parts: unit:release unit:asan fuzz lint contract service e2e
 
 Everything was built before. Logs and results lie in build/test. Exit status 0 when nothing failed.
 """
@@ -16,7 +16,7 @@ import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "test"
-PARTS = ["unit:release", "unit:asan", "fuzz", "lint", "service", "e2e"]
+PARTS = ["unit:release", "unit:asan", "fuzz", "lint", "contract", "service", "e2e"]
 UNIT_SECONDS_MAX = 300
 PART_SECONDS_MAX = 1500
 
@@ -118,7 +118,7 @@ def part(name):
     kind, _, variant = name.partition(":")
     if kind == "unit":
         return unit(variant or "release")
-    if kind in ("service", "e2e"):
+    if kind in ("contract", "service", "e2e"):
         return pytest(kind)
     if kind == "lint":
         return make_target("lint", "ok")

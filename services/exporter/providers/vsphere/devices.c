@@ -31,10 +31,10 @@ static const struct {
     const char *xsi_type;
     const char *model;
 } nic_models[] = {
-    {"VirtualVmxnet3", "vmxnet3"},       {"VirtualVmxnet3Vrdma", "vmxnet3"},
-    {"VirtualE1000e", "e1000e"},         {"VirtualE1000", "e1000"},
-    {"VirtualVmxnet2", "vmxnet2"},       {"VirtualVmxnet", "vmxnet"},
-    {"VirtualPCNet32", "pcnet32"},       {"VirtualSriovEthernetCard", "sriov"},
+    {"VirtualVmxnet3", "vmxnet3"}, {"VirtualVmxnet3Vrdma", "vmxnet3"},
+    {"VirtualE1000e", "e1000e"},   {"VirtualE1000", "e1000"},
+    {"VirtualVmxnet2", "vmxnet2"}, {"VirtualVmxnet", "vmxnet"},
+    {"VirtualPCNet32", "pcnet32"}, {"VirtualSriovEthernetCard", "sriov"},
 };
 
 /* ---- controllers ---- */
@@ -94,11 +94,13 @@ static void set_skip_reason(const xmlNode *backing, bool encrypted, struct vm_di
 {
     const char *format = disk->format;
 
-    if (strcmp(format, "rdm") == 0 && strcmp(soap_text(backing, "compatibilityMode"),
-                                             "physicalMode") == 0)
-        vm_set_text(&disk->skip_reason, "physical-mode RDM: its bytes are on a LUN outside vSphere");
+    if (strcmp(format, "rdm") == 0 &&
+        strcmp(soap_text(backing, "compatibilityMode"), "physicalMode") == 0)
+        vm_set_text(&disk->skip_reason,
+                    "physical-mode RDM: its bytes are on a LUN outside vSphere");
     else if (strcmp(format, "rdm") == 0 || strcmp(format, "rawdisk") == 0)
-        vm_set_text(&disk->skip_reason, "raw device mapping: its bytes are on a LUN, not in a file");
+        vm_set_text(&disk->skip_reason,
+                    "raw device mapping: its bytes are on a LUN, not in a file");
     else if (strcmp(soap_text(backing, "sharing"), "sharingMultiWriter") == 0)
         vm_set_text(&disk->skip_reason, "shared (multi-writer): other VMs may write to it");
     else if (encrypted || soap_child(backing, "keyId") != NULL)
@@ -151,8 +153,8 @@ static int disk_read_device(const xmlNode *devices, const xmlNode *device, bool 
     if (disk->id[0] == '\0')
         return error_set(err, ERR_PROTOCOL, "a disk of the VM has no key");
     if (!capacity_read(device, &disk->capacity_bytes))
-        return error_set(err, ERR_PROTOCOL, "disk '%.64s' (key %.16s) has no sane capacity", disk->label,
-                         disk->id);
+        return error_set(err, ERR_PROTOCOL, "disk '%.64s' (key %.16s) has no sane capacity",
+                         disk->label, disk->id);
     return 0;
 }
 

@@ -7,7 +7,7 @@
 
 #include "services/exporter/engine/vm.h"
 
-#define DEVICES_MAX    1024 /* vSphere's maxima add up to about 400 */
+#define DEVICES_MAX    1024                /* vSphere's maxima add up to about 400 */
 #define DISK_BYTES_MAX (UINT64_C(1) << 50) /* vSphere's own limit is 62 TiB */
 
 /* Why a disk can't be read as the flat file that its backing names; facts that struct vm_disk has

@@ -17,14 +17,14 @@ int folder_path_split(const char *source_path, char **out_datastore, char **out_
 
     if (end == NULL || end == source_path + 1 || end[2] == '\0' || end[2] == '/' ||
         strlen(source_path) > FOLDER_URL_BYTES_MAX / 4)
-        return error_set(err, ERR_PROTOCOL, "'%.128s' is not a datastore path like '[ds] dir/x.vmdk'",
-                         source_path);
+        return error_set(err, ERR_PROTOCOL,
+                         "'%.128s' is not a datastore path like '[ds] dir/x.vmdk'", source_path);
     for (const char *p = end + 2; *p != '\0';) {
         size_t length = strcspn(p, "/");
         if (length == 0 || (length == 1 && p[0] == '.') ||
             (length == 2 && p[0] == '.' && p[1] == '.'))
-            return error_set(err, ERR_PROTOCOL, "datastore path '%.128s' has a part that is no name",
-                             source_path);
+            return error_set(err, ERR_PROTOCOL,
+                             "datastore path '%.128s' has a part that is no name", source_path);
         p += length;
         p += *p == '/';
     }
@@ -197,14 +197,15 @@ static int descriptor_judge(const struct descriptor_facts *facts, struct folder_
     if (facts->has_parent)
         return error_set(err, ERR_NOT_AVAILABLE, "its descriptor names a parent disk");
     if (facts->extent_count != 1 || !facts->extent_ok)
-        return error_set(err, ERR_NOT_AVAILABLE, "its descriptor has %zu extents, not one flat file",
-                         facts->extent_count);
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "its descriptor has %zu extents, not one flat file", facts->extent_count);
     if (strstr(extent->name, "://") != NULL)
         return error_set(err, ERR_NOT_AVAILABLE,
                          "its datastore keeps objects (vSAN, vVol), not flat files: move the disk "
                          "to a VMFS or NFS datastore");
     if (strcmp(extent->type, "VMFS") != 0 && strcmp(extent->type, "FLAT") != 0)
-        return error_set(err, ERR_NOT_AVAILABLE, "its extent is of type %s, not flat", extent->type);
+        return error_set(err, ERR_NOT_AVAILABLE, "its extent is of type %s, not flat",
+                         extent->type);
     if (strchr(extent->name, '/') != NULL || extent->name[0] == '.')
         return error_set(err, ERR_NOT_AVAILABLE, "its extent '%.64s' is in another folder",
                          extent->name);

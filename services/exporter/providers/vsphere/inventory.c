@@ -322,7 +322,8 @@ static uint64_t used_bytes(const xmlNode *object, uint64_t storage_bytes)
     uint64_t sum = 0;
 
     for (const xmlNode *disk = soap_child(layout, "disk"); disk != NULL; disk = soap_next(disk)) {
-        for (const xmlNode *unit = soap_child(disk, "chain"); unit != NULL; unit = soap_next(unit)) {
+        for (const xmlNode *unit = soap_child(disk, "chain"); unit != NULL;
+             unit = soap_next(unit)) {
             for (const xmlNode *key = soap_child(unit, "fileKey"); key != NULL;
                  key = soap_next(key)) {
                 if (!checked_add_u64(sum, layout_file_size(layout, soap_content(key)), &sum))
@@ -349,8 +350,7 @@ static void read_facts(const xmlNode *object, struct vsphere_vm *out)
     vm->firmware = firmware_of(property_text(object, "config.firmware"));
     vm->secure_boot =
         soap_bool(property_value(object, "config.bootOptions"), "efiSecureBootEnabled");
-    vm->num_cpu =
-        (uint32_t)min_u64(property_u64(object, "config.hardware.numCPU", 0), UINT32_MAX);
+    vm->num_cpu = (uint32_t)min_u64(property_u64(object, "config.hardware.numCPU", 0), UINT32_MAX);
     vm->cores_per_socket =
         (uint32_t)min_u64(property_u64(object, "config.hardware.numCoresPerSocket", 0), UINT32_MAX);
     vm->memory_mb = min_u64(property_u64(object, "config.hardware.memoryMB", 0), UINT32_MAX);
@@ -477,7 +477,8 @@ struct listing {
 static int listing_flush(void *arg, struct error *err)
 {
     struct listing *listing = arg;
-    int rc = listing->count == 0 ? 0 : listing->page(listing->arg, listing->vms, listing->count, err);
+    int rc =
+        listing->count == 0 ? 0 : listing->page(listing->arg, listing->vms, listing->count, err);
 
     for (size_t i = 0; i < listing->count; i++)
         vm_release(&listing->vms[i]);

@@ -18,7 +18,7 @@ struct vsphere_vm {
     bool connected;        /* the host answers for it */
     bool question;         /* waits for an answer in vCenter */
     bool consolidation_needed;
-    bool devices_hidden;   /* the account may not read the hardware */
+    bool devices_hidden; /* the account may not read the hardware */
 };
 
 void vsphere_vm_init(struct vsphere_vm *vm);

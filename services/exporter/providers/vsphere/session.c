@@ -12,6 +12,8 @@
 #define SOAP_ACTION_FLOOR "urn:vim25/6.5"
 #define SOAP_ACTION_TPM   "urn:vim25/6.7"
 
+#define LOGOUT_MS_MAX 5000 /* nobody waits longer to leave a server that hangs */
+
 static void content_release(struct service_content *content)
 {
     free(content->root_folder);
@@ -66,7 +68,8 @@ static int origin_from_host(const char *host, char **out, struct error *err)
 {
     CLEANUP(url_free) CURLU *url = curl_url();
     CLEANUP(url_parts_release) struct url_parts parts = {0};
-    autofree char *text = strstr(host, "://") != NULL ? xstrdup(host) : xasprintf("https://%s", host);
+    autofree char *text =
+        strstr(host, "://") != NULL ? xstrdup(host) : xasprintf("https://%s", host);
 
     if (url == NULL)
         abort();
@@ -133,8 +136,8 @@ int session_check_cancelled(const struct provider_session *session, struct error
     return 0;
 }
 
-static int status_error(const struct http_response *response, const char *method, const char *origin,
-                        struct error *err)
+static int status_error(const struct http_response *response, const char *method,
+                        const char *origin, struct error *err)
 {
     long status = response->status;
 
@@ -296,9 +299,10 @@ static int login(struct provider_session *session, struct error *err)
     if (exchange_strbuf(session, "Login", &request, &reply, err) < 0)
         return -1;
     if (strcmp(reply.fault.type, "InvalidLogin") == 0)
-        return error_set(err, ERR_DENIED,
-                         "'%s' refuses user '%.128s': wrong username or password, or a locked account",
-                         session->origin, session->config->username);
+        return error_set(
+            err, ERR_DENIED,
+            "'%s' refuses user '%.128s': wrong username or password, or a locked account",
+            session->origin, session->config->username);
     if (reply.fault.type[0] != '\0')
         return soap_fault_error(&reply.fault, "Login", err);
     session->logged_in = true;
@@ -332,6 +336,23 @@ int session_login(struct provider_session *session, struct error *err)
     return ensure_login(session, err);
 }
 
+/* A session that is over: a fault, or, of the property collector, objects whose properties are all
+ * missing for that reason. */
+static bool is_unauthenticated(const struct soap_reply *reply)
+{
+    const xmlNode *object = soap_child(soap_child(reply->response, "returnval"), "objects");
+    char type[sizeof reply->fault.type];
+
+    if (strcmp(reply->fault.type, "NotAuthenticated") == 0)
+        return true;
+    for (const xmlNode *set = soap_child(object, "missingSet"); set != NULL; set = soap_next(set)) {
+        soap_xsi_type(soap_child(soap_child(set, "fault"), "fault"), type, sizeof type);
+        if (strcmp(type, "NotAuthenticated") == 0)
+            return true;
+    }
+    return false;
+}
+
 int session_call(struct provider_session *session, const char *method, const struct strbuf *request,
                  unsigned int flags, struct soap_reply *out, struct error *err)
 {
@@ -343,7 +364,7 @@ int session_call(struct provider_session *session, const char *method, const str
     if (ensure_login(session, err) < 0 ||
         exchange_strbuf(session, method, request, &reply, err) < 0)
         return -1;
-    if (strcmp(reply.fault.type, "NotAuthenticated") == 0) {
+    if (is_unauthenticated(&reply)) {
         soap_reply_release(&reply);
         if (login(session, err) < 0)
             return error_wrap(err, "%s: the session expired", method);
@@ -351,6 +372,9 @@ int session_call(struct provider_session *session, const char *method, const str
             return error_set(err, ERR_UNAVAILABLE, "%s: the session expired meanwhile", method);
         if (exchange_strbuf(session, method, request, &reply, err) < 0)
             return -1;
+        if (reply.fault.type[0] == '\0' && is_unauthenticated(&reply))
+            return error_set(err, ERR_DENIED, "%s: '%s' forgets its logins at once", method,
+                             session->origin);
     }
     if (reply.fault.type[0] != '\0')
         return soap_fault_error(&reply.fault, method, err);
@@ -437,6 +461,8 @@ static void logout(struct provider_session *session)
     auto_strbuf request;
     struct error err = ERROR_NONE;
 
+    session->http.timeout_ms = LOGOUT_MS_MAX;
+    session->shielded = false; /* so that the next line makes a handle with this time */
     if (session_shield(session, true, &err) < 0)
         return;
     strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);

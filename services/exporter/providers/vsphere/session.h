@@ -12,7 +12,8 @@
 #include "services/exporter/engine/provider.h"
 #include "services/exporter/providers/vsphere/soap.h"
 
-#define SESSION_IDLE_MS_MAX INT64_C(300000) /* servers drop sessions after 30 min, some after 10 */
+#define SESSION_IDLE_MS_MAX INT64_C(300000) /* servers drop sessions after 30 min, some after 10 \
+                                             */
 
 struct vsphere_config {
     char *host;
@@ -88,7 +89,8 @@ MUST_CHECK int session_check_cancelled(const struct provider_session *session, s
 /* For readers, from any thread. */
 /* A copy of the cookie (caller frees) and its generation. */
 char *session_cookie(struct provider_session *session, uint64_t *out_generation);
-/* The server refused the cookie of this generation: a new login, unless another thread was first. */
+/* The server refused the cookie of this generation: a new login, unless another thread was first.
+ */
 MUST_CHECK int session_relogin(struct provider_session *session, uint64_t generation,
                                struct error *err);
 /* Touches the session when it was idle for SESSION_IDLE_MS_MAX; never waits for another call. */

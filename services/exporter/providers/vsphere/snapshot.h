@@ -27,8 +27,7 @@ MUST_CHECK int snapshot_find(struct provider_session *session, const char *vm_id
 MUST_CHECK int snapshot_create(struct provider_session *session, const char *vm_id,
                                const struct snapshot_spec *spec, char **out_id, struct error *err);
 /* Gone already is success. */
-MUST_CHECK int snapshot_remove(struct provider_session *session, const char *id,
-                               struct error *err);
+MUST_CHECK int snapshot_remove(struct provider_session *session, const char *id, struct error *err);
 /* Merges leftover deltas when the VM says that it has some. */
 MUST_CHECK int snapshot_consolidate(struct provider_session *session, const char *vm_id,
                                     struct error *err);

@@ -324,7 +324,8 @@ static int document_read(const char *data, size_t size, xmlDoc **out, struct err
                                 XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
     stopped = context->errNo == XML_ERR_USER_STOP;
     if (doc == NULL || stopped) {
-        (void)error_set(err, ERR_PROTOCOL, "the answer is not the XML of a vSphere API (%s, line %d)",
+        (void)error_set(err, ERR_PROTOCOL,
+                        "the answer is not the XML of a vSphere API (%s, line %d)",
                         stopped ? "it has a document type" : "it is not well-formed",
                         context->input == NULL ? 0 : context->input->line);
         if (doc != NULL)
@@ -367,8 +368,8 @@ int soap_parse(const char *data, size_t size, struct soap_reply *out, struct err
     if (first == NULL)
         return error_set(err, ERR_PROTOCOL, "the answer's SOAP body is empty");
     if (soap_is(first, "Fault"))
-        soap_fault_read(first_element(soap_child(first, "detail")),
-                        soap_text(first, "faultstring"), &reply.fault);
+        soap_fault_read(first_element(soap_child(first, "detail")), soap_text(first, "faultstring"),
+                        &reply.fault);
     else
         reply.response = first;
     *out = reply;

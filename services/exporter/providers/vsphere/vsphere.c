@@ -422,11 +422,13 @@ static int vsphere_disk_mark(struct provider_session *session, const struct froz
                              size_t index, char **out, struct error *err)
 {
     const struct frozen_data *data = frozen->provider_data;
-    const struct vm_disk *disk = &frozen->vm.disks[frozen->disks[index].vm_disk_index];
-    const struct folder_file *file = &data->files[index];
+    const struct vm_disk *disk;
+    const struct folder_file *file;
     const char *power = "";
 
     assert(index < frozen->disk_count);
+    disk = &frozen->vm.disks[frozen->disks[index].vm_disk_index];
+    file = &data->files[index];
     if (data->snapshot[0] != '\0') {
         if (snapshot_still_there(session, data->snapshot, err) < 0)
             return -1;
