@@ -20,7 +20,8 @@ $(B)/helpers/%: $(B)/obj/tests/helpers/%.o $(call lib_of,common)
 
 # Each provider's vtable behind a small command loop, for tests of what providers promise.
 DRIVERS := $(PROVIDER_KINDS:%=$(B)/contract/driver-%)
-$(B)/obj/tests/contract/driver-%.o: tests/contract/driver.c | $(GEN_H)
+$(DRIVERS:$(B)/contract/%=$(B)/obj/tests/contract/%.o): \
+		$(B)/obj/tests/contract/driver-%.o: tests/contract/driver.c | $(GEN_H)
 	@mkdir -p $(@D)
 	@echo "cc $< ($*)"
 	@$(CC) $(CFLAGS_ALL) $(WARN) -DPROVIDER=provider_$* -c $< -o $@
