@@ -1,0 +1,422 @@
+/* Export over HTTPS range reads from a local nginx, durable on disk, against curl fetching the same
+ * bytes to /dev/null with as many connections. The reader is the vSphere provider's own; the copy
+ * is copy_disk with its journal. Medians of runs in turn, so that a busy machine slows all alike.
+ *
+ * BENCH_COPY_MIB sets the size (1536), BENCH_COPY_RUNS the runs of each (5). */
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <netinet/in.h>
+#include <signal.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "common/clock.h"
+#include "common/parse.h"
+#include "services/exporter/engine/copy.h"
+#include "services/exporter/providers/vsphere/folder.h"
+
+#define CONNECTIONS      4U
+#define DISK_MIB_DEFAULT 1536U
+#define RUNS_DEFAULT     5U
+#define RUNS_MAX         50U
+#define CHUNK_BYTES      (10 * MIB) /* export.chunk_size's default */
+#define START_MS_MAX     10000
+
+extern char **environ;
+
+static char folder[] = "/var/tmp/hsdk-bench-XXXXXX";
+
+/* ---- programs ---- */
+
+static pid_t start_program(const char *const *argv)
+{
+    posix_spawn_file_actions_t actions;
+    pid_t pid = 0;
+    int rc;
+
+    (void)posix_spawn_file_actions_init(&actions);
+    (void)posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
+    (void)posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+    (void)posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0);
+    rc = posix_spawnp(&pid, argv[0], &actions, NULL, (char *const *)(uintptr_t)argv, environ);
+    (void)posix_spawn_file_actions_destroy(&actions);
+    return rc == 0 ? pid : -1;
+}
+
+static int wait_program(pid_t pid)
+{
+    int status = 0;
+
+    while (waitpid(pid, &status, 0) < 0) {
+        if (errno != EINTR)
+            return -1;
+    }
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
+}
+
+static int run_program(const char *const *argv, struct error *err)
+{
+    pid_t pid = start_program(argv);
+
+    if (pid < 0 || wait_program(pid) != 0)
+        return error_set(err, ERR_INTERNAL, "'%s' failed", argv[0]);
+    return 0;
+}
+
+static char *path_of(const char *name)
+{
+    return xasprintf("%s/%s", folder, name);
+}
+
+static int write_text(const char *name, const char *text, struct error *err)
+{
+    autofree char *path = path_of(name);
+    autoclose int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    if (fd < 0 || write_all(fd, text, strlen(text)) < 0)
+        return error_set_errno(err, errno, "cannot write '%s'", path);
+    return 0;
+}
+
+/* ---- the server ---- */
+
+static int free_port(struct error *err)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    autoclose int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    if (fd < 0 || bind(fd, (struct sockaddr *)&address, size) < 0 ||
+        getsockname(fd, (struct sockaddr *)&address, &size) < 0)
+        return error_set_errno(err, errno, "no free port");
+    return ntohs(address.sin_port);
+}
+
+static bool accepts(int port)
+{
+    struct sockaddr_in address = {.sin_family = AF_INET,
+                                  .sin_port = htons((uint16_t)port),
+                                  .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    autoclose int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+
+    return fd >= 0 && connect(fd, (struct sockaddr *)&address, sizeof address) == 0;
+}
+
+static int make_certificate(struct error *err)
+{
+    autofree char *key = path_of("key.pem");
+    autofree char *certificate = path_of("cert.pem");
+    const char *argv[] = {"openssl", "req",   "-x509", "-newkey",   "rsa:2048",
+                          "-nodes",  "-days", "2",     "-subj",     "/CN=127.0.0.1",
+                          "-keyout", key,     "-out",  certificate, NULL};
+
+    return run_program(argv, err);
+}
+
+static int start_server(int port, pid_t *out, struct error *err)
+{
+    autofree char *config = path_of("nginx.conf");
+    autofree char *text =
+        xasprintf("worker_processes 2;\ndaemon off;\npid %s/nginx.pid;\nerror_log %s/error.log;\n"
+                  "user root;\nevents { worker_connections 64; }\n"
+                  "http { access_log off; keepalive_requests 1000000;\n"
+                  " server { listen 127.0.0.1:%d ssl; root %s/data;\n"
+                  "  ssl_certificate %s/cert.pem; ssl_certificate_key %s/key.pem; } }\n",
+                  folder, folder, port, folder, folder, folder);
+    const char *argv[] = {"nginx", "-c", config, "-p", folder, NULL};
+    int64_t deadline = clock_mono_ms() + START_MS_MAX;
+
+    if (make_certificate(err) < 0 || write_text("nginx.conf", text, err) < 0)
+        return -1;
+    *out = start_program(argv);
+    if (*out < 0)
+        return error_set(err, ERR_INTERNAL, "nginx cannot be started");
+    while (!accepts(port)) {
+        if (clock_mono_ms() > deadline)
+            return error_set(err, ERR_TIMEOUT, "nginx does not listen");
+        clock_sleep_ms(20);
+    }
+    return 0;
+}
+
+/* Bytes that neither compress nor count as zeros. */
+static int make_disk(uint64_t size, struct error *err)
+{
+    autofree char *data_folder = path_of("data");
+    autofree char *path = path_of("data/disk");
+    autofree uint64_t *block = xmalloc(MIB);
+    autoclose int fd = -1;
+    uint64_t state = 0x9e3779b97f4a7c15U;
+
+    if (mkdir(data_folder, 0755) < 0)
+        return error_set_errno(err, errno, "cannot make '%s'", data_folder);
+    fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    if (fd < 0)
+        return error_set_errno(err, errno, "cannot write '%s'", path);
+    for (uint64_t at = 0; at < size; at += MIB) {
+        for (size_t i = 0; i < MIB / sizeof *block; i++) {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            block[i] = state;
+        }
+        if (pwrite_all(fd, block, MIB, at) < 0)
+            return error_set_errno(err, errno, "cannot write '%s'", path);
+    }
+    return fsync(fd) < 0 ? error_set_errno(err, errno, "cannot write '%s'", path) : 0;
+}
+
+/* ---- the reference ---- */
+
+static int run_curls(const char *url, uint64_t size, double *out_seconds, struct error *err)
+{
+    pid_t pids[CONNECTIONS];
+    uint64_t share = size / CONNECTIONS;
+    int64_t start = clock_mono_ns();
+    int failed = 0;
+
+    for (unsigned int i = 0; i < CONNECTIONS; i++) {
+        uint64_t last = i + 1 == CONNECTIONS ? size - 1 : (i + 1) * share - 1;
+        autofree char *range = xasprintf("%" PRIu64 "-%" PRIu64, i * share, last);
+        const char *argv[] = {"curl", "-s", "-f",        "-k", "--http1.1", "-r",
+                              range,  "-o", "/dev/null", url,  NULL};
+        pids[i] = start_program(argv);
+    }
+    for (unsigned int i = 0; i < CONNECTIONS; i++)
+        failed |= pids[i] < 0 || wait_program(pids[i]) != 0;
+    *out_seconds = (double)(clock_mono_ns() - start) / 1e9;
+    return failed ? error_set(err, ERR_INTERNAL, "curl failed") : 0;
+}
+
+/* ---- ours ---- */
+
+/* The vSphere provider without its inventory: disks are opened from a file that is known. */
+static struct folder_file file;
+
+struct provider_disk {
+    struct folder_reader *reader;
+};
+
+static int bench_open(struct provider_session *session, const struct frozen_vm *frozen,
+                      size_t index, struct provider_disk **out, struct error *err)
+{
+    struct provider_disk *disk = xcalloc(1, sizeof *disk);
+
+    (void)frozen;
+    (void)index;
+    if (folder_reader_new(session, &file, &disk->reader, err) < 0) {
+        free(disk);
+        return -1;
+    }
+    *out = disk;
+    return 0;
+}
+
+static int bench_read(struct provider_disk *disk, void *buffer, size_t length, uint64_t offset,
+                      struct error *err)
+{
+    return folder_reader_read(disk->reader, buffer, length, offset, err);
+}
+
+static int bench_stream(struct provider_disk *disk, uint64_t length, uint64_t offset,
+                        int (*take)(void *arg, const void *data, size_t length, struct error *err),
+                        void *arg, struct error *err)
+{
+    return folder_reader_stream(disk->reader, length, offset, take, arg, err);
+}
+
+static void bench_close(struct provider_disk *disk)
+{
+    if (disk == NULL)
+        return;
+    folder_reader_free(disk->reader);
+    free(disk);
+}
+
+static int bench_mark(struct provider_session *session, const struct frozen_vm *frozen,
+                      size_t index, char **out, struct error *err)
+{
+    (void)session;
+    (void)err;
+    *out = xstrdup(frozen->disks[index].mark);
+    return 0;
+}
+
+static const struct provider bench_provider = {
+    .name = "bench",
+    .parallel_reads_max = CONNECTIONS,
+    .disk_open = bench_open,
+    .disk_read = bench_read,
+    .disk_stream = bench_stream,
+    .disk_close = bench_close,
+    .disk_mark = bench_mark,
+};
+
+static int run_copy(struct provider_session *session, const struct sink_format *format, bool hash,
+                    double *out_seconds, struct error *err)
+{
+    static char mark[] = "mark";
+    struct frozen_disk disk = {.size_bytes = file.size_bytes, .mark = mark};
+    struct frozen_vm frozen = {.disks = &disk, .disk_count = 1};
+    autofree char *path = path_of("out.partial");
+    autofree char *journal = path_of("out.journal");
+    struct copy_output output = {.format = format, .path = path, .file_name = "out"};
+    struct copy_options options = {
+        .provider = &bench_provider,
+        .session = session,
+        .frozen = &frozen,
+        .chunk_bytes = CHUNK_BYTES,
+        .readers = CONNECTIONS,
+        .journal_path = journal,
+        .identity = "bench",
+        .outputs = &output,
+        .output_count = 1,
+        .hash = hash,
+    };
+    auto_copy_result result = {0};
+    int64_t start = clock_mono_ns();
+    int rc = copy_disk(&options, &result, err);
+
+    *out_seconds = (double)(clock_mono_ns() - start) / 1e9;
+    if (rc == 0 && result.bytes_transferred != file.size_bytes)
+        rc = error_set(err, ERR_INTERNAL, "bytes are missing");
+    (void)unlink(path);
+    (void)unlink(journal);
+    sync(); /* the next run does not pay for the removal of this one's file */
+    return rc;
+}
+
+/* ---- figures ---- */
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a;
+    double y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double median_rate(double *seconds, size_t count)
+{
+    qsort(seconds, count, sizeof *seconds, compare);
+    return (double)file.size_bytes / (double)MIB / seconds[count / 2];
+}
+
+struct figure {
+    const char *name;
+    const struct sink_format *format;
+    bool hash;
+    const char *goal;
+    double seconds[RUNS_MAX];
+};
+
+static struct figure figures[] = {
+    {.name = "export_raw_without_hash", .format = &sink_raw, .hash = false, .goal = ">=0.65"},
+    {.name = "export_raw_with_hash", .format = &sink_raw, .hash = true, .goal = ">=0.50"},
+    {.name = "export_qcow2_with_hash", .format = &sink_qcow2, .hash = true, .goal = ">=0.50"},
+    {.name = "export_vmdk_with_hash", .format = &sink_vmdk, .hash = true, .goal = "-"},
+};
+
+static int measure(struct provider_session *session, uint32_t runs, struct error *err)
+{
+    double reference[RUNS_MAX];
+    double rate;
+
+    for (uint32_t run = 0; run < runs; run++) {
+        if (run_curls(file.url, file.size_bytes, &reference[run], err) < 0)
+            return -1;
+        for (size_t i = 0; i < ARRAY_LEN(figures); i++) {
+            if (run_copy(session, figures[i].format, figures[i].hash, &figures[i].seconds[run],
+                         err) < 0)
+                return -1;
+        }
+    }
+    rate = median_rate(reference, runs);
+    for (size_t i = 0; i < ARRAY_LEN(figures); i++) {
+        double ours = median_rate(figures[i].seconds, runs);
+        (void)printf("%s %.0f MiB/s %.0f %.2f %s\n", figures[i].name, ours, rate, ours / rate,
+                     figures[i].goal);
+    }
+    return 0;
+}
+
+static int number_of(const char *name, uint32_t fallback, uint32_t max, uint32_t *out,
+                     struct error *err)
+{
+    const char *text = getenv(name);
+
+    *out = fallback;
+    return text == NULL ? 0 : parse_u32(name, text, 1, max, out, err);
+}
+
+static int session_make(const struct vsphere_config *config, struct provider_session **out,
+                        struct error *err)
+{
+    if (session_new(config, NULL, out, err) < 0)
+        return -1;
+    if ((*out)->cookie == NULL)
+        (*out)->cookie = xstrdup("bench=1");
+    return 0;
+}
+
+static int bench(pid_t *server, struct error *err)
+{
+    struct provider_session *session = NULL;
+    uint32_t mib = 0;
+    uint32_t runs = 0;
+    int port = free_port(err);
+    int rc;
+
+    if (port < 0 || number_of("BENCH_COPY_MIB", DISK_MIB_DEFAULT, 65536, &mib, err) < 0 ||
+        number_of("BENCH_COPY_RUNS", RUNS_DEFAULT, RUNS_MAX, &runs, err) < 0 ||
+        make_disk(mib * MIB, err) < 0 || start_server(port, server, err) < 0)
+        return -1;
+    autofree char *host = xasprintf("127.0.0.1:%d", port);
+    struct vsphere_config config = {.host = host,
+                                    .username = (char *)(uintptr_t) "bench",
+                                    .password = (char *)(uintptr_t) "bench",
+                                    .thumbprint = (char *)(uintptr_t) "",
+                                    .ca_file = (char *)(uintptr_t) "",
+                                    .datacenter = (char *)(uintptr_t) "",
+                                    .insecure = true,
+                                    .timeout_ms = 30000};
+    file = (struct folder_file){.url = xasprintf("https://%s/disk", host),
+                                .path = xstrdup("[bench] disk"),
+                                .size_bytes = mib * MIB};
+    rc = session_make(&config, &session, err);
+    if (rc == 0)
+        rc = measure(session, runs, err);
+    session_free(session);
+    folder_file_release(&file);
+    return rc;
+}
+
+int main(void)
+{
+    struct error err = ERROR_NONE;
+    pid_t server = -1;
+    int rc;
+
+    if (mkdtemp(folder) == NULL) {
+        (void)fprintf(stderr, "bench_copy: no temporary folder\n");
+        return 1;
+    }
+    rc = bench(&server, &err);
+    if (rc < 0)
+        (void)fprintf(stderr, "bench_copy: %s\n", err.message);
+    if (server > 0) {
+        (void)kill(server, SIGTERM);
+        (void)wait_program(server);
+    }
+    const char *argv[] = {"rm", "-rf", folder, NULL};
+    struct error ignored = ERROR_NONE;
+    if (run_program(argv, &ignored) < 0)
+        error_clear(&ignored);
+    return rc < 0 ? 1 : 0;
+}
