@@ -12,6 +12,7 @@
 #include "common/metrics.h"
 #include "headers.h"
 #include "later_routes.h"
+#include "stream.h"
 
 #define METRIC_LABELS_MAX 512
 
@@ -213,6 +214,12 @@ static void measure(const struct call *call)
     metric_observe("hypersdk_api_request_duration_seconds", labels.data, seconds);
 }
 
+static void drop_stream(struct call *call)
+{
+    live_answer_drop(call->gateway, call->transport->subscriber);
+    call->transport->subscriber = NULL;
+}
+
 /* The row and the answer belong together: without the row the call is not acknowledged. */
 static void store_audit(struct call *call, struct db *db)
 {
@@ -222,6 +229,7 @@ static void store_audit(struct call *call, struct db *db)
         db_rollback(db); /* of a handler that failed */
     if (audit_write(call, db, &err) == 0)
         return;
+    drop_stream(call);
     call->transport->error_status = 0;
     call->transport->error_slug = NULL;
     if (call->status != 503)
@@ -239,6 +247,7 @@ void dispatch_run(struct call *call, struct db *db)
         return;
     }
     if (decide(call, db, &err) < 0) {
+        drop_stream(call);
         call_answer_error(call, &err);
         call_audit(call, "error", error_code_name(err.code));
     }

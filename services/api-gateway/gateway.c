@@ -11,9 +11,11 @@
 #include "common/log.h"
 #include "common/service_heartbeat.h"
 #include "config_sync.h"
+#include "hub.h"
 #include "server.h"
 
-#define TICK_MS 1000
+#define TICK_MS       1000
+#define LAST_WORDS_MS 100 /* the last answers leave on the sockets' threads */
 
 static struct gateway the_gateway; /* one per process; filled by configure, before any thread */
 
@@ -140,7 +142,7 @@ static int start(struct gateway *gateway, struct server **out_server, struct err
             F_STR("meaning", "no login: everyone on this machine is admin"));
     if (service_heartbeat_start(gateway->service, &gateway->database, GATEWAY_DB_ROLE, err) < 0 ||
         bus_pusher_open(&gateway->bus, &gateway->pusher, err) < 0 ||
-        bootstrap_start(gateway, err) < 0)
+        bootstrap_start(gateway, err) < 0 || hub_start(gateway, &gateway->hub, err) < 0)
         return -1;
     return server_start(gateway, out_server, err);
 }
@@ -150,9 +152,10 @@ static void drain(struct gateway *gateway, struct server *server)
     int64_t deadline_ms = clock_mono_ms() + service_drain_ms(gateway->service);
 
     server_quiesce(server);
+    hub_drain(gateway->hub);
     while (server_busy(server) > 0 && clock_mono_ms() < deadline_ms)
         clock_sleep_ms(20);
-    clock_sleep_ms(50); /* the last answers leave the sockets' threads */
+    clock_sleep_ms(LAST_WORDS_MS);
 }
 
 static int run(struct service *service, struct error *err)

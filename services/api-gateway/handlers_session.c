@@ -57,6 +57,8 @@ static int check_password(struct call *call, const char *username, const char *p
 
     if (db_exec(call->db, sql, DB_PARAMS(username), &rows, err) < 0)
         return -1;
+    if (PQntuples(rows) == 1) /* else it may be a password, typed into the wrong field */
+        call_audit(call, "username", username);
     if (!password_verify(PQntuples(rows) == 1 ? db_text(rows, 0, 1) : NULL, password))
         return call_fail(call, 401, NULL, err, ERR_DENIED, "wrong username or password");
     *out = STEAL(rows);
@@ -130,8 +132,6 @@ int handle_login(struct call *call, struct error *err)
     if (username[0] == '\0' || strlen(username) > USERNAME_BYTES_MAX ||
         strlen(password) > PASSWORD_BYTES_MAX)
         return error_set(err, ERR_INVALID, "username and password are required");
-    if (username_is_valid(username)) /* else it may be a password in the wrong field */
-        call_audit(call, "username", username);
     if (check_attempts(call, username, err) < 0 ||
         check_password(call, username, password, &user, err) < 0)
         return -1;

@@ -85,6 +85,13 @@ const struct route routes[] = {
     {"DELETE", "/api/v1/sessions/{id}", "user.manage", "session.delete", "deleteSession", 0, handle_session_delete},
     {"GET", "/audit/logs", "audit.view", "audit.query", "queryAudit", ROUTE_SHORT, handle_audit_logs},
     {"GET", "/api/v1/audit", "audit.view", "audit.query", "queryAudit", 0, handle_audit_logs},
+
+    /* live events */
+    {"GET", "/websocket", "job.view", "events.websocket", "websocket", ROUTE_STREAM | ROUTE_LATE_AUTH | ROUTE_SHORT, handle_websocket},
+    {"GET", "/ws", "job.view", "events.websocket", "websocket", ROUTE_STREAM | ROUTE_LATE_AUTH | ROUTE_SHORT, handle_websocket},
+    {"GET", "/api/v1/ws", "job.view", "events.websocket", "websocket", ROUTE_STREAM | ROUTE_LATE_AUTH, handle_websocket},
+    {"GET", "/events", "job.view", "events.stream", "events", ROUTE_STREAM | ROUTE_SHORT, handle_events},
+    {"GET", "/api/v1/events", "job.view", "events.stream", "events", ROUTE_STREAM, handle_events},
 };
 /* clang-format on */
 const size_t routes_count = ARRAY_LEN(routes);

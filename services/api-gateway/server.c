@@ -25,6 +25,7 @@
 #include "dispatch.h"
 #include "headers.h"
 #include "limiter.h"
+#include "stream.h"
 #include "workers.h"
 
 #define THREADS_MAX         8U
@@ -118,6 +119,7 @@ static struct request *request_new(struct server *server, struct MHD_Connection 
 
 static void request_free(struct request *request)
 {
+    live_answer_drop(request->server->gateway, request->transport.subscriber);
     call_release(&request->call);
     (void)atomic_fetch_sub(&request->server->body_bytes, request->body_capacity);
     if (request->body != NULL)
@@ -252,17 +254,34 @@ static void take_head(struct request *request)
 
 /* ---- answers ---- */
 
-static enum MHD_Result send_answer(struct request *request)
+static struct MHD_Response *make_response(struct request *request)
 {
-    struct call *call = &request->call;
     struct call_transport *transport = &request->transport;
-    struct MHD_Response *response = MHD_create_response_from_buffer(
-        transport->body_length, transport->body, MHD_RESPMEM_MUST_FREE);
-    enum MHD_Result result;
+    struct gateway *gateway = request->server->gateway;
+    struct MHD_Response *response = NULL;
 
-    if (response == NULL)
-        return MHD_NO;
-    transport->body = NULL; /* the response's */
+    switch (transport->kind) {
+    case ANSWER_BODY:
+        response = MHD_create_response_from_buffer(transport->body_length, transport->body,
+                                                   MHD_RESPMEM_MUST_FREE);
+        if (response != NULL)
+            transport->body = NULL; /* the response's */
+        break;
+    case ANSWER_STREAM:
+        response = stream_response(gateway, transport->subscriber, request->connection);
+        break;
+    case ANSWER_UPGRADE:
+        response = websocket_response(gateway, transport->subscriber, request->connection);
+        break;
+    }
+    return response;
+}
+
+static void add_headers(struct MHD_Response *response, const struct request *request)
+{
+    const struct call *call = &request->call;
+    const struct call_transport *transport = &request->transport;
+
     if (transport->type != NULL)
         (void)MHD_add_response_header(response, "Content-Type", transport->type);
     (void)MHD_add_response_header(response, "X-Request-Id", call->request_id);
@@ -274,8 +293,19 @@ static enum MHD_Result send_answer(struct request *request)
                                       transport->answer_headers[i].value);
     if (transport->early.code != ERR_NONE) /* what follows on this connection is not trusted */
         (void)MHD_add_response_header(response, "Connection", "close");
-    deadline_set(request->server->deadlines, deadline_of(request->connection), ANSWER_TIMEOUT_MS);
-    result = MHD_queue_response(request->connection, call->status, response);
+}
+
+static enum MHD_Result send_answer(struct request *request)
+{
+    struct MHD_Response *response = make_response(request);
+    int64_t limit_ms = request->transport.kind == ANSWER_BODY ? ANSWER_TIMEOUT_MS : 0;
+    enum MHD_Result result;
+
+    if (response == NULL)
+        return MHD_NO;
+    add_headers(response, request);
+    deadline_set(request->server->deadlines, deadline_of(request->connection), limit_ms);
+    result = MHD_queue_response(request->connection, request->call.status, response);
     MHD_destroy_response(response);
     return result;
 }
