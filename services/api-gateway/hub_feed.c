@@ -24,7 +24,7 @@
 #define DEEP_MS           30000
 #define TURN_MS           200 /* a replay that waits for its slow client is looked at again */
 #define CARE_MS           1000
-#define RECHECK_MS        30000
+#define RECHECK_MS        10000 /* how long an ended session may go on listening */
 #define PAGE_ROWS         500
 #define REPLAY_ROWS_MAX   20000 /* who missed more reads the lists instead */
 #define REPLAY_OVERLAP    1000

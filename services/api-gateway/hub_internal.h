@@ -83,8 +83,13 @@ struct log_follow {
     const char *since; /* NULL: none */
     const char *level; /* NULL: all */
     uint32_t tail;
+    int64_t cursor; /* where to begin, by log_first_look; LOG_CURSOR_NONE: the feed looks itself */
     bool end_with_job;
 };
+#define LOG_CURSOR_NONE (-1)
+/* The id before the last `tail` lines that since and level let through, else of the newest line. */
+MUST_CHECK int log_first_look(struct db *db, const struct log_follow *follow, int64_t *out_cursor,
+                              struct error *err);
 MUST_CHECK int log_feed_add(struct log_feed *feed, struct subscriber *subscriber,
                             const struct log_follow *follow, struct error *err);
 void log_feed_remove(struct log_feed *feed, const struct subscriber *subscriber,

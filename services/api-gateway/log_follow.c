@@ -22,7 +22,7 @@ struct follower {
     char job_id[LIVE_JOB_ID_SIZE];
     char since[40]; /* "" none */
     char level[16]; /* "" all */
-    int64_t cursor; /* last line seen; -1: the first look is to come */
+    int64_t cursor; /* last line seen */
     uint32_t tail;
     bool end_with_job;
     bool discarded; /* nobody wants it any more; the feed's lock */
@@ -123,7 +123,8 @@ static void send_line(const struct follower *follower, const PGresult *rows, int
 
 /* Where to begin: before the last `tail` lines that the filters let through, else at the end. The
  * lines themselves are read page by page, however many there are. */
-static int first_look(struct db *db, struct follower *follower, struct error *err)
+int log_first_look(struct db *db, const struct log_follow *follow, int64_t *out_cursor,
+                   struct error *err)
 {
     static const char sql[] = "SELECT coalesce(min(id) - 1,"
                               " (SELECT coalesce(max(id), 0) FROM job_logs WHERE job_id = $1))"
@@ -133,15 +134,15 @@ static int first_look(struct db *db, struct follower *follower, struct error *er
                               " ORDER BY id DESC LIMIT $4::bigint) newest";
     static const char *const levels[] = {"", "info,warn,warning,error", "warn,warning,error",
                                          "error"};
-    const char *level = follower->level[0] == '\0' ? "" : levels[level_rank(follower->level)];
+    const char *level = follow->level == NULL ? "" : levels[level_rank(follow->level)];
+    const char *since = follow->since == NULL ? "" : follow->since;
     char limit[24];
     auto_pgresult *rows = NULL;
 
-    (void)snprintf(limit, sizeof limit, "%" PRIu32, follower->tail);
-    if (db_exec(db, sql, DB_PARAMS(follower->job_id, follower->since, level, limit), &rows, err) <
-        0)
+    (void)snprintf(limit, sizeof limit, "%" PRIu32, follow->tail);
+    if (db_exec(db, sql, DB_PARAMS(follow->job_id, since, level, limit), &rows, err) < 0)
         return -1;
-    follower->cursor = db_i64(rows, 0, 0);
+    *out_cursor = db_i64(rows, 0, 0);
     return 0;
 }
 
@@ -206,8 +207,11 @@ static int serve(struct db *db, struct follower *follower, bool *done, struct er
         return 0;
     if (read_status(db, follower->job_id, status, err) < 0)
         return -1;
-    if (follower->cursor < 0 && first_look(db, follower, err) < 0)
-        return -1;
+    if (follower->cursor == LOG_CURSOR_NONE) {
+        const struct log_follow follow = {.job_id = follower->job_id, .tail = follower->tail};
+        if (log_first_look(db, &follow, &follower->cursor, err) < 0)
+            return -1;
+    }
     do {
         if (next_lines(db, follower, &count, err) < 0)
             return -1;
@@ -334,12 +338,10 @@ int log_feed_add(struct log_feed *feed, struct subscriber *subscriber,
         return error_set(err, ERR_UNAVAILABLE, "%d followed logs are the limit", FOLLOWERS_MAX);
     follower = xcalloc(1, sizeof *follower);
     follower->subscriber = subscriber_ref(subscriber);
-    follower->cursor = -1;
+    follower->cursor = follow->cursor;
     follower->tail = follow->tail;
     follower->end_with_job = follow->end_with_job;
     (void)snprintf(follower->job_id, sizeof follower->job_id, "%s", follow->job_id);
-    (void)snprintf(follower->since, sizeof follower->since, "%s",
-                   follow->since == NULL ? "" : follow->since);
     (void)snprintf(follower->level, sizeof follower->level, "%s",
                    follow->level == NULL ? "" : follow->level);
     feed->followers[feed->count++] = follower;

@@ -35,6 +35,8 @@ const struct route routes[] = {
     {"POST", "/api/v1/jobs/{id}/retry", "job.create", "job.retry", "retryJob", 0, handle_job_retry},
     {"GET", "/jobs/progress/{id}", "job.view", "job.progress", "getJobProgress", ROUTE_SHORT, handle_job_progress},
     {"GET", "/api/v1/jobs/{id}/progress", "job.view", "job.progress", "getJobProgress", 0, handle_job_progress},
+    {"GET", "/jobs/logs/{id}", "job.view", "job.logs", "getJobLogs", ROUTE_STREAM | ROUTE_SHORT, handle_job_logs},
+    {"GET", "/api/v1/jobs/{id}/logs", "job.view", "job.logs", "getJobLogs", ROUTE_STREAM, handle_job_logs},
     {"GET", "/jobs/eta/{id}", "job.view", "job.eta", "getJobEta", ROUTE_SHORT, handle_job_eta},
     {"GET", "/api/v1/jobs/{id}/eta", "job.view", "job.eta", "getJobEta", 0, handle_job_eta},
     {"GET", "/api/v1/jobs/{id}/history", "job.view", "job.history", "getJobHistory", 0, handle_job_history},

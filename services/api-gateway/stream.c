@@ -207,7 +207,8 @@ static int follow_topics(struct hub *hub, struct subscriber *subscriber, struct 
         topics = subscriber->topics;
     }
     for (size_t i = 0; i < topics.logs_of_count; i++) {
-        const struct log_follow follow = {.job_id = topics.logs_of[i], .tail = LOG_TAIL_DEFAULT};
+        const struct log_follow follow = {
+            .job_id = topics.logs_of[i], .tail = LOG_TAIL_DEFAULT, .cursor = LOG_CURSOR_NONE};
         if (log_feed_add(hub->logs, subscriber, &follow, err) < 0)
             return -1;
     }
@@ -311,7 +312,8 @@ int hub_follow_logs(struct call *call, const struct log_follow_options *options,
     struct hub *hub = call->gateway->hub;
     auto_subscriber *subscriber = subscriber_for(call, formats[options->format]);
 
-    if (refuse_head(call, err) < 0 || check_since(call, options->since, err) < 0)
+    if (refuse_head(call, err) < 0 || check_since(call, options->since, err) < 0 ||
+        log_first_look(call->db, &follow, &follow.cursor, err) < 0)
         return -1;
     {
         LOCK_SCOPE(&subscriber->mutex);

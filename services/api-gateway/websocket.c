@@ -139,7 +139,8 @@ static bool is_authenticated(struct websocket *ws)
 static int follow_logs(struct websocket *ws, const char *topic, bool on, struct error *err)
 {
     struct log_feed *logs = ws->owner->hub->logs;
-    const struct log_follow follow = {.job_id = topic + 5, .tail = LOG_TAIL_DEFAULT};
+    const struct log_follow follow = {
+        .job_id = topic + 5, .tail = LOG_TAIL_DEFAULT, .cursor = LOG_CURSOR_NONE};
 
     if (strncmp(topic, "logs:", 5) != 0)
         return 0;

@@ -479,8 +479,9 @@ def test_every_route_asks_for_what_the_table_says(gateway):
             if open_to_all and name != "nobody":
                 continue
             body = "[]" if route["method"] in ("POST", "PUT") else None
-            answer = client.request(route["method"], path, body, stream=True)
-            answer.close()
+            answer = client.request(route["method"], path, body, stream="stream" in route["flags"])
+            if answer.ok:
+                answer.close()
             wanted = route["permission"]
             may = open_to_all or (wanted is None and name != "nobody") or wanted in granted[name] \
                 or (wanted and wanted.endswith(".own") and wanted[:-4] in granted[name])
@@ -490,7 +491,7 @@ def test_every_route_asks_for_what_the_table_says(gateway):
                 assert answer.status_code == 403, (name, route)
                 assert answer.json()["permission"] == wanted
             else:
-                assert answer.status_code not in (401, 403), (name, route, answer.text)
+                assert answer.status_code not in (401, 403), (name, route)
             checked += 1
     assert checked > 60
     families = {}

@@ -6,10 +6,8 @@ import threading
 import time
 
 import pytest
-import requests
 import websocket
 
-from tests.harness.client import Client
 from tests.harness.gateways import (Socket, add_event, add_job, add_user, publish, start_gateways,
                                     wait_subscribed)
 from tests.harness.wait import wait_for
@@ -372,12 +370,96 @@ def test_sse_shows_the_same_events_and_resumes(gateway):
     third = emit(suite, job, "job.completed")
     again = suite.client.request("GET", "/api/v1/events", stream=True,
                                  headers={"Last-Event-ID": str(first)})
-    ids = [b["id"] for b, _ in zip((b for b in sse(again) if "id" in b), range(2))]
+    rows = (b for b in sse(again) if "id" in b)
+    ids = [next(rows)["id"] for _ in range(2)]
     assert ids == [str(second), str(third)]
     again.close()
     assert suite.client.request("GET", "/events?topics=nothing").status_code == 400
     assert suite.client.request("GET", "/events?resume_from=x").status_code == 400
     assert suite.client.request("HEAD", "/events").status_code == 400
+
+
+# ---- logs ----
+
+def test_a_followed_log_ends_with_the_job_and_loses_no_line(gateway):
+    suite = gateway()
+    job = add_job(suite, "job-1", status="running")
+    add_lines(suite, job, *[f"old {i}" for i in range(5)])
+    results = {}
+
+    def follow(name, query="", **headers):
+        answer = suite.client.request("GET", f"/jobs/logs/{job}?follow=true{query}", stream=True,
+                                      headers=headers)
+        assert answer.status_code == 200, answer.text
+        started.release()
+        results[name] = (answer.headers["Content-Type"], answer.content.decode())
+
+    started = threading.Semaphore(0)
+    threads = [threading.Thread(target=follow, args=a, kwargs=k) for a, k in [
+        (("text",), {}), (("sse",), {"Accept": "text/event-stream"}),
+        (("ndjson",), {"Accept": "application/x-ndjson"}), (("tail", "&tail=2"), {}),
+        (("none", "&tail=0"), {}), (("warn", "&level=warn"), {})]]
+    for t in threads:
+        t.start()
+    for _ in threads:
+        assert started.acquire(timeout=20)
+    add_lines(suite, job, "a\nb \"quoted\" ä")
+    add_lines(suite, job, "careful", level="warn")
+    suite.sql("INSERT INTO job_logs (job_id, at, level, phase, message) SELECT 'job-1', now(),"
+              " 'info', '', 'line ' || i FROM generate_series(1, 2000) i")
+    suite.sql("UPDATE jobs SET status = 'completed' WHERE id = %s", job)
+    for t in threads:
+        t.join(30)
+        assert not t.is_alive()
+    kind, text = results["text"]
+    lines = text.splitlines()
+    assert kind.startswith("text/plain") and len(lines) == 2007
+    assert lines[5].endswith('[exporting] a b "quoted" ä') and lines[-1].endswith("line 2000")
+    assert [line.rsplit(" ", 1)[1] for line in lines[7:]] == [str(i) for i in range(1, 2001)]
+    blocks = [b for b in results["sse"][1].split("\n\n") if b]
+    assert blocks[-1].startswith("event: end") and '"completed"' in blocks[-1]
+    assert len(blocks) == 2008 and all(b.startswith("event: job.log\n") for b in blocks[:-1])
+    first = json.loads(results["ndjson"][1].splitlines()[5])
+    assert first["message"] == 'a\nb "quoted" ä' and first["phase"] == "exporting"
+    assert len(results["ndjson"][1].splitlines()) == 2007
+    assert len(results["tail"][1].splitlines()) == 2004
+    assert len(results["none"][1].splitlines()) == 2002
+    assert len(results["warn"][1].splitlines()) == 1
+    # of a job that is over: everything at once
+    begin = time.monotonic()
+    again = suite.client.request("GET", f"/jobs/logs/{job}?follow=true&tail=3")
+    assert len(again.text.splitlines()) == 3 and time.monotonic() - begin < 3
+
+
+def test_websocket_clients_follow_logs_by_topic(gateway):
+    suite = gateway()
+    job = add_job(suite, "job-1", status="running")
+    add_lines(suite, job, "before")
+    s = Socket(suite.url(), f"/ws?topics=logs:{job}")
+    assert s.until("job.log")["message"] == "before"
+    add_lines(suite, job, "after", level="error")
+    line = s.until("job.log")
+    assert (line["message"], line["level"], line["job_id"]) == ("after", "error", job)
+    s.send(action="unsubscribe", topics=[f"logs:{job}"])
+    s.until("unsubscribed")
+    add_lines(suite, job, "unheard")
+    s.send(action="subscribe", topics=[f"logs:{add_job(suite, 'job-2')}"])
+    add_lines(suite, "job-2", "heard")
+    assert s.until("job.log")["message"] == "heard"
+
+
+def test_followers_survive_a_restart_of_the_database(gateway):
+    suite = gateway(own_postgres=True)
+    job = add_job(suite, "job-1", status="running")
+    s = Socket(suite.url(), f"/ws?topics=jobs,logs:{job}", timeout=40)
+    add_lines(suite, job, "one")
+    s.until("job.log")
+    suite.postgres.stop("immediate")
+    suite.postgres.start()
+    add_lines(suite, job, "two")
+    assert s.until("job.log")["message"] == "two"
+    seq = add_event(suite, job, "job.completed")
+    assert s.until("job.completed")["seq"] == seq
 
 
 def test_streams_that_were_left_are_noticed(gateway):
