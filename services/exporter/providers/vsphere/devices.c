@@ -286,8 +286,8 @@ int devices_read(const xmlNode *devices, const xmlNode *boot_options, bool encry
         if (strcmp(type, "VirtualDisk") == 0) {
             if (vm->disk_count == VM_DISKS_MAX)
                 return error_set(err, ERR_LIMIT, "the VM has more than %d disks", VM_DISKS_MAX);
-            if (disk_read_device(devices, node, encrypted, vm_add_disk(vm),
-                                 &backings[vm->disk_count - 1], err) < 0)
+            struct disk_backing *backing = &backings[vm->disk_count];
+            if (disk_read_device(devices, node, encrypted, vm_add_disk(vm), backing, err) < 0)
                 return -1;
         } else if (strcmp(type, "VirtualTPM") == 0) {
             vm->tpm = true;
