@@ -134,12 +134,20 @@ int worker_renew_once(struct worker_task *task, struct error *err)
     return 0;
 }
 
+/* Twice before the write deadline, however short the lease is configured. */
+static int64_t renew_interval_ms(const struct worker_task *task)
+{
+    int64_t half = (task->facts->lease_ms - WORKER_LEASE_MARGIN_MS) / 2;
+
+    return half < WORKER_RENEW_MS ? half : WORKER_RENEW_MS;
+}
+
 /* Sleeps until the next renewal is due; false: the task has ended. */
 static bool wait_due(struct worker_task *task, int64_t last_ms, bool failed)
 {
     LOCK_SCOPE(&task->mutex);
     for (;;) {
-        int64_t wait_ms = failed ? RETRY_MS : WORKER_RENEW_MS;
+        int64_t wait_ms = failed ? RETRY_MS : renew_interval_ms(task);
         int64_t now = clock_mono_ms();
         struct timespec until;
         if (task->ended)
@@ -287,7 +295,7 @@ static void report_failed(struct worker_task *task, const struct batch *batch, c
     (void)send_report(task, &envelope, &refused);
 }
 
-static void report_yield(struct worker_task *task, const struct batch *batch)
+static void report_yield(struct worker_task *task, const struct batch *batch, const char *reason)
 {
     struct error refused = ERROR_NONE;
     struct bus_envelope_store store;
@@ -296,7 +304,7 @@ static void report_yield(struct worker_task *task, const struct batch *batch)
 
     hypersdk__v1__task_yield__init(&body);
     body.ref = &task->ref;
-    body.reason = (char *)(uintptr_t) "the worker is shutting down";
+    body.reason = (char *)(uintptr_t)reason;
     body.n_lines = batch->count;
     body.lines = (Hypersdk__V1__LogLine **)(uintptr_t)batch->pointers;
     worker_task_envelope(task, &envelope, &store);
@@ -328,7 +336,10 @@ void worker_report(struct worker_task *task, int rc, json_t *result, const struc
     if (rc == 0)
         report_failed(task, batch, "", &refused);
     else if (worker_task_stop_reason(task) == WORKER_DRAINS && failure->code == ERR_CANCELLED)
-        report_yield(task, batch);
+        report_yield(task, batch, "the worker is shutting down");
+    else if (worker_task_stop_reason(task) == WORKER_RUNS && failure->code == ERR_CANCELLED)
+        /* nobody cancelled it: a write was refused for a late renewal, and that is no failure */
+        report_yield(task, batch, "the lease could not be renewed in time");
     else
         report_failed(task, batch, text, failure);
 }
