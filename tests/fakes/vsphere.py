@@ -178,6 +178,7 @@ class FakeVsphere:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            disable_nagle_algorithm = True  # else each answer waits 40 ms
 
             def do_POST(self):
                 fake.soap(self)

@@ -136,11 +136,13 @@ static const xmlNode *tree_find(const xmlNode *parent, const char *list,
     return NULL;
 }
 
-/* Id of a queued or running task of this kind among the VM's recent ones, or NULL. */
-static int running_task(struct provider_session *session, const xmlNode *recent,
-                        const char *description_id, char **out_task, struct error *err)
+/* Id of a queued or running creation among the VM's recent tasks, or NULL; *out_ended: one of them
+ * ended well, maybe after the caller looked at the tree. */
+static int running_creation(struct provider_session *session, const xmlNode *recent,
+                            char **out_task, bool *out_ended, struct error *err)
 {
     *out_task = NULL;
+    *out_ended = false;
     for (const xmlNode *ref = soap_child(recent, "ManagedObjectReference"); ref != NULL;
          ref = soap_next(ref)) {
         auto_soap_reply reply = {0};
@@ -155,11 +157,13 @@ static int running_task(struct provider_session *session, const xmlNode *recent,
         }
         info = property_value(object, "info");
         state = soap_text(info, "state");
-        if (strcmp(soap_text(info, "descriptionId"), description_id) == 0 &&
-            (strcmp(state, "running") == 0 || strcmp(state, "queued") == 0)) {
+        if (strcmp(soap_text(info, "descriptionId"), "VirtualMachine.createSnapshot") != 0)
+            continue;
+        if (strcmp(state, "running") == 0 || strcmp(state, "queued") == 0) {
             *out_task = xstrdup(soap_content(ref));
             return 0;
         }
+        *out_ended = *out_ended || strcmp(state, "success") == 0;
     }
     return 0;
 }
@@ -167,7 +171,7 @@ static int running_task(struct provider_session *session, const xmlNode *recent,
 /* Looks at the tree; when there is nothing and a creation is under way, names its task. */
 static int find_once(struct provider_session *session, const char *vm_id,
                      const struct snapshot_spec *spec, char **out_id, char **out_task,
-                     struct error *err)
+                     bool *out_ended, struct error *err)
 {
     auto_soap_reply reply = {0};
     const xmlNode *object = NULL, *node;
@@ -182,8 +186,8 @@ static int find_once(struct provider_session *session, const char *vm_id,
         *out_id = xstrdup(id);
         return 0;
     }
-    return running_task(session, property_value(object, "recentTask"),
-                        "VirtualMachine.createSnapshot", out_task, err);
+    return running_creation(session, property_value(object, "recentTask"), out_task, out_ended,
+                            err);
 }
 
 int snapshot_find(struct provider_session *session, const char *vm_id,
@@ -191,20 +195,22 @@ int snapshot_find(struct provider_session *session, const char *vm_id,
 {
     autofree char *task = NULL;
     struct error failed = ERROR_NONE;
+    bool ended = false;
 
     *out_id = NULL;
-    if (find_once(session, vm_id, spec, out_id, &task, err) < 0)
+    if (find_once(session, vm_id, spec, out_id, &task, &ended, err) < 0)
         return -1;
-    if (*out_id != NULL || task == NULL)
+    if (*out_id != NULL || (task == NULL && !ended))
         return 0;
-    if (task_wait(session, task, "a snapshot of the VM being made", spec->timeout_ms, NULL,
+    if (task != NULL &&
+        task_wait(session, task, "a snapshot of the VM being made", spec->timeout_ms, NULL,
                   &failed) < 0 &&
         (failed.code == ERR_CANCELLED || error_is_retryable(&failed))) {
         *err = failed;
         return -1;
     }
     free(STEAL(task));
-    return find_once(session, vm_id, spec, out_id, &task, err);
+    return find_once(session, vm_id, spec, out_id, &task, &ended, err);
 }
 
 /* ---- making ---- */
