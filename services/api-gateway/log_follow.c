@@ -91,7 +91,7 @@ static void send_event(const struct follower *follower, const PGresult *rows, in
 
 static void send_line(const struct follower *follower, const PGresult *rows, int row)
 {
-    auto_strbuf text;
+    auto_strbuf text = {0};
 
     if (!log_level_passes(db_text(rows, row, 2),
                           follower->level[0] == '\0' ? NULL : follower->level))

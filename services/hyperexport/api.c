@@ -264,7 +264,7 @@ static int send_request(struct api *api, const struct api_request *request,
                         struct http_response *out, struct error *err)
 {
     auto_curl_slist *headers = request_headers(api, request);
-    auto_strbuf url;
+    auto_strbuf url = {0};
     autofree char *body = request->body == NULL ? NULL : json_text(request->body);
     int result = -1;
 
@@ -361,7 +361,7 @@ int api_stream(struct api *api, const char *path, const char *accept,
                                          .cancelled = api->cancelled};
     auto_curl_slist *headers = request_headers(api, &request);
     struct stream stream = {.fn = fn, .arg = arg};
-    auto_strbuf url;
+    auto_strbuf url = {0};
     auto_curl *handle = NULL;
     int result;
 

@@ -79,7 +79,7 @@ static int submit(struct program *program, const json_t *body, json_t **out, str
 
 static void tell_submitted(const struct program *program, const json_t *answer, bool detached)
 {
-    auto_strbuf out;
+    auto_strbuf out = {0};
 
     if (detached && program->json) {
         output_json(answer);

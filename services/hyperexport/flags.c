@@ -101,7 +101,7 @@ static void add_choices(struct strbuf *out, const char *choices)
 static int check_choice(const struct flag *flag, const char *what, const char *value,
                         struct error *err)
 {
-    auto_strbuf known;
+    auto_strbuf known = {0};
 
     switch (find_choice(flag->choices, value)) {
     case CHOICE_KNOWN:

@@ -58,7 +58,7 @@ static void tell(struct watch *watch, const char *text)
 static void show_progress(struct watch *watch, const json_t *progress)
 {
     const struct program *program = watch->program;
-    auto_strbuf line;
+    auto_strbuf line = {0};
 
     if (program->quiet)
         return;
@@ -221,7 +221,7 @@ static void show_success(const struct program *program, const json_t *job)
 {
     const json_t *result = json_object_get(job, "result");
     char size[TEXT_NUMBER_SIZE];
-    auto_strbuf out;
+    auto_strbuf out = {0};
 
     if (!program->quiet) {
         show_box(program, job);

@@ -130,7 +130,7 @@ static int get(struct program *program, const char *job_id, struct error *err)
     autofree char *path = output_path("/api/v1/jobs/", job_id, "");
     auto_json *job = NULL;
     size_t count = 0;
-    auto_strbuf out;
+    auto_strbuf out = {0};
 
     if (api_check(program->api, err) < 0 || api_get(program->api, path, &job, err) < 0)
         return -1;

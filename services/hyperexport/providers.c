@@ -15,7 +15,7 @@ static int list(struct program *program, struct error *err)
     const json_t *providers;
     const json_t *provider;
     size_t i;
-    auto_strbuf out;
+    auto_strbuf out = {0};
 
     if (api_check(program->api, err) < 0 ||
         api_get(program->api, "/api/v1/providers", &answer, err) < 0)

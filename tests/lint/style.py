@@ -43,6 +43,19 @@ def functions(lines):
             start = None
 
 
+def unset_autos(lines):
+    """(line, name) of buffers that a return may release before they are initialised."""
+    for i, line in enumerate(lines):
+        found = re.search(r"\bauto_strbuf ((?:\w+(?:, )?)+);", line)
+        for name in found.group(1).split(", ") if found else ():
+            for later in lines[i + 1:]:
+                if re.search(rf"strbuf_init\(&{name}\b", later):
+                    break
+                if "return" in later or later == "}":
+                    yield i + 1, name
+                    break
+
+
 def check(path, problems):
     with open(path, encoding="utf-8") as f:
         text = f.read()
@@ -56,6 +69,9 @@ def check(path, problems):
         if length > FUNCTION_LINES_MAX:
             problems["lengths"].append(
                 f"{path}:{first}: function of {length} lines, at most {FUNCTION_LINES_MAX}")
+    for first, name in unset_autos(lines):
+        problems["autos"].append(f"{path}:{first}: '{name}' is released on a way that does not "
+                                 "initialise it: = {0}")
     for i, line in enumerate(lines):
         if "lint:" in raw[i]:
             continue
@@ -72,7 +88,7 @@ def check(path, problems):
 
 
 def main():
-    problems = {"banned": [], "lengths": [], "notes": []}
+    problems = {"banned": [], "lengths": [], "notes": [], "autos": []}
     for path in sys.argv[1:]:
         check(path, problems)
     for name, found in problems.items():

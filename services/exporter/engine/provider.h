@@ -102,7 +102,7 @@ struct provider {
     int (*vm_list)(struct provider_session *session,
                    int (*page)(void *arg, const struct vm *vms, size_t count, struct error *err),
                    void *arg, struct error *err);
-    /* Everything about one VM by provider id. ERR_NOT_FOUND. */
+    /* Everything about one VM by provider id. out was initialised. ERR_NOT_FOUND. */
     int (*vm_get)(struct provider_session *session, const char *vm_id, struct vm *out,
                   struct error *err);
     /* Make the disks stand still. Repeatable: reuses what the records name. On failure nothing new

@@ -35,7 +35,7 @@ int folder_path_split(const char *source_path, char **out_datastore, char **out_
 
 static void add_encoded(struct strbuf *sb, const char *text, int times)
 {
-    auto_strbuf once;
+    auto_strbuf once = {0};
 
     if (times <= 1) {
         strbuf_add_url(sb, text);

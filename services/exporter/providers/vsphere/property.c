@@ -60,7 +60,7 @@ static void add_property_set(struct strbuf *sb, const struct property_set *set)
 int property_get(struct provider_session *session, const struct property_set *set, const char *id,
                  struct soap_reply *out_reply, const xmlNode **out_object, struct error *err)
 {
-    auto_strbuf request;
+    auto_strbuf request = {0};
     auto_soap_reply reply = {0};
     const xmlNode *object;
 

@@ -212,7 +212,7 @@ static bool version_at_least(const char *version, unsigned long major, unsigned 
 static int discover(struct provider_session *session, struct error *err)
 {
     auto_soap_reply reply = {0};
-    auto_strbuf request;
+    auto_strbuf request = {0};
     struct service_content *content = &session->content;
     const xmlNode *value, *about;
 
@@ -458,7 +458,7 @@ void session_keep_alive(struct provider_session *session)
 static void logout(struct provider_session *session)
 {
     auto_soap_reply reply = {0};
-    auto_strbuf request;
+    auto_strbuf request = {0};
     struct error err = ERROR_NONE;
 
     session->http.timeout_ms = LOGOUT_MS_MAX;

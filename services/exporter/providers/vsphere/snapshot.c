@@ -218,7 +218,7 @@ int snapshot_find(struct provider_session *session, const char *vm_id,
 int snapshot_create(struct provider_session *session, const char *vm_id,
                     const struct snapshot_spec *spec, char **out_id, struct error *err)
 {
-    auto_strbuf request;
+    auto_strbuf request = {0};
     autofree char *task = NULL, *id = NULL;
 
     if (session_login(session, err) < 0)

@@ -98,6 +98,7 @@ static int vsphere_vm_get(struct provider_session *session, const char *vm_id, s
 
     if (inventory_get(session, vm_id, &vm, err) < 0)
         return -1;
+    vm_release(out);
     *out = vm.vm;
     vm_init(&vm.vm);
     return 0;
