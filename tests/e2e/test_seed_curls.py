@@ -94,7 +94,7 @@ def suite(make_suite, make_vsphere, disk):
 def curl(suite):
     def call(line):
         """(status, parsed answer) of a seed's line."""
-        words = shlex.split(line)
+        words = shlex.split(line.replace("\\\n", " "))  # as a shell joins continued lines
         assert words[0] == "curl"
         port = suite.port("api-gateway")
         done = subprocess.run(
