@@ -3,9 +3,11 @@
  *
  *   planner -> N readers (own connection each) -> zero test + leaf digest (+ encode) -> sinks
  *
- * Unit of reading and of the journal is a chunk (options.chunk_bytes); buffers are pieces of
- * SINK_PIECE_BYTES, at most COPY_PIECES_PER_READER per reader whatever the disk's size. The
- * slowest sink holds the readers back.
+ * Unit of the journal, and of one request to a provider that streams, is a chunk
+ * (options.chunk_bytes; with an ordered output at most COPY_PIECES_PER_READER pieces, so that all
+ * readers find room). Others are asked piece by piece. Buffers are pieces of SINK_PIECE_BYTES, at
+ * most COPY_PIECES_PER_READER per reader whatever the disk's size; a piece that is encoded and
+ * waits for its turn counts as one. The slowest sink holds the readers back.
  *
  * Journal (journal.h): append-only, checksummed, synced after the data it speaks of. A journal of
  * another identity, size, chunk size or set of outputs is not believed: ERR_SOURCE_CHANGED. */

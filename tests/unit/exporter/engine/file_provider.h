@@ -25,8 +25,10 @@ struct provider_session {
     enum error_code fail_code;
     uint64_t fail_from; /* only reads at or behind this offset */
     atomic_int fail_opens;
-    uint64_t ends_at;  /* 0: no; reads behind it say that the source changed */
-    uint64_t hang_at;  /* 0: no; reads at or behind it hang until cancelled */
+    uint64_t ends_at;    /* 0: no; reads behind it say that the source changed */
+    uint64_t hang_at;    /* 0: no; reads at or behind it hang until cancelled */
+    uint64_t hold_below; /* reads below it wait while *held */
+    const atomic_bool *held;
     bool stream_short; /* streams end early and call that success */
 
     atomic_int reads, opens, open_now;
@@ -72,6 +74,8 @@ static int file_fault(struct provider_session *session, size_t length, uint64_t 
             clock_sleep_ms(5);
         return error_set(err, ERR_CANCELLED, "scripted: cancelled in a read");
     }
+    while (offset < session->hold_below && atomic_load(session->held))
+        clock_sleep_ms(2);
     if (session->ends_at != 0 && offset + length > session->ends_at)
         return error_set(err, ERR_SOURCE_CHANGED, "scripted: the disk has %ju bytes now",
                          (uintmax_t)session->ends_at);

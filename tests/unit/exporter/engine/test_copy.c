@@ -669,6 +669,43 @@ static void a_blocked_output_holds_the_readers_within_the_bound(void **state)
     }
 }
 
+static void *run_working_copy(void *arg)
+{
+    one_works(arg, false);
+    return NULL;
+}
+
+/* All wait for the first piece: the others may go on up to the bound, and nothing locks up. */
+static void a_held_first_piece_bounds_what_waits_behind_it(void **state)
+{
+    static const char *const formats[] = {"vmdk", "vmdk raw qcow2"};
+    (void)state;
+    need_qemu_img();
+    for (size_t f = 0; f < ARRAY_LEN(formats); f++) {
+        struct one one;
+        atomic_bool held = true;
+        pthread_t thread;
+        uint64_t before = 1;
+        uint64_t now = 0;
+
+        one_make(&one, &file_provider, 150 * MIB, formats[f]);
+        one.setup.options.chunk_bytes = 10 * MIB;
+        one.session.held = &held;
+        one.session.hold_below = 1;
+        assert_int_equal(pthread_create(&thread, NULL, run_working_copy, &one), 0);
+        while (now == 0 || now != before) {
+            before = now;
+            clock_sleep_ms(300);
+            now = atomic_load(&one.session.bytes);
+        }
+        print_message("%ju MiB wait\n", (uintmax_t)(now / MIB));
+        assert_true(now <= COPY_PIECES_PER_READER * 4 * MIB);
+        atomic_store(&held, false);
+        assert_int_equal(pthread_join(thread, NULL), 0);
+        one_remove(&one);
+    }
+}
+
 struct seen {
     int64_t first_ms, last_ms;
     unsigned int calls;
@@ -815,6 +852,7 @@ int main(void)
                                   unmount_small),
         cmocka_unit_test(a_lost_lease_ends_the_copy_before_the_next_write),
         cmocka_unit_test(a_blocked_output_holds_the_readers_within_the_bound),
+        cmocka_unit_test(a_held_first_piece_bounds_what_waits_behind_it),
         cmocka_unit_test(progress_tells_what_limits),
         cmocka_unit_test(wrong_options_are_refused),
         cmocka_unit_test(verify_names_the_first_mib_that_differs),
