@@ -832,13 +832,14 @@ def test_submitting_needs_vm_export_too(roles):
 
 # ---- configuration ----
 
-def test_providers_and_webhooks_of_the_file_become_rows(make_gateway, tmp_path):
+def test_providers_and_webhooks_of_the_file_become_rows(make_gateway, tmp_path, monkeypatch):
+    monkeypatch.setenv("LAB_PASSWORD", SECRET)
     secret = tmp_path / "vc.password"
     secret.write_text(SECRET + "\n")
     config = {"providers": {
         "vsphere": {"enabled": True, "host": "vcenter.example.com", "username": "admin@vsphere.local",
                     "password_file": str(secret)},
-        "lab": {"kind": "vsphere", "host": "lab", "username": "x", "password": SECRET,
+        "lab": {"kind": "vsphere", "host": "lab", "username": "x", "password": "${LAB_PASSWORD}",
                 "enabled": False}},
         "webhooks": {"endpoints": [
             {"url": "https://hooks.example.com/in", "events": ["job.completed", "job.failed"],
