@@ -17,8 +17,11 @@ static void clean(const char *text, char *out, size_t size)
 {
     size_t n = 0;
 
-    for (; text != NULL && text[n] != '\0' && n + 1 < size; n++)
-        out[n] = text[n] >= 0x20 && text[n] < 0x7f ? text[n] : '?';
+    for (; text != NULL && text[n] != '\0' && n + 1 < size; n++) {
+        out[n] = text[n];
+        if (text[n] < 0x20 || text[n] >= 0x7f)
+            out[n] = '?';
+    }
     out[n] = '\0';
 }
 

@@ -1,6 +1,7 @@
 /* The process: configuration, the parts built from it, the loop, the end. */
 #include "gateway.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <sodium.h>
 
@@ -32,13 +33,16 @@ static void check_dev_mode(const struct gateway *gateway, struct strbuf *problem
     struct address address;
     struct error err = ERROR_NONE;
 
-    if (address_parse("daemon.address", gateway->daemon.address, &address, &err) < 0)
+    if (address_parse("daemon.address", gateway->daemon.address, &address, &err) < 0) {
         strbuf_addf(problems, "%s\n", err.message);
-    else if (gateway->daemon.dev_mode &&
-             !address_is_loopback((const struct sockaddr *)&address.storage))
+        return;
+    }
+    if (gateway->daemon.dev_mode &&
+        !address_is_loopback((const struct sockaddr *)&address.storage)) {
         strbuf_addf(problems,
                     "daemon: dev_mode has no login, so it wants a loopback address, not '%s'\n",
                     gateway->daemon.address);
+    }
 }
 
 static void check_roles(const struct gateway *gateway, struct strbuf *problems)
@@ -120,10 +124,12 @@ void gateway_poke(struct gateway *gateway, const char *job_id)
     bus_envelope envelope;
     struct bus_envelope_store store;
     Hypersdk__V1__JobsChanged changed = HYPERSDK__V1__JOBS_CHANGED__INIT;
-    char *ids[] = {(char *)(uintptr_t)job_id};
+    char id[BUS_TEXT_MAX];
+    char *ids[] = {id};
 
     bus_envelope_init(&envelope, &store, service_instance(gateway->service), NULL);
     if (job_id != NULL) {
+        (void)snprintf(id, sizeof id, "%s", job_id);
         changed.n_job_ids = 1;
         changed.job_ids = ids;
     }

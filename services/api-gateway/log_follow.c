@@ -58,8 +58,12 @@ void log_line_text(struct strbuf *out, const char *at, const char *level, const 
     strbuf_addf(out, "%s %-5s ", at, level);
     if (phase[0] != '\0')
         strbuf_addf(out, "[%s] ", phase);
-    for (; *message != '\0'; message++) /* one line stays one line */
-        strbuf_addc(out, *message == '\n' || *message == '\r' ? ' ' : *message);
+    for (; *message != '\0'; message++) {
+        if (*message == '\n' || *message == '\r') /* one line stays one line */
+            strbuf_addc(out, ' ');
+        else
+            strbuf_addc(out, *message);
+    }
     strbuf_addc(out, '\n');
 }
 
@@ -234,7 +238,8 @@ static size_t snapshot(struct log_feed *feed, struct follower **out)
 {
     LOCK_SCOPE(&feed->mutex);
 
-    memcpy(out, feed->followers, feed->count * sizeof *out);
+    for (size_t i = 0; i < feed->count; i++)
+        out[i] = feed->followers[i];
     return feed->count;
 }
 

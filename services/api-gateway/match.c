@@ -15,6 +15,8 @@ static size_t segment(const char *at)
 /* Does pattern fit the path? Parameters go to *out; *literals counts the literal segments. */
 static bool fits(const char *pattern, const char *path, struct match *out, size_t *literals)
 {
+    size_t last = 0;
+
     out->param_count = 0;
     *literals = 0;
     while (*pattern == '/' && *path == '/') {
@@ -36,8 +38,9 @@ static bool fits(const char *pattern, const char *path, struct match *out, size_
         }
         pattern += wanted;
         path += have;
+        last = have;
     }
-    return *pattern == '\0' && (*path == '\0' || (path[0] == '/' && path[1] == '\0'));
+    return *pattern == '\0' && (*path == '\0' || (last > 0 && strcmp(path, "/") == 0));
 }
 
 static void add_allowed(struct strbuf *allow, const char *method)

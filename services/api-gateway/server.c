@@ -39,7 +39,9 @@
 #define BODY_OPEN_BYTES_MAX (64 * KIB)  /* of a request without any credential */
 #define BODY_ALL_BYTES_MAX  (256 * MIB) /* of all requests together */
 #define PEM_BYTES_MAX       ((size_t)MIB)
-#define TLS_PRIORITIES      "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2"
+
+/* not const: the library's option list takes char * */
+static char tls_priorities[] = "NORMAL:-VERS-ALL:+VERS-TLS1.3:+VERS-TLS1.2";
 
 struct server {
     struct gateway *gateway;
@@ -525,7 +527,7 @@ static int start_daemon(struct server *server, int fd, struct error *err)
     struct MHD_OptionItem tls[] = {
         {MHD_OPTION_HTTPS_MEM_CERT, 0, server->tls_certificate},
         {MHD_OPTION_HTTPS_MEM_KEY, 0, server->tls_key},
-        {MHD_OPTION_HTTPS_PRIORITIES, 0, (void *)(uintptr_t)TLS_PRIORITIES},
+        {MHD_OPTION_HTTPS_PRIORITIES, 0, tls_priorities},
         {MHD_OPTION_END, 0, NULL},
     };
     struct MHD_OptionItem none[] = {{MHD_OPTION_END, 0, NULL}};
@@ -542,10 +544,11 @@ static int start_daemon(struct server *server, int fd, struct error *err)
         NULL, MHD_OPTION_NOTIFY_COMPLETED, on_completed, server, MHD_OPTION_NOTIFY_CONNECTION,
         on_connection, server, MHD_OPTION_ARRAY, server->tls_key != NULL ? tls : none,
         MHD_OPTION_END);
-    if (server->daemon == NULL)
+    if (server->daemon == NULL) {
         return error_set(err, ERR_INVALID, "the HTTP server cannot start: %s",
                          server->tls_key != NULL ? "is certificate and key a PEM pair?"
                                                  : "see the log");
+    }
     return 0;
 }
 

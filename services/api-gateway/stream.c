@@ -258,6 +258,7 @@ static void answer_stream(struct call *call, struct subscriber *subscriber_taken
     };
     struct call_transport *transport = call->transport;
 
+    assert(subscriber_taken_over != NULL);
     transport->kind = ANSWER_STREAM;
     transport->type = types[subscriber_taken_over->format];
     transport->subscriber = subscriber_taken_over;

@@ -126,7 +126,8 @@ size_t subscriber_peek(const struct subscriber *subscriber, struct iovec *out, s
         size_t size;
         const uint8_t *data = item_data(subscriber, item_at(subscriber, n), &size);
         size_t skip = n == 0 ? subscriber->sent_of_first : 0;
-        out[n].iov_base = (void *)(uintptr_t)(data + skip);
+        data += skip;
+        memcpy(&out[n].iov_base, &data, sizeof data); /* iovec has no const form */
         out[n].iov_len = size - skip;
     }
     return n;
@@ -291,7 +292,7 @@ bool subscriber_replay_done(struct subscriber *subscriber, const int64_t *ids, s
     }
     for (size_t i = 0; i < subscriber->deferred_count; i++) {
         int64_t seq = live_event_seq(subscriber->deferred[i]);
-        if (bsearch(&seq, ids, count, sizeof *ids, compare_ids) == NULL)
+        if (count == 0 || bsearch(&seq, ids, count, sizeof *ids, compare_ids) == NULL)
             queue(subscriber, subscriber->deferred[i], now_ms);
     }
     drop_deferred(subscriber);

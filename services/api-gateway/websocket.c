@@ -471,6 +471,7 @@ static void tick(struct websockets *websockets, int64_t now_ms)
     struct websocket *next;
 
     for (struct websocket *ws = websockets->head.next; ws != &websockets->head; ws = next) {
+        /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): who was freed is out of the ring */
         next = ws->next;
         keep_alive(ws, now_ms);
         if (ws->broken || ws->close_at_ms != 0 || is_dirty(ws) ||

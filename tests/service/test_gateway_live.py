@@ -10,6 +10,7 @@ import websocket
 
 from tests.harness.gateways import (Socket, add_event, add_job, add_user, publish, start_gateways,
                                     wait_subscribed)
+from tests.harness.process import VARIANT
 from tests.harness.wait import wait_for
 
 
@@ -313,7 +314,8 @@ def test_a_slow_reader_holds_up_nobody_and_is_closed(gateway):
             if quick.next()["type"] == "job.progress":
                 seen += 1
     # 6 MB were sent; the slow one has at most its limit waiting, and then the newest of each job
-    assert suite["api-gateway"].rss() - before < 8 << 20
+    if VARIANT == "release":  # sanitizers keep what was freed
+        assert suite["api-gateway"].rss() - before < 8 << 20
     # state events cannot be left out: it is closed instead
     suite.sql("INSERT INTO job_events (job_id, event, status, detail) SELECT 'job-1', 'job.many',"
               " 'running', '{}' FROM generate_series(1, 15000)")
