@@ -24,6 +24,9 @@ class Pending:
         except queue.Empty:
             raise AssertionError(f"no answer within {deadline} s to {self.command}") from None
 
+    def __repr__(self):
+        return f"Pending({self.command})"
+
     def waits(self):
         return self.box.empty()
 
@@ -98,7 +101,10 @@ class Driver:
         def once():
             answer = self.call(op, task_id=lease["task_id"], epoch=lease["epoch"],
                                token=lease["token"], instance=lease["instance"], **fields)
-            return None if answer.get("again") or answer.get("code") == "timeout" else answer
+            if answer.get("again") or answer.get("code") in ("timeout", "unavailable"):
+                return None  # as a worker would: once more, with what it has
+            assert "error" not in answer, answer
+            return answer
         return wait_for(once, 40, f"an answer to {op}")
 
     def finish(self, lease, result, **more):
