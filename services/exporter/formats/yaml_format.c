@@ -1,6 +1,7 @@
 /* JSON tree to YAML text: two-space blocks, every string quoted, so that no value can turn into
  * another type ("no", "1e3", "0644"). */
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "common/json.h"
@@ -49,8 +50,8 @@ static void add_quoted(struct strbuf *sb, const char *text)
 /* Bare keys only where no YAML reader sees anything but a string. */
 static void add_key(struct strbuf *sb, const char *key)
 {
-    static const char *const special[] = {"y", "n", "yes", "no", "on", "off", "true", "false",
-                                          "null"};
+    static const char *const special[] = {"y",   "n",    "yes",   "no",  "on",
+                                          "off", "true", "false", "null"};
     bool plain = key[0] >= 'a' && key[0] <= 'z';
 
     for (const char *p = key; *p != '\0'; p++)
@@ -64,6 +65,17 @@ static void add_key(struct strbuf *sb, const char *key)
     strbuf_addc(sb, ':');
 }
 
+/* A whole number gets a point, or it would read back as an integer. */
+static void add_real(struct strbuf *sb, double value)
+{
+    char text[32];
+
+    (void)snprintf(text, sizeof text, "%.17g", value);
+    strbuf_add(sb, text);
+    if (text[strcspn(text, ".e")] == '\0')
+        strbuf_add(sb, ".0");
+}
+
 static void add_scalar(struct strbuf *sb, const json_t *json)
 {
     if (json_is_string(json))
@@ -71,7 +83,7 @@ static void add_scalar(struct strbuf *sb, const json_t *json)
     else if (json_is_integer(json))
         strbuf_addf(sb, "%" JSON_INTEGER_FORMAT, json_integer_value(json));
     else if (json_is_real(json))
-        strbuf_addf(sb, "%.17g", json_real_value(json));
+        add_real(sb, json_real_value(json));
     else if (json_is_boolean(json))
         strbuf_add(sb, json_is_true(json) ? "true" : "false");
     else if (json_is_array(json))
@@ -116,14 +128,16 @@ static void add_block(struct strbuf *sb, const json_t *json, size_t level)
     size_t i;
 
     if (json_is_object(json)) {
-        json_object_foreach ((json_t *)(uintptr_t)json, key, value) {
+        json_object_foreach((json_t *)(uintptr_t)json, key, value)
+        {
             add_indent(sb, level);
             add_key(sb, key);
             add_value(sb, value, level);
         }
         return;
     }
-    json_array_foreach (json, i, value) {
+    json_array_foreach(json, i, value)
+    {
         add_indent(sb, level);
         strbuf_addc(sb, '-');
         add_value(sb, value, level);
@@ -138,11 +152,13 @@ static bool is_too_deep(const json_t *json, size_t depth)
 
     if (depth > JSON_DEPTH_MAX)
         return true;
-    json_object_foreach ((json_t *)(uintptr_t)json, key, value) {
+    json_object_foreach((json_t *)(uintptr_t)json, key, value)
+    {
         if (is_too_deep(value, depth + 1))
             return true;
     }
-    json_array_foreach (json, i, value) {
+    json_array_foreach(json, i, value)
+    {
         if (is_too_deep(value, depth + 1))
             return true;
     }
@@ -155,7 +171,8 @@ int yaml_format(const json_t *json, size_t size_max, char **out, struct error *e
 
     strbuf_init(&sb, size_max);
     if (is_too_deep(json, 0))
-        return error_set(err, ERR_LIMIT, "document is nested deeper than %d levels", JSON_DEPTH_MAX);
+        return error_set(err, ERR_LIMIT, "document is nested deeper than %d levels",
+                         JSON_DEPTH_MAX);
     if (has_members(json)) {
         add_block(&sb, json, 0);
     } else {
