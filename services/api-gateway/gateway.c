@@ -146,11 +146,15 @@ static int start(struct gateway *gateway, struct server **out_server, struct err
     if (gateway->daemon.dev_mode)
         LOG(WARN, "dev_mode", F_STR("address", gateway->daemon.address),
             F_STR("meaning", "no login: everyone on this machine is admin"));
+    service_set_ready(gateway->service, "api", false, "the REST port is not open yet");
     if (service_heartbeat_start(gateway->service, &gateway->database, GATEWAY_DB_ROLE, err) < 0 ||
         bus_pusher_open(&gateway->bus, &gateway->pusher, err) < 0 ||
         bootstrap_start(gateway, err) < 0 || hub_start(gateway, &gateway->hub, err) < 0)
         return -1;
-    return server_start(gateway, out_server, err);
+    if (server_start(gateway, out_server, err) < 0)
+        return -1;
+    service_set_ready(gateway->service, "api", true, "");
+    return 0;
 }
 
 static void drain(struct gateway *gateway, struct server *server)

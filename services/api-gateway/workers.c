@@ -4,7 +4,10 @@
 #include <errno.h>
 #include <poll.h>
 
+#include "common/clock.h"
 #include "gateway.h"
+
+#define IDLE_MS 60000
 
 struct workers {
     pthread_mutex_t mutex; /* guards first, last, queued, running */
@@ -19,13 +22,18 @@ struct workers {
     bool with_db;
 };
 
+/* NULL: there was nothing to do for IDLE_MS. */
 static struct work *next_work(struct workers *workers)
 {
+    int64_t until_ns = clock_mono_ns() + IDLE_MS * INT64_C(1000000);
+    struct timespec until = {.tv_sec = until_ns / 1000000000, .tv_nsec = until_ns % 1000000000};
     struct work *work;
     LOCK_SCOPE(&workers->mutex);
 
-    while (workers->first == NULL)
-        (void)pthread_cond_wait(&workers->wanted, &workers->mutex);
+    while (workers->first == NULL) {
+        if (pthread_cond_timedwait(&workers->wanted, &workers->mutex, &until) != 0)
+            return NULL;
+    }
     work = workers->first;
     workers->first = work->next;
     if (workers->first == NULL)
@@ -61,6 +69,11 @@ static void *on_worker_thread(void *arg)
 
     for (;;) {
         struct work *work = next_work(workers);
+        if (work == NULL) { /* listings are rare: their connections are not kept for ever */
+            db_free(db);
+            db = workers->with_db ? gateway_db_new(workers->gateway, workers->name) : NULL;
+            continue;
+        }
         if (db != NULL)
             notice_closed(db);
         work->run(work, db);
@@ -75,9 +88,13 @@ int workers_start(const struct gateway *gateway, const char *name, size_t thread
                   bool with_db, struct workers **out, struct error *err)
 {
     struct workers *workers = xcalloc(1, sizeof *workers);
+    pthread_condattr_t attributes;
 
     (void)pthread_mutex_init(&workers->mutex, NULL);
-    (void)pthread_cond_init(&workers->wanted, NULL);
+    (void)pthread_condattr_init(&attributes);
+    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    (void)pthread_cond_init(&workers->wanted, &attributes);
+    (void)pthread_condattr_destroy(&attributes);
     workers->queue_max = queue_max;
     workers->gateway = gateway;
     workers->name = name;

@@ -154,6 +154,17 @@ def test_topics_say_what_a_client_gets(gateway):
     assert s.until("pong")["timestamp"]
 
 
+def test_status_comes_to_those_who_want_it(gateway):
+    suite = gateway()
+    s = Socket(suite.url(), "/ws?topics=status")
+    status = s.until("status")
+    assert set(status) >= {"version", "workers", "queue_depth", "services", "dev_mode"}
+    # whoever comes now does not wait for the next one
+    begin = time.monotonic()
+    Socket(suite.url()).until("status")
+    assert time.monotonic() - begin < 2
+
+
 def test_progress_after_the_end_is_not_shown(gateway):
     suite = gateway()
     wait_subscribed(suite)
