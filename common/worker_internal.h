@@ -64,6 +64,7 @@ struct worker_task {
     atomic_int reason;                     /* enum worker_stop */
     atomic_int_fast64_t lease_deadline_ms; /* of writes, monotonic, by the last renewal */
     atomic_bool permitted;                 /* adds WORKER_FINISH_MS to it */
+    atomic_bool expired; /* lost by our own clock; the scheduler has not said so */
 
     pthread_mutex_t mutex;  /* guards all below; never held over I/O */
     pthread_cond_t changed; /* lines taken, renewal wanted, end */

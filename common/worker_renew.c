@@ -6,6 +6,7 @@
 #include "common/json.h"
 #include "common/worker_internal.h"
 
+#define LATE                "the lease could not be renewed in time"
 #define RETRY_MS            500                   /* after a renewal that failed */
 #define RESULT_BYTES_MAX    ((size_t)(512 * KIB)) /* as bus_check.c allows */
 #define LINES_BYTES_MAX     ((size_t)(200 * KIB)) /* of one message; the rest follows in the next */
@@ -92,6 +93,7 @@ static void take_reply(struct worker_task *task, const Hypersdk__V1__RenewReply 
 {
     if (reply->lost) {
         LOG(WARN, "lease_lost", F_STR("task_id", task->ref.task_id));
+        atomic_store(&task->expired, false);
         worker_task_stop(task, WORKER_LOST);
         return;
     }
@@ -166,6 +168,13 @@ static bool wait_due(struct worker_task *task, int64_t last_ms, bool failed)
     }
 }
 
+/* Lost by our own clock: the scheduler has not said so. */
+static void lose(struct worker_task *task)
+{
+    atomic_store(&task->expired, true);
+    worker_task_stop(task, WORKER_LOST);
+}
+
 static void *renewer(void *arg)
 {
     struct worker_task *task = arg;
@@ -185,7 +194,7 @@ static void *renewer(void *arg)
         if (clock_mono_ms() >= worker_task_deadline_ms(task) &&
             worker_task_stop_reason(task) != WORKER_LOST) {
             LOG(WARN, "lease_expired", F_STR("task_id", task->ref.task_id));
-            worker_task_stop(task, WORKER_LOST);
+            lose(task);
         }
         if (worker_task_stop_reason(task) == WORKER_LOST)
             break;
@@ -295,9 +304,13 @@ static void report_failed(struct worker_task *task, const struct batch *batch, c
     (void)send_report(task, &envelope, &refused);
 }
 
-static void report_yield(struct worker_task *task, const struct batch *batch, const char *reason)
+/* hopeless: the lease ran out by our clock, the scheduler may have heard of it or not. Then one
+ * call must do: epoch and token keep it from harming anyone, and it saves the others the wait. */
+static void report_yield(struct worker_task *task, const struct batch *batch, const char *reason,
+                         bool hopeless)
 {
-    struct error refused = ERROR_NONE;
+    struct error err = ERROR_NONE;
+    auto_bus_envelope *reply = NULL;
     struct bus_envelope_store store;
     Hypersdk__V1__TaskYield body;
     bus_envelope envelope;
@@ -310,7 +323,10 @@ static void report_yield(struct worker_task *task, const struct batch *batch, co
     worker_task_envelope(task, &envelope, &store);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_YIELD;
     envelope.task_yield = &body;
-    (void)send_report(task, &envelope, &refused);
+    if (!hopeless)
+        (void)send_report(task, &envelope, &err);
+    else if (bus_client_call(task->worker->client, &envelope, WORKER_CALL_MS, &reply, &err) < 0)
+        LOG(WARN, "report_not_taken", F_STR("task_id", task->ref.task_id), F_ERR(&err));
 }
 
 void worker_report(struct worker_task *task, int rc, json_t *result, const struct error *failure)
@@ -320,7 +336,7 @@ void worker_report(struct worker_task *task, int rc, json_t *result, const struc
 
     if (rc < 0 && failure->code == ERR_CANCELLED &&
         clock_mono_ms() >= worker_task_deadline_ms(task))
-        worker_task_stop(task, WORKER_LOST); /* it stopped for that, and nobody cancelled it */
+        lose(task); /* it stopped for that, and nobody cancelled it */
     if (strlen(text) > RESULT_BYTES_MAX) {
         if (rc == 0)
             (void)error_set(&refused, ERR_LIMIT, "the result of %zu bytes is too long for the bus",
@@ -328,18 +344,22 @@ void worker_report(struct worker_task *task, int rc, json_t *result, const struc
         text[0] = '\0';
     }
     send_lines_ahead(task);
-    if (worker_task_stop_reason(task) == WORKER_LOST)
+    if (worker_task_stop_reason(task) == WORKER_LOST && !atomic_load(&task->expired))
         return; /* someone else's task by now */
     auto_batch *batch = batch_new(task);
+    if (worker_task_stop_reason(task) == WORKER_LOST) {
+        report_yield(task, batch, LATE, true);
+        return;
+    }
     if (rc == 0 && refused.code == ERR_NONE && report_done(task, batch, text, &refused))
         return;
     if (rc == 0)
         report_failed(task, batch, "", &refused);
     else if (worker_task_stop_reason(task) == WORKER_DRAINS && failure->code == ERR_CANCELLED)
-        report_yield(task, batch, "the worker is shutting down");
+        report_yield(task, batch, "the worker is shutting down", false);
     else if (worker_task_stop_reason(task) == WORKER_RUNS && failure->code == ERR_CANCELLED)
         /* nobody cancelled it: a write was refused for a late renewal, and that is no failure */
-        report_yield(task, batch, "the lease could not be renewed in time");
+        report_yield(task, batch, LATE, false);
     else
         report_failed(task, batch, text, failure);
 }
