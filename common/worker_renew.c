@@ -141,6 +141,8 @@ static int64_t renew_interval_ms(const struct worker_task *task)
 {
     int64_t half = (task->facts->lease_ms - WORKER_LEASE_MARGIN_MS) / 2;
 
+    if (half < RETRY_MS)
+        return RETRY_MS; /* a lease this short cannot be kept; no flood of messages */
     return half < WORKER_RENEW_MS ? half : WORKER_RENEW_MS;
 }
 

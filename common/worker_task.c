@@ -450,9 +450,11 @@ int worker_task_permit(struct worker_task *task, struct error *err)
         worker_task_stop(task, WORKER_LOST);
         return error_set(err, ERR_CANCELLED, "the lease of the task is lost");
     }
-    if (!reply->permit_reply->granted)
+    if (!reply->permit_reply->granted) {
+        worker_task_stop(task, WORKER_CANCELLED);
         return error_set(err, ERR_CANCELLED, "not allowed to finish: %.200s",
                          reply->permit_reply->reason);
+    }
     atomic_store(&task->permitted, true);
     return worker_task_may_write(task, err);
 }

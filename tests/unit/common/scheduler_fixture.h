@@ -12,6 +12,7 @@
 #include <jansson.h>
 #include <signal.h>
 #include <spawn.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 
 #include "common/bus.h"
@@ -51,9 +52,14 @@ struct scheduler {
     size_t progress_count;
 };
 
+/* NULL in the test itself. A worker ends with its test, also when that fails. */
 static inline const char *fixture_role(void)
 {
-    return getenv(FIXTURE_ROLE);
+    const char *role = getenv(FIXTURE_ROLE);
+
+    if (role != NULL)
+        (void)prctl(PR_SET_PDEATHSIG, SIGKILL);
+    return role;
 }
 
 /* ---- receiving ---- */
@@ -429,6 +435,8 @@ static void worker_spawn(struct scheduler *s, const char *role)
 
     assert_int_equal(setenv(FIXTURE_ROLE, role, 1), 0);
     (void)posix_spawn_file_actions_init(&actions);
+    /* not the test's own output: a reader of it would wait for a worker that was left behind */
+    (void)posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
     (void)posix_spawn_file_actions_addopen(&actions, 2, log, O_CREAT | O_WRONLY | O_APPEND, 0600);
     assert_int_equal(posix_spawn(&s->worker, "/proc/self/exe", &actions, NULL, argv, environ), 0);
     (void)posix_spawn_file_actions_destroy(&actions);
