@@ -86,7 +86,7 @@ def test_an_unknown_vm_fails_with_its_name(suite):
     job = suite.client.submit(vm_path="nowhere")
     done = suite.wait_job(job, "failed", deadline=30)
     assert "nowhere" in done["error"] and done["error_code"] == "not_found"
-    assert done["attempt"] == 1
+    assert done["attempt"] == 0
 
 
 def test_wrong_credentials_are_told_and_not_repeated(make_suite, sim):
@@ -110,13 +110,16 @@ def test_an_ambiguous_name_lists_its_candidates(make_suite, make_vsphere, disk):
     suite.wait_job(job, "completed")
 
 
-def test_a_listing_does_not_wait_behind_exports(suite, sim):
+def test_a_listing_does_not_wait_behind_exports(make_suite, make_vsphere, disk):
+    sim = make_vsphere([vm(f"web{i}", disk) for i in range(3)])
+    suite = make_suite()
+    suite.add_vsphere(sim)
     sim.set_rate(MB)
-    jobs = [suite.client.submit(vm_path="web", format="raw", output_path=f"j{i}") for i in range(3)]
+    jobs = [suite.client.submit(vm_path=f"web{i}", format="raw") for i in range(3)]
     suite.wait_bytes(jobs[0], 1)
     names = {v["name"] for v in suite.client.post("/vms/list", {"provider": "vsphere",
                                                                 "refresh": True})}
-    assert {"web", "off"} <= names
+    assert {"web0", "web1", "web2"} <= names
     assert suite.client.job(jobs[0])["status"] == "running"
     for job in jobs:
         suite.client.post("/jobs/cancel", {"job_ids": [job]})

@@ -21,11 +21,11 @@ def sim(make_vsphere, disk):
     return make_vsphere([vm("web", disk)])
 
 
-def running_export(suite, sim, **fields):
+def running_export(suite, sim, megabytes=16):
     """An export that has copied some megabytes and goes on slowly."""
     sim.set_rate(8 * MB)
-    job = suite.client.submit(vm_path="web", format="qcow2", **fields)
-    suite.wait_bytes(job, 16 * MB)
+    job = suite.client.submit(vm_path="web", format="qcow2")
+    suite.wait_bytes(job, megabytes * MB)
     return job
 
 
@@ -51,20 +51,20 @@ def test_kill_9_during_an_export(make_suite, sim, disk, victim):
     sim.set_rate(0)
     suite.wait_ready()
     done = check_result(suite, sim, disk, job)
-    assert done["attempt"] == 1, "a crash is no failed attempt"
+    assert done["attempt"] == 0, "a crash is no failed attempt"
 
 
 def test_a_dead_worker_is_replaced_by_another_that_goes_on(make_suite, sim, disk):
     suite = make_suite()
     suite.add_vsphere(sim)
-    job = running_export(suite, sim)
+    job = running_export(suite, sim, 50)  # a checkpoint or two behind it
     before = sim.stats()["bytes"]
     suite["exporter-vsphere"].kill()
     suite.add("exporter-vsphere-2")
     sim.set_rate(0)
     check_result(suite, sim, disk, job)
     # it went on from the journal: not everything was read again
-    assert sim.stats()["bytes"] - before < 96 * MB
+    assert sim.stats()["bytes"] - before < 80 * MB
 
 
 def test_postgres_restart_during_an_export(make_suite, sim, disk):
@@ -104,18 +104,19 @@ def test_everything_dies_at_once(make_suite, sim, disk):
     check_result(suite, sim, disk, job)
 
 
-def test_two_workers_share_ten_jobs(make_suite, make_vsphere, disk, tmp_path):
-    sim = make_vsphere([vm("web", disk)])
+def test_two_workers_share_ten_jobs(make_suite, make_vsphere, disk):
+    # one VM each: the simulator confuses the files of a VM with several snapshots
+    sim = make_vsphere([vm(f"web{i}", disk) for i in range(10)])
     suite = make_suite(exporters=2)
     suite.add_vsphere(sim)
     sim.set_rate(60 * MB)
-    jobs = [suite.client.submit(vm_path="web", format="raw", output_path=f"j{i}", verify=False)
-            for i in range(10)]
+    jobs = [suite.client.submit(vm_path=f"web{i}", format="raw", verify=False) for i in range(10)]
     done = [suite.wait_job(job, "completed", deadline=120) for job in jobs]
     workers = {d["worker_id"] for d in done}
     assert len(workers) == 2, workers
-    for d in done:
-        images.compare(disk, pathlib.Path(d["result"]["output_path"]) / "web-disk1.raw", "raw")
+    for i, d in enumerate(done):
+        assert d["attempt"] == 0
+        images.compare(disk, suite.exports / f"web{i}" / f"web{i}-disk1.raw", "raw")
 
 
 def test_a_drained_worker_hands_its_task_over(make_suite, sim, disk):
@@ -126,4 +127,4 @@ def test_a_drained_worker_hands_its_task_over(make_suite, sim, disk):
     assert suite["exporter-vsphere"].stop() == 0
     sim.set_rate(0)
     done = check_result(suite, sim, disk, job)
-    assert done["attempt"] == 1
+    assert done["attempt"] == 0

@@ -263,9 +263,12 @@ class Suite:
                         >= count, deadline, f"job {job_id}: {count} bytes")
 
     def explain(self, job_id):
+        """The job and its log as text, as far as the gateway tells them."""
+        text = ""
         try:
+            text = json.dumps(self.client.job(job_id), indent=1)[:4000]
             lines = self.client.get(f"/jobs/logs/{job_id}?tail=50").get("logs", [])
-            return json.dumps(self.client.job(job_id), indent=1)[:3000] + "\n" + "\n".join(
+            return text + "\n" + "\n".join(
                 f"{x['timestamp']} {x['level']} {x['message']}" for x in lines)
         except Exception as e:
-            return f"(no explanation of {job_id}: {e})"
+            return f"{text}\n(no log of {job_id}: {e})"
