@@ -86,7 +86,7 @@ def test_an_unknown_vm_fails_with_its_name(suite):
     job = suite.client.submit(vm_path="nowhere")
     done = suite.wait_job(job, "failed", deadline=30)
     assert "nowhere" in done["error"] and done["error_code"] == "not_found"
-    assert done["attempt"] == 0
+    assert done["attempt"] == 1
 
 
 def test_wrong_credentials_are_told_and_not_repeated(make_suite, sim):
