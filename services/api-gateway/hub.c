@@ -36,12 +36,31 @@ int hub_start(struct gateway *gateway, struct hub **out, struct error *err)
 
 /* ---- clients ---- */
 
+static bool is_anonymous(struct subscriber *subscriber)
+{
+    LOCK_SCOPE(&subscriber->mutex);
+    return !subscriber->authenticated;
+}
+
+/* Strangers have ten seconds to say who they are; they do not fill the house meanwhile. */
+static bool too_many_anonymous(const struct hub *hub)
+{
+    size_t count = 0;
+
+    for (struct subscriber *s = hub->head.next; s != &hub->head; s = s->next)
+        count += is_anonymous(s) ? 1 : 0;
+    return count >= HUB_ANONYMOUS_MAX;
+}
+
 int hub_add(struct hub *hub, struct subscriber *subscriber, struct error *err)
 {
+    bool anonymous = is_anonymous(subscriber);
     LOCK_SCOPE(&hub->mutex);
 
     if (hub->draining)
         return error_set(err, ERR_UNAVAILABLE, "the gateway is shutting down");
+    if (anonymous && too_many_anonymous(hub))
+        return error_set(err, ERR_UNAVAILABLE, "too many clients without identity");
     if (hub->count >= HUB_CLIENTS_MAX)
         return error_set(err, ERR_UNAVAILABLE, "%d live clients are the limit", HUB_CLIENTS_MAX);
     (void)subscriber_ref(subscriber);

@@ -56,8 +56,12 @@ static void on_message(void *arg, const char *message, size_t size)
     auto_live_event *event = NULL;
     struct error err = ERROR_NONE;
 
-    if (json_parse(message, size, LIVE_EVENT_BYTES_MAX, &object, &err) < 0 ||
-        live_event_new(object, &event, &err) < 0) {
+    if (json_parse(message, size, LIVE_EVENT_BYTES_MAX, &object, &err) == 0 &&
+        json_is_object(object) && json_object_get(object, "seq") == NULL) {
+        LOCK_SCOPE(&hub->mutex); /* progress: it stands after the newest row */
+        (void)json_object_set_new(object, "seq", json_integer(hub->seen.newest));
+    }
+    if (err.code != ERR_NONE || live_event_new(object, &event, &err) < 0) {
         LOG(WARN, "live_event_refused", F_ERR(&err));
         return;
     }

@@ -8,13 +8,14 @@
 #include "seen.h"
 #include "subscriber.h"
 
-#define HUB_CLIENTS_MAX  1000
-#define HUB_FINAL_MAX    256 /* jobs that ended lately: late progress of them is not shown */
-#define HUB_REQUESTS_MAX 256
-#define HUB_STATUS_MS    5000
-#define HUB_PING_MS      25000
-#define LOG_TAIL_DEFAULT 200   /* old lines that a new follower of logs:<id> gets */
-#define HUB_SILENCE_MS   60000 /* two pings unanswered */
+#define HUB_CLIENTS_MAX   1000
+#define HUB_ANONYMOUS_MAX 100
+#define HUB_FINAL_MAX     256 /* jobs that ended lately: late progress of them is not shown */
+#define HUB_REQUESTS_MAX  256
+#define HUB_STATUS_MS     5000
+#define HUB_PING_MS       25000
+#define LOG_TAIL_DEFAULT  200   /* old lines that a new follower of logs:<id> gets */
+#define HUB_SILENCE_MS    60000 /* two pings unanswered */
 
 struct websockets;
 struct log_feed;

@@ -48,9 +48,10 @@ def test_two_gateways_show_the_same_events(gateway):
     sent = [(emit(suite, job, "job.created"), "job.created")]
     one.until("job.created")
     assert time.monotonic() - begin < 1.0  # by Redis, not by the poll
-    publish(suite, type="job.progress", seq=sent[0][0], job_id=job, status="running",
+    publish(suite, type="job.progress", job_id=job, status="running",
             phase="exporting", progress=45, percentage=45.0, bytes_transferred=5242880)
-    assert one.until("job.progress")["bytes_transferred"] == 5242880
+    progress = one.until("job.progress")
+    assert progress["bytes_transferred"] == 5242880 and progress["seq"] == sent[0][0]
     sent.append((emit(suite, job, "job.running"), "job.running"))
     # this one only as a row: its message got lost
     sent.append((add_event(suite, job, "job.completed"), "job.completed"))
@@ -506,3 +507,15 @@ def test_live_clients_are_limited(gateway):
     answers = [open_one() for _ in range(1001)]
     assert answers[999] == b"HTTP/1.1 200" and answers[1000] == b"HTTP/1.1 503"
     assert suite.client.request("GET", "/roles/list").ok
+
+
+def test_strangers_do_not_fill_the_house(gateway):
+    suite = gateway(dev=False)
+    token = suite.client.session.headers["Authorization"]
+    strangers = [Socket(suite.url()) for _ in range(100)]
+    with pytest.raises(websocket.WebSocketBadStatusException) as refused:
+        Socket(suite.url())
+    assert refused.value.status_code == 503
+    assert Socket(suite.url(), header=[f"Authorization: {token}"]).next()["authenticated"]
+    for s in strangers:
+        s.close()
