@@ -25,30 +25,50 @@ static const char UPSERT_WORKER[] =
     " volumes = excluded.volumes, capabilities = excluded.capabilities"
     " RETURNING coalesce((SELECT state FROM old), '') <> 'up'";
 
-/* Providers at their limit are found once, not per waiting task. */
-static const char TRANSFER_CANDIDATE[] =
+/* Provider by provider, each by its own part of the index: what waits for a provider at its limit
+ * costs nothing. */
+#define EXPORT_QUEUE "state = 'queued' AND class = 'transfer' AND role = 'exporter'"
+static const char EXPORT_CANDIDATE[] =
+    "WITH RECURSIVE waiting AS ((SELECT provider FROM tasks WHERE " EXPORT_QUEUE
+    "   ORDER BY provider LIMIT 1) UNION ALL SELECT (SELECT n.provider FROM tasks n WHERE "
+    "   " EXPORT_QUEUE " AND n.provider > w.provider ORDER BY n.provider LIMIT 1)"
+    "   FROM waiting w WHERE w.provider IS NOT NULL)"
+    " SELECT c.id FROM (SELECT provider FROM waiting WHERE provider <> ALL (ARRAY("
+    "   SELECT b.provider FROM tasks b WHERE b.class = 'transfer' AND b.role = 'exporter'"
+    "    AND b.state IN ('leased', 'finishing') GROUP BY b.provider HAVING count(*) >= $4::int"
+    "   UNION ALL SELECT p.name FROM providers p WHERE NOT p.enabled))) a"
+    " CROSS JOIN LATERAL (SELECT t.id, t.priority, t.seq FROM tasks t JOIN jobs j"
+    "   ON j.id = t.job_id WHERE t.state = 'queued' AND t.class = 'transfer'"
+    "   AND t.role = 'exporter' AND t.provider = a.provider AND t.provider_kind = $1"
+    "   AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"
+    "   AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))"
+    "   AND t.not_before <= now() AND j.status IN ('pending', 'running')"
+    "   ORDER BY t.priority DESC, t.seq LIMIT 1 FOR UPDATE OF j, t SKIP LOCKED) c"
+    " ORDER BY c.priority DESC, c.seq LIMIT 1";
+
+static const char BRIDGE_CANDIDATE[] =
     "SELECT t.id FROM tasks t JOIN jobs j ON j.id = t.job_id"
-    " WHERE t.state = 'queued' AND t.class = 'transfer' AND t.role = $1 AND t.provider_kind = $2"
-    " AND t.kind IN (SELECT jsonb_array_elements_text($3::jsonb)) AND t.not_before <= now()"
-    " AND (t.volume = '' OR t.volume IN (SELECT jsonb_array_elements_text($4::jsonb)))"
-    " AND j.status IN ('pending', 'running')"
-    " AND (t.role <> 'exporter' OR t.provider <> ALL (ARRAY(SELECT b.provider FROM tasks b"
-    "   WHERE b.class = 'transfer' AND b.role = 'exporter' AND b.state IN ('leased', 'finishing')"
-    "   GROUP BY b.provider HAVING count(*) >= $5::int"
-    "   UNION ALL SELECT p.name FROM providers p WHERE NOT p.enabled)))"
+    " WHERE t.state = 'queued' AND t.class = 'transfer' AND t.role = 'bridge'"
+    " AND t.provider_kind = $1"
+    " AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"
+    " AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))"
+    " AND t.not_before <= now() AND j.status IN ('pending', 'running')"
     " ORDER BY t.priority DESC, t.seq LIMIT 1 FOR UPDATE OF j, t SKIP LOCKED";
 
+/* Control tasks have no job. */
 static const char CONTROL_CANDIDATE[] =
-    "SELECT t.id FROM tasks t WHERE t.state = 'queued' AND t.class = 'control' AND t.role = $1"
-    " AND t.provider_kind = $2 AND t.kind IN (SELECT jsonb_array_elements_text($3::jsonb))"
-    " AND t.not_before <= now()"
-    " AND (t.volume = '' OR t.volume IN (SELECT jsonb_array_elements_text($4::jsonb)))"
+    "SELECT t.id FROM tasks t WHERE t.state = 'queued' AND t.class = 'control'"
+    " AND t.provider_kind = $1"
+    " AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"
+    " AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))"
+    " AND t.role = $4 AND t.not_before <= now()"
     " ORDER BY t.priority DESC, t.seq LIMIT 1 FOR UPDATE OF t SKIP LOCKED";
 
 static const char LOAD_LEASE[] =
     "SELECT coalesce(t.job_id, ''), t.kind, t.attempt, t.epoch, t.spec, t.provider,"
     " coalesce(p.settings, '{}'::jsonb), c.sealed, coalesce(c.audience, ''),"
-    " coalesce(j.trace_id, ''), coalesce(j.vm_name, '') FROM tasks t"
+    " coalesce(j.trace_id, ''), coalesce(j.vm_name, ''),"
+    " t.job_id IS NOT NULL AND t.role = 'exporter' AND p.name IS NULL FROM tasks t"
     " LEFT JOIN jobs j ON j.id = t.job_id"
     " LEFT JOIN providers p ON p.name = t.provider AND t.role = 'exporter'"
     " LEFT JOIN credentials c ON c.provider = p.name WHERE t.id = $1";
@@ -191,6 +211,9 @@ static int load_lease(struct db *db, struct claim *claim, struct error *err)
         db_exec(db, LOAD_RECORDS, DB_PARAMS(claim->task_id), &claim->records, err) < 0)
         return -1;
     assert(PQntuples(claim->rows) == 1); /* the claim holds its lock */
+    if (db_bool(claim->rows, 0, 11))
+        return error_set(err, ERR_NOT_FOUND, "provider '%.63s' does not exist any more",
+                         db_text(claim->rows, 0, 5));
     if (!db_is_null(claim->rows, 0, 7)) {
         claim->sealed = xmalloc(SEALED_BYTES_MAX);
         if (db_bytea(claim->rows, 0, 7, claim->sealed, SEALED_BYTES_MAX, &claim->sealed_size, err) <
@@ -211,12 +234,15 @@ static int find(const struct scheduler *scheduler, struct db *db,
     int rc;
 
     (void)snprintf(limit, sizeof limit, "%" PRIu32, scheduler->export.provider_limit);
-    rc = is_transfer(request)
-             ? db_exec(db, TRANSFER_CANDIDATE,
-                       DB_PARAMS(request->role, request->provider, kinds, volumes, limit), &rows,
-                       err)
-             : db_exec(db, CONTROL_CANDIDATE,
-                       DB_PARAMS(request->role, request->provider, kinds, volumes), &rows, err);
+    if (!is_transfer(request))
+        rc = db_exec(db, CONTROL_CANDIDATE,
+                     DB_PARAMS(request->provider, kinds, volumes, request->role), &rows, err);
+    else if (strcmp(request->role, "bridge") == 0)
+        rc =
+            db_exec(db, BRIDGE_CANDIDATE, DB_PARAMS(request->provider, kinds, volumes), &rows, err);
+    else
+        rc = db_exec(db, EXPORT_CANDIDATE, DB_PARAMS(request->provider, kinds, volumes, limit),
+                     &rows, err);
     if (rc < 0)
         return -1;
     (void)snprintf(out_task, 64, "%s", PQntuples(rows) == 0 ? "" : db_text(rows, 0, 0));

@@ -89,6 +89,16 @@ def test_a_disabled_provider_gets_no_new_exports(bench):
     assert waits.get(10)["job_id"] == job
 
 
+def test_a_job_whose_provider_was_removed_fails_and_says_so(bench):
+    b = bench()
+    job = b.driver.submit(provider="other")
+    b.sql("DELETE FROM providers WHERE name = 'other'")
+    waits = b.driver.ask()
+    b.wait_status(job, "failed")
+    assert b.job(job)["error"] == "provider 'other' does not exist any more"
+    assert waits.waits()
+
+
 def test_a_listing_never_waits_behind_exports(bench):
     b = bench()
     for i in range(4):
