@@ -60,8 +60,8 @@ MUST_CHECK int bus_server_open(const struct bus_config *config, size_t contexts,
                                bus_handler handler, void *arg, struct bus_server **out,
                                struct error *err);
 const bus_envelope *bus_request_envelope(const struct bus_request *request);
-/* Its connection is gone: nobody would get the answer. Any thread; a hint, it may turn true a moment
- * after the connection broke. The request still has to be answered. */
+/* Its connection is gone: nobody would get the answer. Any thread; a hint, it may turn true a
+ * moment after the connection broke. The request still has to be answered. */
 bool bus_request_is_orphan(const struct bus_request *request);
 void bus_request_reply(struct bus_request *request, const bus_envelope *reply);
 

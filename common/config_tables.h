@@ -7,7 +7,7 @@
 struct config_table {
     const char *section;
     const struct config_key *keys;
-    size_t size;            /* of the section's struct */
+    size_t size;             /* of the section's struct */
     const char *free_member; /* read as JSON by its service; NULL: none */
 };
 

@@ -156,7 +156,7 @@ static int store_totals(struct db *db, const struct store_row *row,
         metric_batch_add(&batch, "hypersdk_jobs_total", by_status, 1);
         if (!db_is_null(end, 0, 5)) /* else it never ran */
             metric_batch_observe(&batch, "hypersdk_job_duration_seconds", by_type,
-                             strtod(db_text(end, 0, 5), NULL));
+                                 strtod(db_text(end, 0, 5), NULL));
     }
     return metric_batch_store(db, &batch, err);
 }

@@ -19,19 +19,19 @@ static void texts_free(char **const *fields, size_t count)
     }
 }
 
-#define VM_TEXTS(vm)                                                                               \
-    {                                                                                              \
-        &(vm)->id, &(vm)->name, &(vm)->path, &(vm)->datacenter, &(vm)->guest_id, &(vm)->guest_os,  \
-            &(vm)->bios_uuid, &(vm)->instance_uuid, &(vm)->hardware_version                        \
+#define VM_TEXTS(vm)                                                                              \
+    {                                                                                             \
+        &(vm)->id, &(vm)->name, &(vm)->path, &(vm)->datacenter, &(vm)->guest_id, &(vm)->guest_os, \
+            &(vm)->bios_uuid, &(vm)->instance_uuid, &(vm)->hardware_version                       \
     }
-#define DISK_TEXTS(disk)                                                                           \
-    {                                                                                              \
-        &(disk)->id, &(disk)->label, &(disk)->source_path, &(disk)->format, &(disk)->change_id,    \
-            &(disk)->controller_type, &(disk)->controller_model, &(disk)->skip_reason              \
+#define DISK_TEXTS(disk)                                                                        \
+    {                                                                                           \
+        &(disk)->id, &(disk)->label, &(disk)->source_path, &(disk)->format, &(disk)->change_id, \
+            &(disk)->controller_type, &(disk)->controller_model, &(disk)->skip_reason           \
     }
-#define NIC_TEXTS(nic)                                                                             \
-    {                                                                                              \
-        &(nic)->id, &(nic)->mac, &(nic)->network, &(nic)->model                                    \
+#define NIC_TEXTS(nic)                                          \
+    {                                                           \
+        &(nic)->id, &(nic)->mac, &(nic)->network, &(nic)->model \
     }
 
 void vm_init(struct vm *vm)

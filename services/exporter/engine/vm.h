@@ -8,44 +8,44 @@
 #include "common/error.h"
 #include "common/paths.h" /* vm_file_name */
 
-#define VM_DISKS_MAX     64  /* vSphere allows 256 by PVSCSI x 64; our tested limit */
-#define VM_NICS_MAX      32
-#define VM_ADDRESSES_MAX 32
+#define VM_DISKS_MAX      64 /* vSphere allows 256 by PVSCSI x 64; our tested limit */
+#define VM_NICS_MAX       32
+#define VM_ADDRESSES_MAX  32
 #define VM_NAME_BYTES_MAX 512
 
 enum vm_power { VM_POWER_UNKNOWN, VM_POWER_ON, VM_POWER_OFF, VM_POWER_SUSPENDED };
 enum vm_firmware { VM_FIRMWARE_UNKNOWN, VM_FIRMWARE_BIOS, VM_FIRMWARE_UEFI };
 
 struct vm_disk {
-    char *id;              /* stable within the VM; vSphere: device key as text */
-    char *label;           /* "Hard disk 1" */
-    char *source_path;     /* where the provider keeps it; vSphere: "[ds] dir/x.vmdk" */
-    char *format;          /* the provider's word: flat, sparse, rdm ... */
-    char *change_id;       /* CBT position, empty if none */
+    char *id;          /* stable within the VM; vSphere: device key as text */
+    char *label;       /* "Hard disk 1" */
+    char *source_path; /* where the provider keeps it; vSphere: "[ds] dir/x.vmdk" */
+    char *format;      /* the provider's word: flat, sparse, rdm ... */
+    char *change_id;   /* CBT position, empty if none */
     uint64_t capacity_bytes;
-    char *controller_type; /* scsi, sata, nvme, ide */
-    char *controller_model;/* pvscsi, lsilogic, lsisas1068, buslogic, ahci, nvme, ide */
+    char *controller_type;  /* scsi, sata, nvme, ide */
+    char *controller_model; /* pvscsi, lsilogic, lsisas1068, buslogic, ahci, nvme, ide */
     uint32_t controller_bus;
     uint32_t unit;
     bool thin;
-    char *skip_reason;     /* non-empty: cannot be exported (independent, physical RDM ...) */
+    char *skip_reason; /* non-empty: cannot be exported (independent, physical RDM ...) */
 };
 
 struct vm_nic {
     char *id;
-    char *mac;     /* lower case, colons */
+    char *mac; /* lower case, colons */
     char *network;
-    char *model;   /* vmxnet3, e1000, e1000e ... */
+    char *model; /* vmxnet3, e1000, e1000e ... */
 };
 
 struct vm {
-    char *id;            /* provider's own: "vm-57" */
+    char *id; /* provider's own: "vm-57" */
     char *name;
-    char *path;          /* "/DC0/vm/prod/web-01" */
+    char *path; /* "/DC0/vm/prod/web-01" */
     char *datacenter;
     enum vm_power power;
-    char *guest_id;      /* vSphere: debian10_64Guest */
-    char *guest_os;      /* full name */
+    char *guest_id; /* vSphere: debian10_64Guest */
+    char *guest_os; /* full name */
     char *bios_uuid;
     char *instance_uuid;
     char *hardware_version;

@@ -109,8 +109,8 @@ static void add_disk(json_t *disks, const struct manifest_facts *facts, size_t i
     const char *slash = strrchr(disk->path, '/');
     json_t *object = append_object(disks);
     autofree char *id = xasprintf("disk-%zu", disk->vm_disk_index + 1);
-    autofree char *controller = xasprintf(CONTROLLER_ID, source->controller_type,
-                                          source->controller_bus, source->unit);
+    autofree char *controller =
+        xasprintf(CONTROLLER_ID, source->controller_type, source->controller_bus, source->unit);
 
     json_set_text(object, "id", id);
     set_known(object, "label", source->label);
@@ -208,8 +208,7 @@ static json_t *metadata_make(const struct manifest_facts *facts)
     set_known(metadata, "hypersdk_version", facts->version);
     set_known(metadata, "job_id", facts->job_id);
     set_time(metadata, "created_at", facts->export_wall_ms);
-    set_new(metadata, "tags",
-            facts->tags == NULL ? json_object() : json_deep_copy(facts->tags));
+    set_new(metadata, "tags", facts->tags == NULL ? json_object() : json_deep_copy(facts->tags));
     return metadata;
 }
 

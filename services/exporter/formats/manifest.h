@@ -15,10 +15,10 @@
 #define MANIFEST_BYTES_MAX ((size_t)MIB) /* 64 disks and 32 NICs need 50 KiB */
 #define MANIFEST_DISKS_MAX 1000          /* of a stranger's file */
 
-struct manifest_disk { /* a finished file; borrowed */
-    size_t vm_disk_index;       /* into vm->disks: order, controller, label, change id */
-    const char *format;         /* vmdk, qcow2, raw */
-    const char *path;           /* absolute, final name; in the manifest's own directory */
+struct manifest_disk {    /* a finished file; borrowed */
+    size_t vm_disk_index; /* into vm->disks: order, controller, label, change id */
+    const char *format;   /* vmdk, qcow2, raw */
+    const char *path;     /* absolute, final name; in the manifest's own directory */
     uint64_t file_bytes;
     const char *file_sha256;    /* 64 hex, or NULL */
     const char *content_digest; /* "sha256-tree-1m:...", or NULL */
@@ -50,9 +50,9 @@ struct manifest_facts {
     const char *provider; /* kind: vsphere */
     const char *method;   /* how it was exported: folder, snapshot-folder */
     const char *job_id;
-    const char *version;  /* of the suite */
+    const char *version; /* of the suite */
     int64_t export_wall_ms;
-    const json_t *tags;   /* object of strings, or NULL */
+    const json_t *tags; /* object of strings, or NULL */
     const struct manifest_disk *disks;
     size_t disk_count;
     const char *const *notes;

@@ -132,7 +132,8 @@ static int check_nics(const json_t *manifest, struct error *err)
 
     if (nics != NULL && !json_is_array(nics))
         return error_set(err, ERR_INVALID, "nics must be an array");
-    json_array_foreach (nics, i, nic) {
+    json_array_foreach(nics, i, nic)
+    {
         const json_t *mac = json_object_get(nic, "mac");
         if (!json_is_object(nic))
             return error_set(err, ERR_INVALID, "nics[%zu] must be an object", i);
@@ -145,7 +146,8 @@ static int check_nics(const json_t *manifest, struct error *err)
 
 static bool id_is_valid(const char *id)
 {
-    static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
+    static const char allowed[] =
+        "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-";
 
     return id[0] != '\0' && id[strspn(id, allowed)] == '\0';
 }
@@ -158,8 +160,10 @@ static int check_disk_id(const json_t *disks, size_t index, struct error *err)
 
     if (!id_is_valid(id))
         return error_set(err, ERR_INVALID,
-                         "disks[%zu].id '%.64s' must be of letters, digits, '_' and '-'", index, id);
-    json_array_foreach (disks, i, other) {
+                         "disks[%zu].id '%.64s' must be of letters, digits, '_' and '-'", index,
+                         id);
+    json_array_foreach(disks, i, other)
+    {
         if (i < index && strcmp(json_str(other, "id"), id) == 0)
             return error_set(err, ERR_INVALID, "disks[%zu].id '%.64s' stands there twice", index,
                              id);
@@ -175,8 +179,7 @@ static int check_checksum(const json_t *disk, const char *where, struct error *e
 
     if (value == NULL)
         return 0;
-    if (json_is_string(value) &&
-        strncmp(json_string_value(value), CHECKSUM_START, start) == 0 &&
+    if (json_is_string(value) && strncmp(json_string_value(value), CHECKSUM_START, start) == 0 &&
         hex_decode(json_string_value(value) + start, raw, sizeof raw) &&
         strpbrk(json_string_value(value) + start, "ABCDEF") == NULL)
         return 0;
@@ -228,8 +231,8 @@ int manifest_disk_path(const json_t *disk, const char *dir, char **out, struct e
             return 0;
         }
     }
-    return error_set(err, ERR_NOT_FOUND, "disk '%.64s': '%.256s' is not there", json_str(disk, "id"),
-                     local);
+    return error_set(err, ERR_NOT_FOUND, "disk '%.64s': '%.256s' is not there",
+                     json_str(disk, "id"), local);
 }
 
 static int check_content(const json_t *disk, const char *path, struct error *err)
@@ -242,8 +245,9 @@ static int check_content(const json_t *disk, const char *path, struct error *err
     if (file_sha256(path, hex, err) < 0)
         return -1;
     if (strcmp(hex, checksum + sizeof CHECKSUM_START - 1) != 0)
-        return error_set(err, ERR_CORRUPT, "SHA-256 of '%.256s' is %.12s..., its manifest says "
-                                           "%.12s...",
+        return error_set(err, ERR_CORRUPT,
+                         "SHA-256 of '%.256s' is %.12s..., its manifest says "
+                         "%.12s...",
                          path, hex, checksum + sizeof CHECKSUM_START - 1);
     return 0;
 }

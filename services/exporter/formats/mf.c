@@ -172,7 +172,8 @@ int mf_parse(const char *text, size_t size, struct mf **out, struct error *err)
     size_t line = 0;
 
     if (size > MF_BYTES_MAX)
-        return error_set(err, ERR_LIMIT, "digest list of %zu bytes is over %zu", size, MF_BYTES_MAX);
+        return error_set(err, ERR_LIMIT, "digest list of %zu bytes is over %zu", size,
+                         MF_BYTES_MAX);
     for (const char *p = text; p < text + size;) {
         size_t rest = (size_t)(text + size - p);
         const char *end = memchr(p, '\n', rest);

@@ -5,12 +5,12 @@
 #include "common/error.h"
 #include "services/exporter/formats/digest.h"
 
-#define MF_BYTES_MAX     ((size_t)MIB) /* 1000 files of 255-byte names need a third of it */
-#define MF_ENTRIES_MAX   1000          /* as for OVA members */
-#define MF_HEX_SIZE      129           /* SHA-512 */
-#define MF_WARNINGS_MAX  32
+#define MF_BYTES_MAX    ((size_t)MIB) /* 1000 files of 255-byte names need a third of it */
+#define MF_ENTRIES_MAX  1000          /* as for OVA members */
+#define MF_HEX_SIZE     129           /* SHA-512 */
+#define MF_WARNINGS_MAX 32
 
-struct mf_file { /* to be written; borrowed */
+struct mf_file {        /* to be written; borrowed */
     const char *name;   /* base name */
     const char *sha256; /* 64 lower hex */
 };
@@ -22,8 +22,8 @@ MUST_CHECK int checksums_format(const struct mf_file *files, size_t count, char 
                                 struct error *err);
 
 struct mf_entry {
-    char algorithm[8]; /* SHA1, SHA256, SHA512 */
-    char *name;        /* base name, nothing else gets in */
+    char algorithm[8];     /* SHA1, SHA256, SHA512 */
+    char *name;            /* base name, nothing else gets in */
     char hex[MF_HEX_SIZE]; /* lower case */
 };
 

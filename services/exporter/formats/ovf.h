@@ -10,7 +10,7 @@
 #define OVF_NODES_MAX 100000
 #define OVF_FILES_MAX 1000 /* as for OVA members */
 
-struct ovf_disk { /* a streamOptimized VMDK that is complete; borrowed */
+struct ovf_disk {          /* a streamOptimized VMDK that is complete; borrowed */
     const char *file_name; /* base name, as on disk */
     uint64_t file_bytes;
     uint64_t capacity_bytes;

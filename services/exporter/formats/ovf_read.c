@@ -200,7 +200,8 @@ static int find_file(const struct ovf *ovf, const xmlNode *node, const char *id,
             return 0;
         }
     }
-    return error_set(err, ERR_CORRUPT, "line %ld: disk refers to file '%.255s', which is not listed",
+    return error_set(err, ERR_CORRUPT,
+                     "line %ld: disk refers to file '%.255s', which is not listed",
                      xmlGetLineNo(node), id);
 }
 
@@ -386,8 +387,9 @@ static int check_parents(const struct reader *r, struct error *err)
         for (size_t j = 0; j < r->item_count && !found; j++)
             found = i != j && strcmp(r->parents[i], r->instances[j]) == 0;
         if (!found)
-            return error_set(err, ERR_CORRUPT, "item '%.64s' has parent '%.64s', which is not there",
-                             r->instances[i], r->parents[i]);
+            return error_set(err, ERR_CORRUPT,
+                             "item '%.64s' has parent '%.64s', which is not there", r->instances[i],
+                             r->parents[i]);
     }
     return 0;
 }
@@ -478,7 +480,8 @@ static int parse_tree(const char *text, size_t size, xmlDoc **out, struct error 
     const xmlError *cause;
 
     if (size > OVF_BYTES_MAX)
-        return error_set(err, ERR_LIMIT, "descriptor of %zu bytes is over %zu", size, OVF_BYTES_MAX);
+        return error_set(err, ERR_LIMIT, "descriptor of %zu bytes is over %zu", size,
+                         OVF_BYTES_MAX);
     if (memmem(text, size, "<!DOCTYPE", 9) != NULL || memmem(text, size, "<!ENTITY", 8) != NULL)
         return error_set(err, ERR_CORRUPT, "descriptor has a DOCTYPE");
     xmlResetLastError();

@@ -14,15 +14,15 @@
 #include "services/exporter/formats/mf.h"
 #include "services/exporter/formats/ovf.h"
 
-#define NS_OVF  "http://schemas.dmtf.org/ovf/envelope/1"
-#define NS_CIM  "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/"
-#define NS_VMW  "http://www.vmware.com/schema/ovf"
-#define NS_XSI  "http://www.w3.org/2001/XMLSchema-instance"
+#define NS_OVF     "http://schemas.dmtf.org/ovf/envelope/1"
+#define NS_CIM     "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/"
+#define NS_VMW     "http://www.vmware.com/schema/ovf"
+#define NS_XSI     "http://www.w3.org/2001/XMLSchema-instance"
 #define FORMAT_URI "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
 /* For sources without a VMware hardware version: the first that knows SATA, NVMe and UEFI. */
 #define SYSTEM_TYPE_DEFAULT "vmx-13"
 #define UNITS_MAX           64 /* units of one controller that are told apart */
-#define NIC_ADDRESS_FIRST   7  /* PCI slots below are taken by the chipset, as VMware numbers them */
+#define NIC_ADDRESS_FIRST   7 /* PCI slots below are taken by the chipset, as VMware numbers them */
 
 struct controller {
     const char *type; /* scsi, sata, nvme, ide */

@@ -12,8 +12,9 @@
 #include "services/exporter/engine/provider.h"
 #include "services/exporter/providers/vsphere/soap.h"
 
-#define SESSION_IDLE_MS_MAX INT64_C(300000) /* servers drop sessions after 30 min, some after 10 \
-                                             */
+#define SESSION_IDLE_MS_MAX                                              \
+    INT64_C(300000) /* servers drop sessions after 30 min, some after 10 \
+                     */
 
 struct vsphere_config {
     char *host;
