@@ -111,10 +111,11 @@ static int find_existing(struct db *db, const struct job_submission *s, const ch
         if (db_exec(db, FIND_KEY, DB_PARAMS(s->submitted_by, s->idempotency_key, hash), &rows,
                     err) < 0)
             return -1;
-        if (PQntuples(rows) == 1 && !db_bool(rows, 0, 1))
+        if (PQntuples(rows) == 1 && !db_bool(rows, 0, 1)) {
             return error_set(err, ERR_CONFLICT,
                              "Idempotency-Key '%.64s' was used with another request",
                              s->idempotency_key);
+        }
         if (PQntuples(rows) == 1) {
             (void)snprintf(out_id, 64, "%s", db_text(rows, 0, 0));
             *out_existing = true;
@@ -260,11 +261,12 @@ static int stop_releases(struct db *db, const char *job_id, const char *task, st
     if (db_exec(db, DROP_RELEASES, DB_PARAMS(task), NULL, err) < 0 ||
         db_exec(db, RELEASE_RUNS, DB_PARAMS(task), &rows, err) < 0)
         return -1;
-    if (PQntuples(rows) > 0)
+    if (PQntuples(rows) > 0) {
         return error_set(err, ERR_CONFLICT,
                          "job '%.64s': a worker still removes what the last attempt left; try "
                          "again in a moment",
                          job_id);
+    }
     return 0;
 }
 

@@ -234,15 +234,16 @@ static int find(const struct scheduler *scheduler, struct db *db,
     int rc;
 
     (void)snprintf(limit, sizeof limit, "%" PRIu32, scheduler->export.provider_limit);
-    if (!is_transfer(request))
+    if (!is_transfer(request)) {
         rc = db_exec(db, CONTROL_CANDIDATE,
                      DB_PARAMS(request->provider, kinds, volumes, request->role), &rows, err);
-    else if (strcmp(request->role, "bridge") == 0)
+    } else if (strcmp(request->role, "bridge") == 0) {
         rc =
             db_exec(db, BRIDGE_CANDIDATE, DB_PARAMS(request->provider, kinds, volumes), &rows, err);
-    else
+    } else {
         rc = db_exec(db, EXPORT_CANDIDATE, DB_PARAMS(request->provider, kinds, volumes, limit),
                      &rows, err);
+    }
     if (rc < 0)
         return -1;
     (void)snprintf(out_task, 64, "%s", PQntuples(rows) == 0 ? "" : db_text(rows, 0, 0));

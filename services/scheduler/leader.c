@@ -32,27 +32,37 @@ static atomic_int_fast64_t leads_until_ms; /* monotonic: the row is ours at leas
 
 static const char RELEASE[] = "UPDATE leader SET until = clock_timestamp() WHERE holder = $1";
 
+/* 1: the row is ours; 0: another's. */
+static int try_acquire(struct scheduler *scheduler, struct db *db, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    int64_t sent_ms = clock_mono_ms();
+
+    if (db_exec(db, ACQUIRE, DB_PARAMS(service_instance(scheduler->service)), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return 0;
+    atomic_store(&leads_until_ms, sent_ms + LEADER_MS);
+    LOG(INFO, "leader_acquired", F_I64("epoch", db_i64(rows, 0, 0)));
+    return 1;
+}
+
 int leader_acquire(struct scheduler *scheduler, struct db *db, struct error *err)
 {
-    const char *instance = service_instance(scheduler->service);
     struct log_throttle throttle = {0};
 
     do {
         struct error why = ERROR_NONE;
-        auto_pgresult *rows = NULL;
         uint64_t held = 0;
-        int64_t sent_ms = clock_mono_ms();
-        if (db_exec(db, ACQUIRE, DB_PARAMS(instance), &rows, &why) == 0) {
-            if (PQntuples(rows) == 1) {
-                atomic_store(&leads_until_ms, sent_ms + LEADER_MS);
-                LOG(INFO, "leader_acquired", F_I64("epoch", db_i64(rows, 0, 0)));
-                return 0;
-            }
-            if (log_throttle_pass(&throttle, "another leads", &held))
-                LOG(INFO, "standing_by");
-        } else if (log_throttle_pass(&throttle, why.message, &held)) {
+        int rc = try_acquire(scheduler, db, &why);
+        if (rc == 1)
+            return 0;
+        if (!log_throttle_pass(&throttle, rc == 0 ? "another leads" : why.message, &held))
+            continue;
+        if (rc == 0)
+            LOG(INFO, "standing_by");
+        else
             LOG(WARN, "waiting_for_database", F_ERR(&why));
-        }
     } while (!service_wait(scheduler->service, LEADER_RENEW_MS / 2));
     return error_set(err, ERR_CANCELLED, "stopped before leading");
 }

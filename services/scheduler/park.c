@@ -303,6 +303,15 @@ static void wait_for_work(struct park *park, int64_t ms)
     park->woken = false;
 }
 
+static int work(struct scheduler *scheduler, struct db *db, struct parked *items, struct error *err)
+{
+    size_t count = take_all(scheduler->park, items);
+    int rc = look(scheduler, db, items, count, err);
+
+    looked(scheduler->park);
+    return rc < 0 ? rc : scheduler_repeat_cancels(scheduler, db, err);
+}
+
 void *park_main(void *arg)
 {
     struct scheduler *scheduler = arg;
@@ -314,17 +323,12 @@ void *park_main(void *arg)
         struct error err = ERROR_NONE;
         uint64_t held = 0;
         int64_t poll_ms = scheduler->config.poll_interval_ms;
-        size_t count;
         wait_for_work(scheduler->park, poll_ms / 2 + clock_backoff_ms(0, poll_ms / 2, poll_ms / 2));
-        int rc;
-        count = take_all(scheduler->park, items);
-        rc = look(scheduler, db, items, count, &err);
-        looked(scheduler->park);
-        if (rc < 0 || scheduler_repeat_cancels(scheduler, db, &err) < 0) {
-            if (log_throttle_pass(&throttle, err.message, &held))
-                LOG(WARN, "dispatch_failed", F_ERR(&err));
-            clock_sleep_ms(RETRY_MS);
-        }
+        if (work(scheduler, db, items, &err) == 0)
+            continue;
+        if (log_throttle_pass(&throttle, err.message, &held))
+            LOG(WARN, "dispatch_failed", F_ERR(&err));
+        clock_sleep_ms(RETRY_MS);
     }
     return NULL;
 }

@@ -182,10 +182,12 @@ static int store_lines(struct work *work, Hypersdk__V1__LogLine *const *lines, s
     (void)snprintf(work->vm_name, sizeof work->vm_name, "%s", db_text(rows, 0, 3));
     if (count == 0)
         return 0;
-    for (size_t i = 0; i < count; i++)
-        (void)json_array_append_new(array, json_pack("[I,I,s,s,s]", (json_int_t)lines[i]->number,
-                                                     line_time(lines[i]->at_ms), lines[i]->level,
-                                                     lines[i]->phase, lines[i]->message));
+    for (size_t i = 0; i < count; i++) {
+        const Hypersdk__V1__LogLine *line = lines[i];
+        json_t *row = json_pack("[I,I,s,s,s]", (json_int_t)line->number, line_time(line->at_ms),
+                                line->level, line->phase, line->message);
+        (void)json_array_append_new(array, row);
+    }
     text = json_text(array);
     (void)snprintf(epoch, sizeof epoch, "%" PRIu64, work->ref->epoch);
     (void)snprintf(last, sizeof last, "%" PRIu64, lines[count - 1]->number);
@@ -343,10 +345,12 @@ static int page(struct work *work, struct error *err)
     if (holds(work, &rows, err) < 0 || work->lost)
         return err->code == ERR_NONE ? 0 : -1;
     provider = db_text(rows, 0, 0);
-    for (size_t i = 0; i < body->n_vms; i++)
-        (void)json_array_append_new(
-            array, json_pack("[s,s,s,s,s]", body->vms[i]->id, body->vms[i]->name,
-                             body->vms[i]->path, body->vms[i]->power_state, body->vms[i]->vm_json));
+    for (size_t i = 0; i < body->n_vms; i++) {
+        const Hypersdk__V1__InventoryVm *vm = body->vms[i];
+        json_t *row =
+            json_pack("[s,s,s,s,s]", vm->id, vm->name, vm->path, vm->power_state, vm->vm_json);
+        (void)json_array_append_new(array, row);
+    }
     text = json_text(array);
     if (body->n_vms > 0 &&
         db_exec(work->db, INSERT_VMS, DB_PARAMS(provider, generation, text), NULL, err) < 0)
