@@ -131,7 +131,8 @@ struct work {
     /* the answer */
     bool lost;
     bool granted;
-    bool ended; /* a state change that others want to know of */
+    bool ended;        /* a state change that others want to know of */
+    const char *event; /* what history calls it; NULL: nothing new */
     char reason[256];
     uint64_t lines_stored;
     bool cancel;
@@ -292,6 +293,7 @@ static int end_task(struct work *work, struct job_store_event *event,
         store_lines(work, lines, count, err) < 0)
         return -1;
     work->ended = decision.allowed; /* else it had ended before: the answer was lost */
+    work->event = decision.event;
     return 0;
 }
 
@@ -510,10 +512,9 @@ static void after(struct work *work, work_fn fn)
         return;
     live_end(work->scheduler->live, work->ref->task_id);
     park_wake(work->scheduler->park);
-    if (work->job_id[0] != '\0')
-        scheduler_announce_job(work->scheduler, work->job_id, "job.changed");
-    else
-        publish_wake();
+    if (work->job_id[0] != '\0' && work->event != NULL)
+        scheduler_announce_job(work->scheduler, work->job_id, work->event);
+    publish_wake();
 }
 
 static void log_failure(const struct work *work, const struct error *err)

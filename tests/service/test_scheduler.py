@@ -291,6 +291,8 @@ def test_a_finished_export_completes_the_job_with_all_that_follows(bench):
     assert b.sql("SELECT * FROM export_disks")[0]["capacity_bytes"] == 1024
     assert b.history(job) == ["job.created", "job.started", "job.finishing", "job.completed"]
     assert [r["message"] for r in b.sql("SELECT message FROM job_logs")] == ["done"]
+    wait_for(lambda: {"announce": "job", "job_id": job, "event": "job.completed"}
+             in b.driver.announcements, 10, "announcement")
     payload = b.outbox(job)[-1]["payload"]
     assert payload["event"] == "job.completed" and payload["job_id"] == job
     assert payload["vm_name"] == "web" and payload["status"] == "completed"
