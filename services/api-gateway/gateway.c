@@ -16,7 +16,7 @@
 #include "server.h"
 
 #define TICK_MS       1000
-#define LAST_WORDS_MS 100 /* the last answers leave on the sockets' threads */
+#define LAST_WORDS_MS 100 /* good-byes to live clients leave on the sockets' threads */
 
 static struct gateway the_gateway; /* one per process; filled by configure, before any thread */
 

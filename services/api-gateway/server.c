@@ -50,6 +50,7 @@ struct server {
     struct limiter *rate;
     struct workers *pools[DISPATCH_PASSWORD + 1];
     atomic_size_t body_bytes; /* held by all requests */
+    atomic_size_t open;       /* requests whose answer is not out yet; without live ones */
     char *tls_certificate;
     char *tls_key;
 };
@@ -70,6 +71,7 @@ struct request {
     size_t body_size;
     size_t body_capacity;
     size_t body_max;
+    bool live;    /* its answer goes on for ever: no longer counted as open */
     bool crowded; /* no room in the pool: answered without it */
 };
 
@@ -116,11 +118,14 @@ static struct request *request_new(struct server *server, struct MHD_Connection 
     id_new("req", call->request_id);
     request->transport.started_ms = clock_mono_ms();
     request->transport.secure = server->tls_key != NULL;
+    (void)atomic_fetch_add(&server->open, 1);
     return request;
 }
 
 static void request_free(struct request *request)
 {
+    if (!request->live)
+        (void)atomic_fetch_sub(&request->server->open, 1);
     live_answer_drop(request->server->gateway, request->transport.subscriber);
     call_release(&request->call);
     (void)atomic_fetch_sub(&request->server->body_bytes, request->body_capacity);
@@ -306,6 +311,10 @@ static enum MHD_Result send_answer(struct request *request)
     if (response == NULL)
         return MHD_NO;
     add_headers(response, request);
+    if (request->transport.kind != ANSWER_BODY) {
+        request->live = true;
+        (void)atomic_fetch_sub(&request->server->open, 1);
+    }
     deadline_set(request->server->deadlines, deadline_of(request->connection), limit_ms);
     result = MHD_queue_response(request->connection, request->call.status, response);
     MHD_destroy_response(response);
@@ -591,9 +600,5 @@ void server_quiesce(struct server *server)
 
 size_t server_busy(struct server *server)
 {
-    size_t busy = 0;
-
-    for (size_t i = 0; i < ARRAY_LEN(server->pools); i++)
-        busy += workers_load(server->pools[i]);
-    return busy;
+    return atomic_load(&server->open);
 }

@@ -14,7 +14,7 @@ MUST_CHECK int server_start(struct gateway *gateway, struct server **out, struct
 void server_tick(struct server *server);
 /* Takes no new connections. */
 void server_quiesce(struct server *server);
-/* Requests being handled. */
+/* Requests that have begun and are not answered to the last byte; live streams do not count. */
 size_t server_busy(struct server *server);
 
 #endif

@@ -10,12 +10,11 @@
 #define IDLE_MS 60000
 
 struct workers {
-    pthread_mutex_t mutex; /* guards first, last, queued, running */
+    pthread_mutex_t mutex; /* guards first, last, queued */
     pthread_cond_t wanted;
     struct work *first;
     struct work *last;
     size_t queued;
-    size_t running;
     size_t queue_max;
     const struct gateway *gateway;
     const char *name;
@@ -39,14 +38,7 @@ static struct work *next_work(struct workers *workers)
     if (workers->first == NULL)
         workers->last = NULL;
     workers->queued--;
-    workers->running++;
     return work;
-}
-
-static void work_done(struct workers *workers)
-{
-    LOCK_SCOPE(&workers->mutex);
-    workers->running--;
 }
 
 /* A connection that the server closed while it was idle (restart, timeout) is found now, not by the
@@ -79,7 +71,6 @@ static void *on_worker_thread(void *arg)
         work->run(work, db);
         if (db != NULL)
             db_rollback(db);
-        work_done(workers);
     }
     return NULL;
 }
@@ -125,10 +116,4 @@ bool workers_submit(struct workers *workers, struct work *work)
     workers->queued++;
     (void)pthread_cond_signal(&workers->wanted);
     return true;
-}
-
-size_t workers_load(struct workers *workers)
-{
-    LOCK_SCOPE(&workers->mutex);
-    return workers->queued + workers->running;
 }

@@ -19,7 +19,4 @@ MUST_CHECK int workers_start(const struct gateway *gateway, const char *name, si
                              struct error *err);
 /* false: the queue is full. Any thread. */
 MUST_CHECK bool workers_submit(struct workers *workers, struct work *work);
-/* Queued and running. */
-size_t workers_load(struct workers *workers);
-
 #endif
