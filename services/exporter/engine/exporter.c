@@ -23,6 +23,16 @@ static void add_path(struct config_list *list, const char *path)
     list->items[list->count++] = xstrdup(path);
 }
 
+static void check_bases(struct strbuf *problems)
+{
+    for (size_t i = 0; i < state.exporter.bases.count; i++) {
+        const char *path = state.exporter.bases.items[i];
+        if (path[0] != '/')
+            strbuf_addf(problems, "export.%s: '%.256s' is not an absolute path\n",
+                        i == 0 ? "base_path" : "allowed_paths", path);
+    }
+}
+
 static int configure(const struct config_file *file, struct strbuf *problems, struct error *err)
 {
     if (config_section(file, "daemon", &state.daemon, problems, err) < 0 ||
@@ -35,6 +45,7 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
     add_path(&state.exporter.bases, state.exporter.export.base_path);
     for (size_t i = 0; i < state.exporter.export.allowed_paths.count; i++)
         add_path(&state.exporter.bases, state.exporter.export.allowed_paths.items[i]);
+    check_bases(problems);
     return 0;
 }
 

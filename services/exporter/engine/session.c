@@ -46,6 +46,17 @@ static int open_secrets(const struct exporter *exporter, const void *sealed, siz
     return 0;
 }
 
+/* The gateway reads secret files of its own configuration. A path that came with a task would let
+ * who may add a provider send any file of this machine to a server of theirs. */
+static int refuse_files(const struct config_key *keys, const json_t *settings, struct error *err)
+{
+    for (; keys->name != NULL; keys++) {
+        if (keys->type == CONFIG_FILE && json_object_get(settings, keys->name) != NULL)
+            return error_set(err, ERR_INVALID, "%s: a task cannot name files", keys->name);
+    }
+    return 0;
+}
+
 int exporter_session_open(struct exporter *exporter, const json_t *settings, const void *sealed,
                           size_t sealed_size, const atomic_bool *stopped,
                           struct exporter_session *out, struct error *err)
@@ -57,6 +68,8 @@ int exporter_session_open(struct exporter *exporter, const json_t *settings, con
     (void)merge(all, settings);
     session.config = xcalloc(1, exporter->provider->config_size);
     rc = open_secrets(exporter, sealed, sealed_size, all, err);
+    if (rc == 0)
+        rc = refuse_files(exporter->provider->config_keys, all, err);
     if (rc == 0)
         rc = config_from_json(exporter->provider->config_keys, all, session.config, err);
     json_decref(all);

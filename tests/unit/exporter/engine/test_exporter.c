@@ -22,6 +22,8 @@ static const struct config_key fake_keys[] = {
     {"host", CONFIG_STRING, offsetof(struct fake_config, host), NULL, 1, 64, CONFIG_REQUIRED, "h"},
     {"password", CONFIG_STRING, offsetof(struct fake_config, password), "", 0, 64, CONFIG_SECRET,
      "p"},
+    {"password_file", CONFIG_FILE, offsetof(struct fake_config, password), NULL, 0, 4095,
+     CONFIG_SECRET, "p"},
     {"timeout", CONFIG_DURATION_MS, offsetof(struct fake_config, timeout_ms), "30s", 100, 60000, 0,
      "t"},
     {0},
@@ -366,6 +368,9 @@ static void a_task_without_its_settings_or_secrets_fails_clearly(void **state)
     fails(s, "invalid", "host");
     lease(s, "vm_info", "{\"vm\": \"x\"}", "{\"host\": \"up\", \"colour\": \"red\"}");
     fails(s, "invalid", "colour");
+    lease(s, "vm_info", "{\"vm\": \"x\"}",
+          "{\"host\": \"up\", \"password_file\": \"/etc/shadow\"}");
+    fails(s, "invalid", "password_file: a task cannot name files");
     lease_sealed(s, "vm_info", "{\"vm\": \"x\"}", "{\"host\": \"up\"}",
                  "{\"password\": \"secret\"}", "provider:other");
     fails(s, "denied", "secrets of the provider");
