@@ -4,41 +4,41 @@
 
 #include "common/config.h"
 
-struct daemon_config {       /* section "daemon": the gateway, and limits that users know */
-    char *address;           /* host:port, default 127.0.0.1:8080 */
-    uint32_t workers;        /* control tasks at a time per worker process, 1-64, default 4 */
-    bool dev_mode;           /* no login; loopback only */
-    char *tls_cert_file;     /* PEM path; both or none */
+struct daemon_config {   /* section "daemon": the gateway, and limits that users know */
+    char *address;       /* host:port, default 127.0.0.1:8080 */
+    uint32_t workers;    /* control tasks at a time per worker process, 1-64, default 4 */
+    bool dev_mode;       /* no login; loopback only */
+    char *tls_cert_file; /* PEM path; both or none */
     char *tls_key_file;
-    char *log_level;         /* for every service */
-    int64_t drain_ms;        /* SIGTERM: finish or hand back within, default 20s */
+    char *log_level;  /* for every service */
+    int64_t drain_ms; /* SIGTERM: finish or hand back within, default 20s */
 };
 
-struct database_config {     /* section "database" */
-    char *url;               /* libpq conninfo or URI, required by those who use it */
-    char *owner_url;         /* scheduler only: applies migrations; default url */
-    char *password;          /* secret; also password_file */
-    uint32_t pool_size;      /* connections per process, 1-64, default 4 */
+struct database_config { /* section "database" */
+    char *url;           /* libpq conninfo or URI, required by those who use it */
+    char *owner_url;     /* scheduler only: applies migrations; default url */
+    char *password;      /* secret; also password_file */
+    uint32_t pool_size;  /* connections per process, 1-64, default 4 */
 };
 
-struct redis_config {        /* section "redis" */
-    char *address;           /* host:port or unix:/path */
-    char *password;          /* secret; also password_file */
+struct redis_config { /* section "redis" */
+    char *address;    /* host:port or unix:/path */
+    char *password;   /* secret; also password_file */
 };
 
-struct bus_config {          /* section "bus" */
-    struct config_list lease;    /* what workers and gateways dial; several = leader and standby */
+struct bus_config {           /* section "bus" */
+    struct config_list lease; /* what workers and gateways dial; several = leader and standby */
     struct config_list events;
     struct config_list announce;
-    char *listen_lease;          /* what this scheduler listens on; default: first of each list */
+    char *listen_lease; /* what this scheduler listens on; default: first of each list */
     char *listen_events;
     char *listen_announce;
-    char *tls_ca_file;           /* with tls+tcp addresses: all three required */
-    char *tls_cert_key_file;     /* certificate and key in one PEM */
-    char *tls_server_name;       /* default "scheduler" */
+    char *tls_ca_file;       /* with tls+tcp addresses: all three required */
+    char *tls_cert_key_file; /* certificate and key in one PEM */
+    char *tls_server_name;   /* default "scheduler" */
 };
 
-struct admin_config {        /* section "admin": host:port of each process; port 0 = any free one */
+struct admin_config { /* section "admin": host:port of each process; port 0 = any free one */
     char *api_gateway;
     char *scheduler;
     char *exporter;
@@ -47,62 +47,62 @@ struct admin_config {        /* section "admin": host:port of each process; port
     char *hyper2kvm_bridge;
 };
 
-struct secrets_config {      /* section "secrets" */
-    char *master_key;        /* gateway only: 64 hex digits; also master_key_file */
-    char *key_dir;           /* subkey files "<audience>.key" (audience with ':' as '-') of the
-                                other services */
+struct secrets_config { /* section "secrets" */
+    char *master_key;   /* gateway only: 64 hex digits; also master_key_file */
+    char *key_dir;      /* subkey files "<audience>.key" (audience with ':' as '-') of the
+                           other services */
 };
 
-struct export_config {       /* section "export" */
-    char *base_path;             /* default /exports */
+struct export_config {                /* section "export" */
+    char *base_path;                  /* default /exports */
     struct config_list allowed_paths; /* further base directories */
-    uint32_t concurrent_exports; /* transfer slots per worker process, 1-64, default 2 */
-    uint64_t chunk_size;         /* range request and journal unit, 1M-64M, default 10M */
-    uint32_t max_retries;        /* per task, default 3 */
-    uint32_t provider_limit;     /* exports at a time per provider instance, all workers; default 8 */
+    uint32_t concurrent_exports;      /* transfer slots per worker process, 1-64, default 2 */
+    uint64_t chunk_size;              /* range request and journal unit, 1M-64M, default 10M */
+    uint32_t max_retries;             /* per task, default 3 */
+    uint32_t provider_limit; /* exports at a time per provider instance, all workers; default 8 */
 };
 
-struct hyper2kvm_config {    /* section "hyper2kvm" */
+struct hyper2kvm_config { /* section "hyper2kvm" */
     bool daemon_enabled;
     char *watch_dir;
     char *output_dir;
     char *default_format;
-    char *path;              /* program of direct calls; empty: PATH */
-    char *fallback;          /* builtin | fail */
+    char *path;     /* program of direct calls; empty: PATH */
+    char *fallback; /* builtin | fail */
     int64_t poll_interval_ms;
     int64_t job_timeout_ms;
 };
 
-struct webhooks_config {     /* section "webhooks"; endpoints[] is read as JSON */
+struct webhooks_config { /* section "webhooks"; endpoints[] is read as JSON */
     bool enabled;
-    bool allow_private;      /* loopback and private targets, e.g. for tests */
+    bool allow_private; /* loopback and private targets, e.g. for tests */
 };
 
-struct security_config {     /* section "security" */
-    uint32_t max_request_size_mb;   /* default 10 */
-    uint32_t rate_limit_per_min;    /* per client address, 0 = off */
-    uint32_t login_attempts_per_min;/* per user and address, default 10 */
-    int64_t session_ttl_ms;         /* default 24h */
-    int64_t header_timeout_ms;      /* header and body of one request, default 30s */
-    uint32_t connections_max;       /* default 2048 */
-    uint32_t connections_per_ip_max;/* default 256, 0 = off */
+struct security_config {                /* section "security" */
+    uint32_t max_request_size_mb;       /* default 10 */
+    uint32_t rate_limit_per_min;        /* per client address, 0 = off */
+    uint32_t login_attempts_per_min;    /* per user and address, default 10 */
+    int64_t session_ttl_ms;             /* default 24h */
+    int64_t header_timeout_ms;          /* header and body of one request, default 30s */
+    uint32_t connections_max;           /* default 2048 */
+    uint32_t connections_per_ip_max;    /* default 256, 0 = off */
     struct config_list allowed_origins; /* WebSocket and CORS */
 };
 
-struct metrics_config {      /* section "metrics" */
-    char *address;           /* default 127.0.0.1:9464 */
+struct metrics_config { /* section "metrics" */
+    char *address;      /* default 127.0.0.1:9464 */
 };
 
-struct retry_config {        /* section "retry": defaults of a job's retry object */
-    uint32_t max_attempts;   /* default 3 */
-    int64_t initial_delay_ms;/* default 60s */
-    int64_t max_delay_ms;    /* default 30m */
+struct retry_config {         /* section "retry": defaults of a job's retry object */
+    uint32_t max_attempts;    /* default 3 */
+    int64_t initial_delay_ms; /* default 60s */
+    int64_t max_delay_ms;     /* default 30m */
 };
 
-struct scheduler_config {    /* section "scheduler" */
-    int64_t lease_ms;        /* default 30s; worker's write deadline is lease - 5 s */
-    int64_t poll_interval_ms;/* reaper and queue poll, default 1500ms */
-    uint32_t losses_max;     /* leases lost without progress before the task fails, default 5 */
+struct scheduler_config {     /* section "scheduler" */
+    int64_t lease_ms;         /* default 30s; worker's write deadline is lease - 5 s */
+    int64_t poll_interval_ms; /* reaper and queue poll, default 1500ms */
+    uint32_t losses_max;      /* leases lost without progress before the task fails, default 5 */
 };
 
 #endif

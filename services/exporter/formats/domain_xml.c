@@ -18,12 +18,12 @@
 #include "common/strbuf.h"
 #include "services/exporter/formats/manifest.h"
 
-#define HINT_ABSENT      999 /* as hyper2kvm reads a missing boot_order_hint */
-#define MEMORY_MB_MIN    1
-#define IDE_DISKS_MAX    4
-#define SATA_PORTS       6
-#define CONTROLLERS_MAX  DOMAIN_DISKS_MAX
-#define NAME_BYTES_MAX   200
+#define HINT_ABSENT     999 /* as hyper2kvm reads a missing boot_order_hint */
+#define MEMORY_MB_MIN   1
+#define IDE_DISKS_MAX   4
+#define SATA_PORTS      6
+#define CONTROLLERS_MAX DOMAIN_DISKS_MAX
+#define NAME_BYTES_MAX  200
 
 enum bus { BUS_VIRTIO, BUS_SCSI, BUS_SATA, BUS_IDE };
 
@@ -369,7 +369,8 @@ static void add_nics(struct builder *b)
     const json_t *nic;
     size_t i;
 
-    json_array_foreach (nics, i, nic) {
+    json_array_foreach(nics, i, nic)
+    {
         const char *mac = json_str(nic, "mac");
         add_nic_source(b, json_str(nic, "network"));
         if (mac[0] != '\0') { /* validated; libvirt wants colons */
@@ -401,8 +402,9 @@ static void add_other_devices(struct builder *b)
                     "    <tpm model='%s'>\n      <backend type='emulator' version='2.0'/>\n"
                     "    </tpm>\n",
                     b->uefi ? "tpm-crb" : "tpm-tis");
-        warn(b, "the TPM starts empty: keys sealed in the source's TPM are gone (BitLocker asks for "
-                "its recovery key)");
+        warn(b,
+             "the TPM starts empty: keys sealed in the source's TPM are gone (BitLocker asks for "
+             "its recovery key)");
     }
 }
 
