@@ -41,9 +41,9 @@ unit-programs: $(UNIT_BIN)
 test-unit: $(UNIT_BIN) ## build and run the unit tests of this variant
 	@/usr/bin/python3 tests/run.py unit:$(VARIANT)
 # One part of `make test` at a time: make test-service, tests/run.py --help
-test-service: all test-peers drivers ## contract, service and end-to-end tests with the binaries of this variant
+test-service: all test-peers drivers $(HELPERS) ## contract, service and end-to-end tests with the binaries of this variant
 	@/usr/bin/python3 tests/run.py contract service e2e
-test-build: all test-peers drivers unit-programs
+test-build: all test-peers drivers $(HELPERS) unit-programs
 	@$(MAKE) --no-print-directory SAN=asan unit-programs
 test: ## install what tests need, build, run everything; ends with "N passed, N failed, N skipped"
 	@deploy/local/packages.sh build run demo test

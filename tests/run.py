@@ -6,9 +6,11 @@
 
 Everything was built before. Logs and results lie in build/test. Exit status 0 when nothing failed.
 """
+import concurrent.futures
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -34,20 +36,37 @@ class Result:
 
 
 def run(argv, log, seconds, env=None):
-    """Exit status (None: it took too long) and output."""
-    environment = dict(os.environ, **(env or {}))
-    try:
-        done = subprocess.run(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                              timeout=seconds, env=environment)
-        status, text = done.returncode, done.stdout.decode(errors="replace")
-    except subprocess.TimeoutExpired as e:
-        status, text = None, (e.stdout or b"").decode(errors="replace")
-    log.write_text(text)
-    return status, text
+    """Exit status (None: it took too long, and its process group was ended) and output."""
+    with open(log, "wb") as out:  # no pipe: a process that is left behind would keep it open
+        child = subprocess.Popen(argv, cwd=ROOT, stdout=out, stderr=subprocess.STDOUT,
+                                 stdin=subprocess.DEVNULL, start_new_session=True,
+                                 env=dict(os.environ, **(env or {})))
+        try:
+            status = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            status = None
+    return status, log.read_text(errors="replace")
+
+
+def unit_program(program):
+    """One cmocka program: its own counts; a crash is one failure."""
+    result = Result()
+    name = str(program.relative_to(ROOT / "build"))
+    status, text = run([program], OUT / (name.replace("/", "-") + ".log"), UNIT_SECONDS_MAX,
+                       {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"})
+    counts = {k: sum(map(int, re.findall(rf"\[  {k} +\] (\d+) test", text)))
+              for k in ("PASSED", "FAILED", "SKIPPED")}
+    result.passed, result.failed, result.skipped = counts.values()
+    if status != 0:
+        result.failed = max(1, result.failed)
+        why = "took too long" if status is None else f"exit status {status}"
+        result.notes.append(f"{name}: {why}\n" + tail(text, 30))
+    return result
 
 
 def unit(variant):
-    """cmocka programs: their own counts; a crash is one failure."""
     result = Result()
     programs = sorted(p for p in (ROOT / "build" / variant / "unit").rglob("test_*")
                       if p.is_file() and os.access(p, os.X_OK)
@@ -56,20 +75,9 @@ def unit(variant):
     if not programs:
         result.failed += 1
         result.notes.append(f"no unit tests are built: build/{variant}/unit")
-    for program in programs:
-        name = str(program.relative_to(ROOT / "build"))
-        status, text = run([program], OUT / (name.replace("/", "-") + ".log"), UNIT_SECONDS_MAX,
-                           {"ASAN_OPTIONS": "detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"})
-        counts = {k: sum(map(int, re.findall(rf"\[  {k} +\] (\d+) test", text)))
-                  for k in ("PASSED", "FAILED", "SKIPPED")}
-        result.passed += counts["PASSED"]
-        result.failed += counts["FAILED"]
-        result.skipped += counts["SKIPPED"]
-        if status != 0:
-            if counts["FAILED"] == 0:
-                result.failed += 1
-            why = "took too long" if status is None else f"exit status {status}"
-            result.notes.append(f"{name}: {why}\n" + tail(text, 30))
+    with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count() or 1) as pool:
+        for one in pool.map(unit_program, programs):
+            result.add(one)
     return result
 
 
