@@ -125,6 +125,8 @@ static const struct config_key hyper2kvm_keys[] = {
      "how often queue directories are looked at"},
     {"job_timeout", CONFIG_DURATION_MS, KEY(hyper2kvm, job_timeout_ms), "60m", 1000, 48 * HOUR_MS,
      0, "a conversion that takes longer has failed"},
+    {"stuck_after", CONFIG_DURATION_MS, KEY(hyper2kvm, stuck_after_ms), "10m", 1000, 48 * HOUR_MS,
+     0, "hyper2kvm that shows no sign of life for so long is given up"},
     {0},
 };
 

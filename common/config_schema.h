@@ -71,6 +71,7 @@ struct hyper2kvm_config { /* section "hyper2kvm" */
     char *fallback; /* builtin | fail */
     int64_t poll_interval_ms;
     int64_t job_timeout_ms;
+    int64_t stuck_after_ms; /* no output, no growing file for so long: hyper2kvm hangs */
 };
 
 struct webhooks_config { /* section "webhooks"; endpoints[] is read as JSON */

@@ -5,6 +5,7 @@
 
 #include "common/autos.h"
 #include "convert.h"
+#include "stage.h"
 
 static struct {
     struct bus_config bus;
@@ -26,6 +27,8 @@ static int check(const struct hyper2kvm_config *config, struct strbuf *problems)
     if (strcmp(config->default_format, "qcow2") != 0 && strcmp(config->default_format, "raw") != 0)
         strbuf_addf(problems, "hyper2kvm.default_format: '%.32s' is not qcow2 or raw\n",
                     config->default_format);
+    if (config->watch_dir[0] != '/' || config->output_dir[0] != '/')
+        strbuf_add(problems, "hyper2kvm: watch_dir and output_dir must be absolute paths\n");
     return problems->length == 0 ? 0 : -1;
 }
 
@@ -66,6 +69,7 @@ static int bridge_run(struct service *service, struct error *err)
         .arg = &state.bridge,
     };
 
+    stage_sweep(state.bridge.hyper2kvm.output_dir);
     return worker_run(service, &state.bus, &description, err);
 }
 

@@ -7,74 +7,139 @@
 #include <signal.h>
 #include <spawn.h>
 #include <string.h>
+#include <sys/pidfd.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "common/clock.h"
 #include "common/strbuf.h"
 
-#define POLL_MS 200 /* how soon a stop is seen */
-#define TICK_MS 1000
+#define POLL_MS         200 /* how soon a stop is seen */
+#define TICK_MS         1000
+#define GROUP_GONE_MS   2000          /* killed processes leave the group within this time */
+#define DRAIN_BYTES_MAX ((size_t)MIB) /* largest pipe buffer */
 
 extern char **environ;
 
 struct run {
     const struct child_options *options;
     pid_t pid;
-    int fd;
+    int output; /* -1 at its end */
+    int pidfd;  /* readable when the child has ended; -1: the kernel has none */
     char line[CHILD_LINE_BYTES_MAX + 1];
     size_t line_length;
+    int64_t start_ms;
     int64_t last_output_ms;
+    int64_t last_tick_ms;
 };
 
-static bool same_name(const char *a, const char *b)
-{
-    size_t n = strcspn(a, "=");
+/* ---- start ---- */
 
-    return strncmp(a, b, n) == 0 && b[n] == '=';
+static bool is_set(const char *const *list, const char *variable)
+{
+    size_t n = strcspn(variable, "=");
+
+    for (size_t i = 0; list != NULL && list[i] != NULL; i++) {
+        if (strncmp(list[i], variable, n) == 0 && list[i][n] == '=')
+            return true;
+    }
+    return false;
 }
 
-/* Ours first, then what is inherited and not replaced. The strings stay where they are. */
-static void make_env(const char *const *own, char **out)
+static size_t count_of(const char *const *list)
 {
-    size_t count = 0;
+    size_t n = 0;
 
-    for (size_t i = 0; own != NULL && own[i] != NULL && count < CHILD_ENV_MAX - 1; i++)
-        out[count++] = (char *)(uintptr_t)own[i];
-    for (char **item = environ; *item != NULL && count < CHILD_ENV_MAX - 1; item++) {
-        bool replaced = false;
-        for (size_t i = 0; own != NULL && own[i] != NULL; i++)
-            replaced = replaced || same_name(own[i], *item);
-        if (!replaced)
-            out[count++] = *item;
+    while (list != NULL && list[n] != NULL)
+        n++;
+    return n;
+}
+
+/* Array of borrowed strings; caller frees it. */
+static char **make_env(const struct child_options *o)
+{
+    const char *const *inherited = (const char *const *)(uintptr_t)environ;
+    size_t most = count_of(o->env) + count_of(o->env_if) + count_of(inherited) + 1;
+    char **env = xcalloc(most, sizeof *env);
+    size_t n = 0;
+
+    for (size_t i = 0; i < count_of(o->env); i++)
+        env[n++] = (char *)(uintptr_t)o->env[i];
+    for (size_t i = 0; i < count_of(o->env_if); i++) {
+        if (!is_set(inherited, o->env_if[i]) && !is_set(o->env, o->env_if[i]))
+            env[n++] = (char *)(uintptr_t)o->env_if[i];
     }
-    out[count] = NULL;
+    for (size_t i = 0; i < count_of(inherited); i++) {
+        if (!is_set(o->env, inherited[i]))
+            env[n++] = (char *)(uintptr_t)inherited[i];
+    }
+    return env;
+}
+
+/* Signals as a program expects them; ours are blocked or ignored (common/service.h). An own
+ * session: children of the child stay in its group and end with it. */
+static void set_attributes(posix_spawnattr_t *attributes)
+{
+    sigset_t none;
+    sigset_t ignored;
+
+    (void)sigemptyset(&none);
+    (void)sigemptyset(&ignored);
+    (void)sigaddset(&ignored, SIGPIPE);
+    (void)posix_spawnattr_init(attributes);
+    (void)posix_spawnattr_setflags(attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK |
+                                                   POSIX_SPAWN_SETSIGDEF);
+    (void)posix_spawnattr_setsigmask(attributes, &none);
+    (void)posix_spawnattr_setsigdefault(attributes, &ignored);
 }
 
 static int spawn(const struct child_options *options, int output, pid_t *out_pid)
 {
     posix_spawn_file_actions_t actions;
     posix_spawnattr_t attributes;
-    char *env[CHILD_ENV_MAX];
-    sigset_t none;
+    autofree char **env = make_env(options);
     int rc;
 
-    make_env(options->env, env);
-    (void)sigemptyset(&none);
     (void)posix_spawn_file_actions_init(&actions);
-    (void)posix_spawnattr_init(&attributes);
+    set_attributes(&attributes);
     (void)posix_spawn_file_actions_addopen(&actions, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
     (void)posix_spawn_file_actions_adddup2(&actions, output, STDOUT_FILENO);
     (void)posix_spawn_file_actions_adddup2(&actions, output, STDERR_FILENO);
-    /* An own session: children of the child stay in its group and end with it. Our signal mask is
-     * the service's; the program gets a clean one. */
-    (void)posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSID | POSIX_SPAWN_SETSIGMASK);
-    (void)posix_spawnattr_setsigmask(&attributes, &none);
     rc = posix_spawnp(out_pid, options->argv[0], &actions, &attributes,
                       (char *const *)(uintptr_t)options->argv, env);
     (void)posix_spawnattr_destroy(&attributes);
     (void)posix_spawn_file_actions_destroy(&actions);
     return rc;
 }
+
+static int start(struct run *run, struct error *err)
+{
+    const struct child_options *o = run->options;
+    struct rlimit limit = {o->memory_max, o->memory_max};
+    int pipes[2];
+    int rc;
+
+    if (pipe2(pipes, O_CLOEXEC) < 0)
+        return error_set_errno(err, errno, "pipe");
+    rc = spawn(o, pipes[1], &run->pid);
+    (void)close(pipes[1]);
+    run->output = pipes[0];
+    if (rc == ENOENT || rc == ENOTDIR)
+        return error_set(err, ERR_NOT_FOUND, "program '%s' is not installed", o->argv[0]);
+    if (rc != 0)
+        return error_set_errno(err, rc, "start of '%s'", o->argv[0]);
+    if (o->memory_max > 0)
+        (void)prlimit(run->pid, RLIMIT_AS, &limit, NULL);
+    run->pidfd = pidfd_open(run->pid, 0);
+    run->start_ms = clock_mono_ms();
+    run->last_output_ms = run->start_ms;
+    run->last_tick_ms = run->start_ms;
+    if (o->started != NULL)
+        o->started(o->arg, run->pid);
+    return 0;
+}
+
+/* ---- output ---- */
 
 static void end_line(struct run *run)
 {
@@ -95,24 +160,58 @@ static void take(struct run *run, const char *data, size_t size)
     }
 }
 
-/* false at the end of the output. */
-static bool read_some(struct run *run)
+static void close_output(struct run *run)
 {
-    struct pollfd p = {.fd = run->fd, .events = POLLIN};
-    char buffer[8192];
-    ssize_t n;
+    if (run->output >= 0)
+        (void)close(fd_steal(&run->output));
+}
 
-    if (poll(&p, 1, POLL_MS) <= 0)
-        return true;
-    n = read(run->fd, buffer, sizeof buffer);
+/* Bytes taken; 0 at the end of the output or when there is nothing yet. */
+static size_t read_some(struct run *run)
+{
+    char buffer[8192];
+    ssize_t n = read(run->output, buffer, sizeof buffer);
+
     if (n > 0) {
         run->last_output_ms = clock_mono_ms();
         take(run, buffer, (size_t)n);
-        return true;
+        return (size_t)n;
     }
-    return n < 0 && (errno == EINTR || errno == EAGAIN);
+    if (n == 0 || (errno != EINTR && errno != EAGAIN))
+        close_output(run); /* a program may close its output and run on */
+    return 0;
 }
 
+/* Until there is output, the child ends, or POLL_MS are over. */
+static void wait_for_news(struct run *run)
+{
+    struct pollfd fds[] = {{.fd = run->output, .events = POLLIN},
+                           {.fd = run->pidfd, .events = POLLIN}};
+
+    if (poll(fds, ARRAY_LEN(fds), POLL_MS) > 0 && fds[0].revents != 0)
+        (void)read_some(run);
+}
+
+/* What the ended child had still in the pipe. Someone who left its session may go on writing. */
+static void drain(struct run *run)
+{
+    size_t total = 0;
+
+    if (run->output >= 0)
+        (void)fcntl(run->output, F_SETFL, O_NONBLOCK);
+    while (run->output >= 0 && total < DRAIN_BYTES_MAX) {
+        size_t n = read_some(run);
+        if (n == 0)
+            break;
+        total += n;
+    }
+    end_line(run);
+    close_output(run);
+}
+
+/* ---- end ---- */
+
+/* Leaves the zombie: its number stays its group's until we have killed that. */
 static bool has_ended(const struct run *run)
 {
     siginfo_t info = {0};
@@ -121,35 +220,46 @@ static bool has_ended(const struct run *run)
            info.si_pid != 0;
 }
 
-static int reap(const struct run *run)
+static void wait_group_gone(pid_t group)
+{
+    int64_t until = clock_mono_ms() + GROUP_GONE_MS;
+
+    while (kill(-group, 0) == 0 && clock_mono_ms() < until)
+        clock_sleep_ms(5);
+}
+
+static int end_group(struct run *run)
 {
     int status = 0;
 
+    (void)kill(-run->pid, SIGKILL);
     while (waitpid(run->pid, &status, 0) < 0 && errno == EINTR)
         continue;
+    drain(run);
+    wait_group_gone(run->pid);
+    if (run->pidfd >= 0)
+        (void)close(fd_steal(&run->pidfd));
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
 /* The leader alone is not enough: an appliance below it would live on. */
-static void end_group(struct run *run)
+static void ask_to_end(struct run *run)
 {
     int64_t until = clock_mono_ms() + CHILD_KILL_MS;
 
     (void)kill(-run->pid, SIGTERM);
-    while (clock_mono_ms() < until && !has_ended(run))
-        (void)read_some(run);
-    (void)kill(-run->pid, SIGKILL);
-    (void)reap(run);
+    while (!has_ended(run) && clock_mono_ms() < until)
+        wait_for_news(run);
 }
 
-static int check(const struct run *run, int64_t start_ms, struct error *err)
+static int check(const struct run *run, struct error *err)
 {
     const struct child_options *o = run->options;
     int64_t now = clock_mono_ms();
 
     if (o->stopped != NULL && atomic_load(o->stopped))
         return error_set(err, ERR_CANCELLED, "'%s' was stopped", o->argv[0]);
-    if (now - start_ms > o->timeout_ms)
+    if (now - run->start_ms > o->timeout_ms)
         return error_set(err, ERR_TIMEOUT, "'%s' did not end within %lld s and was stopped",
                          o->argv[0], (long long)(o->timeout_ms / 1000));
     if (o->silence_ms > 0 && now - run->last_output_ms > o->silence_ms)
@@ -158,55 +268,36 @@ static int check(const struct run *run, int64_t start_ms, struct error *err)
     return 0;
 }
 
+static void tick(struct run *run)
+{
+    int64_t now = clock_mono_ms();
+
+    if (run->options->tick == NULL || now - run->last_tick_ms < TICK_MS)
+        return;
+    run->last_tick_ms = now;
+    run->options->tick(run->options->arg);
+}
+
 int child_run(const struct child_options *options, int *out_status, struct error *err)
 {
-    struct run run = {.options = options, .fd = -1};
-    int64_t start = clock_mono_ms();
-    int64_t tick = start;
-    autoclose int reader = -1;
-    int pipes[2];
-    int rc;
+    struct run run = {.options = options, .output = -1, .pidfd = -1};
+    int rc = 0;
 
-    if (pipe2(pipes, O_CLOEXEC) < 0)
-        return error_set_errno(err, errno, "pipe");
-    reader = pipes[0];
-    rc = spawn(options, pipes[1], &run.pid);
-    (void)close(pipes[1]);
-    if (rc == ENOENT)
-        return error_set(err, ERR_NOT_FOUND, "program '%s' is not installed", options->argv[0]);
-    if (rc != 0)
-        return error_set_errno(err, rc, "start of '%s'", options->argv[0]);
-    run.fd = reader;
-    run.last_output_ms = start;
+    if (start(&run, err) < 0) {
+        close_output(&run);
+        return -1;
+    }
     /* A grandchild may hold the pipe open after the child has ended: the child's end counts. */
-    while (read_some(&run) && !has_ended(&run)) {
-        if (check(&run, start, err) < 0) {
-            end_group(&run);
-            return -1;
-        }
-        if (options->tick != NULL && clock_mono_ms() - tick >= TICK_MS) {
-            tick = clock_mono_ms();
-            options->tick(options->arg);
-        }
+    while (rc == 0 && !has_ended(&run)) {
+        rc = check(&run, err);
+        if (rc < 0)
+            ask_to_end(&run);
+        else
+            wait_for_news(&run);
+        tick(&run);
     }
-    while (!has_ended(&run)) { /* closed its output and runs on */
-        if (check(&run, start, err) < 0) {
-            end_group(&run);
-            return -1;
-        }
-        clock_sleep_ms(POLL_MS);
-    }
-    (void)fcntl(run.fd, F_SETFL, O_NONBLOCK);
-    for (ssize_t n = 1; n > 0;) {
-        char buffer[8192];
-        n = read(run.fd, buffer, sizeof buffer);
-        if (n > 0)
-            take(&run, buffer, (size_t)n);
-    }
-    end_line(&run);
-    (void)kill(-run.pid, SIGKILL); /* what it left behind */
-    *out_status = reap(&run);
-    return 0;
+    *out_status = end_group(&run);
+    return rc;
 }
 
 static void collect(void *arg, const char *line)
@@ -217,12 +308,12 @@ static void collect(void *arg, const char *line)
     strbuf_addc(sb, '\n');
 }
 
-int child_output(const char *const *argv, int64_t timeout_ms, size_t size_max, char **out,
-                 int *out_status, struct error *err)
+int child_output(const char *const *argv, const atomic_bool *stopped, int64_t timeout_ms,
+                 size_t size_max, char **out, int *out_status, struct error *err)
 {
     auto_strbuf sb;
     struct child_options options = {
-        .argv = argv, .timeout_ms = timeout_ms, .line = collect, .arg = &sb};
+        .argv = argv, .stopped = stopped, .timeout_ms = timeout_ms, .line = collect, .arg = &sb};
 
     strbuf_init(&sb, size_max);
     if (child_run(&options, out_status, err) < 0)

@@ -8,18 +8,14 @@
 
 #include "common/autos.h"
 #include "common/json.h"
-#include "common/parse.h"
 #include "common/paths.h"
-#include "common/strbuf.h"
-#include "services/exporter/engine/vm.h"
 #include "services/exporter/formats/domain_xml.h"
-#include "services/exporter/formats/manifest.h"
 
-#define REMARK_BYTES_MAX 512
+#define REMARK_BYTES_MAX (PATH_BYTES_MAX + 512) /* a path and words */
 
-static void set_new(json_t *object, const char *key, json_t *value)
+void convert_set(json_t *object, const char *key, json_t *value_taken)
 {
-    if (json_object_set_new(object, key, value) < 0)
+    if (json_object_set_new(object, key, value_taken) < 0)
         abort(); /* out of memory */
 }
 
@@ -55,13 +51,12 @@ const json_t *convert_disk(const struct conversion *c, size_t index)
     return json_array_get(json_object_get(c->manifest, "disks"), index);
 }
 
-int convert_write_domain(struct conversion *c, const char *dir, const char *const *images,
-                         bool guest_fixed, struct error *err)
+int convert_domain(const struct conversion *c, const char *const *images, const char *final_dir,
+                   bool guest_fixed, json_t *warnings, char **out, struct error *err)
 {
     auto_json *manifest = json_deep_copy(c->manifest);
-    struct domain_options options = {.kvm = true, .guest_fixed = guest_fixed, .dir = dir};
-    autofree char *path = xasprintf("%s/%s.xml", dir, c->vm_file);
-    autofree char *xml = NULL;
+    struct domain_options options = {
+        .kvm = true, .guest_fixed = guest_fixed, .final_dir = final_dir};
     json_t *disk;
     size_t i;
 
@@ -69,82 +64,33 @@ int convert_write_domain(struct conversion *c, const char *dir, const char *cons
     {
         struct stat st;
         if (stat(images[i], &st) < 0)
-            return error_set(err, ERR_NOT_FOUND, "image '%s' is gone", images[i]);
+            return error_set(err, ERR_NOT_FOUND, "image '%.256s' is gone", images[i]);
         json_set_text(disk, "local_path", images[i]);
         json_set_text(disk, "source_format", c->format);
-        set_new(disk, "bytes", json_integer(st.st_size));
-        (void)json_object_del(disk, "relative_path");
-        (void)json_object_del(disk, "checksum");
+        convert_set(disk, "bytes", json_integer(st.st_size));
     }
-    if (domain_xml_build(manifest, &options, c->warnings, &xml, err) < 0)
-        return error_wrap(err, "domain of '%s'", c->vm_file);
-    if (worker_task_may_write(c->task, err) < 0 ||
-        file_write_atomic(path, xml, strlen(xml), 0640, err) < 0)
-        return error_wrap(err, "'%s'", path);
-    free(c->domain_xml);
-    c->domain_xml = STEAL(path);
+    if (domain_xml_build(manifest, &options, warnings, out, err) < 0)
+        return error_wrap(err, "domain of '%.128s'", c->vm_file);
     return 0;
 }
 
-/* The qcow2 file of a disk: the disk itself, or the one that the exporter wrote beside it. */
-static int qcow2_of(const json_t *disk, const char *dir, char **out, struct error *err)
+json_t *convert_result(const struct conversion *c)
 {
-    autofree char *path = NULL;
-    autofree char *beside = NULL;
-    const char *dot;
-    struct stat st;
+    json_t *conversion = json_object();
+    json_t *all = json_object();
 
-    if (manifest_disk_path(disk, dir, &path, err) < 0)
-        return -1;
-    if (strcmp(json_str(disk, "source_format"), "qcow2") == 0) {
-        *out = STEAL(path);
-        return 0;
-    }
-    dot = strrchr(path, '.');
-    beside = dot == NULL ? xasprintf("%s.qcow2", path)
-                         : xasprintf("%.*s.qcow2", (int)(dot - path), path);
-    if (stat(beside, &st) < 0 || !S_ISREG(st.st_mode))
-        return error_set(err, ERR_NOT_FOUND,
-                         "export has no '%s': export again with conversion or format qcow2",
-                         beside);
-    *out = STEAL(beside);
-    return 0;
+    json_set_text(conversion, "path_used", c->path_used);
+    json_set_text(conversion, "format", c->format);
+    convert_set(conversion, "output_files", json_incref(c->output_files));
+    json_set_text(conversion, "domain_xml", c->domain_xml == NULL ? "" : c->domain_xml);
+    json_set_text(conversion, "report", c->report == NULL ? "" : c->report);
+    convert_set(conversion, "not_done", json_incref(c->not_done));
+    convert_set(conversion, "warnings", json_incref(c->warnings));
+    convert_set(all, "conversion", conversion);
+    return all;
 }
 
-/* hyper2kvm fixes images in place and cannot do that with a streamOptimized VMDK: everything
- * after this works with the qcow2 form. */
-static int use_qcow2(json_t *manifest, const char *dir, struct error *err)
-{
-    json_t *disk;
-    size_t i;
-
-    json_array_foreach(json_object_get(manifest, "disks"), i, disk)
-    {
-        autofree char *path = NULL;
-        struct stat st;
-        if (qcow2_of(disk, dir, &path, err) < 0 || stat(path, &st) < 0)
-            return err->code != ERR_NONE ? -1 : error_set(err, ERR_NOT_FOUND, "'%s' is gone", path);
-        json_set_text(disk, "local_path", path);
-        json_set_text(disk, "source_format", "qcow2");
-        set_new(disk, "bytes", json_integer(st.st_size));
-        (void)json_object_del(disk, "relative_path");
-        (void)json_object_del(disk, "checksum"); /* it was the other file's */
-    }
-    return 0;
-}
-
-static int load_manifest(struct conversion *c, const char *path, struct error *err)
-{
-    struct manifest_check where = {.dir = c->export_dir, .bases = &c->bridge->bases};
-    autofree char *confined = NULL;
-
-    if (path_confine(&c->bridge->bases, path, &confined, err) < 0 ||
-        manifest_load(confined, &c->manifest, err) < 0 ||
-        use_qcow2(c->manifest, c->export_dir, err) < 0)
-        return -1;
-    where.files = true;
-    return manifest_validate(c->manifest, &where, err);
-}
+/* ---- the task ---- */
 
 static int take_options(struct conversion *c, const json_t *spec, struct error *err)
 {
@@ -182,51 +128,36 @@ static int prepare(struct conversion *c, struct error *err)
     c->vm_file = vm_file_name(name);
     if (manifest[0] == '\0')
         return error_set(err, ERR_INVALID, "task names no manifest of the export");
-    return load_manifest(c, manifest, err);
+    return convert_load_manifest(manifest, c->export_dir, &c->bridge->bases, &c->manifest, err);
 }
 
-static int fall_back(struct conversion *c, struct error *err)
+/* Why the path before was left is a warning of the result. */
+static void go_on(struct conversion *c, const char *next, struct error *err)
 {
-    if (strcmp(c->bridge->hyper2kvm.fallback, "fail") == 0)
-        return error_wrap(err, "hyper2kvm.fallback is 'fail'");
-    worker_task_log(c->task, LOG_LEVEL_WARN, "%s: taking the built-in path", err->message);
-    convert_remark(c->warnings, "%s", err->message);
+    convert_remark(c->warnings, "%s: %s", err->message, next);
     error_clear(err);
-    return builtin_convert(c, err);
 }
 
 static int choose(struct conversion *c, struct error *err)
 {
-    int rc;
+    bool next = false;
 
     if (c->queue && c->bridge->hyper2kvm.daemon_enabled) {
-        rc = queue_convert(c, err);
-        if (rc == 0 || err->code != ERR_NOT_FOUND)
-            return rc;
-        worker_task_log(c->task, LOG_LEVEL_WARN, "%s: trying a direct call", err->message);
-        convert_remark(c->warnings, "%s", err->message);
-        error_clear(err);
+        if (queue_convert(c, &next, err) == 0)
+            return 0;
+        if (!next)
+            return -1;
+        go_on(c, "trying a direct call", err);
     }
-    rc = direct_convert(c, err);
-    if (rc == 0 || err->code != ERR_NOT_FOUND)
-        return rc;
-    return fall_back(c, err);
-}
-
-static json_t *result(const struct conversion *c)
-{
-    json_t *conversion = json_object();
-    json_t *all = json_object();
-
-    json_set_text(conversion, "path_used", c->path_used);
-    json_set_text(conversion, "format", c->format);
-    set_new(conversion, "output_files", json_incref(c->output_files));
-    json_set_text(conversion, "domain_xml", c->domain_xml == NULL ? "" : c->domain_xml);
-    json_set_text(conversion, "report", c->report == NULL ? "" : c->report);
-    set_new(conversion, "not_done", json_incref(c->not_done));
-    set_new(conversion, "warnings", json_incref(c->warnings));
-    set_new(all, "conversion", conversion);
-    return all;
+    next = false;
+    if (direct_convert(c, &next, err) == 0)
+        return 0;
+    if (!next)
+        return -1;
+    if (strcmp(c->bridge->hyper2kvm.fallback, "fail") == 0)
+        return error_wrap(err, "hyper2kvm.fallback is 'fail'");
+    go_on(c, "taking the built-in path", err);
+    return builtin_convert(c, err);
 }
 
 static void conversion_release(struct conversion *c)
@@ -241,6 +172,17 @@ static void conversion_release(struct conversion *c)
     json_decref(c->warnings);
 }
 
+static void log_warnings(const struct conversion *c)
+{
+    const json_t *warning;
+    size_t i;
+
+    json_array_foreach(c->warnings, i, warning)
+    {
+        worker_task_log(c->task, LOG_LEVEL_WARN, "%s", json_string_value(warning));
+    }
+}
+
 int convert_run(struct worker_task *task, void *arg, json_t **out_result, struct error *err)
 {
     CLEANUP(conversion_release)
@@ -252,15 +194,22 @@ int convert_run(struct worker_task *task, void *arg, json_t **out_result, struct
         .not_done = json_array(),
         .warnings = json_array(),
     };
+    int rc;
 
     worker_task_phase(task, "converting");
-    if (prepare(&c, err) < 0 || choose(&c, err) < 0)
+    if (prepare(&c, err) < 0)
+        return -1;
+    *out_result = publish_find(&c);
+    if (*out_result != NULL) {
+        worker_task_log(task, LOG_LEVEL_INFO, "was converted already by an earlier lease");
+        return 0;
+    }
+    rc = choose(&c, err);
+    log_warnings(&c);
+    if (rc < 0)
         return -1;
     worker_task_log(task, LOG_LEVEL_INFO, "converted by the %s path, domain in '%s'", c.path_used,
                     c.domain_xml);
-    for (size_t i = 0; i < json_array_size(c.warnings); i++)
-        worker_task_log(task, LOG_LEVEL_WARN, "%s",
-                        json_string_value(json_array_get(c.warnings, i)));
-    *out_result = result(&c);
+    *out_result = convert_result(&c);
     return 0;
 }

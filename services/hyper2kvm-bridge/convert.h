@@ -2,8 +2,8 @@
  *
  * Paths, in the order of choice: the hyper2kvm daemon's queue (when asked for and configured), a
  * direct call of hyper2kvm, the built-in path (the exporter has written qcow2 already; a domain
- * with the devices the guest knows is put next to it). The export itself is never written to by
- * hyper2kvm: it gets an overlay. */
+ * with the devices the guest knows is put next to it). The export's images are never written to:
+ * hyper2kvm gets overlays. */
 #ifndef BRIDGE_CONVERT_H
 #define BRIDGE_CONVERT_H
 
@@ -19,7 +19,7 @@ struct conversion {
     const char *job_id;
     char *export_dir;     /* confined */
     char *vm_file;        /* VM name as a file name */
-    json_t *manifest;     /* of the export, with its disks replaced by their qcow2 files */
+    json_t *manifest;     /* of the export; its disks are the qcow2 files, in boot order */
     bool queue;           /* daemon_mode */
     const json_t *stages; /* may be NULL */
     const char *format;   /* of the images */
@@ -27,11 +27,11 @@ struct conversion {
     int64_t timeout_ms;
     /* the result */
     const char *path_used; /* "queue" | "direct" | "builtin" */
-    char *report;          /* of hyper2kvm; "" */
-    char *domain_xml;
-    json_t *output_files; /* array of paths */
-    json_t *not_done;     /* array of texts: what nobody did to the guest */
-    json_t *warnings;     /* array of texts */
+    char *report;          /* path of hyper2kvm's report, or NULL */
+    char *domain_xml;      /* path */
+    json_t *output_files;  /* array of paths */
+    json_t *not_done;      /* array of texts: what nobody did to the guest */
+    json_t *warnings;      /* array of texts */
 };
 
 /* The task kind "convert"; arg is the struct bridge. */
@@ -40,17 +40,41 @@ int convert_run(struct worker_task *task, void *arg, json_t **out_result, struct
 /* Is stage `name` wanted? (hyper2kvm_integration.stages, default yes) */
 bool convert_stage(const struct conversion *c, const char *name);
 void convert_remark(json_t *array, const char *format, ...) PRINTF_LIKE(2, 3);
-/* Boot order: disk i of the manifest. */
+/* object[key] = value, which is taken over. */
+void convert_set(json_t *object, const char *key, json_t *value_taken);
+/* Boot order: the first one is the boot disk. */
 const json_t *convert_disk(const struct conversion *c, size_t index);
 size_t convert_disk_count(const struct conversion *c);
-/* Puts <dir>/<vm>.xml for images[i] (one per disk of the manifest). */
-MUST_CHECK int convert_write_domain(struct conversion *c, const char *dir,
-                                    const char *const *images, bool guest_fixed, struct error *err);
+/* Domain for images[i] (one per disk of the manifest), whose XML names them in final_dir (NULL:
+ * where they are). Caller frees *out. warnings may be NULL. */
+MUST_CHECK int convert_domain(const struct conversion *c, const char *const *images,
+                              const char *final_dir, bool guest_fixed, json_t *warnings, char **out,
+                              struct error *err);
+/* The task's result {"conversion": {...}}. New reference. */
+json_t *convert_result(const struct conversion *c);
 
-/* The paths; each sets path_used and the result. ERR_NOT_FOUND of queue and direct: hyper2kvm is
- * not there, take the next. */
+/* The manifest of the export: read, checked, its disks replaced by their qcow2 files and put into
+ * boot order. dir: of the export; bases: where files may lie. New reference. */
+MUST_CHECK int convert_load_manifest(const char *path, const char *dir,
+                                     const struct config_list *bases, json_t **out,
+                                     struct error *err);
+
+/* The paths; each sets path_used and the result. -1 with *out_next: nothing was done, the next path
+ * may be tried. */
 MUST_CHECK int builtin_convert(struct conversion *c, struct error *err);
-MUST_CHECK int direct_convert(struct conversion *c, struct error *err);
-MUST_CHECK int queue_convert(struct conversion *c, struct error *err);
+MUST_CHECK int direct_convert(struct conversion *c, bool *out_next, struct error *err);
+MUST_CHECK int queue_convert(struct conversion *c, bool *out_next, struct error *err);
+
+struct stage;
+/* The images become <output_dir>/<vm>/<vm>-disk<i+1>.<format> (images[i]: of disk i; they are
+ * moved), with <vm>.xml, hyper2kvm's report (NULL: none) and conversion.json next to them. The
+ * directory appears complete, in one step; one that exists already is not touched, the job's id is
+ * appended then. Each image is checked with qemu-img before. Sets the result. */
+MUST_CHECK int publish_images(struct conversion *c, const struct stage *stage, char *const *images,
+                              bool guest_fixed, const char *report, struct error *err);
+/* dir/<vm>-disk<index+1>.<format>; caller frees. */
+char *publish_image(const struct conversion *c, const char *dir, size_t index);
+/* An earlier lease of this job published, but could not tell: its result, else NULL. */
+json_t *publish_find(const struct conversion *c);
 
 #endif

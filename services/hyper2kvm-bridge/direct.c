@@ -12,45 +12,113 @@
 
 #define HELP_BYTES_MAX   ((size_t)(512 * KIB)) /* about 1400 lines */
 #define HELP_TIMEOUT_MS  30000
-#define SILENCE_MS       600000 /* a broken KVM makes the appliance hang without a line */
 #define REPORT_BYTES_MAX ((size_t)(4 * MIB))
+#define LOG_LINES_MAX    5000 /* of one run into the job's log; hyper2kvm prints some hundred */
+#define WORDS_MAX        8    /* of a command line */
+
+struct program {
+    const char *words[WORDS_MAX]; /* how it is called, without arguments */
+    size_t count;
+};
 
 struct call {
     struct conversion *c;
     const struct stage *stage;
     bool not_fixed; /* it said so itself */
+    size_t lines;
 };
 
-static const char *program(const struct conversion *c)
+/* ---- is it there? ---- */
+
+static void command_line(const struct program *program, const char *const *arguments,
+                         const char *out[WORDS_MAX])
 {
-    return c->bridge->hyper2kvm.path[0] != '\0' ? c->bridge->hyper2kvm.path : "hyper2kvm";
+    size_t n = 0;
+
+    for (size_t i = 0; i < program->count; i++)
+        out[n++] = program->words[i];
+    for (size_t i = 0; arguments[i] != NULL; i++)
+        out[n++] = arguments[i];
+    assert(n < WORDS_MAX);
+    out[n] = NULL;
 }
 
-/* By what it offers, never by its version. */
-static int check_program(const struct conversion *c, struct error *err)
+/* By what it offers, never by its version. -1 with *out_absent: it is not there, or too old. */
+static int try_program(const struct conversion *c, const struct program *program, bool *out_absent,
+                       struct error *err)
 {
-    const char *argv[] = {program(c), "--help", NULL};
+    static const char *const arguments[] = {"--help", NULL};
+    const char *argv[WORDS_MAX];
     autofree char *help = NULL;
     int status = 0;
 
-    if (child_output(argv, HELP_TIMEOUT_MS, HELP_BYTES_MAX, &help, &status, err) < 0)
+    command_line(program, arguments, argv);
+    *out_absent = false;
+    if (child_output(argv, worker_task_stopped(c->task), HELP_TIMEOUT_MS, HELP_BYTES_MAX, &help,
+                     &status, err) < 0) {
+        *out_absent = err->code == ERR_NOT_FOUND || err->code == ERR_DENIED;
         return -1;
-    if (status != 0 || strstr(help, "--manifest") == NULL)
-        return error_set(err, ERR_NOT_FOUND,
-                         "'%s' does not know --manifest: hyper2kvm 0.1.0 or later is needed",
-                         argv[0]);
+    }
+    if (status == 0 && strstr(help, "--manifest") != NULL)
+        return 0;
+    *out_absent = true;
+    return error_set(err, ERR_NOT_AVAILABLE,
+                     "'%s' does not know --manifest: hyper2kvm 0.1.0 or later is needed",
+                     program->words[program->count - 1]);
+}
+
+/* The configured program, else the one on PATH, else the Python module. */
+static int find_program(const struct conversion *c, struct program *out, bool *out_absent,
+                        struct error *err)
+{
+    static const struct program usual = {{"hyper2kvm"}, 1};
+    static const struct program module = {{"python3", "-m", "hyper2kvm"}, 3};
+    const char *path = c->bridge->hyper2kvm.path;
+    struct error second = ERROR_NONE;
+
+    *out = path[0] != '\0' ? (struct program){{path}, 1} : usual;
+    if (try_program(c, out, out_absent, err) == 0)
+        return 0;
+    if (path[0] != '\0' || !*out_absent)
+        return -1;
+    if (try_program(c, &module, out_absent, &second) < 0) {
+        if (*out_absent)
+            return -1; /* the words about the first one are the useful ones */
+        *err = second;
+        return -1;
+    }
+    error_clear(err);
+    *out = module;
     return 0;
 }
 
+/* ---- while it runs ---- */
+
+static void on_start(void *arg, pid_t pid)
+{
+    const struct call *call = arg;
+
+    stage_note_child(call->stage, pid);
+}
+
+static enum log_level level_of(const char *line)
+{
+    if (strstr(line, "ERROR") != NULL || strstr(line, "CRITICAL") != NULL)
+        return LOG_LEVEL_ERROR;
+    return strstr(line, "WARNING") != NULL ? LOG_LEVEL_WARN : LOG_LEVEL_INFO;
+}
+
+/* Its messages may span lines, so the words count wherever they stand. */
 static void on_line(void *arg, const char *line)
 {
     struct call *call = arg;
 
-    if (strstr(line, "WARNING") != NULL &&
-        (strstr(line, "Stage failed") != NULL || strstr(line, "Read-only file system") != NULL ||
-         strstr(line, "read-only file system") != NULL))
+    if (strcasestr(line, "stage failed") != NULL ||
+        strcasestr(line, "read-only file system") != NULL)
         call->not_fixed = true;
-    worker_task_log(call->c->task, LOG_LEVEL_INFO, "hyper2kvm: %s", line);
+    call->lines++;
+    if (call->lines <= LOG_LINES_MAX)
+        worker_task_log(call->c->task, level_of(line), "hyper2kvm: %s", line);
 }
 
 /* The size of what it writes against what there is to read. */
@@ -60,22 +128,81 @@ static void on_tick(void *arg)
     struct worker_progress progress = {.limited_by = ""};
 
     for (size_t i = 0; i < call->stage->count; i++) {
-        const json_t *disk = convert_disk(call->c, i);
-        autofree char *done =
-            xasprintf("%s/%s.%s", call->stage->out, json_str(disk, "id"), call->c->format);
+        uint64_t bytes = json_u64(convert_disk(call->c, i), "bytes");
+        autofree char *done = stage_image(call->c, call->stage, i);
         autofree char *part = xasprintf("%s.part", done);
         struct stat st;
-        progress.bytes_total += json_u64(disk, "bytes");
+        progress.bytes_total += bytes;
         if (stat(done, &st) == 0 || stat(part, &st) == 0)
-            progress.bytes_done += min_u64((uint64_t)st.st_size, json_u64(disk, "bytes"));
+            progress.bytes_done += min_u64((uint64_t)st.st_blocks * 512, bytes);
     }
     worker_task_progress(call->c->task, &progress);
 }
 
-static int check_report(struct call *call, const char *path, struct error *err)
+/* KVM that is there but not for us makes the appliance hang; without the module nbd hyper2kvm
+ * cannot open guests by itself. Who sets these variables for this service knows better. */
+static void guest_access(const char *out[3])
+{
+    size_t n = 0;
+
+    if (access("/dev/kvm", R_OK | W_OK) < 0)
+        out[n++] = "LIBGUESTFS_BACKEND_SETTINGS=force_tcg";
+    if (access("/dev/nbd0", F_OK) < 0)
+        out[n++] = "HYPER2KVM_GUESTFS_BACKEND=libguestfs";
+    out[n] = NULL;
+}
+
+static int run(struct call *call, const struct program *program, struct error *err)
+{
+    struct conversion *c = call->c;
+    autofree char *document = xasprintf("%s/manifest.json", call->stage->dir);
+    autofree char *tmp = xasprintf("TMPDIR=%s", call->stage->tmp);
+    auto_json *json = stage_document(c, call->stage);
+    autofree char *text = json_text(json);
+    const char *const arguments[] = {"--manifest", document, NULL};
+    const char *const env[] = {"LIBGUESTFS_BACKEND=direct", "LC_ALL=C.UTF-8", tmp, NULL};
+    const char *env_if[3];
+    const char *argv[WORDS_MAX];
+    struct child_options options = {
+        .argv = argv,
+        .env = env,
+        .env_if = env_if,
+        .stopped = worker_task_stopped(c->task),
+        .timeout_ms = c->timeout_ms,
+        .silence_ms = c->bridge->hyper2kvm.stuck_after_ms,
+        .started = on_start,
+        .line = on_line,
+        .tick = on_tick,
+        .arg = call,
+    };
+    int status = 0;
+
+    if (file_write_atomic(document, text, strlen(text), 0640, err) < 0)
+        return -1;
+    command_line(program, arguments, argv);
+    guest_access(env_if);
+    worker_task_log(c->task, LOG_LEVEL_INFO, "calling %s --manifest", argv[0]);
+    if (child_run(&options, &status, err) < 0)
+        return -1;
+    if (call->lines > LOG_LINES_MAX)
+        worker_task_log(c->task, LOG_LEVEL_WARN, "hyper2kvm printed %zu more lines",
+                        call->lines - LOG_LINES_MAX);
+    if (status > 128)
+        return error_set(err, ERR_INTERNAL, "hyper2kvm was ended by signal %d", status - 128);
+    if (status != 0)
+        return error_set(err, ERR_INTERNAL, "hyper2kvm ended with status %d; see the job log",
+                         status);
+    return 0;
+}
+
+/* ---- what it left ---- */
+
+static int check_report(const struct call *call, const char *path, struct error *err)
 {
     autofree char *text = NULL;
     auto_json *report = NULL;
+    size_t wanted = convert_stage(call->c, "convert") ? call->stage->count : 0;
+    size_t made;
     size_t size = 0;
 
     if (file_read(path, REPORT_BYTES_MAX, &text, &size, err) < 0 ||
@@ -83,71 +210,58 @@ static int check_report(struct call *call, const char *path, struct error *err)
         return error_wrap(err, "report of hyper2kvm");
     if (!json_is_true(json_object_get(json_object_get(report, "pipeline"), "success")))
         return error_set(err, ERR_INTERNAL, "hyper2kvm reports a failure; see the job log");
-    if (json_array_size(json_object_get(report, "artifacts")) != call->stage->count)
-        return error_set(err, ERR_INTERNAL, "hyper2kvm made %zu images of %zu disks",
-                         json_array_size(json_object_get(report, "artifacts")), call->stage->count);
+    made = json_array_size(json_object_get(report, "artifacts"));
+    if (made != wanted)
+        return error_set(err, ERR_INTERNAL, "hyper2kvm made %zu images of %zu disks", made,
+                         call->stage->count);
     return 0;
 }
 
-static int publish(struct call *call, struct error *err)
+/* Without stage convert hyper2kvm changes its work copies only. */
+static int copy_disks(const struct call *call, struct error *err)
+{
+    for (size_t i = 0; i < call->stage->count; i++) {
+        if (stage_copy_disk(call->c, call->stage, i, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int finish(struct call *call, struct error *err)
 {
     struct conversion *c = call->c;
+    autofree char *report = stage_report(call->stage);
     char *images[CONVERT_DISKS_MAX] = {0};
     bool fixed = convert_stage(c, "fix") && !call->not_fixed;
     int rc;
 
-    for (size_t i = 0; i < call->stage->count; i++)
-        images[i] =
-            xasprintf("%s/%s.%s", call->stage->out, json_str(convert_disk(c, i), "id"), c->format);
-    rc = stage_publish(c, images, fixed, err);
-    for (size_t i = 0; i < call->stage->count; i++)
-        free(images[i]);
-    if (rc == 0 && !fixed)
+    if (check_report(call, report, err) < 0 ||
+        (!convert_stage(c, "convert") && copy_disks(call, err) < 0))
+        return -1;
+    if (!fixed)
         convert_remark(c->not_done, call->not_fixed
                                         ? "converted, not fixed: hyper2kvm could not write to "
                                           "the guest's file system"
                                         : "guest not fixed: stage fix was switched off");
+    for (size_t i = 0; i < call->stage->count; i++)
+        images[i] = stage_image(c, call->stage, i);
+    rc = publish_images(c, call->stage, images, fixed, report, err);
+    for (size_t i = 0; i < call->stage->count; i++)
+        free(images[i]);
     return rc;
 }
 
-int direct_convert(struct conversion *c, struct error *err)
+int direct_convert(struct conversion *c, bool *out_next, struct error *err)
 {
-    static const char *const env[] = {"LIBGUESTFS_BACKEND=direct", "LC_ALL=C.UTF-8", NULL};
-    auto_stage stage = {0};
+    auto_stage stage = {.lock = -1};
     struct call call = {.c = c, .stage = &stage};
-    autofree char *document = NULL;
-    autofree char *report = NULL;
-    auto_json *json = NULL;
-    autofree char *text = NULL;
-    int status = 0;
+    struct program program;
 
-    if (check_program(c, err) < 0 || stage_open(c, &stage, err) < 0)
-        return -1;
-    json = stage_document(c, &stage);
-    text = json_text(json);
-    document = xasprintf("%s/manifest.json", stage.dir);
-    report = xasprintf("%s/report.json", stage.out);
-    if (file_write_atomic(document, text, strlen(text), 0640, err) < 0)
-        return -1;
-    const char *argv[] = {program(c), "--manifest", document, NULL};
-    struct child_options options = {
-        .argv = argv,
-        .env = env,
-        .stopped = worker_task_stopped(c->task),
-        .timeout_ms = c->timeout_ms,
-        .silence_ms = SILENCE_MS,
-        .line = on_line,
-        .tick = on_tick,
-        .arg = &call,
-    };
-    worker_task_log(c->task, LOG_LEVEL_INFO, "calling %s --manifest", argv[0]);
-    if (child_run(&options, &status, err) < 0)
-        return -1;
-    if (status != 0)
-        return error_set(err, ERR_INTERNAL, "hyper2kvm ended with status %d; see the job log",
-                         status);
-    if (check_report(&call, report, err) < 0 || publish(&call, err) < 0)
+    if (find_program(c, &program, out_next, err) < 0)
         return -1;
     c->path_used = "direct";
-    return 0;
+    if (stage_open(c, &stage, err) < 0 || stage_fill(c, &stage, err) < 0 ||
+        run(&call, &program, err) < 0)
+        return -1;
+    return finish(&call, err);
 }

@@ -1,8 +1,9 @@
 /* The daemon's queue: one superset document per conversion, moved into the watch directory under a
  * name that is never used again, then followed through the daemon's directories
  * (hyper2kvm-contract.md 6.4, 6.5). The daemon handles the boot disk; data disks are copied. */
+#include <dirent.h>
 #include <errno.h>
-#include <glob.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,17 +15,27 @@
 #include "common/paths.h"
 #include "stage.h"
 
-#define STOP_POLL_MS         1000 /* a cancel is seen this soon, whatever poll_interval says */
+#define STOP_POLL_MS         500 /* a cancel is seen this soon, whatever poll_interval says */
+#define DETAIL_LOOKS_MAX     3   /* the daemon writes why it failed after it moves the file */
+#define GONE_LOOKS_MAX       3   /* a move between two file systems takes a moment */
 #define ERROR_FILE_BYTES_MAX ((size_t)(256 * KIB))
+#define NAME_BYTES_MAX       255
+#define SUBMISSION_NAME      "submission" /* in the work area: which file is ours */
+
+enum place { PLACE_NOWHERE, PLACE_QUEUED, PLACE_RUNNING, PLACE_DONE, PLACE_FAILED };
 
 struct queued {
     struct conversion *c;
-    char *name;       /* <job>-<attempt>-<epoch>.json */
-    char *stem;       /* without the suffix: the daemon's job id */
+    struct stage stage;
+    char *stem;       /* <job>-<attempt>-<epoch>: the daemon's job id */
+    char *name;       /* with .json */
     char *drop;       /* path in the drop directory */
     char *processing; /* path while the daemon works */
-    struct stage stage;
+    char *ended;      /* path in processed/ or failed/ */
     char *images[CONVERT_DISKS_MAX];
+    unsigned int gone_looks;
+    uint64_t life; /* sign of life of the daemon; changes while it lives */
+    int64_t life_ms;
 };
 
 static void queued_release(struct queued *q)
@@ -32,10 +43,11 @@ static void queued_release(struct queued *q)
     for (size_t i = 0; i < q->stage.count; i++)
         free(q->images[i]);
     stage_close(&q->stage);
-    free(q->name);
     free(q->stem);
+    free(q->name);
     free(q->drop);
     free(q->processing);
+    free(q->ended);
 }
 
 static bool exists(const char *path)
@@ -45,151 +57,367 @@ static bool exists(const char *path)
     return stat(path, &st) == 0;
 }
 
-/* First match of <watch_dir>/<where>/<any date>/<name><suffix>; NULL if none. Caller frees. */
-static char *find(const char *base, const char *where, const char *name)
+static const char *watch_dir(const struct queued *q)
 {
-    autofree char *pattern = xasprintf("%s/%s*/%s", base, where, name);
-    char *found = NULL;
-    glob_t matches;
+    return q->c->bridge->hyper2kvm.watch_dir;
+}
 
-    if (glob(pattern, 0, NULL, &matches) == 0) {
-        found = xstrdup(matches.gl_pathv[0]);
-        globfree(&matches);
+/* base/<any date>/name; NULL if there is none. Caller frees. */
+static char *find_dated(const char *base, const char *name)
+{
+    DIR *d = opendir(base);
+    const struct dirent *entry;
+    char *found = NULL;
+
+    while (d != NULL && found == NULL && (entry = readdir(d)) != NULL) {
+        autofree char *path = xasprintf("%s/%s/%s", base, entry->d_name, name);
+        if (entry->d_name[0] != '.' && exists(path))
+            found = STEAL(path);
     }
+    if (d != NULL)
+        (void)closedir(d);
     return found;
+}
+
+/* ---- into the queue ---- */
+
+static void name_submission(struct queued *q, const char *stem)
+{
+    autofree char *inner = xasprintf("%s/to_be_processed", watch_dir(q));
+
+    q->stem = xstrdup(stem);
+    q->name = xasprintf("%s.json", stem);
+    q->drop = xasprintf("%s/%s", exists(inner) ? inner : watch_dir(q), q->name);
+    q->processing = xasprintf("%s/processing/%s", watch_dir(q), q->name);
 }
 
 static int submit(struct queued *q, struct error *err)
 {
-    const char *watch = q->c->bridge->hyper2kvm.watch_dir;
-    autofree char *inner = xasprintf("%s/to_be_processed", watch);
-    const char *dir = exists(inner) ? inner : watch;
+    autofree char *job = vm_file_name(q->c->job_id);
+    autofree char *stem = xasprintf("%s-%" PRIu32 "-%" PRIu64, job, worker_task_attempt(q->c->task),
+                                    worker_task_epoch(q->c->task));
+    autofree char *note = xasprintf("%s/" SUBMISSION_NAME, q->stage.dir);
+    autofree char *partial = NULL;
     auto_json *json = NULL;
     autofree char *text = NULL;
-    autofree char *partial = NULL;
 
-    if (!exists(watch))
-        return error_set(err, ERR_NOT_FOUND, "hyper2kvm.watch_dir '%s' does not exist", watch);
-    q->stem = xasprintf("%s-%" PRIu32 "-%" PRIu64, q->c->job_id, worker_task_attempt(q->c->task),
-                        worker_task_epoch(q->c->task));
-    q->name = xasprintf("%s.json", q->stem);
-    q->drop = xasprintf("%s/%s", dir, q->name);
-    q->processing = xasprintf("%s/processing/%s", watch, q->name);
-    if (stage_open(q->c, &q->stage, err) < 0)
+    name_submission(q, stem);
+    if (stage_fill(q->c, &q->stage, err) < 0)
         return -1;
     json = stage_document(q->c, &q->stage);
     text = json_text(json);
     /* The suffix .tmp is not taken by any daemon mode; the rename shows the file complete. */
     partial = xasprintf("%s.tmp", q->drop);
-    if (file_write_atomic(partial, text, strlen(text), 0640, err) < 0)
+    if (worker_task_may_write(q->c->task, err) < 0 ||
+        file_write_atomic(note, stem, strlen(stem), 0640, err) < 0 ||
+        file_write_atomic(partial, text, strlen(text), 0640, err) < 0)
         return -1;
-    if (rename(partial, q->drop) < 0)
-        return error_set_errno(err, errno, "rename '%s' to '%s'", partial, q->drop);
+    if (rename(partial, q->drop) < 0) {
+        (void)error_set_errno(err, errno, "rename '%.200s' to '%.200s'", partial, q->drop);
+        (void)unlink(partial);
+        return -1;
+    }
     worker_task_log(q->c->task, LOG_LEVEL_INFO, "queued for hyper2kvm%s%s as '%s'",
                     q->c->instance[0] != '\0' ? "@" : "", q->c->instance, q->drop);
     return dir_sync_parent(q->drop, err);
 }
 
-/* Only while it is still in the drop directory can it be taken back. */
-static bool take_back(const struct queued *q)
+/* ---- where is it? ---- */
+
+/* In the order in which the daemon moves it on, so that a move meanwhile is not missed. */
+static enum place locate(struct queued *q)
 {
-    return unlink(q->drop) == 0;
+    autofree char *processed = xasprintf("%s/processed", watch_dir(q));
+    autofree char *failed = xasprintf("%s/failed", watch_dir(q));
+
+    free(q->ended);
+    q->ended = NULL;
+    if (exists(q->drop))
+        return PLACE_QUEUED;
+    if (exists(q->processing))
+        return PLACE_RUNNING;
+    q->ended = find_dated(processed, q->name);
+    if (q->ended != NULL)
+        return PLACE_DONE;
+    q->ended = find_dated(failed, q->name);
+    return q->ended != NULL ? PLACE_FAILED : PLACE_NOWHERE;
 }
 
-static int failed(const char *path, struct error *err)
+static uint64_t output_used(const struct queued *q, const char *stem)
 {
-    autofree char *facts =
-        xasprintf("%.*s.error.json", (int)(strlen(path) - strlen(".json")), path);
-    autofree char *other = xasprintf("%s.error.json", path);
+    autofree char *dir = find_dated(q->c->bridge->hyper2kvm.output_dir, stem);
+
+    return dir == NULL ? 0 : stage_used(dir);
+}
+
+/* What the daemon works on before us, and how much it has written for that. */
+static uint64_t life_of_others(const struct queued *q)
+{
+    autofree char *path = xasprintf("%s/processing", watch_dir(q));
+    DIR *d = opendir(path);
+    const struct dirent *entry;
+    uint64_t sum = 0;
+
+    while (d != NULL && (entry = readdir(d)) != NULL) {
+        const char *dot = strrchr(entry->d_name, '.');
+        autofree char *stem = NULL;
+        if (entry->d_name[0] == '.' || dot == NULL)
+            continue;
+        stem = xstrndup(entry->d_name, (size_t)(dot - entry->d_name));
+        sum = sum * 31 + entry->d_ino + output_used(q, stem);
+    }
+    if (d != NULL)
+        (void)closedir(d);
+    return sum;
+}
+
+static bool is_stuck(struct queued *q, enum place place)
+{
+    uint64_t life = place == PLACE_RUNNING ? 1 + stage_used(q->stage.dir) + output_used(q, q->stem)
+                                           : life_of_others(q);
+    int64_t now = clock_mono_ms();
+
+    if (life != q->life || q->life_ms == 0) {
+        q->life = life;
+        q->life_ms = now;
+    }
+    return now - q->life_ms > q->c->bridge->hyper2kvm.stuck_after_ms;
+}
+
+/* ---- following it ---- */
+
+/* Only while it is still in the drop directory can it be taken back. */
+static void take_back(const struct queued *q)
+{
+    struct error lost = ERROR_NONE;
+
+    if (worker_task_may_write(q->c->task, &lost) < 0)
+        return;
+    if (unlink(q->drop) < 0 && exists(q->processing))
+        worker_task_log(q->c->task, LOG_LEVEL_WARN,
+                        "the hyper2kvm daemon works on '%s' and cannot be stopped", q->name);
+}
+
+/* A drain or a lost lease leaves everything to the next lease of the job. */
+static int check_stop(struct queued *q, struct error *err)
+{
+    if (worker_task_check(q->c->task, err) == 0)
+        return 0;
+    if (worker_task_stop_reason(q->c->task) == WORKER_CANCELLED)
+        take_back(q);
+    else
+        q->stage.keep = true;
+    return -1;
+}
+
+static int wait_a_while(struct queued *q, struct error *err)
+{
+    int64_t until = clock_mono_ms() + q->c->bridge->hyper2kvm.poll_interval_ms;
+
+    for (int64_t left; (left = until - clock_mono_ms()) > 0;) {
+        if (check_stop(q, err) < 0)
+            return -1;
+        clock_sleep_ms(left < STOP_POLL_MS ? left : STOP_POLL_MS);
+    }
+    return check_stop(q, err);
+}
+
+static void report_progress(const struct queued *q)
+{
+    uint64_t total = json_u64(convert_disk(q->c, 0), "bytes");
+    struct worker_progress progress = {.limited_by = "", .bytes_total = total};
+
+    progress.bytes_done = min_u64(output_used(q, q->stem), total);
+    worker_task_progress(q->c->task, &progress);
+}
+
+static int failed(struct queued *q, struct error *err)
+{
+    autofree char *facts = xasprintf("%s.error.json", q->ended);
     autofree char *text = NULL;
     auto_json *json = NULL;
     struct error why = ERROR_NONE;
     size_t size = 0;
 
-    if (file_read(exists(facts) ? facts : other, ERROR_FILE_BYTES_MAX, &text, &size, &why) < 0 ||
+    for (int i = 0; i < DETAIL_LOOKS_MAX && !exists(facts); i++) {
+        if (wait_a_while(q, err) < 0)
+            return -1;
+    }
+    if (file_read(facts, ERROR_FILE_BYTES_MAX, &text, &size, &why) < 0 ||
         json_parse(text, size, ERROR_FILE_BYTES_MAX, &json, &why) < 0)
-        return error_set(err, ERR_INTERNAL, "hyper2kvm failed; no details beside '%s'", path);
+        return error_set(err, ERR_INTERNAL, "hyper2kvm failed; no details beside '%.200s'",
+                         q->ended);
     return error_set(err, ERR_INTERNAL, "hyper2kvm failed: %.300s", json_str(json, "error"));
 }
 
-/* 1: finished well, 0: not yet, -1: failed. */
-static int look(const struct queued *q, struct error *err)
+/* One look. 1: done. 0: not yet. */
+static int look(struct queued *q, enum place *last, bool *out_next, struct error *err)
 {
-    const char *watch = q->c->bridge->hyper2kvm.watch_dir;
-    autofree char *good = find(watch, "processed/", q->name);
-    autofree char *bad = find(watch, "failed/", q->name);
+    enum place place = locate(q);
 
-    if (bad != NULL)
-        return failed(bad, err);
-    return good != NULL ? 1 : 0;
+    if (place == PLACE_DONE)
+        return 1;
+    if (place == PLACE_FAILED)
+        return failed(q, err);
+    if (place != *last && place == PLACE_RUNNING)
+        worker_task_log(q->c->task, LOG_LEVEL_INFO, "hyper2kvm works on '%s'", q->name);
+    *last = place;
+    q->gone_looks = place == PLACE_NOWHERE ? q->gone_looks + 1 : 0;
+    if (q->gone_looks >= GONE_LOOKS_MAX) {
+        *out_next = true;
+        return error_set(err, ERR_UNAVAILABLE, "'%.200s' is gone from hyper2kvm.watch_dir '%.200s'",
+                         q->name, watch_dir(q));
+    }
+    if (is_stuck(q, place)) {
+        take_back(q);
+        *out_next = true;
+        return error_set(err, ERR_TIMEOUT,
+                         "the hyper2kvm daemon has shown no sign of life for %lld s; restart it",
+                         (long long)(q->c->bridge->hyper2kvm.stuck_after_ms / 1000));
+    }
+    report_progress(q);
+    return 0;
 }
 
-static int follow(struct queued *q, struct error *err)
+static int follow(struct queued *q, bool *out_next, struct error *err)
 {
     int64_t until = clock_mono_ms() + q->c->timeout_ms;
-    uint64_t poll_ms = (uint64_t)q->c->bridge->hyper2kvm.poll_interval_ms;
-    bool running = false;
-    int state = 0;
+    enum place last = PLACE_NOWHERE;
+    int state;
 
-    while (state == 0) {
-        if (worker_task_check(q->c->task, err) < 0) {
-            if (!take_back(q))
-                worker_task_log(q->c->task, LOG_LEVEL_WARN,
-                                "the hyper2kvm daemon works on '%s' and cannot be stopped",
-                                q->name);
+    while ((state = look(q, &last, out_next, err)) == 0) {
+        if (clock_mono_ms() > until) {
+            take_back(q);
+            return error_set(err, ERR_TIMEOUT, "the hyper2kvm daemon did not finish '%s' in %lld s",
+                             q->name, (long long)(q->c->timeout_ms / 1000));
+        }
+        if (wait_a_while(q, err) < 0)
             return -1;
-        }
-        if (clock_mono_ms() > until)
-            return error_set(err, take_back(q) ? ERR_NOT_FOUND : ERR_TIMEOUT,
-                             "the hyper2kvm daemon did not finish '%s' in time; is it stuck?",
-                             q->name);
-        if (!running && exists(q->processing)) {
-            running = true;
-            worker_task_log(q->c->task, LOG_LEVEL_INFO, "hyper2kvm works on '%s'", q->name);
-        }
-        state = look(q, err);
-        if (state == 0)
-            clock_sleep_ms((int64_t)min_u64(poll_ms, STOP_POLL_MS));
     }
     return state < 0 ? -1 : 0;
 }
 
-/* The daemon writes below <output_dir>/<date>/<stem>/, a manifest reader into the work area. */
-static int collect(struct queued *q, struct error *err)
+/* ---- what it left ---- */
+
+static bool has_suffix(const char *text, const char *suffix)
+{
+    size_t n = strlen(text);
+    size_t m = strlen(suffix);
+
+    return n > m && strcmp(text + n - m, suffix) == 0;
+}
+
+/* A file dir/<any>.<format>; NULL if there is none. Caller frees. */
+static char *find_image(const char *dir, const char *format)
+{
+    autofree char *suffix = xasprintf(".%s", format);
+    DIR *d = opendir(dir);
+    const struct dirent *entry;
+    char *found = NULL;
+
+    while (d != NULL && found == NULL && (entry = readdir(d)) != NULL) {
+        if (entry->d_name[0] != '.' && has_suffix(entry->d_name, suffix))
+            found = xasprintf("%s/%s", dir, entry->d_name);
+    }
+    if (d != NULL)
+        (void)closedir(d);
+    return found;
+}
+
+/* The daemon writes below <output_dir>/<date>/<stem>/, a manifest reader into the work area; what
+ * an earlier lease had gathered already lies in its final directory. */
+static int boot_image(struct queued *q, const char *output, struct error *err)
 {
     struct conversion *c = q->c;
-    autofree char *any = xasprintf("%s/*.%s", q->stem, c->format);
-    const char *id = json_str(convert_disk(c, 0), "id");
-    autofree char *own = xasprintf("%s/%s.%s", q->stage.out, id, c->format);
+    autofree char *gathered = publish_image(c, q->stage.final, 0);
+    autofree char *own = stage_image(c, &q->stage, 0);
 
-    q->images[0] = exists(own) ? STEAL(own) : find(c->bridge->hyper2kvm.output_dir, "", any);
-    if (q->images[0] == NULL)
-        return error_set(err, ERR_INTERNAL,
-                         "hyper2kvm says it is done but left no .%s below '%s/*/%s' (its "
-                         "configuration needs to_output)",
-                         c->format, c->bridge->hyper2kvm.output_dir, q->stem);
+    if (exists(gathered))
+        q->images[0] = STEAL(gathered);
+    else if (exists(own))
+        q->images[0] = STEAL(own);
+    else if (output != NULL)
+        q->images[0] = find_image(output, c->format);
+    if (q->images[0] != NULL)
+        return 0;
+    return error_set(err, ERR_INTERNAL,
+                     "hyper2kvm says it is done but left no .%s below '%.200s/*/%.100s' (its "
+                     "configuration needs to_output)",
+                     c->format, c->bridge->hyper2kvm.output_dir, q->stem);
+}
+
+static int collect(struct queued *q, const char *output, struct error *err)
+{
+    if (boot_image(q, output, err) < 0)
+        return -1;
     for (size_t i = 1; i < q->stage.count; i++) {
-        const json_t *disk = convert_disk(c, i);
-        q->images[i] = xasprintf("%s/%s.%s", q->stage.out, json_str(disk, "id"), c->format);
-        if (exists(q->images[i]))
-            continue;
-        const char *argv[] = {"qemu-img",   "convert", "-f",
-                              "qcow2",      "-O",      c->format,
-                              "-t",         "none",    json_str(disk, "local_path"),
-                              q->images[i], NULL};
-        if (stage_qemu_img(c, argv, err) < 0)
-            return error_wrap(err, "copy of disk %zu", i + 1);
+        autofree char *gathered = publish_image(q->c, q->stage.final, i);
+        q->images[i] = exists(gathered) ? STEAL(gathered) : stage_image(q->c, &q->stage, i);
+        if (!exists(q->images[i]) && stage_copy_disk(q->c, &q->stage, i, err) < 0)
+            return -1;
     }
     return 0;
 }
 
-int queue_convert(struct conversion *c, struct error *err)
+static int finish(struct queued *q, struct error *err)
 {
-    CLEANUP(queued_release) struct queued q = {.c = c};
+    struct conversion *c = q->c;
+    autofree char *output = find_dated(c->bridge->hyper2kvm.output_dir, q->stem);
+    autofree char *report = xasprintf("%s.report.json", q->ended);
 
-    if (submit(&q, err) < 0 || follow(&q, err) < 0 || collect(&q, err) < 0 ||
-        stage_publish(c, q.images, convert_stage(c, "fix"), err) < 0)
+    if (collect(q, output, err) < 0)
         return -1;
-    c->path_used = "queue";
+    /* The daemon fixes every guest that it converts; it cannot be told otherwise. */
+    if (!convert_stage(c, "fix"))
+        convert_remark(c->warnings, "the hyper2kvm daemon fixes guests although stage fix is off");
+    if (publish_images(c, &q->stage, q->images, true, report, err) < 0)
+        return -1;
+    if (output != NULL)
+        stage_remove(output); /* its report and work files */
     return 0;
+}
+
+/* ---- the path ---- */
+
+/* The lease before this one has submitted already, and the daemon still knows. */
+static bool adopt(struct queued *q)
+{
+    autofree char *note = xasprintf("%s/" SUBMISSION_NAME, q->stage.dir);
+    autofree char *stem = NULL;
+    struct error none = ERROR_NONE;
+    size_t size = 0;
+
+    if (!q->stage.found || file_read(note, NAME_BYTES_MAX, &stem, &size, &none) < 0 || size == 0 ||
+        strchr(stem, '/') != NULL)
+        return false;
+    name_submission(q, stem);
+    if (locate(q) != PLACE_NOWHERE) {
+        worker_task_log(q->c->task, LOG_LEVEL_INFO, "going on with '%s', queued before", q->name);
+        return true;
+    }
+    free(q->stem);
+    free(q->name);
+    free(q->drop);
+    free(q->processing);
+    q->stem = q->name = q->drop = q->processing = NULL;
+    return false;
+}
+
+int queue_convert(struct conversion *c, bool *out_next, struct error *err)
+{
+    CLEANUP(queued_release) struct queued q = {.c = c, .stage = {.lock = -1}};
+
+    if (!exists(c->bridge->hyper2kvm.watch_dir)) {
+        *out_next = true;
+        return error_set(err, ERR_NOT_FOUND, "hyper2kvm.watch_dir '%.200s' does not exist",
+                         c->bridge->hyper2kvm.watch_dir);
+    }
+    c->path_used = "queue";
+    if (stage_open(c, &q.stage, err) < 0)
+        return -1;
+    if (!adopt(&q) && submit(&q, err) < 0)
+        return -1;
+    if (follow(&q, out_next, err) < 0)
+        return -1;
+    return finish(&q, err);
 }

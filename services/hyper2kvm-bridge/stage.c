@@ -1,9 +1,10 @@
 /* See stage.h. */
 #include "stage.h"
 
-#include <fcntl.h>
+#include <dirent.h>
 #include <errno.h>
-#include <ftw.h>
+#include <fcntl.h>
+#include <fts.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -11,21 +12,64 @@
 
 #include "child.h"
 #include "common/autos.h"
+#include "common/clock.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "services/exporter/targets/local.h"
 
 #define QEMU_IMG_TIMEOUT_MS   (48 * INT64_C(3600000)) /* a copy of a large data disk */
 #define QEMU_IMG_OUTPUT_BYTES 4096
-#define REMOVE_FDS            16
+#define QEMU_IMG_MEMORY_MAX   (8 * GIB) /* it reads images of strangers */
+#define MARK_BYTES_MAX        256
+#define LOCK_TRIES            5
+#define LOCK_NAME             "lock"
+#define CHILD_NAME            "child"
 
-static void set_new(json_t *object, const char *key, json_t *value)
+/* ---- trees ---- */
+
+/* NULL-safe for missing paths. Stays on the file system and follows no symlinks. */
+static FTS *open_tree(const char *path)
 {
-    if (json_object_set_new(object, key, value) < 0)
-        abort(); /* out of memory */
+    char *roots[] = {(char *)(uintptr_t)path, NULL};
+
+    return fts_open(roots, FTS_PHYSICAL | FTS_NOCHDIR | FTS_XDEV, NULL);
 }
+
+void stage_remove(const char *path)
+{
+    FTS *tree = open_tree(path);
+    const FTSENT *entry;
+
+    while (tree != NULL && (entry = fts_read(tree)) != NULL) {
+        if (entry->fts_info == FTS_DP)
+            (void)rmdir(entry->fts_accpath);
+        else if (entry->fts_info != FTS_D)
+            (void)unlink(entry->fts_accpath);
+    }
+    if (tree != NULL)
+        (void)fts_close(tree);
+}
+
+uint64_t stage_used(const char *path)
+{
+    FTS *tree = open_tree(path);
+    const FTSENT *entry;
+    uint64_t bytes = 0;
+
+    while (tree != NULL && (entry = fts_read(tree)) != NULL) {
+        if (entry->fts_info == FTS_F)
+            bytes += (uint64_t)entry->fts_statp->st_blocks * 512;
+    }
+    if (tree != NULL)
+        (void)fts_close(tree);
+    return bytes;
+}
+
+/* ---- programs ---- */
 
 struct words {
     struct strbuf sb;
+    const struct stage *stage;
 };
 
 static void on_line(void *arg, const char *line)
@@ -35,13 +79,36 @@ static void on_line(void *arg, const char *line)
     strbuf_addf(&words->sb, "%s%s", words->sb.length > 0 ? "; " : "", line);
 }
 
-int stage_qemu_img(const struct conversion *c, const char *const *argv, struct error *err)
+void stage_note_child(const struct stage *stage, pid_t pid)
 {
-    struct words words;
+    autofree char *path = xasprintf("%s/" CHILD_NAME, stage->dir);
+    autofree char *mark = child_mark(pid);
+    autoclose int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    if (fd >= 0)
+        (void)!write_all(fd, mark, strlen(mark)); /* it is only needed after a kill */
+}
+
+static void on_start(void *arg, pid_t pid)
+{
+    const struct words *words = arg;
+
+    stage_note_child(words->stage, pid);
+}
+
+int stage_qemu_img(const struct conversion *c, const struct stage *stage, const char *const *argv,
+                   struct error *err)
+{
+    /* Arenas of many threads would look like memory in use. */
+    static const char *const env[] = {"LC_ALL=C.UTF-8", "MALLOC_ARENA_MAX=4", NULL};
+    struct words words = {.stage = stage};
     struct child_options options = {
         .argv = argv,
+        .env = env,
         .stopped = worker_task_stopped(c->task),
         .timeout_ms = QEMU_IMG_TIMEOUT_MS,
+        .memory_max = QEMU_IMG_MEMORY_MAX,
+        .started = on_start,
         .line = on_line,
         .arg = &words,
     };
@@ -57,167 +124,224 @@ int stage_qemu_img(const struct conversion *c, const char *const *argv, struct e
     return rc;
 }
 
+char *stage_image(const struct conversion *c, const struct stage *stage, size_t index)
+{
+    return xasprintf("%s/%s.%s", stage->out, json_str(convert_disk(c, index), "id"), c->format);
+}
+
+char *stage_report(const struct stage *stage)
+{
+    return xasprintf("%s/report.json", stage->dir);
+}
+
+int stage_copy_disk(const struct conversion *c, const struct stage *stage, size_t index,
+                    struct error *err)
+{
+    autofree char *to = stage_image(c, stage, index);
+    autofree char *partial = xasprintf("%s.part", to);
+    const char *argv[] = {
+        "qemu-img", "convert", "-f", "qcow2", "-O", c->format, stage->overlays[index],
+        partial,    NULL};
+
+    if (stage_qemu_img(c, stage, argv, err) < 0)
+        return error_wrap(err, "copy of disk %zu", index + 1);
+    if (rename(partial, to) < 0)
+        return error_set_errno(err, errno, "rename '%s' to '%s'", partial, to);
+    return 0;
+}
+
+/* ---- the area ---- */
+
+/* Is the lock file that we hold still the one in the directory? Its holder may have removed it. */
+static bool is_still(const char *path, int fd)
+{
+    struct stat by_fd;
+    struct stat by_path;
+
+    return fstat(fd, &by_fd) == 0 && lstat(path, &by_path) == 0 && by_fd.st_ino == by_path.st_ino &&
+           by_fd.st_dev == by_path.st_dev;
+}
+
+static int lock_area(const char *dir, int64_t wait_ms, const atomic_bool *stopped, int *out_fd,
+                     struct error *err)
+{
+    autofree char *path = xasprintf("%s/" LOCK_NAME, dir);
+
+    for (int i = 0; i < LOCK_TRIES; i++) {
+        autoclose int fd = -1;
+        if (path_make_dirs(dir, err) < 0)
+            return error_wrap(err, "work area of the conversion (hyper2kvm.output_dir)");
+        if (local_lock(path, wait_ms, stopped, &fd, err) < 0) {
+            if (err->code != ERR_NOT_FOUND)
+                return -1;
+            error_clear(err); /* the directory was removed just now */
+            continue;
+        }
+        if (is_still(path, fd)) {
+            *out_fd = fd_steal(&fd);
+            return 0;
+        }
+    }
+    return error_set(err, ERR_CONFLICT, "'%s' is removed again and again", dir);
+}
+
+static void end_child(const char *dir)
+{
+    autofree char *path = xasprintf("%s/" CHILD_NAME, dir);
+    autofree char *mark = NULL;
+    struct error ignored = ERROR_NONE;
+    size_t size = 0;
+
+    if (file_read(path, MARK_BYTES_MAX, &mark, &size, &ignored) == 0)
+        child_end_marked(mark);
+    (void)unlink(path);
+}
+
+static bool area_exists(const char *dir)
+{
+    autofree char *lock = xasprintf("%s/" LOCK_NAME, dir);
+    struct stat st;
+
+    return stat(lock, &st) == 0;
+}
+
+static int take_area(const struct conversion *c, struct stage *stage, const char *name,
+                     int64_t wait_ms, struct error *err)
+{
+    free(stage->dir);
+    stage->dir = xasprintf("%s/" STAGE_DIR "/%s", c->bridge->hyper2kvm.output_dir, name);
+    stage->found = area_exists(stage->dir);
+    return lock_area(stage->dir, wait_ms, worker_task_stopped(c->task), &stage->lock, err);
+}
+
+static void name_files(const struct conversion *c, struct stage *stage)
+{
+    stage->out = xasprintf("%s/out", stage->dir);
+    stage->tmp = xasprintf("%s/tmp", stage->dir);
+    stage->final = xasprintf("%s/final", stage->dir);
+    for (size_t i = 0; i < stage->count; i++) {
+        const char *id = json_str(convert_disk(c, i), "id");
+        stage->overlays[i] = xasprintf("%s/%s.qcow2", stage->dir, id);
+        stage->links[i] = xasprintf("%s/%s.vmdk", stage->dir, id);
+    }
+}
+
+int stage_open(const struct conversion *c, struct stage *out, struct error *err)
+{
+    autofree char *name = vm_file_name(c->job_id);
+    autofree char *own = xasprintf("%s-%" PRIu64, name, worker_task_epoch(c->task));
+    int rc;
+
+    *out = (struct stage){.lock = -1, .keep = true}; /* not ours to remove yet */
+    stage_sweep(c->bridge->hyper2kvm.output_dir);
+    rc = take_area(c, out, name, STAGE_LOCK_MS, err);
+    /* A process that lost the lease still works there, or the file system has no locks. */
+    if (rc < 0 && (err->code == ERR_TIMEOUT || err->code == ERR_NOT_AVAILABLE)) {
+        bool locks = err->code == ERR_TIMEOUT;
+        error_clear(err);
+        rc = take_area(c, out, own, 0, err);
+        if (rc < 0 && !locks && err->code == ERR_NOT_AVAILABLE) {
+            error_clear(err);
+            rc = 0;
+        }
+    }
+    if (rc < 0)
+        return -1;
+    out->keep = false;
+    out->count = convert_disk_count(c);
+    name_files(c, out);
+    end_child(out->dir);
+    return 0;
+}
+
+/* Everything in it but the lock. */
+static void empty(const struct stage *stage)
+{
+    DIR *d = opendir(stage->dir);
+    const struct dirent *entry;
+
+    while (d != NULL && (entry = readdir(d)) != NULL) {
+        autofree char *path = xasprintf("%s/%s", stage->dir, entry->d_name);
+        if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0 &&
+            strcmp(entry->d_name, LOCK_NAME) != 0)
+            stage_remove(path);
+    }
+    if (d != NULL)
+        (void)closedir(d);
+}
+
 static int make_overlay(const struct conversion *c, struct stage *stage, size_t i,
                         struct error *err)
 {
-    const json_t *disk = convert_disk(c, i);
-    const char *base = json_str(disk, "local_path");
-
-    stage->overlays[i] = xasprintf("%s/%s.qcow2", stage->dir, json_str(disk, "id"));
-    stage->links[i] = xasprintf("%s/%s.vmdk", stage->dir, json_str(disk, "id"));
+    const char *base = json_str(convert_disk(c, i), "local_path");
     const char *argv[] = {"qemu-img", "create",           "-q", "-f", "qcow2", "-F", "qcow2", "-b",
                           base,       stage->overlays[i], NULL};
-    if (stage_qemu_img(c, argv, err) < 0)
-        return -1;
+
+    if (stage_qemu_img(c, stage, argv, err) < 0)
+        return error_wrap(err, "work copy of disk %zu", i + 1);
     if (link(stage->overlays[i], stage->links[i]) < 0)
         return error_set_errno(err, errno, "link '%s'", stage->links[i]);
     return 0;
 }
 
-int stage_open(const struct conversion *c, struct stage *out, struct error *err)
+int stage_fill(const struct conversion *c, struct stage *stage, struct error *err)
 {
-    struct stage stage = {0};
-    size_t count = convert_disk_count(c);
-
-    if (count > CONVERT_DISKS_MAX)
-        return error_set(err, ERR_LIMIT, "%zu disks, at most %d", count, CONVERT_DISKS_MAX);
-    stage.dir = xasprintf("%s/" STAGE_DIR "/%s-%" PRIu64, c->bridge->hyper2kvm.output_dir,
-                          c->job_id, worker_task_epoch(c->task));
-    stage.out = xasprintf("%s/out", stage.dir);
-    stage.count = count;
-    *out = stage; /* from here on the caller's auto cleans up */
-    if (path_make_dirs(out->out, err) < 0)
+    empty(stage);
+    if (path_make_dirs(stage->out, err) < 0 || path_make_dirs(stage->tmp, err) < 0)
         return error_wrap(err, "work area of the conversion (hyper2kvm.output_dir)");
-    for (size_t i = 0; i < count; i++) {
-        if (make_overlay(c, out, i, err) < 0)
+    for (size_t i = 0; i < stage->count; i++) {
+        if (make_overlay(c, stage, i, err) < 0)
             return -1;
     }
     return 0;
-}
-
-static int remove_entry(const char *path, const struct stat *st, int type, struct FTW *ftw)
-{
-    (void)st;
-    (void)type;
-    (void)ftw;
-    return remove(path);
 }
 
 void stage_close(struct stage *stage)
 {
-    if (stage->dir != NULL)
-        (void)nftw(stage->dir, remove_entry, REMOVE_FDS, FTW_DEPTH | FTW_PHYS);
+    if (stage->dir != NULL && !stage->keep) {
+        empty(stage);
+        stage_remove(stage->dir); /* the lock last: who waits for it looks whether it is there */
+    }
+    if (stage->lock >= 0)
+        (void)close(stage->lock);
     free(stage->dir);
     free(stage->out);
+    free(stage->tmp);
+    free(stage->final);
     for (size_t i = 0; i < stage->count; i++) {
         free(stage->overlays[i]);
         free(stage->links[i]);
     }
-    *stage = (struct stage){0};
+    *stage = (struct stage){.lock = -1};
 }
 
-static json_t *stages_object(const struct conversion *c, const struct stage *stage)
-{
-    static const char *const names[] = {"inspect", "fix", "convert", "validate"};
-    json_t *pipeline = json_deep_copy(json_object_get(c->manifest, "pipeline"));
+/* ---- what others left ---- */
 
-    if (!json_is_object(pipeline)) {
-        json_decref(pipeline);
-        pipeline = json_object();
-    }
-    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
-        json_t *one = json_object_get(pipeline, names[i]);
-        if (!json_is_object(one)) {
-            set_new(pipeline, names[i], json_object());
-            one = json_object_get(pipeline, names[i]);
-        }
-        set_new(one, "enabled", json_boolean(convert_stage(c, names[i])));
-    }
-    set_new(pipeline, "load",
-            json_pack("{s:s, s:s}", "source_type", "vmdk", "source_path", stage->links[0]));
-    return pipeline;
+static void sweep_one(const char *dir)
+{
+    autofree char *path = xasprintf("%s/" LOCK_NAME, dir);
+    autoclose int fd = -1;
+    struct error ignored = ERROR_NONE;
+    struct stat st;
+
+    if (lstat(path, &st) < 0 || local_lock(path, 0, NULL, &fd, &ignored) < 0 || !is_still(path, fd))
+        return;
+    end_child(dir);
+    if (clock_wall_ms() - (int64_t)st.st_mtim.tv_sec * 1000 > STAGE_LEFTOVER_MS)
+        stage_remove(dir);
 }
 
-json_t *stage_document(const struct conversion *c, const struct stage *stage)
+void stage_sweep(const char *output_dir)
 {
-    json_t *document = json_deep_copy(c->manifest);
-    json_t *disk;
-    size_t i;
+    autofree char *path = xasprintf("%s/" STAGE_DIR, output_dir);
+    DIR *d = opendir(path);
+    const struct dirent *entry;
 
-    json_array_foreach(json_object_get(document, "disks"), i, disk)
-    {
-        struct stat st;
-        json_set_text(disk, "local_path", stage->overlays[i]);
-        set_new(disk, "bytes", json_integer(stat(stage->overlays[i], &st) == 0 ? st.st_size : 0));
+    while (d != NULL && (entry = readdir(d)) != NULL) {
+        autofree char *dir = xasprintf("%s/%s", path, entry->d_name);
+        if (entry->d_name[0] != '.')
+            sweep_one(dir);
     }
-    set_new(document, "pipeline", stages_object(c, stage));
-    set_new(document, "output",
-            json_pack("{s:s, s:s}", "directory", stage->out, "format", c->format));
-    /* D3, read by the daemon's job mode */
-    json_set_text(document, "input", stage->links[0]);
-    json_set_text(document, "output_format", c->format);
-    set_new(document, "compress", json_false());
-    set_new(document, "flatten", json_true());
-    return document;
-}
-
-/* A directory of its own below output_dir: an earlier import of the same VM stays as it is. */
-static int final_dir(const struct conversion *c, char **out, struct error *err)
-{
-    const char *base = c->bridge->hyper2kvm.output_dir;
-    autofree char *dir = xasprintf("%s/%s", base, c->vm_file);
-
-    if (mkdir(dir, 0750) < 0) {
-        if (errno != EEXIST)
-            return error_set_errno(err, errno, "directory '%s'", dir);
-        free(dir);
-        dir = xasprintf("%s/%s-%s", base, c->vm_file, c->job_id);
-        if (mkdir(dir, 0750) < 0 && errno != EEXIST)
-            return error_set_errno(err, errno, "directory '%s'", dir);
-    }
-    *out = STEAL(dir);
-    return 0;
-}
-
-static int check_image(const struct conversion *c, const char *path, struct error *err)
-{
-    const char *argv[] = {"qemu-img", "check", "-q", "-f", c->format, path, NULL};
-
-    if (strcmp(c->format, "raw") == 0)
-        return 0; /* nothing in it to check */
-    return stage_qemu_img(c, argv, err);
-}
-
-static int move_image(const struct conversion *c, const char *from, const char *to,
-                      struct error *err)
-{
-    if (worker_task_may_write(c->task, err) < 0)
-        return -1;
-    if (renameat2(AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0)
-        return dir_sync_parent(to, err);
-    if (errno == EEXIST)
-        return error_set(err, ERR_CONFLICT, "'%s' exists already and is not replaced", to);
-    return error_set_errno(err, errno, "rename '%s' to '%s'", from, to);
-}
-
-int stage_publish(struct conversion *c, char *const *images, bool guest_fixed, struct error *err)
-{
-    const char *final[CONVERT_DISKS_MAX] = {0};
-    size_t count = convert_disk_count(c);
-    autofree char *dir = NULL;
-
-    for (size_t i = 0; i < count; i++) {
-        if (check_image(c, images[i], err) < 0)
-            return error_wrap(err, "converted image of disk %zu", i + 1);
-    }
-    if (worker_task_permit(c->task, err) < 0 || final_dir(c, &dir, err) < 0)
-        return -1;
-    for (size_t i = 0; i < count; i++) {
-        autofree char *path = xasprintf("%s/%s-disk%zu.%s", dir, c->vm_file, i + 1, c->format);
-        if (move_image(c, images[i], path, err) < 0)
-            return -1;
-        convert_remark(c->output_files, "%s", path);
-        final[i] = json_string_value(json_array_get(c->output_files, i));
-    }
-    return convert_write_domain(c, dir, final, guest_fixed, err);
+    if (d != NULL)
+        (void)closedir(d);
 }

@@ -281,6 +281,11 @@ static int add_disk(struct builder *b, const json_t *disk, unsigned int order, s
 
     if (manifest_disk_path(disk, b->options->dir, &path, err) < 0)
         return -1;
+    if (b->options->final_dir != NULL) {
+        char *moved = xasprintf("%s%s", b->options->final_dir, strrchr(path, '/'));
+        free(path);
+        path = moved;
+    }
     strbuf_add(&b->sb, "    <disk type='file' device='disk'>\n");
     strbuf_addf(&b->sb, "      <driver name='qemu' type='%s' discard='unmap'/>\n",
                 json_str(disk, "source_format")); /* one of the validator's words */

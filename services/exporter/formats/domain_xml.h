@@ -16,11 +16,12 @@ struct domain_network { /* source network -> where it goes; borrowed */
 };
 
 struct domain_options {
-    const char *name; /* NULL: the manifest's source.vm_name */
-    const char *uuid; /* NULL: the manifest's vm.uuid if it is one; "": libvirt makes one */
-    bool kvm;         /* false: emulated (type='qemu') */
-    bool guest_fixed; /* the guest has virtio drivers and an initramfs that loads them */
-    const char *dir;  /* of the manifest, for disks that were moved with it; may be NULL */
+    const char *name;      /* NULL: the manifest's source.vm_name */
+    const char *uuid;      /* NULL: the manifest's vm.uuid if it is one; "": libvirt makes one */
+    bool kvm;              /* false: emulated (type='qemu') */
+    bool guest_fixed;      /* the guest has virtio drivers and an initramfs that loads them */
+    const char *dir;       /* of the manifest, for disks that were moved with it; may be NULL */
+    const char *final_dir; /* the disk files will be moved there: the XML says so; may be NULL */
     const struct domain_network *networks;
     size_t network_count;
     const char *network_default; /* libvirt network for all others; NULL: "default" */

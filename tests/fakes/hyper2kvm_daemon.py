@@ -1,0 +1,103 @@
+"""A scripted hyper2kvm daemon in its mode "jobs" (hyper2kvm-contract.md 6.4): takes JSON files from
+to_be_processed/ through processing/ to processed/<date>/ or failed/<date>/.
+
+    daemon = Daemon(watch_dir, output_dir, "ok").start()
+
+Modes: ok; failed; no_output (success without an image); busy (writes its output slowly until
+`release` is set, then ok); idle (never takes a file); stuck (takes one and stops for ever);
+vanish (takes one, takes it away, and is gone). `documents` are the files it read."""
+import datetime
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import threading
+
+FIX = "write -P 0x66 0 4k"
+
+
+class Daemon:
+    def __init__(self, watch_dir, output_dir, mode="ok"):
+        self.watch = pathlib.Path(watch_dir)
+        self.output = pathlib.Path(output_dir)
+        self.mode = mode
+        self.documents = []
+        self.names = []
+        self.release = threading.Event()
+        self.ending = threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        for name in ("to_be_processed", "processing", "processed", "failed"):
+            (self.watch / name).mkdir(parents=True, exist_ok=True)
+
+    def start(self):
+        self.thread.start()
+        return self
+
+    def stop(self):
+        self.ending.set()
+        self.release.set()
+        self.thread.join(20)
+
+    def waiting(self):
+        return sorted(p.name for p in (self.watch / "to_be_processed").iterdir())
+
+    def processing(self):
+        return sorted(p.name for p in (self.watch / "processing").iterdir())
+
+    def _run(self):
+        while not self.ending.wait(0.05):
+            if self.mode == "idle":
+                continue
+            for name in self.waiting():
+                if name.endswith((".json", ".yaml", ".yml")):
+                    self._take(name)
+
+    def _take(self, name):
+        working = self.watch / "processing" / name
+        shutil.move(self.watch / "to_be_processed" / name, working)
+        document = json.loads(working.read_text())
+        self.documents.append(document)
+        self.names.append(name)
+        if self.mode == "vanish":
+            working.unlink()
+            self.ending.set()
+            return
+        if self.mode == "stuck":
+            self.ending.wait()
+            return
+        date = datetime.date.today().isoformat()
+        try:
+            if self.mode == "failed":
+                raise RuntimeError("no root file system in the image")
+            self._convert(document, self.output / date / working.stem)
+        except Exception as e:
+            self._end(working, "failed", date, "error", {"job_id": working.stem, "error": str(e)})
+        else:
+            self._end(working, "processed", date, "meta", {"job_id": working.stem,
+                                                           "status": "success"})
+
+    def _convert(self, document, directory):
+        (directory / "work").mkdir(parents=True)
+        (directory / "work" / "working-flattened.qcow2").write_bytes(b"left behind")
+        if self.mode == "busy":
+            with open(directory / "disk.qcow2.part", "wb") as f:
+                while not self.release.wait(0.2):
+                    f.write(os.urandom(8192))
+                    f.flush()
+                    os.fsync(f.fileno())
+            if self.ending.is_set():
+                raise RuntimeError("ended")
+        if self.mode == "no_output":
+            return
+        subprocess.run(["qemu-io", "-f", "qcow2", "-c", FIX, document["input"]], check=True,
+                       stdout=subprocess.DEVNULL)
+        part = directory / "disk.qcow2.part"
+        subprocess.run(["qemu-img", "convert", "-O", "qcow2", document["input"], part], check=True)
+        part.rename(directory / "disk.qcow2")
+
+    def _end(self, working, where, date, suffix, facts):
+        target = self.watch / where / date
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.move(working, target / working.name)
+        (target / f"{working.name}.{suffix}.json").write_text(json.dumps(facts))

@@ -1,0 +1,194 @@
+"""Conversions without the rest of the suite: scheduler, bridges, exports made by hand."""
+import json
+import pathlib
+import shutil
+import subprocess
+import uuid
+
+from .images import sha256
+from .process import ROOT
+from .vsphere import make_image
+from .wait import GiveUp, wait_for
+
+FINAL = ("completed", "failed", "cancelled")
+DISK_BYTES = 4 << 20
+
+
+class Export:
+    """A finished export below `base`: one qcow2 per disk and artifact-manifest.json. `raws` are the
+    contents."""
+
+    def __init__(self, base, name="web-03", disks=1, firmware="bios", hints=None, manifest=None):
+        self.directory = pathlib.Path(base) / name
+        self.directory.mkdir(parents=True)
+        self.name = name
+        self.raws, self.images = [], []
+        content = self.directory.parent / f".{name}-raw"
+        content.mkdir()
+        entries = []
+        for i in range(disks):
+            raw = make_image(content / f"{i}.raw", DISK_BYTES, [(0, 70000), (2 << 20, 5000)],
+                             seed=f"{name}/{i}")
+            image = self.directory / f"{name}-disk{i + 1}.qcow2"
+            subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, image], check=True)
+            self.raws.append(raw)
+            self.images.append(image)
+            entries.append({"id": f"disk-{i}", "source_format": "qcow2", "bytes": image.stat().st_size,
+                            "local_path": str(image), "relative_path": image.name,
+                            "checksum": "sha256:" + sha256(image), "capacity_bytes": DISK_BYTES,
+                            "boot_order_hint": hints[i] if hints else i,
+                            "controller_model": "pvscsi", "controller": f"scsi0:{i}",
+                            "disk_type": "boot" if i == 0 else "data"})
+        self.manifest = {
+            "manifest_version": "1.0",
+            "source": {"provider": "vsphere", "vm_name": name},
+            "vm": {"cpu": 2, "mem_gb": 1, "memory_mb": 1024, "firmware": firmware,
+                   "os_hint": "linux", "uuid": str(uuid.uuid4())},
+            "disks": entries,
+            "nics": [{"id": "nic-0", "mac": "00:50:56:aa:bb:01", "network": "VM Network",
+                      "model": "vmxnet3"}],
+            "pipeline": {"inspect": {"enabled": True},
+                         "fix": {"enabled": True, "fstab_mode": "stabilize-all"},
+                         "convert": {"enabled": True, "compress_level": 6},
+                         "validate": {"enabled": True}},
+            **(manifest or {}),
+        }
+        self.write_manifest()
+        self.before = self.state()
+
+    @property
+    def manifest_path(self):
+        return self.directory / "artifact-manifest.json"
+
+    def write_manifest(self):
+        self.manifest_path.write_text(json.dumps(self.manifest))
+
+    def state(self):
+        """What nobody may change: names, bytes and modification times."""
+        return {p.name: (p.stat().st_mtime_ns, sha256(p)) for p in sorted(self.directory.iterdir())
+                if p.suffix != ".xml"}
+
+    def fixed(self, index, pattern):
+        """A raw file: the content with `pattern` in its first 4 KiB, as the fakes fix it."""
+        path = self.raws[index].with_suffix(".fixed")
+        shutil.copy(self.raws[index], path)
+        with open(path, "r+b") as f:
+            f.write(bytes([pattern]) * 4096)
+        return path
+
+
+class Program:
+    """The scripted hyper2kvm in a directory of its own."""
+
+    def __init__(self, directory, mode="success", **scenario):
+        self.directory = pathlib.Path(directory)
+        self.directory.mkdir()
+        self.path = self.directory / "hyper2kvm"
+        shutil.copy(ROOT / "tests" / "fakes" / "hyper2kvm", self.path)
+        self.set(mode, **scenario)
+
+    def set(self, mode, **scenario):
+        (self.directory / "scenario.json").write_text(json.dumps({"mode": mode, **scenario}))
+
+    def calls(self):
+        path = self.directory / "calls.jsonl"
+        return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+
+    def wait_pids(self, deadline=30):
+        """The processes of a hanging call."""
+        path = self.directory / "pids.json"
+        return wait_for(lambda: json.loads(path.read_text()), deadline, "hyper2kvm hangs")
+
+    def forget_pids(self):
+        (self.directory / "pids.json").unlink()
+
+
+def alive(pid):
+    """Does it run (a zombie does not)?"""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
+class Conversions:
+    """Jobs that consist of one conversion, put into the database of a suite."""
+
+    def __init__(self, suite):
+        self.suite = suite
+        self.images = suite.directory / "images"
+        self.watch = suite.directory / "watch"
+
+    def submit(self, export, daemon=False, max_attempts=1, job=None, path=None, **options):
+        job = job or f"job-{uuid.uuid4().hex[:12]}"
+        spec = {"job_id": job, "vm_name": export.name, "export_path": str(path or export.directory),
+                "manifest_path": str(export.manifest_path),
+                "hyper2kvm": {"daemon_mode": daemon, **options}}
+        self.suite.sql(
+            "WITH j AS (INSERT INTO jobs (id, kind, provider, vm_path, vm_name, definition,"
+            " max_attempts, retry_initial_ms, retry_max_ms)"
+            " VALUES (%s, 'convert', 'vsphere', 'vm', %s, '{}', %s, 200, 500) RETURNING id)"
+            " INSERT INTO tasks (id, job_id, kind, class, role, spec)"
+            " SELECT 'task-' || id, id, 'convert', 'transfer', 'bridge', %s::jsonb FROM j",
+            job, export.name, max_attempts, json.dumps(spec))
+        return job
+
+    def job(self, job):
+        return self.suite.sql("SELECT * FROM jobs WHERE id = %s", job)[0]
+
+    def task(self, job):
+        return self.suite.sql("SELECT * FROM tasks WHERE job_id = %s", job)[0]
+
+    def lines(self, job):
+        return [r["message"] for r in self.suite.sql(
+            "SELECT message FROM job_logs WHERE job_id = %s ORDER BY id", job)]
+
+    def cancel(self, job):
+        self.suite.sql("UPDATE jobs SET status = 'cancelling' WHERE id = %s", job)
+        self.suite.sql("UPDATE tasks SET cancel = true WHERE job_id = %s", job)
+
+    def again(self, job):
+        """The task's end was never told: it is leased anew."""
+        self.suite.sql("UPDATE jobs SET status = 'pending', completed_at = NULL WHERE id = %s", job)
+        self.suite.sql("UPDATE tasks SET state = 'queued', token = NULL WHERE job_id = %s", job)
+
+    def wait(self, job, status="completed", deadline=60):
+        """The job; AssertionError with its log when it ends otherwise."""
+
+        def look():
+            row = self.job(job)
+            if row["status"] == status:
+                return row
+            if row["status"] in FINAL:
+                raise GiveUp(self.explain(job))
+            return None
+
+        try:
+            return wait_for(look, deadline, f"{job} {status}")
+        except AssertionError as e:
+            raise AssertionError(f"{e}\n{self.explain(job)}\n{self.suite.tails()}") from None
+
+    def explain(self, job):
+        row = self.job(job)
+        return (f"{row['status']} {row['error_code']}: {row['error']}\n"
+                + "\n".join(self.lines(job)))
+
+    def conversion(self, job, deadline=60):
+        """The result of a job that completes."""
+        self.wait(job, deadline=deadline)
+        return self.task(job)["result"]["conversion"]
+
+    def failure(self, job, deadline=60):
+        """Code and text of a job that fails."""
+        row = self.wait(job, "failed", deadline)
+        return row["error_code"], row["error"]
+
+    def published(self):
+        """Names below the image directory, without what only the bridge looks at."""
+        return sorted(p.name for p in self.images.iterdir() if not p.name.startswith(".hypersdk"))
+
+    def staged(self):
+        """Work areas that exist."""
+        path = self.images / ".hypersdk-stage"
+        return sorted(p.name for p in path.iterdir()) if path.exists() else []
