@@ -19,6 +19,9 @@ struct parked {
     bool first; /* of a worker that was not up: it waits for a sign that we are here */
 };
 
+#define LEFT_MAX       64  /* a request may overtake its instance's farewell by moments only */
+#define LEFT_NAME_SIZE 160 /* instances are "<name>-<host>-<pid>-<4 hex>" */
+
 struct park {
     pthread_mutex_t mutex; /* guards all below */
     pthread_cond_t changed;
@@ -26,6 +29,8 @@ struct park {
     size_t taken; /* items that the dispatcher is looking at */
     struct parked items[PARK_REQUESTS_MAX];
     size_t count;
+    char left[LEFT_MAX][LEFT_NAME_SIZE]; /* instances that said they leave; a ring */
+    size_t left_next;
 };
 
 struct park *park_new(void)
@@ -86,6 +91,11 @@ void park_dismiss(struct park *park, const Hypersdk__V1__LeaseRequest *by, bool 
 {
     struct bus_request *old;
 
+    if (any_slot) {
+        LOCK_SCOPE(&park->mutex);
+        (void)snprintf(park->left[park->left_next++ % LEFT_MAX], LEFT_NAME_SIZE, "%s",
+                       by->instance);
+    }
     while ((old = take_one(park, by, any_slot)) != NULL)
         reply_none(old, NONE_AGAIN_MS);
 }
@@ -93,18 +103,21 @@ void park_dismiss(struct park *park, const Hypersdk__V1__LeaseRequest *by, bool 
 void park_add(struct park *park, struct bus_request *request)
 {
     bool full;
+    bool left = false;
 
     park_dismiss(park, body_of(request), false);
     (void)pthread_mutex_lock(&park->mutex);
+    for (size_t i = 0; i < LEFT_MAX; i++)
+        left = left || strcmp(park->left[i], body_of(request)->instance) == 0;
     full = park->count == PARK_REQUESTS_MAX;
-    if (!full) {
+    if (!full && !left) {
         park->items[park->count++] =
             (struct parked){.request = request, .until_ms = clock_mono_ms() + PARK_MS};
         park->woken = true;
         (void)pthread_cond_signal(&park->changed);
     }
     (void)pthread_mutex_unlock(&park->mutex);
-    if (full)
+    if (full || left)
         reply_none(request, BUSY_AGAIN_MS);
 }
 
