@@ -52,6 +52,8 @@ int address_parse(const char *name, const char *text, struct address *out, struc
     (void)snprintf(service, sizeof service, "%u", (unsigned int)port);
     if (host[0] == '\0')
         hints.ai_family = AF_INET; /* every interface */
+    if (text[0] == '[')
+        hints.ai_flags |= AI_NUMERICHOST;
     rv = getaddrinfo(host[0] == '\0' ? NULL : host, service, &hints, &found);
     if (rv != 0)
         return error_set(err, ERR_INVALID, "%s: host '%.64s': %s", name, host, gai_strerror(rv));

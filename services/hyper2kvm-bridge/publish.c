@@ -55,7 +55,8 @@ static json_t *result_in(const struct conversion *c, const char *dir)
 
     if (file_read(path, RECORD_BYTES_MAX, &text, &size, &ignored) < 0 ||
         json_parse(text, size, RECORD_BYTES_MAX, &record, &ignored) < 0 ||
-        strcmp(json_str(record, "job_id"), c->job_id) != 0)
+        strcmp(json_str(record, "job_id"), c->job_id) != 0 ||
+        !json_is_object(json_object_get(record, "conversion")))
         return NULL;
     json_array_foreach(json_object_get(json_object_get(record, "conversion"), "output_files"), i,
                        file)
