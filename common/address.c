@@ -168,7 +168,7 @@ bool address_is_loopback(const struct sockaddr *address)
 int address_listen(const struct address *address, int *out_fd, uint16_t *out_port,
                    struct error *err)
 {
-    struct sockaddr_storage bound;
+    struct sockaddr_storage bound = {0};
     socklen_t size = sizeof bound;
     const struct sockaddr *target = (const struct sockaddr *)&address->storage;
     int one = 1;

@@ -13,11 +13,12 @@ int builtin_convert(struct conversion *c, struct error *err)
     autofree char *path = xasprintf("%s/%s.xml", c->export_dir, c->vm_file);
     autofree char *xml = NULL;
 
-    if (strcmp(c->format, "qcow2") != 0)
+    if (strcmp(c->format, "qcow2") != 0) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "the built-in path writes qcow2, not %s: install hyper2kvm or ask for "
                          "target_format qcow2",
                          c->format);
+    }
     for (size_t i = 0; i < count; i++)
         images[i] = json_str(convert_disk(c, i), "local_path");
     if (convert_domain(c, images, NULL, false, c->warnings, &xml, err) < 0 ||

@@ -63,9 +63,9 @@ static char **make_env(const struct child_options *o)
     char **env = xcalloc(most, sizeof *env);
     size_t n = 0;
 
-    for (size_t i = 0; i < count_of(o->env); i++)
+    for (size_t i = 0; o->env != NULL && o->env[i] != NULL; i++)
         env[n++] = (char *)(uintptr_t)o->env[i];
-    for (size_t i = 0; i < count_of(o->env_if); i++) {
+    for (size_t i = 0; o->env_if != NULL && o->env_if[i] != NULL; i++) {
         if (!is_set(inherited, o->env_if[i]) && !is_set(o->env, o->env_if[i]))
             env[n++] = (char *)(uintptr_t)o->env_if[i];
     }

@@ -34,6 +34,19 @@ static char *machine(void)
     return xasprintf("%s/%ju", boot, (uintmax_t)ns.st_ino);
 }
 
+/* The number that the text begins with; *text then stands behind it and a space. */
+static bool take_number(const char **text, uint64_t *out)
+{
+    size_t length = strcspn(*text, " \n");
+    autofree char *word = xstrndup(*text, length);
+    struct error ignored = ERROR_NONE;
+
+    if (parse_u64("number", word, 0, UINT64_MAX, out, &ignored) < 0)
+        return false;
+    *text += length + ((*text)[length] == ' ' ? 1 : 0);
+    return true;
+}
+
 /* 0: no such process, or a zombie. */
 static uint64_t start_time(pid_t pid)
 {
@@ -55,7 +68,7 @@ static uint64_t start_time(pid_t pid)
         p = strchr(p, ' ');
         p = p == NULL ? NULL : p + 1;
     }
-    return p != NULL && sscanf(p, "%" SCNu64, &time) == 1 ? time : 0;
+    return p != NULL && take_number(&p, &time) ? time : 0;
 }
 
 char *child_mark(pid_t pid)
@@ -71,11 +84,17 @@ void child_end_marked(const char *mark)
     size_t n = strlen(here);
     int64_t until = clock_mono_ms() + GONE_MS;
     uint64_t started = 0;
-    int pid = 0;
+    uint64_t number = 0;
+    pid_t pid;
 
-    if (n == 0 || strncmp(mark, here, n) != 0 || mark[n] != ' ' ||
-        sscanf(mark + n, "%d %" SCNu64, &pid, &started) != 2 || pid <= 1 || started == 0 ||
-        start_time(pid) != started)
+    if (n == 0 || strncmp(mark, here, n) != 0 || mark[n] != ' ')
+        return;
+    mark += n + 1;
+    if (!take_number(&mark, &number) || !take_number(&mark, &started) || number <= 1 ||
+        number > INT32_MAX || started == 0)
+        return;
+    pid = (pid_t)number;
+    if (start_time(pid) != started)
         return;
     (void)kill(-pid, SIGKILL);
     while (start_time(pid) == started && clock_mono_ms() < until)

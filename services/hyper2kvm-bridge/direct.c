@@ -238,11 +238,12 @@ static int finish(struct call *call, struct error *err)
     if (check_report(call, report, err) < 0 ||
         (!convert_stage(c, "convert") && copy_disks(call, err) < 0))
         return -1;
-    if (!fixed)
+    if (!fixed) {
         convert_remark(c->not_done, call->not_fixed
                                         ? "converted, not fixed: hyper2kvm could not write to "
                                           "the guest's file system"
                                         : "guest not fixed: stage fix was switched off");
+    }
     for (size_t i = 0; i < call->stage->count; i++)
         images[i] = stage_image(c, call->stage, i);
     rc = publish_images(c, call->stage, images, fixed, report, err);

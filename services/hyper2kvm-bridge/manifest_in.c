@@ -57,10 +57,11 @@ static int qcow2_of(const json_t *disk, const char *dir, char **out, struct erro
     slash = strrchr(path, '/');
     beside = dot == NULL || slash > dot ? xasprintf("%s.qcow2", path)
                                         : xasprintf("%.*s.qcow2", (int)(dot - path), path);
-    if (stat(beside, &st) < 0 || !S_ISREG(st.st_mode))
+    if (stat(beside, &st) < 0 || !S_ISREG(st.st_mode)) {
         return error_set(err, ERR_NOT_FOUND,
                          "export has no '%s': export again with conversion or format qcow2",
                          beside);
+    }
     *out = STEAL(beside);
     return 0;
 }

@@ -145,10 +145,11 @@ static int add_size(struct builder *b, struct error *err)
     strbuf_addf(&b->sb, "  <memory unit='KiB'>%" PRIu64 "</memory>\n", memory_kib);
     strbuf_addf(&b->sb, "  <vcpu>%" PRIu64 "</vcpu>\n", cpu);
     strbuf_addf(&b->sb, "  <cpu mode='%s'>\n", b->options->kvm ? "host-passthrough" : "maximum");
-    if (cores > 1 && cpu % cores == 0)
+    if (cores > 1 && cpu % cores == 0) {
         strbuf_addf(&b->sb,
                     "    <topology sockets='%" PRIu64 "' cores='%" PRIu64 "' threads='1'/>\n",
                     cpu / cores, cores);
+    }
     strbuf_add(&b->sb, "  </cpu>\n");
     return 0;
 }
@@ -381,7 +382,7 @@ static void add_nics(struct builder *b)
         if (mac[0] != '\0') { /* validated; libvirt wants colons */
             strbuf_add(&b->sb, "      <mac address='");
             for (const char *p = mac; *p != '\0'; p++)
-                strbuf_addc(&b->sb, *p == '-' ? ':' : *p);
+                strbuf_addc(&b->sb, (char)(*p == '-' ? ':' : *p));
             strbuf_add(&b->sb, "'/>\n");
         }
         strbuf_addf(&b->sb, "      <model type='%s'/>\n    </interface>\n",
@@ -397,11 +398,12 @@ static void add_other_devices(struct builder *b)
                        "    <input type='tablet' bus='usb'/>\n"
                        "    <graphics type='vnc' autoport='yes' listen='127.0.0.1'/>\n"
                        "    <video>\n      <model type='vga'/>\n    </video>\n");
-    if (b->options->guest_fixed)
+    if (b->options->guest_fixed) {
         strbuf_add(&b->sb, "    <channel type='unix'>\n"
                            "      <target type='virtio' name='org.qemu.guest_agent.0'/>\n"
                            "    </channel>\n    <rng model='virtio'>\n"
                            "      <backend model='random'>/dev/urandom</backend>\n    </rng>\n");
+    }
     if (is_true(vm_of(b), "tpm")) {
         strbuf_addf(&b->sb,
                     "    <tpm model='%s'>\n      <backend type='emulator' version='2.0'/>\n"
