@@ -9,6 +9,7 @@
 #include "common/parse.h"
 #include "common/paths.h"
 #include "common/yaml.h"
+#include "common/words.h"
 
 #define CONFIG_VALUE_BYTES_MAX 65536 /* after ${ENV} expansion */
 #define CONFIG_LIST_MAX        256
@@ -275,27 +276,6 @@ static void problem(struct strbuf *problems, const struct config_file *file, uns
                 what);
 }
 
-/* Levenshtein distance, cut off at 64 characters. */
-static size_t distance(const char *a, const char *b)
-{
-    size_t row[65];
-    size_t n = strnlen(b, 64);
-
-    for (size_t j = 0; j <= n; j++)
-        row[j] = j;
-    for (size_t i = 0; i < 64 && a[i] != '\0'; i++) {
-        size_t diagonal = row[0];
-        row[0] = i + 1;
-        for (size_t j = 0; j < n; j++) {
-            size_t change = diagonal + (a[i] == b[j] ? 0 : 1);
-            size_t other = (row[j] < row[j + 1] ? row[j] : row[j + 1]) + 1;
-            diagonal = row[j + 1];
-            row[j + 1] = change < other ? change : other;
-        }
-    }
-    return row[n];
-}
-
 struct hint {
     const char *name;
     size_t distance;
@@ -303,7 +283,7 @@ struct hint {
 
 static void consider(struct hint *hint, const char *wrong, const char *known)
 {
-    size_t d = distance(wrong, known);
+    size_t d = word_distance(wrong, known);
 
     if (d <= CONFIG_HINT_DISTANCE && (hint->name == NULL || d < hint->distance))
         *hint = (struct hint){known, d};

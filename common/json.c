@@ -179,6 +179,12 @@ uint64_t json_u64(const json_t *object, const char *key)
     return number < 0 ? 0 : (uint64_t)number;
 }
 
+void json_put(json_t *object, const char *key, json_t *value_taken)
+{
+    if (json_object_set_new(object, key, value_taken) < 0) /* a NULL value fails as well */
+        abort();                                           /* out of memory */
+}
+
 void json_set_text(json_t *object, const char *key, const char *text)
 {
     json_t *value = json_string(text);
@@ -191,8 +197,7 @@ void json_set_text(json_t *object, const char *key, const char *text)
         strbuf_addc(&sb, '"');
         value = json_loadb(sb.data, sb.length, JSON_DECODE_ANY, NULL);
     }
-    if (value == NULL || json_object_set_new(object, key, value) < 0)
-        abort(); /* out of memory */
+    json_put(object, key, value);
 }
 
 static bool ends_with(const char *text, const char *end)

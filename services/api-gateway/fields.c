@@ -9,9 +9,9 @@
 #include "common/autos.h"
 #include "common/json.h"
 #include "common/parse.h"
+#include "common/words.h"
 
-#define NEAR_WORD_MAX 64 /* longer words are compared with nothing */
-#define NEAR_WORDS    256
+#define NEAR_WORDS 256
 
 int field_fail(struct field_problem *problem, unsigned int status, const char *field,
                struct error *err, enum error_code code, const char *format, ...)
@@ -27,44 +27,19 @@ int field_fail(struct field_problem *problem, unsigned int status, const char *f
     return error_set(err, code, "%s", message);
 }
 
-/* Levenshtein distance of two words of at most NEAR_WORD_MAX bytes. */
-static size_t distance(const char *a, const char *b)
-{
-    size_t row[NEAR_WORD_MAX + 1];
-    size_t n = strlen(b);
-
-    for (size_t j = 0; j <= n; j++)
-        row[j] = j;
-    for (size_t i = 1; a[i - 1] != '\0'; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= n; j++) {
-            size_t change = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-            size_t best = change;
-            diagonal = row[j];
-            if (row[j] + 1 < best)
-                best = row[j] + 1;
-            if (row[j - 1] + 1 < best)
-                best = row[j - 1] + 1;
-            row[j] = best;
-        }
-    }
-    return row[n];
-}
-
 const char *nearest_word(const char *word, const char *const *words)
 {
     const char *best = NULL;
     size_t length = strlen(word);
     size_t best_distance = length / 3 + 1; /* a third of the word may be wrong */
 
-    if (length == 0 || length > NEAR_WORD_MAX)
+    if (length == 0 || length > WORD_BYTES_MAX)
         return NULL;
     for (; *words != NULL; words++) {
         size_t d;
-        if (strlen(*words) > NEAR_WORD_MAX)
+        if (strlen(*words) > WORD_BYTES_MAX)
             continue;
-        d = distance(word, *words);
+        d = word_distance(word, *words);
         if (d < best_distance || (d == best_distance && best == NULL)) {
             best = *words;
             best_distance = d;

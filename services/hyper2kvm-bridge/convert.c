@@ -13,12 +13,6 @@
 
 #define REMARK_BYTES_MAX (PATH_BYTES_MAX + 512) /* a path and words */
 
-void convert_set(json_t *object, const char *key, json_t *value_taken)
-{
-    if (json_object_set_new(object, key, value_taken) < 0)
-        abort(); /* out of memory */
-}
-
 void convert_remark(json_t *array, const char *format, ...)
 {
     char text[REMARK_BYTES_MAX];
@@ -67,7 +61,7 @@ int convert_domain(const struct conversion *c, const char *const *images, const 
             return error_set(err, ERR_NOT_FOUND, "image '%.256s' is gone", images[i]);
         json_set_text(disk, "local_path", images[i]);
         json_set_text(disk, "source_format", c->format);
-        convert_set(disk, "bytes", json_integer(st.st_size));
+        json_put(disk, "bytes", json_integer(st.st_size));
     }
     if (domain_xml_build(manifest, &options, warnings, out, err) < 0)
         return error_wrap(err, "domain of '%.128s'", c->vm_file);
@@ -81,12 +75,12 @@ json_t *convert_result(const struct conversion *c)
 
     json_set_text(conversion, "path_used", c->path_used);
     json_set_text(conversion, "format", c->format);
-    convert_set(conversion, "output_files", json_incref(c->output_files));
+    json_put(conversion, "output_files", json_incref(c->output_files));
     json_set_text(conversion, "domain_xml", c->domain_xml == NULL ? "" : c->domain_xml);
     json_set_text(conversion, "report", c->report == NULL ? "" : c->report);
-    convert_set(conversion, "not_done", json_incref(c->not_done));
-    convert_set(conversion, "warnings", json_incref(c->warnings));
-    convert_set(all, "conversion", conversion);
+    json_put(conversion, "not_done", json_incref(c->not_done));
+    json_put(conversion, "warnings", json_incref(c->warnings));
+    json_put(all, "conversion", conversion);
     return all;
 }
 

@@ -40,8 +40,6 @@ int convert_run(struct worker_task *task, void *arg, json_t **out_result, struct
 /* Is stage `name` wanted? (hyper2kvm_integration.stages, default yes) */
 bool convert_stage(const struct conversion *c, const char *name);
 void convert_remark(json_t *array, const char *format, ...) PRINTF_LIKE(2, 3);
-/* object[key] = value, which is taken over. */
-void convert_set(json_t *object, const char *key, json_t *value_taken);
 /* Boot order: the first one is the boot disk. */
 const json_t *convert_disk(const struct conversion *c, size_t index);
 size_t convert_disk_count(const struct conversion *c);

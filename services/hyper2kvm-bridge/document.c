@@ -12,7 +12,7 @@ static void copy_member(json_t *to, const json_t *from, const char *key)
     const json_t *value = json_object_get(from, key);
 
     if (value != NULL)
-        convert_set(to, key, json_deep_copy(value));
+        json_put(to, key, json_deep_copy(value));
 }
 
 /* hyper2kvm refuses a VM with 0 CPUs or GiB, which the manifest may say for "unknown". */
@@ -40,7 +40,7 @@ static json_t *stage_object(const struct conversion *c, const char *name)
 
     for (size_t i = 0; i < ARRAY_LEN(keys); i++)
         copy_member(stage, wanted, keys[i]);
-    convert_set(stage, "enabled", json_boolean(convert_stage(c, name)));
+    json_put(stage, "enabled", json_boolean(convert_stage(c, name)));
     return stage;
 }
 
@@ -50,10 +50,10 @@ static json_t *pipeline_object(const struct conversion *c, const struct stage *s
     json_t *pipeline = json_object();
 
     for (size_t i = 0; i < ARRAY_LEN(names); i++)
-        convert_set(pipeline, names[i], stage_object(c, names[i]));
+        json_put(pipeline, names[i], stage_object(c, names[i]));
     /* D2: "vmdk" stands for any local image, only its content is looked at */
-    convert_set(pipeline, "load",
-                json_pack("{s:s, s:s}", "source_type", "vmdk", "source_path", stage->links[0]));
+    json_put(pipeline, "load",
+             json_pack("{s:s, s:s}", "source_type", "vmdk", "source_path", stage->links[0]));
     return pipeline;
 }
 
@@ -67,7 +67,7 @@ static json_t *disk_object(const struct conversion *c, const struct stage *stage
     for (size_t k = 0; k < ARRAY_LEN(keys); k++)
         copy_member(disk, convert_disk(c, i), keys[k]);
     json_set_text(disk, "local_path", stage->overlays[i]);
-    convert_set(disk, "bytes", json_integer(stat(stage->overlays[i], &st) == 0 ? st.st_size : 0));
+    json_put(disk, "bytes", json_integer(stat(stage->overlays[i], &st) == 0 ? st.st_size : 0));
     return disk;
 }
 
@@ -79,20 +79,20 @@ json_t *stage_document(const struct conversion *c, const struct stage *stage)
 
     json_set_text(document, "manifest_version", "1.0");
     copy_member(document, c->manifest, "source");
-    convert_set(document, "vm", vm_object(c->manifest));
+    json_put(document, "vm", vm_object(c->manifest));
     for (size_t i = 0; i < stage->count; i++)
         (void)json_array_append_new(disks, disk_object(c, stage, i));
-    convert_set(document, "disks", disks);
+    json_put(document, "disks", disks);
     copy_member(document, c->manifest, "nics");
-    convert_set(document, "pipeline", pipeline_object(c, stage));
-    convert_set(document, "output",
-                json_pack("{s:s, s:s}", "directory", stage->out, "format", c->format));
-    convert_set(document, "options",
-                json_pack("{s:{s:b, s:s}}", "report", "enabled", 1, "path", report));
+    json_put(document, "pipeline", pipeline_object(c, stage));
+    json_put(document, "output",
+             json_pack("{s:s, s:s}", "directory", stage->out, "format", c->format));
+    json_put(document, "options",
+             json_pack("{s:{s:b, s:s}}", "report", "enabled", 1, "path", report));
     /* D3, read by the daemon's job mode */
     json_set_text(document, "input", stage->links[0]);
     json_set_text(document, "output_format", c->format);
-    convert_set(document, "compress", json_false());
-    convert_set(document, "flatten", json_true());
+    json_put(document, "compress", json_false());
+    json_put(document, "flatten", json_true());
     return document;
 }

@@ -35,7 +35,7 @@ static void sort_by_boot_order(json_t *manifest)
             at--;
         (void)json_array_insert(sorted, at, disk);
     }
-    convert_set(manifest, "disks", sorted);
+    json_put(manifest, "disks", sorted);
 }
 
 /* The qcow2 file of a disk: the disk itself, or the one that the exporter wrote beside it. */
@@ -96,7 +96,7 @@ static int use_qcow2(json_t *disk, const char *dir, const struct config_list *ba
         return -1;
     json_set_text(disk, "local_path", confined);
     json_set_text(disk, "source_format", "qcow2");
-    convert_set(disk, "bytes", json_integer(st.st_size));
+    json_put(disk, "bytes", json_integer(st.st_size));
     (void)json_object_del(disk, "relative_path");
     (void)json_object_del(disk, "checksum"); /* it was the other file's */
     return 0;

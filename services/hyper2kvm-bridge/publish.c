@@ -65,7 +65,7 @@ static json_t *result_in(const struct conversion *c, const char *dir)
             return NULL; /* someone took images away since */
     }
     all = json_object();
-    convert_set(all, "conversion", json_incref(json_object_get(record, "conversion")));
+    json_put(all, "conversion", json_incref(json_object_get(record, "conversion")));
     return all;
 }
 

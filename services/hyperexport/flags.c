@@ -4,9 +4,9 @@
 #include <string.h>
 
 #include "common/parse.h"
+#include "common/words.h"
 
-#define NAME_BYTES_MAX    64 /* longer unknown names get no hint */
-#define HINT_DISTANCE_MAX 3  /* three typing errors */
+#define HINT_DISTANCE_MAX 3 /* three typing errors */
 
 static const struct {
     const char *word;
@@ -16,34 +16,13 @@ static const struct {
     {"status", FLAG_IN_STATUS}, {"login", FLAG_IN_LOGIN},
 };
 
-/* Levenshtein distance; both at most NAME_BYTES_MAX long. */
-static size_t distance(const char *a, const char *b)
-{
-    size_t row[NAME_BYTES_MAX + 1];
-    size_t b_length = strlen(b);
-
-    for (size_t j = 0; j <= b_length; j++)
-        row[j] = j;
-    for (size_t i = 1; a[i - 1] != '\0'; i++) {
-        size_t diagonal = row[0];
-        row[0] = i;
-        for (size_t j = 1; j <= b_length; j++) {
-            size_t above = row[j];
-            size_t change = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-            row[j] = min_u64(min_u64(row[j] + 1, row[j - 1] + 1), change);
-            diagonal = above;
-        }
-    }
-    return row[b_length];
-}
-
 static int unknown_flag(const char *name, struct error *err)
 {
     const char *nearest = NULL;
     size_t best = HINT_DISTANCE_MAX + 1;
 
-    for (size_t i = 0; strlen(name) <= NAME_BYTES_MAX && i < flags_table_count; i++) {
-        size_t d = distance(name, flags_table[i].name);
+    for (size_t i = 0; strlen(name) <= WORD_BYTES_MAX && i < flags_table_count; i++) {
+        size_t d = word_distance(name, flags_table[i].name);
         if (d < best && d < strlen(name)) {
             best = d;
             nearest = flags_table[i].name;
@@ -167,7 +146,7 @@ static int take_flag(int argc, char **argv, int *index, struct command_line *lin
     size_t length = strcspn(name, "=");
     const struct flag *flag = find_flag(name, length);
     char *value = name[length] == '=' ? name + length + 1 : NULL;
-    autofree char *what = xasprintf("--%.*s", (int)min_u64(length, NAME_BYTES_MAX), name);
+    autofree char *what = xasprintf("--%.*s", (int)min_u64(length, WORD_BYTES_MAX), name);
     int result;
 
     if (flag == NULL) {

@@ -10,12 +10,6 @@
 #define VM_ID_BYTES_MAX   512 /* as bus_check.c allows */
 #define VM_JSON_BYTES_MAX ((size_t)(64 * KIB))
 
-static void set_new(json_t *object, const char *key, json_t *value)
-{
-    if (json_object_set_new(object, key, value) < 0)
-        abort(); /* out of memory */
-}
-
 int exporter_task_session(struct worker_task *task, struct exporter *exporter,
                           struct exporter_session *out, struct error *err)
 {
@@ -79,7 +73,7 @@ int exporter_run_inventory(struct worker_task *task, void *arg, json_t **out_res
         worker_task_inventory(task, NULL, 0, true, err) < 0)
         return -1;
     *out_result = json_object();
-    set_new(*out_result, "count", json_integer((json_int_t)listing.count));
+    json_put(*out_result, "count", json_integer((json_int_t)listing.count));
     return 0;
 }
 
@@ -101,7 +95,7 @@ int exporter_run_vm_info(struct worker_task *task, void *arg, json_t **out_resul
         exporter->provider->vm_get(session.session, id, &vm, err) < 0)
         return -1;
     *out_result = json_object();
-    set_new(*out_result, "vm", vm_to_json(&vm, worker_task_provider(task)));
+    json_put(*out_result, "vm", vm_to_json(&vm, worker_task_provider(task)));
     return 0;
 }
 
@@ -128,10 +122,10 @@ static json_t *check_json(const char *provider, const struct provider_check *che
     json_t *json = json_object();
 
     json_set_text(json, "provider", provider);
-    set_new(json, "valid", json_boolean(check->reachable && check->authenticated));
-    set_new(json, "reachable", json_boolean(check->reachable));
-    set_new(json, "authenticated", json_boolean(check->authenticated));
-    set_new(json, "latency_ms", json_integer(took_ms));
+    json_put(json, "valid", json_boolean(check->reachable && check->authenticated));
+    json_put(json, "reachable", json_boolean(check->reachable));
+    json_put(json, "authenticated", json_boolean(check->authenticated));
+    json_put(json, "latency_ms", json_integer(took_ms));
     json_set_text(json, "version", check->version);
     json_set_text(json, "error", check->message);
     return json;
@@ -186,6 +180,6 @@ int exporter_run_release(struct worker_task *task, void *arg, json_t **out_resul
     if (discard && exporter_discard_output(task, exporter, err) < 0)
         return -1;
     *out_result = json_object();
-    set_new(*out_result, "released", json_true());
+    json_put(*out_result, "released", json_true());
     return 0;
 }

@@ -182,7 +182,7 @@ static int make_result(struct export_run *run, json_t **out_result, struct error
     if (export_record_result(run->plan, run->dir, run->volume, out_result, err) < 0)
         return -1;
     if (run->release_pending)
-        export_set(*out_result, "release_pending", json_true());
+        json_put(*out_result, "release_pending", json_true());
     worker_task_log(run->task, LOG_LEVEL_INFO, "export %s is complete: %zu files, %s in '%s'",
                     run->export_id, run->plan->file_count + 1,
                     export_size_text(json_u64(*out_result, "total_size"), size), run->dir);
@@ -273,7 +273,7 @@ static void give_up(struct export_run *run, const struct error *cause, json_t **
     }
     *out_result = json_object();
     json_set_text(*out_result, "output_path", run->dir != NULL ? run->dir : "");
-    export_set(*out_result, "kept", json_boolean(kept));
+    json_put(*out_result, "kept", json_boolean(kept));
 }
 
 static void run_release(struct export_run *run)

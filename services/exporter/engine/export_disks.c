@@ -82,7 +82,7 @@ static int note_store(const struct export_run *run, const struct export_disk *di
     json_set_text(note, "identity", identity);
     json_set_text(note, "root", disk->root);
     export_set_u64(note, "bytes_data", disk->bytes_data);
-    export_set(note, "images", images);
+    json_put(note, "images", images);
     for (size_t i = 0; i < disk->image_count; i++) {
         json_t *image = export_append(images);
         json_set_text(image, "name", disk->images[i].name);

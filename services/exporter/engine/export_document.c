@@ -51,7 +51,7 @@ static json_t *disks_make(const struct export_run *run)
         json_set_text(object, "change_id", source->change_id);
         for (size_t k = 0; k < disk->image_count; k++)
             json_set_text(export_append(images), "name", disk->images[k].name);
-        export_set(object, "images", images);
+        json_put(object, "images", images);
     }
     return disks;
 }
@@ -91,8 +91,8 @@ static json_t *phases_make(const struct export_run *run)
 
     for (size_t i = 0; i < run->phase_count; i++) {
         int64_t end_ms = i + 1 < run->phase_count ? run->phases[i + 1].start_ms : clock_mono_ms();
-        export_set(phases, run->phases[i].name,
-                   json_real((double)(end_ms - run->phases[i].start_ms) / 1000.0));
+        json_put(phases, run->phases[i].name,
+                 json_real((double)(end_ms - run->phases[i].start_ms) / 1000.0));
     }
     return phases;
 }
@@ -102,16 +102,16 @@ static void set_identity(json_t *document, const struct export_run *run)
     json_t *tool = json_object();
     json_t *provider = json_object();
 
-    export_set(document, "record_version", json_integer(EXPORT_RECORD_VERSION));
+    json_put(document, "record_version", json_integer(EXPORT_RECORD_VERSION));
     json_set_text(document, "export_id", run->export_id);
     json_set_text(document, "job_id", run->options.job_id);
     json_set_text(document, "task_id", worker_task_id(run->task));
     json_set_text(tool, "name", "hypersdk");
     json_set_text(tool, "version", HYPERSDK_VERSION);
-    export_set(document, "tool", tool);
+    json_put(document, "tool", tool);
     json_set_text(provider, "kind", run->exporter->provider->name);
     json_set_text(provider, "instance", worker_task_provider(run->task));
-    export_set(document, "provider", provider);
+    json_put(document, "provider", provider);
 }
 
 json_t *export_document(const struct export_run *run)
@@ -125,17 +125,17 @@ json_t *export_document(const struct export_run *run)
     set_identity(document, run);
     set_time(document, "started_at", run->started_wall_ms);
     set_time(document, "completed_at", now_ms);
-    export_set(document, "duration_seconds",
-               json_real((double)max_u64(1, (uint64_t)(now_ms - run->started_wall_ms)) / 1000.0));
-    export_set(document, "source", source_make(run));
+    json_put(document, "duration_seconds",
+             json_real((double)max_u64(1, (uint64_t)(now_ms - run->started_wall_ms)) / 1000.0));
+    json_put(document, "source", source_make(run));
     json_set_text(document, "format", run->options.format);
-    export_set(document, "convert", json_boolean(run->options.convert));
-    export_set(document, "verified", json_boolean(run->options.verify));
-    export_set(document, "options", json_mask_secrets(worker_task_spec(run->task)));
+    json_put(document, "convert", json_boolean(run->options.convert));
+    json_put(document, "verified", json_boolean(run->options.verify));
+    json_put(document, "options", json_mask_secrets(worker_task_spec(run->task)));
     export_set_u64(document, "transferred_bytes", transferred);
-    export_set(document, "phases", phases_make(run));
-    export_set(document, "disks", disks_make(run));
-    export_set(document, "files", files_make(run));
-    export_set(document, "warnings", warnings_make(run));
+    json_put(document, "phases", phases_make(run));
+    json_put(document, "disks", disks_make(run));
+    json_put(document, "files", files_make(run));
+    json_put(document, "warnings", warnings_make(run));
     return document;
 }

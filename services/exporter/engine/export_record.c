@@ -17,15 +17,9 @@
 
 static const char *const file_types[] = {"ovf", "mf", "disk", "leaves", "manifest", "checksums"};
 
-void export_set(json_t *object, const char *key, json_t *value)
-{
-    if (json_object_set_new(object, key, value) < 0)
-        abort(); /* out of memory */
-}
-
 void export_set_u64(json_t *object, const char *key, uint64_t value)
 {
-    export_set(object, key, json_integer((json_int_t)value));
+    json_put(object, key, json_integer((json_int_t)value));
 }
 
 json_t *export_append(json_t *array)
@@ -159,7 +153,7 @@ static void copy_key(json_t *to, const char *to_key, const json_t *from, const c
 {
     json_t *value = json_object_get(from, key);
 
-    export_set(to, to_key, value == NULL ? json_null() : json_deep_copy(value));
+    json_put(to, to_key, value == NULL ? json_null() : json_deep_copy(value));
 }
 
 static void append_path(json_t *array, const char *dir, const char *name)
@@ -220,9 +214,9 @@ static void result_files(json_t *result, const struct export_record *record, con
     json_set_text(item, "name", EXPORT_RECORD_NAME);
     export_set_u64(item, "size", record_bytes);
     json_set_text(item, "type", "record");
-    export_set(result, "files", files);
-    export_set(result, "exported_files", exported);
-    export_set(result, "checksums", checksums);
+    json_put(result, "files", files);
+    json_put(result, "exported_files", exported);
+    json_put(result, "checksums", checksums);
     export_set_u64(result, "total_size", total);
 }
 
@@ -240,7 +234,7 @@ static int result_export(json_t *result, const struct export_record *record, con
     const json_t *disk;
     size_t i;
 
-    export_set(result, "export", export);
+    json_put(result, "export", export);
     json_set_text(export, "id", record->export_id);
     json_set_text(export, "volume", volume);
     json_set_text(export, "vm_id", json_str(source, "vm_id"));
@@ -249,7 +243,7 @@ static int result_export(json_t *result, const struct export_record *record, con
     json_set_text(export, "path", dir);
     copy_key(export, "total_size", result, "total_size");
     copy_key(export, "created_at", record->document, "completed_at");
-    export_set(export, "disks", disks);
+    json_put(export, "disks", disks);
     json_array_foreach(json_object_get(record->document, "disks"), i, disk)
     {
         json_t *item = export_append(disks);
@@ -258,7 +252,7 @@ static int result_export(json_t *result, const struct export_record *record, con
     }
     if (manifest_load(path, &manifest, err) < 0)
         return -1;
-    export_set(export, "manifest", manifest);
+    json_put(export, "manifest", manifest);
     return 0;
 }
 

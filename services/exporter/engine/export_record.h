@@ -46,8 +46,7 @@ DEFINE_AUTO(export_record, struct export_record, export_record_free)
 MUST_CHECK int export_record_result(const struct export_record *record, const char *dir,
                                     const char *volume, json_t **out, struct error *err);
 
-/* object[key] = value, taking the reference. */
-void export_set(json_t *object, const char *key, json_t *value);
+/* object[key] = a size or count below 2^63. */
 void export_set_u64(json_t *object, const char *key, uint64_t value);
 /* A new object at the array's end, borrowed. */
 json_t *export_append(json_t *array);

@@ -134,14 +134,12 @@ const char *vm_firmware_name(enum vm_firmware firmware)
 
 static void set_u64(json_t *object, const char *key, uint64_t value)
 {
-    if (json_object_set_new(object, key, json_integer((json_int_t)value)) < 0)
-        abort(); /* out of memory */
+    json_put(object, key, json_integer((json_int_t)value));
 }
 
 static void set_bool(json_t *object, const char *key, bool value)
 {
-    if (json_object_set_new(object, key, json_boolean(value)) < 0)
-        abort();
+    json_put(object, key, json_boolean(value));
 }
 
 /* object[key] = a new empty array, borrowed. */
@@ -149,8 +147,7 @@ static json_t *set_array(json_t *object, const char *key)
 {
     json_t *array = json_array();
 
-    if (json_object_set_new(object, key, array) < 0)
-        abort();
+    json_put(object, key, array);
     return array;
 }
 

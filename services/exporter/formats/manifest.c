@@ -12,20 +12,14 @@
 #define COMPRESS_MAX  9U
 #define CONTROLLER_ID "%.15s%u:%u"
 
-static void set_new(json_t *object, const char *key, json_t *value)
-{
-    if (json_object_set_new(object, key, value) < 0)
-        abort(); /* out of memory */
-}
-
 static void set_u64(json_t *object, const char *key, uint64_t value)
 {
-    set_new(object, key, json_integer((json_int_t)value));
+    json_put(object, key, json_integer((json_int_t)value));
 }
 
 static void set_bool(json_t *object, const char *key, bool value)
 {
-    set_new(object, key, json_boolean(value));
+    json_put(object, key, json_boolean(value));
 }
 
 /* Unknown ("" or NULL) is left out rather than written as empty text. */
@@ -156,7 +150,7 @@ static json_t *pipeline_make(const struct manifest_pipeline *p)
 
     set_bool(stage, "enabled", p->inspect);
     set_bool(stage, "collect_guest_info", p->collect_guest_info);
-    set_new(pipeline, "inspect", stage);
+    json_put(pipeline, "inspect", stage);
     stage = json_object();
     set_bool(stage, "enabled", p->fix);
     set_bool(stage, "backup", true);
@@ -164,17 +158,17 @@ static json_t *pipeline_make(const struct manifest_pipeline *p)
     set_bool(stage, "update_grub", p->update_grub);
     set_bool(stage, "regen_initramfs", p->regen_initramfs);
     set_bool(stage, "remove_vmware_tools", p->remove_vmware_tools);
-    set_new(pipeline, "fix", stage);
+    json_put(pipeline, "fix", stage);
     stage = json_object();
     set_bool(stage, "enabled", p->convert);
     set_bool(stage, "compress", p->compress);
     if (p->compress_level > 0)
         set_u64(stage, "compress_level", p->compress_level);
-    set_new(pipeline, "convert", stage);
+    json_put(pipeline, "convert", stage);
     stage = json_object();
     set_bool(stage, "enabled", p->validate);
     set_bool(stage, "check_image_integrity", true);
-    set_new(pipeline, "validate", stage);
+    json_put(pipeline, "validate", stage);
     return pipeline;
 }
 
@@ -197,8 +191,8 @@ static void add_remarks(json_t *manifest, const struct manifest_facts *facts)
         json_set_text(object, "message", facts->warnings[i].message);
         set_time(object, "timestamp", facts->warnings[i].wall_ms);
     }
-    set_new(manifest, "notes", notes);
-    set_new(manifest, "warnings", warnings);
+    json_put(manifest, "notes", notes);
+    json_put(manifest, "warnings", warnings);
 }
 
 static json_t *metadata_make(const struct manifest_facts *facts)
@@ -208,7 +202,7 @@ static json_t *metadata_make(const struct manifest_facts *facts)
     set_known(metadata, "hypersdk_version", facts->version);
     set_known(metadata, "job_id", facts->job_id);
     set_time(metadata, "created_at", facts->export_wall_ms);
-    set_new(metadata, "tags", facts->tags == NULL ? json_object() : json_deep_copy(facts->tags));
+    json_put(metadata, "tags", facts->tags == NULL ? json_object() : json_deep_copy(facts->tags));
     return metadata;
 }
 
@@ -232,24 +226,24 @@ int manifest_build(const struct manifest_facts *facts, json_t **out, struct erro
     auto_json *manifest = json_object();
     json_t *disks = json_array();
 
-    set_new(manifest, "manifest_version", json_string(MANIFEST_VERSION));
-    set_new(manifest, "source", source_make(facts));
-    set_new(manifest, "vm", vm_make(facts->vm));
-    set_new(manifest, "disks", disks);
+    json_put(manifest, "manifest_version", json_string(MANIFEST_VERSION));
+    json_put(manifest, "source", source_make(facts));
+    json_put(manifest, "vm", vm_make(facts->vm));
+    json_put(manifest, "disks", disks);
     if (check_facts(facts, err) < 0)
         return -1;
     for (size_t i = 0; i < facts->disk_count; i++)
         add_disk(disks, facts, i);
-    set_new(manifest, "nics", nics_make(facts->vm));
+    json_put(manifest, "nics", nics_make(facts->vm));
     add_remarks(manifest, facts);
-    set_new(manifest, "metadata", metadata_make(facts));
+    json_put(manifest, "metadata", metadata_make(facts));
     if (facts->pipeline != NULL)
-        set_new(manifest, "pipeline", pipeline_make(facts->pipeline));
+        json_put(manifest, "pipeline", pipeline_make(facts->pipeline));
     if (facts->output_directory != NULL) {
         json_t *output = json_object();
         json_set_text(output, "directory", facts->output_directory);
         set_known(output, "format", facts->output_format);
-        set_new(manifest, "output", output);
+        json_put(manifest, "output", output);
     }
     if (manifest_validate(manifest, &shape_only, err) < 0)
         return error_wrap(err, "manifest of '%.128s'", facts->vm->name);
