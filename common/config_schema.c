@@ -102,7 +102,7 @@ static const struct config_key export_keys[] = {
     {"chunk_size", CONFIG_SIZE, KEY(export, chunk_size), "10485760", MIB, 64 * MIB, 0,
      "bytes per range request; unit of the journal"},
     {"max_retries", CONFIG_U32, KEY(export, max_retries), "3", 0, 20, 0,
-     "tries of one read before the task fails"},
+     "how often one failed read is repeated before the task fails"},
     {"provider_limit", CONFIG_U32, KEY(export, provider_limit), "8", 1, 1000, 0,
      "exports at a time per provider, over all workers"},
     {0},

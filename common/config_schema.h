@@ -58,7 +58,7 @@ struct export_config {                /* section "export" */
     struct config_list allowed_paths; /* further base directories */
     uint32_t concurrent_exports;      /* transfer slots per worker process, 1-64, default 2 */
     uint64_t chunk_size;              /* range request and journal unit, 1M-64M, default 10M */
-    uint32_t max_retries;             /* per task, default 3 */
+    uint32_t max_retries;             /* repeats of one failed read, 0-20, default 3 */
     uint32_t provider_limit; /* exports at a time per provider instance, all workers; default 8 */
 };
 

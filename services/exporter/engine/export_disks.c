@@ -14,10 +14,9 @@
 #include "common/paths.h"
 #include "services/exporter/engine/export_run.h"
 
-#define READ_RETRIES_MAX 5
-#define NOTE_BYTES_MAX   65536
-#define NOTE_DONE        "done"
-#define NOTE_JOURNAL     "journal"
+#define NOTE_BYTES_MAX 65536
+#define NOTE_DONE      "done"
+#define NOTE_JOURNAL   "journal"
 
 /* ---- progress ---- */
 
@@ -221,7 +220,7 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
         .disk_index = disk->frozen_index,
         .chunk_bytes = run->exporter->export.chunk_size,
         .readers = readers(run),
-        .retries_max = READ_RETRIES_MAX,
+        .retries_max = run->exporter->export.max_retries,
         .journal_path = run->lock_fd >= 0 ? journal : NULL, /* no locks, no resume */
         .identity = identity,
         .uuid = uuid,

@@ -224,6 +224,7 @@ static struct {
     atomic_uint_fast64_t bytes_read;
     void (*on_read)(uint64_t offset); /* before a read */
     atomic_bool read_fails;           /* for good */
+    atomic_bool read_is_busy;         /* fails, but may be tried again */
 } source;
 
 struct provider_session {
@@ -376,6 +377,8 @@ static int source_disk_read(struct provider_disk *disk, void *buffer, size_t len
         source.on_read(offset);
     if (atomic_load(&source.read_fails))
         return error_set(err, ERR_DENIED, "the source refuses to give bytes");
+    if (atomic_load(&source.read_is_busy))
+        return error_set(err, ERR_UNAVAILABLE, "the source is busy");
     if (atomic_load(disk->cancelled))
         return error_set(err, ERR_CANCELLED, "source: stopped");
     memcpy(buffer, disk->disk->content.data + offset, length);
@@ -464,6 +467,7 @@ __attribute__((unused)) static int world_make(void **state)
     world_bases.count = 1;
     world_exporter = (struct exporter){.provider = &scripted, .bases = world_bases};
     world_exporter.export.chunk_size = 2 * MIB;
+    world_exporter.export.max_retries = 2;
     memset(&source, 0, sizeof source);
     source.vm_name = "web-03";
     memset(&world_task, 0, sizeof world_task);
@@ -559,6 +563,7 @@ __attribute__((unused)) static void lease_again(void)
     source.mark_fails = ERR_NONE;
     source.release_fails = ERR_NONE;
     atomic_store(&source.read_fails, false);
+    atomic_store(&source.read_is_busy, false);
     atomic_store(&source.bytes_read, 0);
 }
 

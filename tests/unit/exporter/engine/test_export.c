@@ -462,6 +462,16 @@ static void any_other_failure_leaves_nothing(void **state)
     assert_true(json_is_false(json_object_get(world_result, "kept")));
 }
 
+static void a_read_is_repeated_as_often_as_configured(void **state)
+{
+    (void)state;
+    source_add_disk(PATTERN_RANDOM, MIB);
+    task_wants("raw", false, "web-03");
+    atomic_store(&source.read_is_busy, true);
+    assert_fails_with(ERR_UNAVAILABLE);
+    assert_non_null(strstr(world_err.message, "given up after 2 retries"));
+}
+
 static void cancel_in_the_middle(uint64_t offset)
 {
     (void)offset;
@@ -775,6 +785,7 @@ int main(void)
         TEST(a_complete_disk_is_not_read_again),
         TEST(a_retryable_failure_keeps_files_and_snapshot),
         TEST(any_other_failure_leaves_nothing),
+        TEST(a_read_is_repeated_as_often_as_configured),
         TEST(a_cancelled_export_gives_the_source_back_and_can_be_retried),
         TEST(a_refused_permit_leaves_nothing_finished),
         TEST(a_dead_jobs_files_are_removed_on_demand),
