@@ -20,8 +20,12 @@ static const char expand_sql[] =
     "       ON CONFLICT (outbox_id, webhook_id) DO NOTHING)"
     " UPDATE outbox SET expanded_at = now() FROM o WHERE outbox.id = o.id";
 
-/* `busy` sees claims of other notifiers as well; two claims at the same moment may pass it, which
- * only makes the limit a little soft. */
+/* Claims of all notifiers, one after the other: two at the same moment would not see each other in
+ * `busy`, and a dead receiver could take all senders. The claim is a statement of its own, because
+ * its snapshot has to be younger than the lock. */
+static const char claim_lock_sql[] =
+    "SELECT pg_advisory_xact_lock(hashtextextended('hypersdk.deliveries', 0))";
+
 static const char claim_sql[] =
     "WITH busy AS (SELECT webhook_id FROM deliveries"
     "              WHERE state = 'pending' AND claimed_until > now()"
@@ -99,22 +103,11 @@ static int take_sealed(const PGresult *rows, struct delivery *delivery, struct e
     return db_bytea(rows, 0, 4, delivery->sealed, size_max, &delivery->sealed_size, err);
 }
 
-int store_claim(struct db *db, struct delivery **out, struct error *err)
+static int take_delivery(const PGresult *rows, struct delivery **out, struct error *err)
 {
-    auto_delivery *delivery = NULL;
-    auto_pgresult *rows = NULL;
-    const char *payload;
-    char busy[16];
-    char margin[16];
+    auto_delivery *delivery = xcalloc(1, sizeof *delivery);
+    const char *payload = db_text(rows, 0, 11);
 
-    (void)snprintf(busy, sizeof busy, "%d", STORE_WEBHOOK_BUSY_MAX);
-    (void)snprintf(margin, sizeof margin, "%d", STORE_CLAIM_MARGIN_MS);
-    if (db_exec(db, claim_sql, DB_PARAMS(busy, margin), &rows, err) < 0)
-        return -1;
-    *out = NULL;
-    if (PQntuples(rows) == 0)
-        return 0;
-    delivery = xcalloc(1, sizeof *delivery);
     delivery->id = xstrdup(db_text(rows, 0, 0));
     delivery->claim = xstrdup(db_text(rows, 0, 1));
     delivery->webhook_id = xstrdup(db_text(rows, 0, 2));
@@ -125,12 +118,39 @@ int store_claim(struct db *db, struct delivery **out, struct error *err)
     delivery->event = xstrdup(db_text(rows, 0, 8));
     delivery->job_id = xstrdup(db_text(rows, 0, 9));
     delivery->created_at = xstrdup(db_text(rows, 0, 10));
-    payload = db_text(rows, 0, 11);
     if (take_sealed(rows, delivery, err) < 0 ||
         json_parse(payload, strlen(payload), PAYLOAD_BYTES_MAX, &delivery->payload, err) < 0)
         return error_wrap(err, "delivery %s", delivery->id);
     *out = STEAL(delivery);
     return 0;
+}
+
+static int claim_in_transaction(struct db *db, PGresult **out_rows, struct error *err)
+{
+    char busy[16];
+    char margin[16];
+
+    (void)snprintf(busy, sizeof busy, "%d", STORE_WEBHOOK_BUSY_MAX);
+    (void)snprintf(margin, sizeof margin, "%d", STORE_CLAIM_MARGIN_MS);
+    if (db_exec(db, claim_lock_sql, DB_NO_PARAMS, NULL, err) < 0)
+        return -1;
+    return db_exec(db, claim_sql, DB_PARAMS(busy, margin), out_rows, err);
+}
+
+int store_claim(struct db *db, struct delivery **out, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    *out = NULL;
+    if (db_begin(db, err) < 0)
+        return -1;
+    if (claim_in_transaction(db, &rows, err) < 0) {
+        db_rollback(db);
+        return -1;
+    }
+    if (db_commit(db, err) < 0)
+        return -1;
+    return PQntuples(rows) == 0 ? 0 : take_delivery(rows, out, err);
 }
 
 static const char *outcome_label(enum outcome outcome)

@@ -219,6 +219,7 @@ def test_a_silent_receiver_does_not_hold_up_others(notifier, receivers):
     add_webhook(suite, quick.url, name="quick")
     add_event(suite, job="job-late")
     wait_for(lambda: len(quick.requests) == 1, 10, lambda: suite.tails())
+    assert len(silent.requests) == 2  # however many senders were idle when the events came
     silent.hold.set()
     wait_deliveries(suite, "delivered", 22)
 
