@@ -24,7 +24,6 @@ struct db {
     bool transaction;
     const char *prepared[DB_STATEMENTS_MAX];
     size_t prepared_count;
-    struct db_pool *pool; /* NULL: not pooled */
 };
 
 struct db *db_new(const struct database_config *config, const char *role, const char *application)
@@ -403,81 +402,4 @@ int db_migrate(struct db *db, struct error *err)
         return -1;
     }
     return db_commit(db, err);
-}
-
-/* ---- pool ---- */
-
-struct db_pool {
-    pthread_mutex_t mutex; /* guards idle, idle_count */
-    pthread_cond_t returned;
-    struct db **idle;
-    size_t idle_count;
-    size_t size;
-};
-
-struct db_pool *db_pool_new(const struct database_config *config, const char *role,
-                            const char *application)
-{
-    struct db_pool *pool = xcalloc(1, sizeof *pool);
-    pthread_condattr_t attributes;
-
-    (void)pthread_mutex_init(&pool->mutex, NULL);
-    (void)pthread_condattr_init(&attributes);
-    (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
-    (void)pthread_cond_init(&pool->returned, &attributes);
-    (void)pthread_condattr_destroy(&attributes);
-    pool->size = config->pool_size == 0 ? 1 : config->pool_size;
-    pool->idle = xcalloc(pool->size, sizeof *pool->idle);
-    for (size_t i = 0; i < pool->size; i++) {
-        pool->idle[i] = db_new(config, role, application);
-        pool->idle[i]->pool = pool;
-    }
-    pool->idle_count = pool->size;
-    return pool;
-}
-
-void db_pool_free(struct db_pool *pool)
-{
-    if (pool == NULL)
-        return;
-    assert(pool->idle_count == pool->size); /* everything was put back */
-    for (size_t i = 0; i < pool->size; i++)
-        db_free(pool->idle[i]);
-    free(pool->idle);
-    (void)pthread_cond_destroy(&pool->returned);
-    (void)pthread_mutex_destroy(&pool->mutex);
-    free(pool);
-}
-
-int db_pool_get(struct db_pool *pool, int64_t timeout_ms, struct db **out, struct error *err)
-{
-    int64_t deadline_ns = clock_mono_ns() + timeout_ms * 1000000;
-    struct timespec deadline = {.tv_sec = deadline_ns / 1000000000,
-                                .tv_nsec = deadline_ns % 1000000000};
-    LOCK_SCOPE(&pool->mutex);
-
-    while (pool->idle_count == 0) {
-        if (pthread_cond_timedwait(&pool->returned, &pool->mutex, &deadline) != 0)
-            return error_set(err, ERR_UNAVAILABLE,
-                             "all %zu database connections are busy (database.pool_size)",
-                             pool->size);
-    }
-    *out = pool->idle[--pool->idle_count];
-    return 0;
-}
-
-void db_pool_put(struct db_pool *pool, struct db *db)
-{
-    assert(db->pool == pool);
-    db_rollback(db);
-    LOCK_SCOPE(&pool->mutex);
-    assert(pool->idle_count < pool->size);
-    pool->idle[pool->idle_count++] = db;
-    (void)pthread_cond_signal(&pool->returned);
-}
-
-void db_put(struct db *db)
-{
-    assert(db->pool != NULL);
-    db_pool_put(db->pool, db);
 }

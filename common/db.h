@@ -1,4 +1,4 @@
-/* PostgreSQL: one connection per struct db, one thread at a time; a small pool for many threads.
+/* PostgreSQL: one connection per struct db, one thread at a time.
  * Parameters only, never text built from input. A lost connection is reconnected by the next call
  * outside a transaction; the call that met it fails with ERR_UNAVAILABLE, and whether it took
  * effect is unknown: statements are idempotent by key or guarded by epoch. */
@@ -58,20 +58,5 @@ MUST_CHECK int db_bytea(const PGresult *rows, int row, int column, void *out, si
 /* Applies what is missing of schema_files under an advisory lock. ERR_CONFLICT: the database is
  * newer than this build. */
 MUST_CHECK int db_migrate(struct db *db, struct error *err);
-
-/* Pool: get gives a connection exclusively (waits up to timeout_ms: ERR_UNAVAILABLE "database
- * connections are all busy"), put returns it (rolls back an open transaction). Thread-safe. */
-struct db_pool;
-struct db_pool *db_pool_new(const struct database_config *config, const char *role,
-                            const char *application);
-/* All connections must have been put back. Services keep theirs to the end. */
-void db_pool_free(struct db_pool *pool);
-MUST_CHECK int db_pool_get(struct db_pool *pool, int64_t timeout_ms, struct db **out,
-                           struct error *err);
-void db_pool_put(struct db_pool *pool, struct db *db);
-/* For CLEANUP: remembers its pool. */
-void db_put(struct db *db);
-DEFINE_AUTO(pooled_db, struct db, db_put)
-#define auto_pooled_db CLEANUP(pooled_db_auto) struct db
 
 #endif

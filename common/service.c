@@ -65,11 +65,6 @@ bool service_stopping(const struct service *service)
     return atomic_load(&service->stopping);
 }
 
-int service_stop_fd(const struct service *service)
-{
-    return service->stop_fd;
-}
-
 bool service_reload_requested(struct service *service)
 {
     return atomic_exchange(&service->reload, false);
@@ -98,11 +93,6 @@ void service_set_ready(struct service *service, const char *condition, bool read
 struct readiness *service_readiness(const struct service *service)
 {
     return service->readiness;
-}
-
-uint16_t service_admin_port(const struct service *service)
-{
-    return service->admin_port;
 }
 
 int64_t service_drain_ms(const struct service *service)

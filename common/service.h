@@ -56,8 +56,6 @@ const char *service_flag_value(const struct service *service, const char *name);
 const char *service_config_path(const struct service *service);
 /* SIGTERM or SIGINT arrived. */
 bool service_stopping(const struct service *service);
-/* An fd that becomes readable when stopping; never read it. */
-int service_stop_fd(const struct service *service);
 /* SIGHUP arrived since the last call. */
 bool service_reload_requested(struct service *service);
 /* Waits up to ms, returns early (true) when stopping. */
@@ -67,8 +65,6 @@ bool service_wait(const struct service *service, int64_t ms);
  * changes are logged. */
 void service_set_ready(struct service *service, const char *condition, bool ready,
                        const char *reason);
-/* Actual port of the admin server; 0 with a `once` flag. */
-uint16_t service_admin_port(const struct service *service);
 int64_t service_drain_ms(const struct service *service);
 
 #endif

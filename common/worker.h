@@ -63,15 +63,12 @@ MUST_CHECK int worker_run(struct service *service, const struct bus_config *bus,
 /* Facts of the lease; strings live as long as the task. */
 const char *worker_task_id(const struct worker_task *task);
 const char *worker_task_job_id(const struct worker_task *task); /* "" for control tasks */
-const char *worker_task_kind(const struct worker_task *task);
 uint64_t worker_task_epoch(const struct worker_task *task);
 uint32_t worker_task_attempt(const struct worker_task *task);
 const json_t *worker_task_spec(const struct worker_task *task);
 const char *worker_task_provider(const struct worker_task *task); /* instance name */
 const json_t *worker_task_settings(const struct worker_task *task);
 const void *worker_task_sealed(const struct worker_task *task, size_t *out_size);
-const char *worker_task_audience(const struct worker_task *task);
-const char *worker_instance(const struct worker_task *task);
 
 /* Stopping. The flag is what libraries poll; the reason tells which. */
 const atomic_bool *worker_task_stopped(const struct worker_task *task);
@@ -114,9 +111,6 @@ MUST_CHECK int worker_task_record_put(struct worker_task *task, const char *key,
                                       struct error *err);
 /* NULL if there is none; valid until the next put of that key. */
 const char *worker_task_record_get(const struct worker_task *task, const char *key);
-/* Calls fn for every record (own and handed over); the texts are valid during the call. */
-void worker_task_records_each(const struct worker_task *task,
-                              void (*fn)(void *arg, const char *key, const char *value), void *arg);
 /* From now on no other worker gets the task before lease_until + 120 s. ERR_CANCELLED: refused
  * (job cancelled) or lost. */
 MUST_CHECK int worker_task_permit(struct worker_task *task, struct error *err);

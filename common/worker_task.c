@@ -114,11 +114,6 @@ const char *worker_task_job_id(const struct worker_task *task)
     return task->facts->job_id;
 }
 
-const char *worker_task_kind(const struct worker_task *task)
-{
-    return task->facts->kind;
-}
-
 uint64_t worker_task_epoch(const struct worker_task *task)
 {
     return task->ref.epoch;
@@ -148,16 +143,6 @@ const void *worker_task_sealed(const struct worker_task *task, size_t *out_size)
 {
     *out_size = task->facts->sealed_secrets.len;
     return task->facts->sealed_secrets.data;
-}
-
-const char *worker_task_audience(const struct worker_task *task)
-{
-    return task->facts->audience;
-}
-
-const char *worker_instance(const struct worker_task *task)
-{
-    return task->worker->instance;
 }
 
 /* ---- stopping ---- */
@@ -403,28 +388,6 @@ const char *worker_task_record_get(const struct worker_task *task, const char *k
             return t->records[i].value;
     }
     return NULL;
-}
-
-void worker_task_records_each(const struct worker_task *task,
-                              void (*fn)(void *arg, const char *key, const char *value), void *arg)
-{
-    struct worker_task *t = (struct worker_task *)(uintptr_t)task;
-    autofree struct worker_record *copies = NULL;
-    size_t count;
-
-    /* Copies: fn may put records, and other threads do. */
-    (void)pthread_mutex_lock(&t->mutex);
-    count = t->record_count;
-    copies = xcalloc(count + 1, sizeof *copies);
-    for (size_t i = 0; i < count; i++)
-        copies[i] =
-            (struct worker_record){xstrdup(t->records[i].key), xstrdup(t->records[i].value)};
-    (void)pthread_mutex_unlock(&t->mutex);
-    for (size_t i = 0; i < count; i++) {
-        fn(arg, copies[i].key, copies[i].value);
-        free(copies[i].key);
-        free(copies[i].value);
-    }
 }
 
 /* ---- permit ---- */

@@ -186,18 +186,6 @@ int call_query_u64(const struct call *call, const char *name, uint64_t min, uint
     return parse_u64(name, text, min, max, out, err);
 }
 
-int call_query_bool(const struct call *call, const char *name, bool fallback, bool *out,
-                    struct error *err)
-{
-    const char *text = call_query(call, name);
-
-    if (text == NULL) {
-        *out = fallback;
-        return 0;
-    }
-    return parse_bool(name, text, out, err);
-}
-
 static bool is_one_of(const char *name, const char *const *names)
 {
     for (size_t i = 0; names[i] != NULL; i++) {

@@ -99,8 +99,6 @@ int call_fail(struct call *call, unsigned int status, json_t *extra_taken, struc
 /* The next page's position etc.: a whole number from the query. Absent: fallback. ERR_INVALID. */
 MUST_CHECK int call_query_u64(const struct call *call, const char *name, uint64_t min, uint64_t max,
                               uint64_t fallback, uint64_t *out, struct error *err);
-MUST_CHECK int call_query_bool(const struct call *call, const char *name, bool fallback, bool *out,
-                               struct error *err);
 /* ERR_INVALID naming the first query parameter that is not in names (NULL-terminated). */
 MUST_CHECK int call_check_query(const struct call *call, const char *const *names,
                                 struct error *err);

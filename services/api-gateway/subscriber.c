@@ -325,12 +325,6 @@ void subscriber_end(struct subscriber *subscriber, enum subscriber_close code, b
     end(subscriber, code, flush);
 }
 
-size_t subscriber_pending(struct subscriber *subscriber)
-{
-    LOCK_SCOPE(&subscriber->mutex);
-    return subscriber->bytes;
-}
-
 bool subscriber_has_room(struct subscriber *subscriber)
 {
     LOCK_SCOPE(&subscriber->mutex);

@@ -101,7 +101,6 @@ void subscriber_send_bytes(struct subscriber *subscriber, const void *data, size
                            int64_t now_ms);
 /* Ends it: what waits is dropped unless `flush`, what was begun is sent to its end. */
 void subscriber_end(struct subscriber *subscriber, enum subscriber_close code, bool flush);
-size_t subscriber_pending(struct subscriber *subscriber);
 /* Is it to be fed: neither ended nor too far behind? */
 bool subscriber_has_room(struct subscriber *subscriber);
 bool subscriber_has_ended(struct subscriber *subscriber);

@@ -66,8 +66,6 @@ struct manifest_facts {
 
 /* New reference. ERR_INVALID when the result would not pass manifest_validate. */
 MUST_CHECK int manifest_build(const struct manifest_facts *facts, json_t **out, struct error *err);
-/* Both files into dir, atomically, JSON first. */
-MUST_CHECK int manifest_store(const json_t *manifest, const char *dir, struct error *err);
 /* Reads .yaml and .yml as YAML (no aliases), anything else as JSON. Not validated yet. */
 MUST_CHECK int manifest_load(const char *path, json_t **out, struct error *err);
 

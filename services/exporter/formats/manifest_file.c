@@ -9,24 +9,6 @@
 
 #define FILE_MODE 0640U
 
-int manifest_store(const json_t *manifest, const char *dir, struct error *err)
-{
-    autofree char *json_path = xasprintf("%s/%s", dir, MANIFEST_JSON_NAME);
-    autofree char *yaml_path = xasprintf("%s/%s", dir, MANIFEST_YAML_NAME);
-    autofree char *json = json_dumps(manifest, JSON_INDENT(2));
-    autofree char *with_newline = NULL;
-    autofree char *yaml = NULL;
-
-    if (json == NULL)
-        return error_set(err, ERR_INTERNAL, "manifest cannot be written as JSON");
-    if (yaml_format(manifest, MANIFEST_BYTES_MAX, &yaml, err) < 0)
-        return -1;
-    with_newline = xasprintf("%s\n", json);
-    if (file_write_atomic(json_path, with_newline, strlen(with_newline), FILE_MODE, err) < 0)
-        return -1;
-    return file_write_atomic(yaml_path, yaml, strlen(yaml), FILE_MODE, err);
-}
-
 static bool has_suffix(const char *text, const char *suffix)
 {
     size_t n = strlen(text);

@@ -1,4 +1,4 @@
-/* Connections, statements, errors, migration and pool against a private PostgreSQL. */
+/* Connections, statements, errors and migration against a private PostgreSQL. */
 #include "tests/unit/common/stores_fixture.h"
 
 #include <glob.h>
@@ -35,7 +35,6 @@ static struct database_config config_of(const char *user, const char *port)
         .url = xasprintf("postgresql://%s@127.0.0.1:%s/hypersdk", user, port),
         .owner_url = xstrdup(""),
         .password = password_of(user),
-        .pool_size = 2,
     };
 }
 
@@ -284,81 +283,6 @@ static void each_connection_takes_its_role(void **state)
     assert_string_equal(db_text(rows, 0, 2), "UTC");
 }
 
-static void the_pool_gives_each_connection_to_one_user(void **state)
-{
-    static const char one_sql[] = "SELECT 1";
-    struct error err = ERROR_NONE;
-    struct db_pool *pool = NULL;
-    struct db *a = NULL;
-    struct db *b = NULL;
-    struct db *none = NULL;
-    int64_t started_ms;
-
-    (void)state;
-    if (dir == NULL)
-        skip();
-    pool = db_pool_new(&app, "hypersdk_gateway", "unit");
-    assert_ok(db_pool_get(pool, 0, &a, &err), err);
-    assert_ok(db_pool_get(pool, 0, &b, &err), err);
-    assert_ptr_not_equal(a, b);
-    started_ms = clock_mono_ms();
-    assert_fails(db_pool_get(pool, 50, &none, &err), err, ERR_UNAVAILABLE, "all 2 database");
-    assert_true(clock_mono_ms() - started_ms >= 45);
-    assert_ok(db_begin(a, &err), err);
-    db_put(a); /* an open transaction is rolled back on the way */
-    {
-        auto_pooled_db *c = NULL;
-        assert_ok(db_pool_get(pool, 0, &c, &err), err);
-        assert_ptr_equal(a, c);
-        assert_false(db_in_transaction(c));
-        assert_ok(db_exec(c, one_sql, DB_NO_PARAMS, NULL, &err), err);
-    }
-    db_pool_put(pool, b);
-    db_pool_free(pool);
-    db_pool_free(NULL);
-}
-
-struct borrower {
-    struct db_pool *pool;
-    int failures;
-};
-
-static void *on_borrower(void *arg)
-{
-    static const char sql[] = "SELECT pg_backend_pid()";
-    struct borrower *borrower = arg;
-
-    for (int i = 0; i < 50; i++) {
-        auto_pooled_db *db = NULL;
-        struct error err = ERROR_NONE;
-        if (db_pool_get(borrower->pool, 10000, &db, &err) < 0 ||
-            db_exec(db, sql, DB_NO_PARAMS, NULL, &err) < 0)
-            borrower->failures++;
-    }
-    return NULL;
-}
-
-static void many_threads_wait_for_few_connections(void **state)
-{
-    pthread_t threads[6];
-    struct borrower borrowers[6];
-    struct db_pool *pool = NULL;
-
-    (void)state;
-    if (dir == NULL)
-        skip();
-    pool = db_pool_new(&app, NULL, "unit");
-    for (size_t i = 0; i < ARRAY_LEN(threads); i++) {
-        borrowers[i] = (struct borrower){pool, 0};
-        assert_int_equal(pthread_create(&threads[i], NULL, on_borrower, &borrowers[i]), 0);
-    }
-    for (size_t i = 0; i < ARRAY_LEN(threads); i++) {
-        assert_int_equal(pthread_join(threads[i], NULL), 0);
-        assert_int_equal(borrowers[i].failures, 0);
-    }
-    db_pool_free(pool);
-}
-
 static double total(struct db *db, const char *name, const char *labels)
 {
     static const char sql[] = "SELECT coalesce(sum(value), -1) FROM metric_totals"
@@ -431,8 +355,6 @@ int main(void)
         cmocka_unit_test(a_cut_connection_is_made_again_by_the_next_call),
         cmocka_unit_test(unreachable_servers_and_wrong_accounts_are_told),
         cmocka_unit_test(each_connection_takes_its_role),
-        cmocka_unit_test(the_pool_gives_each_connection_to_one_user),
-        cmocka_unit_test(many_threads_wait_for_few_connections),
         cmocka_unit_test(metric_totals_add_up_over_batches),
         cmocka_unit_test(a_stopped_server_is_unavailable_and_comes_back),
     };

@@ -60,11 +60,6 @@ const char *worker_task_job_id(const struct worker_task *task)
     (void)task;
     return "job-1";
 }
-const char *worker_task_kind(const struct worker_task *task)
-{
-    (void)task;
-    return "export";
-}
 uint64_t worker_task_epoch(const struct worker_task *task)
 {
     return task->epoch;
@@ -92,16 +87,6 @@ const void *worker_task_sealed(const struct worker_task *task, size_t *out_size)
     (void)task;
     *out_size = 0;
     return NULL;
-}
-const char *worker_task_audience(const struct worker_task *task)
-{
-    (void)task;
-    return "provider:scripted";
-}
-const char *worker_instance(const struct worker_task *task)
-{
-    (void)task;
-    return "exporter-test";
 }
 const atomic_bool *worker_task_stopped(const struct worker_task *task)
 {
@@ -179,12 +164,6 @@ const char *worker_task_record_get(const struct worker_task *task, const char *k
             return task->records[i].value;
     }
     return NULL;
-}
-void worker_task_records_each(const struct worker_task *task,
-                              void (*fn)(void *arg, const char *key, const char *value), void *arg)
-{
-    for (size_t i = 0; i < task->record_count; i++)
-        fn(arg, task->records[i].key, task->records[i].value);
 }
 int worker_task_permit(struct worker_task *task, struct error *err)
 {
