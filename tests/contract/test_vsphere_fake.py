@@ -269,6 +269,15 @@ def test_fault_of_the_task_says_what_to_do(driver, fake, planned, code, words):
     driver.release()
 
 
+@pytest.mark.parametrize("memory,quiesce", [(True, False), (False, True), (False, False)])
+def test_snapshot_is_made_as_asked_for(driver, fake, memory, quiesce):
+    prepare(driver, snapshot=True, snapshot_name="before the move", snapshot_memory=memory,
+            snapshot_quiesce=quiesce)
+    assert fake.snapshot_options == [(str(memory).lower(), str(quiesce).lower())]
+    assert [name for name, _ in fake.vms["vm-1"].snapshots.values()] == ["before the move"]
+    driver.release()
+
+
 def test_lost_answer_makes_no_second_snapshot(driver, fake):
     """The server made it, the answer was lost, the task runs still when it is tried again."""
     fake.task_looks = 3

@@ -58,6 +58,13 @@ def test_other_formats(suite, disk, form):
     assert images.check_digests(result["output_path"]) >= 1
 
 
+def test_a_snapshot_that_is_to_stay_has_its_name(suite, sim):
+    job = suite.client.submit(vm_path="web", format="raw", snapshot=True,
+                              snapshot_name="before the move", delete_snapshot=False)
+    suite.wait_job(job, "completed")
+    assert sim.snapshots("web") == ["before the move"]
+
+
 def test_a_second_export_of_the_same_vm_overwrites_nothing(suite):
     first = suite.wait_job(suite.client.submit(vm_path="web", format="raw"), "completed")["result"]
     before = images.sha256(pathlib.Path(first["output_path"]) / "export.json")

@@ -169,6 +169,7 @@ class FakeVsphere:
         self.modified = "Mon, 01 Jun 2026 10:00:00 GMT"
         self.calls = []          # names of methods, in order
         self.folder_requests = []  # (method, path, Range header)
+        self.snapshot_options = []  # (memory, quiesce) of every snapshot asked for
         self.raw_reply = None    # (status, bytes): answers everything below /sdk
         self.task_looks = 1      # how often a task is seen running before its end
         self.lock = threading.RLock()  # guards all of this
@@ -436,6 +437,7 @@ class FakeVsphere:
     def do_CreateSnapshot_Task(self, call, request):
         vm = self.vms[call.findtext(VIM + "_this")]
         name, text = call.findtext(VIM + "name"), call.findtext(VIM + "description")
+        self.snapshot_options.append((call.findtext(VIM + "memory"), call.findtext(VIM + "quiesce")))
 
         def work():
             id = f"snapshot-{next(self.numbers)}"
