@@ -94,6 +94,56 @@ static void tell_submitted(const struct program *program, const json_t *answer, 
     output_text(&out);
 }
 
+/* The newest job of the VM, as the gateway lists it. */
+static int newest_job(struct program *program, json_t **out, struct error *err)
+{
+    const struct command_line *line = program->line;
+    auto_json *page = NULL;
+    auto_strbuf path;
+
+    strbuf_init(&path, API_URL_BYTES_MAX);
+    strbuf_add(&path, "/api/v1/jobs?limit=1&vm=");
+    strbuf_add_url(&path, flag_text(line, FLAG_VM));
+    if (flag_given(line, FLAG_PROVIDER)) {
+        strbuf_add(&path, "&provider=");
+        strbuf_add_url(&path, flag_text(line, FLAG_PROVIDER));
+    }
+    if (api_get(program->api, path.data, &page, err) < 0)
+        return -1;
+    *out = json_incref(json_array_get(json_object_get(page, "jobs"), 0));
+    return *out != NULL ? 0
+                        : error_set(err, ERR_NOT_FOUND,
+                                    "there is no earlier export of '%.200s' to go on with",
+                                    flag_text(line, FLAG_VM));
+}
+
+/* A job that failed or was cancelled starts again from what it left behind, with its own options;
+ * one that still runs is only followed. */
+static int resume(struct program *program, json_t **out, struct error *err)
+{
+    autofree char *path = NULL;
+    auto_json *job = NULL;
+    auto_json *nothing = json_object();
+    const char *status;
+
+    if (newest_job(program, &job, err) < 0)
+        return -1;
+    status = json_str(job, "status");
+    if (strcmp(status, "completed") == 0)
+        return error_set(err, ERR_CONFLICT,
+                         "the last export of '%.200s' (job %.64s) is complete: export it again "
+                         "without --resume",
+                         flag_text(program->line, FLAG_VM), json_str(job, "job_id"));
+    if (strcmp(status, "failed") != 0 && strcmp(status, "cancelled") != 0) {
+        *out = STEAL(job);
+        return 0;
+    }
+    path = output_path("/api/v1/jobs/", json_str(job, "job_id"), "/retry");
+    return api_call(program->api,
+                    &(struct api_request){.method = "POST", .path = path, .body = nothing}, out,
+                    err);
+}
+
 int export_command(struct program *program, struct error *err)
 {
     const struct command_line *line = program->line;
@@ -102,7 +152,15 @@ int export_command(struct program *program, struct error *err)
     auto_json *body = job_body(line);
     auto_json *answer = NULL;
 
-    if (api_check(program->api, err) < 0 || submit(program, body, &answer, err) < 0)
+    if (flag_on(line, FLAG_RESUME) &&
+        json_object_size(body) > (flag_given(line, FLAG_PROVIDER) ? 2 : 1))
+        return error_set(err, ERR_INVALID,
+                         "--resume goes on with the options of the earlier job: give it --vm and "
+                         "--provider only");
+    if (api_check(program->api, err) < 0)
+        return -1;
+    if ((flag_on(line, FLAG_RESUME) ? resume(program, &answer, err)
+                                    : submit(program, body, &answer, err)) < 0)
         return -1;
     if (json_str(answer, "job_id")[0] == '\0')
         return error_set(err, ERR_PROTOCOL, "the gateway's answer names no job");

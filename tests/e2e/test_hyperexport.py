@@ -21,7 +21,7 @@ def disk(tmp_path):
 
 @pytest.fixture
 def sim(make_vsphere, disk):
-    return make_vsphere([vm("web", disk, cpus=2, memory=4096)])
+    return make_vsphere([vm("web", disk, cpus=2, memory=4096), vm("off", disk, power="off")])
 
 
 @pytest.fixture
@@ -97,6 +97,24 @@ def test_interrupt_cancels_and_leaves_no_snapshot(cli, sim, suite, tmp_path):
     assert child.returncode == 130, err
     wait_for(lambda: sim.snapshots("web") == [], 20, "the snapshot is removed")
     assert suite.client.get("/api/v1/jobs")["jobs"][0]["status"] == "cancelled"
+
+
+def test_resume_goes_on_where_the_interrupt_was(cli, sim, suite, disk):
+    add_provider(cli, sim)
+    sim.set_rate(2 * MB)
+    child = subprocess.Popen([BIN / "hyperexport", "--vm", "off", "--format", "qcow2",
+                              "--daemon-url", suite.url()], stdout=subprocess.DEVNULL,
+                             stderr=subprocess.DEVNULL)
+    job = wait_for(lambda: suite.client.get("/api/v1/jobs")["jobs"], 30, "the job")[0]["job_id"]
+    wait_for(lambda: list(suite.exports.rglob("*.journal")), 30, "a journal")
+    wait_for(lambda: sim.stats()["bytes"] > 8 * MB, 30, "bytes flow")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(40) == 130
+    sim.set_rate(0)
+    done = cli("--vm", "off", "--resume")
+    assert done.returncode == 0, done.stderr + suite.tails()
+    images.compare(disk, suite.exports / "off" / "off-disk1.qcow2", "qcow2")
+    assert "gone on at" in cli("jobs", "logs", job).stdout
 
 
 def test_login_and_the_three_roles(make_suite, sim, tmp_path):

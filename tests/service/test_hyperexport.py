@@ -117,6 +117,32 @@ def test_an_export_sends_what_was_typed_and_nothing_else(cli, gateway):
             "enabled": True, "daemon_mode": False, "auto_convert": True}}
 
 
+@pytest.mark.parametrize("status", ["failed", "cancelled", "running"])
+def test_resume_goes_on_with_the_newest_job(cli, gateway, status):
+    job_answers(gateway, "running", "completed")
+    gateway.answers["GET", "/api/v1/jobs"] = {"jobs": [{"job_id": "job-1", "status": status}]}
+    gateway.answers["POST", "/api/v1/jobs/job-1/retry"] = (202, {"job_id": "job-1",
+                                                                 "status": "pending"})
+    done = cli("--vm", "web 03", "--provider", "lab", "--resume", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("success: ")
+    asked = gateway.asked("GET", "/api/v1/jobs")[0]
+    assert asked.query == {"limit": "1", "vm": "web 03", "provider": "lab"}
+    assert len(gateway.asked("POST", "/api/v1/jobs/job-1/retry")) == (status != "running")
+    assert gateway.asked("POST", "/api/v1/jobs") == []
+
+
+def test_resume_without_anything_to_go_on_with_says_so(cli, gateway):
+    gateway.answers["GET", "/api/v1/jobs"] = {"jobs": []}
+    done = cli("--vm", "web-03", "--resume")
+    assert done.returncode == 2 and "no earlier export of 'web-03'" in done.stderr
+    gateway.answers["GET", "/api/v1/jobs"] = {"jobs": [{"job_id": "j", "status": "completed"}]}
+    done = cli("--vm", "web-03", "--resume")
+    assert done.returncode == 2 and "is complete" in done.stderr
+    done = cli("--vm", "web-03", "--resume", "--format", "raw")
+    assert done.returncode == 64 and "--vm and --provider only" in done.stderr
+
+
 def test_the_summary_tells_where_it_is(cli, gateway):
     job_answers(gateway, "running", "completed")
     done = cli("--vm", "web-03")
