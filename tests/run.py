@@ -20,6 +20,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "test"
 PARTS = ["unit:release", "unit:asan", "fuzz", "lint", "contract", "service", "e2e"]
 UNIT_SECONDS_MAX = 300
+# Service tests mostly wait: for leases that run out, back-offs, processes that drain.
+PYTEST_WORKERS = min(4, (os.cpu_count() or 1) + 1)
 PART_SECONDS_MAX = 1500
 
 
@@ -92,8 +94,8 @@ def pytest(folder):
     xml_file = OUT / f"{folder}.xml"
     xml_file.unlink(missing_ok=True)
     status, text = run(["/usr/bin/python3", "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider",
-                        f"--junitxml={xml_file}", f"tests/{folder}"], OUT / f"{folder}.log",
-                       PART_SECONDS_MAX)
+                        "-n", str(PYTEST_WORKERS), f"--junitxml={xml_file}", f"tests/{folder}"],
+                       OUT / f"{folder}.log", PART_SECONDS_MAX)
     if xml_file.exists():
         for suite in xml.etree.ElementTree.parse(xml_file).getroot().iter("testsuite"):
             bad = int(suite.get("failures")) + int(suite.get("errors"))
