@@ -25,9 +25,10 @@ static_assert(SINK_PIECE_BYTES == LEAF_BYTES, "a piece is a leaf");
 struct tuning {
     int64_t last_ms;
     int64_t hold_until_ms;
+    bool probing; /* the last change was one more reader */
     uint64_t transferred;
-    uint64_t best_rate;
-    uint64_t readers_wait, write, cpu;
+    uint64_t best_rate; /* before that */
+    uint64_t readers_wait, rate_wait, write, cpu;
     const char *limited_by;
 };
 
@@ -211,35 +212,47 @@ static const char *limit_name(struct copy_run *run, struct tuning *tuning, int64
     uint64_t wait = grown(&run->times.readers_wait, &tuning->readers_wait);
     uint64_t write = grown(&run->times.write, &tuning->write);
     uint64_t cpu = grown(&run->times.cpu, &tuning->cpu);
+    uint64_t rate_wait = grown(&run->times.rate_wait, &tuning->rate_wait);
     uint64_t readers_ns = (uint64_t)took_ms * 1000000 * run->readers_wanted;
 
+    if (rate_wait > wait && rate_wait * 100 >= readers_ns * WAITING_PERCENT)
+        return "rate_limit";
     if (wait * 100 < readers_ns * WAITING_PERCENT)
         return "source";
     return write > cpu ? "disk" : "cpu";
 }
 
-/* Mutex held. More readers while that brings more, fewer after errors. */
+static void probe_over(struct tuning *tuning, int64_t hold_until_ms)
+{
+    tuning->probing = false;
+    tuning->hold_until_ms = hold_until_ms;
+}
+
+/* Mutex held. The knee: one more reader as long as that brings more, and without the last one that
+ * did not. Half of them after errors, as a source that throttles wants it. Fewer when the rate
+ * limit is what they wait for. */
 static void tune_readers(struct copy_run *run, struct tuning *tuning, uint64_t rate, int64_t now)
 {
-    bool source = strcmp(tuning->limited_by, "source") == 0;
+    bool more = rate * 100 > tuning->best_rate * (100 + TUNE_GAIN_PERCENT);
 
     if (run->failures > 0) {
         run->failures = 0;
-        run->readers_wanted = run->readers_wanted > 1 ? run->readers_wanted - 1 : 1;
-        tuning->hold_until_ms = now + TUNE_HOLD_MS;
-        tuning->best_rate = 0;
-        return;
-    }
-    if (now < tuning->hold_until_ms || run->readers_wanted >= run->options->readers || !source)
-        return;
-    if (rate * 100 > tuning->best_rate * (100 + TUNE_GAIN_PERCENT)) {
+        run->readers_wanted = run->readers_wanted > 2 ? run->readers_wanted / 2 : 1;
+        probe_over(tuning, now + TUNE_HOLD_MS);
+    } else if (strcmp(tuning->limited_by, "rate_limit") == 0) {
+        run->readers_wanted -= run->readers_wanted > 1;
+        probe_over(tuning, now + TUNE_MS);
+    } else if (tuning->probing && !more) {
+        run->readers_wanted--;
+        probe_over(tuning, now + TUNE_HOLD_MS);
+    } else if ((tuning->probing || now >= tuning->hold_until_ms) &&
+               run->readers_wanted < run->options->readers &&
+               strcmp(tuning->limited_by, "source") == 0) {
+        tuning->probing = true;
         tuning->best_rate = rate;
         run->readers_wanted++;
         (void)pthread_cond_broadcast(&run->free);
-        return;
     }
-    tuning->hold_until_ms = now + TUNE_HOLD_MS;
-    tuning->best_rate = 0;
 }
 
 static void tune(struct copy_run *run, struct tuning *tuning)
@@ -271,6 +284,7 @@ static void report(struct copy_run *run, const struct tuning *tuning)
     {
         LOCK_SCOPE(&run->mutex);
         progress.bytes_done = run->bytes_done;
+        progress.readers = run->readers_wanted;
     }
     run->options->progress(run->options->arg, &progress);
 }

@@ -26,6 +26,8 @@
 #define COPY_CHECKPOINT_BYTES  (64 * MIB)
 
 struct journal;
+struct rate_transfer;
+struct source;
 
 struct copy_output {
     const struct sink_format *format;
@@ -37,7 +39,8 @@ struct copy_output {
 struct copy_progress {
     uint64_t bytes_transferred; /* read from the source by this run */
     uint64_t bytes_done;        /* logical bytes that are through, resumed ones included */
-    const char *limited_by;     /* "source" | "disk" | "cpu" | "" */
+    const char *limited_by;     /* "source" | "disk" | "cpu" | "rate_limit" | "" */
+    unsigned int readers;       /* that may read now */
 };
 
 struct copy_options {
@@ -54,7 +57,11 @@ struct copy_options {
     const char *uuid;          /* for the images; may be NULL */
     const struct copy_output *outputs;
     size_t output_count;
-    bool hash; /* false only in the bench */
+    bool hash;                  /* false only in the bench */
+    struct rate_transfer *rate; /* what readers take their bytes from; NULL: no limit */
+    /* Tests put a source of theirs (faults) around the provider's; else NULL. */
+    struct source *(*wrap)(struct source *below, void *arg);
+    void *wrap_arg;
     const atomic_bool *stopped;
     /* Asked before every write and sync, from any thread; -1 ends the copy with that error. */
     int (*may_write)(void *arg, struct error *err);

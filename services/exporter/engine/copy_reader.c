@@ -9,20 +9,12 @@
 #define BACKOFF_BASE_MS 200
 #define BACKOFF_MAX_MS  10000 /* a source that restarts needs some 10 s */
 
-/* ---- retries ---- */
+/* ---- the reader's source ---- */
 
-static int disk_reopen(struct copy_reader *reader, struct error *err)
+/* Before a retry: the coordinator hears of the failure. false: the run has ended. */
+static bool wait_backoff(void *arg, uint32_t attempt)
 {
-    const struct copy_options *options = reader->run->options;
-
-    options->provider->disk_close(reader->disk);
-    reader->disk = NULL;
-    return options->provider->disk_open(options->session, options->frozen, options->disk_index,
-                                        &reader->disk, err);
-}
-
-static void wait_backoff(struct copy_run *run, uint32_t attempt)
-{
+    struct copy_run *run = arg;
     int64_t until = clock_mono_ms() + clock_backoff_ms(attempt, BACKOFF_BASE_MS, BACKOFF_MAX_MS);
 
     LOCK_SCOPE(&run->mutex);
@@ -31,33 +23,24 @@ static void wait_backoff(struct copy_run *run, uint32_t attempt)
     while (!run->ended) {
         int64_t left = until - clock_mono_ms();
         if (left <= 0)
-            return;
+            return true;
         copy_wait_ms(run, &run->free, left);
     }
+    return false;
 }
 
-/* After a failed provider call: 0 = try again with the new connection; -1 = the run has ended. */
-static int recover(struct copy_reader *reader, uint32_t *attempt, struct error *err)
+static struct source *source_open(struct copy_run *run)
 {
-    struct copy_run *run = reader->run;
+    const struct copy_options *options = run->options;
+    struct source_retry retry = {
+        .retries_max = options->retries_max, .wait = wait_backoff, .arg = run};
+    struct source *source = source_of_provider(options->provider, options->session, options->frozen,
+                                               options->disk_index);
 
-    for (;;) {
-        if (copy_ended(run))
-            return -1;
-        if (!error_is_retryable(err) || *attempt >= run->options->retries_max) {
-            if (error_is_retryable(err) && *attempt > 0)
-                (void)error_wrap(err, "given up after %" PRIu32 " retries", *attempt);
-            copy_fail(run, err);
-            return -1;
-        }
-        error_clear(err);
-        wait_backoff(run, *attempt);
-        (*attempt)++;
-        if (copy_ended(run))
-            return -1;
-        if (disk_reopen(reader, err) == 0)
-            return 0;
-    }
+    if (options->wrap != NULL)
+        source = options->wrap(source, options->wrap_arg);
+    source = source_with_rate_take(source, options->rate, &run->ended, &run->times.rate_wait);
+    return source_with_retry_take(source, &retry);
 }
 
 /* ---- claiming ---- */
@@ -82,33 +65,26 @@ static int extents_check(const struct copy_run *run, uint64_t from, struct error
 }
 
 /* Makes the extents cover the claim's offset. */
-static int extents_fetch(struct copy_reader *reader)
+static int extents_fetch(struct copy_reader *reader, struct error *err)
 {
     struct copy_run *run = reader->run;
-    const struct provider *provider = run->options->provider;
+    struct source *source = reader->source;
     uint64_t from = run->claim_offset;
-    struct error err = ERROR_NONE;
-    uint32_t attempt = 0;
 
-    while (run->extents != NULL && run->extents_end <= from) {
-        if (provider->disk_extents(reader->disk, from, run->size_bytes - from, run->extents,
-                                   COPY_EXTENTS_MAX, &run->extent_count, &run->extents_end,
-                                   &err) == 0) {
-            assert(run->extent_count <= COPY_EXTENTS_MAX);
-            run->extent_next = 0;
-            if (extents_check(run, from, &err) == 0)
-                return 0;
-        }
-        run->extent_count = 0;
-        run->extents_end = 0;
-        if (err.code == ERR_NOT_AVAILABLE) { /* everything is read */
-            free(run->extents);
-            run->extents = NULL;
-            return 0;
-        }
-        if (recover(reader, &attempt, &err) < 0)
-            return -1;
+    if (run->extents == NULL || run->extents_end > from)
+        return 0;
+    run->extent_next = 0;
+    if (source->ops->extents(source, from, run->size_bytes - from, run->extents, COPY_EXTENTS_MAX,
+                             &run->extent_count, &run->extents_end, err) == 0) {
+        assert(run->extent_count <= COPY_EXTENTS_MAX);
+        return extents_check(run, from, err);
     }
+    run->extent_count = 0;
+    run->extents_end = 0;
+    if (err->code != ERR_NOT_AVAILABLE)
+        return -1;
+    error_clear(err); /* everything is read */
+    free(STEAL(run->extents));
     return 0;
 }
 
@@ -182,8 +158,8 @@ static void unit_of_chunk(struct copy_run *run, struct copy_unit *unit)
         run->claim_chunk = NULL;
 }
 
-/* The next unit into reader->unit; false: there is none, or the run has ended. */
-static bool claim(struct copy_reader *reader)
+/* The next unit into reader->unit; false: there is none, or the run has ended, or err. */
+static bool claim(struct copy_reader *reader, struct error *err)
 {
     struct copy_run *run = reader->run;
     uint64_t chunk_bytes = run->options->chunk_bytes;
@@ -193,7 +169,7 @@ static bool claim(struct copy_reader *reader)
     while (run->claim_chunk == NULL && run->claim_offset < run->size_bytes &&
            copy_chunk_is_resumed(run, run->claim_offset / chunk_bytes))
         run->claim_offset = min_u64(run->claim_offset + chunk_bytes, run->size_bytes);
-    if (run->claim_offset >= run->size_bytes || copy_ended(run) || extents_fetch(reader) < 0)
+    if (run->claim_offset >= run->size_bytes || copy_ended(run) || extents_fetch(reader, err) < 0)
         return false;
     unit.offset = run->claim_offset;
     unit.ticket = run->claim_ticket;
@@ -230,12 +206,13 @@ static struct copy_piece *piece_at(struct copy_reader *reader, uint64_t offset, 
     return piece;
 }
 
-static int emit_zeros(struct copy_reader *reader, uint64_t offset, uint64_t length)
+static int emit_zeros(struct copy_reader *reader, uint64_t offset, uint64_t length,
+                      struct error *err)
 {
     struct copy_piece *piece = piece_at(reader, offset, length);
 
     if (piece == NULL)
-        return -1;
+        return error_set(err, ERR_CANCELLED, "the copy has ended");
     copy_piece_queue(reader->run, piece);
     return 0;
 }
@@ -292,62 +269,47 @@ static int stream_take(void *arg, const void *data, size_t length, struct error 
     return copy_ended(reader->run) ? error_set(err, ERR_CANCELLED, "the copy has ended") : 0;
 }
 
-/* One call of the provider for bytes at reader->position. */
-static int read_some(struct copy_reader *reader, uint64_t end, struct error *err)
+static int read_pieces(struct copy_reader *reader, uint64_t end, struct error *err)
 {
-    const struct provider *provider = reader->run->options->provider;
-    struct stream stream = {.reader = reader, .end = end};
-    size_t length;
+    struct source *source = reader->source;
 
-    if (provider->disk_stream != NULL) {
-        if (provider->disk_stream(reader->disk, end - reader->position, reader->position,
-                                  stream_take, &stream, err) < 0)
+    while (reader->position < end) {
+        if (need_piece(reader, err) < 0)
             return -1;
-        if (reader->position < end)
-            return error_set(err, ERR_SOURCE_CHANGED,
-                             "the disk ends at %" PRIu64 " of %" PRIu64 " bytes", reader->position,
-                             reader->run->size_bytes);
-        return 0;
+        if (source->ops->read(source, reader->piece->data, (size_t)reader->piece->length,
+                              reader->position, err) < 0)
+            return -1;
+        got(reader, (size_t)reader->piece->length);
     }
-    if (need_piece(reader, err) < 0)
-        return -1;
-    length = (size_t)reader->piece->length - reader->filled;
-    if (provider->disk_read(reader->disk, reader->piece->data + reader->filled, length,
-                            reader->position, err) < 0)
-        return -1;
-    got(reader, length);
     return 0;
 }
 
-static int read_range(struct copy_reader *reader, uint64_t offset, uint64_t length)
+static int read_range(struct copy_reader *reader, uint64_t offset, uint64_t length,
+                      struct error *err)
 {
-    uint64_t end = offset + length;
-    uint32_t attempt = 0;
+    struct stream stream = {.reader = reader, .end = offset + length};
+    struct source *source = reader->source;
 
     assert(range_is_inside(offset, length, reader->run->size_bytes));
     reader->position = offset;
-    while (reader->position < end) {
-        struct error err = ERROR_NONE;
-        uint64_t before = reader->position;
-        if (copy_ended(reader->run))
-            return -1;
-        if (read_some(reader, end, &err) == 0)
-            continue;
-        if (reader->position > before)
-            attempt = 0;
-        if (recover(reader, &attempt, &err) < 0)
-            return -1;
-    }
+    if (!source->streams)
+        return read_pieces(reader, stream.end, err);
+    if (source->ops->stream(source, length, offset, stream_take, &stream, err) < 0)
+        return -1;
+    if (reader->position < stream.end)
+        return error_set(err, ERR_SOURCE_CHANGED,
+                         "the disk ends at %" PRIu64 " of %" PRIu64 " bytes", reader->position,
+                         reader->run->size_bytes);
     return 0;
 }
 
-static int read_unit(struct copy_reader *reader)
+static int read_unit(struct copy_reader *reader, struct error *err)
 {
     const struct copy_unit *unit = &reader->unit;
     uint64_t at = 0;
 
     if (unit->all_zero)
-        return emit_zeros(reader, unit->offset, unit->length);
+        return emit_zeros(reader, unit->offset, unit->length, err);
     while (at < unit->length) {
         bool hole = (unit->holes >> (at / SINK_PIECE_BYTES) & 1) != 0;
         uint64_t end = at;
@@ -355,8 +317,8 @@ static int read_unit(struct copy_reader *reader)
         do {
             end = min_u64(end + SINK_PIECE_BYTES, unit->length);
         } while (!hole && end < unit->length && (unit->holes >> (end / SINK_PIECE_BYTES) & 1) == 0);
-        rc = hole ? emit_zeros(reader, unit->offset + at, end - at)
-                  : read_range(reader, unit->offset + at, end - at);
+        rc = hole ? emit_zeros(reader, unit->offset + at, end - at, err)
+                  : read_range(reader, unit->offset + at, end - at, err);
         if (rc < 0)
             return -1;
         at = end;
@@ -378,14 +340,13 @@ static bool wait_until_wanted(struct copy_reader *reader)
 void *copy_reader_main(void *arg)
 {
     struct copy_reader *reader = arg;
-    const struct provider *provider = reader->run->options->provider;
     struct error err = ERROR_NONE;
-    uint32_t attempt = 0;
 
-    if (disk_reopen(reader, &err) == 0 || recover(reader, &attempt, &err) == 0) {
-        while (wait_until_wanted(reader) && claim(reader) && read_unit(reader) == 0)
-            continue;
-    }
-    provider->disk_close(reader->disk);
+    reader->source = source_open(reader->run);
+    while (wait_until_wanted(reader) && claim(reader, &err) && read_unit(reader, &err) == 0)
+        continue;
+    if (err.code != ERR_NONE)
+        copy_fail(reader->run, &err); /* no matter if the run ended before */
+    source_close(reader->source);
     return NULL;
 }

@@ -18,6 +18,7 @@
 
 #include "services/exporter/engine/copy.h"
 #include "services/exporter/engine/journal.h"
+#include "services/exporter/engine/source.h"
 
 #define COPY_WORKERS_MAX      8
 #define COPY_EXTENTS_MAX      1024U /* asked for at a time: 16 KiB */
@@ -60,7 +61,7 @@ struct copy_reader {
     unsigned int index;
     pthread_t thread;
     bool started;
-    struct provider_disk *disk;
+    struct source *source;
     struct copy_piece *piece; /* being filled */
     size_t filled;
     struct copy_unit unit;
@@ -70,6 +71,7 @@ struct copy_reader {
 /* Nanoseconds spent; what limits the copy is read off their growth. */
 struct copy_times {
     atomic_uint_fast64_t readers_wait; /* for room: the source could do more */
+    atomic_uint_fast64_t rate_wait;    /* of readers, for bandwidth */
     atomic_uint_fast64_t write;
     atomic_uint_fast64_t cpu;
 };
@@ -120,7 +122,7 @@ struct copy_run {
     uint64_t data_bytes;
     unsigned int readers_wanted;
     unsigned int failures; /* retryable ones since the coordinator looked */
-    bool ended;            /* finished, failed or stopped: everybody goes home */
+    atomic_bool ended;     /* finished, failed or stopped: everybody goes home */
     struct error error;
 
     atomic_uint_fast64_t transferred;
