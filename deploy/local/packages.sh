@@ -9,7 +9,7 @@ here=$(cd "$(dirname "$0")" && pwd)
 
 build="gcc make pkg-config libc6-dev protobuf-c-compiler libprotobuf-c-dev libmicrohttpd-dev
  libpq-dev libhiredis-dev libcurl4-openssl-dev libxml2-dev libyaml-dev libjansson-dev libsodium-dev
- libisal-dev libdeflate-dev libssl-dev zlib1g-dev libnng-dev libwslay-dev"
+ libisal-dev libdeflate-dev libzstd-dev libssl-dev zlib1g-dev libnng-dev libwslay-dev"
 run="postgresql redis-server redis-tools openssl curl ca-certificates jq"
 demo="golang-go golang-github-vmware-govmomi-dev qemu-utils mtools fdisk e2fsprogs gzip"
 test="libcmocka-dev python3-pytest python3-pytest-xdist python3-psycopg2 python3-requests

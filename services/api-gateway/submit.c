@@ -57,6 +57,8 @@ static const struct field job_fields[] = {
     TEXT("format", 16),
     TEXT("method", 16),
     TEXT("export_method", 16), /* becomes format or method */
+    BOOL("compress"),
+    TEXT("compression", 8),
     NUMBER("compression_level", 1, 9),
     BOOL("verify"),
     BOOL("snapshot"),
@@ -71,7 +73,6 @@ static const struct field job_fields[] = {
     OBJECT("retry"),
     OBJECT("metadata"),
     OBJECT("tags"),
-    LATER("compress", "false"),
     LATER("keep_snapshots", "0"),
     LATER("incremental", "false"),
     LATER("force_full", "false"),
@@ -289,6 +290,12 @@ static int check_free_size(const json_t *job, struct field_problem *problem, str
     return 0;
 }
 
+/* Naming the codec asks for compression. */
+static bool wants_compression(const json_t *job)
+{
+    return field_bool(job, "compress", json_object_get(job, "compression") != NULL);
+}
+
 static int check_conversion(const json_t *job, struct field_problem *problem, struct error *err)
 {
     static const char *const targets[] = {"qcow2", "raw", NULL};
@@ -297,6 +304,23 @@ static int check_conversion(const json_t *job, struct field_problem *problem, st
     const char *target = field_text(conversion, "target_format", "qcow2");
 
     return check_word("hyper2kvm_integration.target_format", target, targets, none, problem, err);
+}
+
+/* VMDKs are compressed anyway; a raw image has no room for it. */
+static int check_compression(const json_t *job, struct field_problem *problem, struct error *err)
+{
+    static const char *const codecs[] = {"zlib", "zstd", NULL};
+    static const char *const none[] = {NULL};
+    bool converted = field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false);
+
+    if (check_word("compression", field_text(job, "compression", codecs[0]), codecs, none, problem,
+                   err) < 0)
+        return -1;
+    if (wants_compression(job) && !converted &&
+        strcmp(field_text(job, "format", "ovf"), "raw") == 0)
+        return field_fail(problem, 422, "compress", err, ERR_NOT_AVAILABLE,
+                          "format raw cannot be compressed: choose qcow2, vmdk or ovf");
+    return 0;
 }
 
 /* The whole element in canonical form, every member checked. */
@@ -326,7 +350,7 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
                    err) < 0 ||
         check_id(field_text(job, "id", NULL), problem, err) < 0 ||
         check_retry(settings, job, problem, err) < 0 || check_conversion(job, problem, err) < 0 ||
-        check_free_size(job, problem, err) < 0)
+        check_compression(job, problem, err) < 0 || check_free_size(job, problem, err) < 0)
         return -1;
     *out = STEAL(job);
     return 0;
@@ -394,6 +418,8 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     (void)json_object_set_new(
         spec, "compress_level",
         json_integer((json_int_t)field_number(job, "compression_level", SUBMIT_COMPRESS_LEVEL)));
+    if (wants_compression(job))
+        json_set_text(spec, "compress", field_text(job, "compression", SUBMIT_COMPRESSION));
     copy_member(spec, "tags", job, "tags");
     copy_member(spec, "metadata", job, "metadata");
     return spec;

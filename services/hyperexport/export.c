@@ -41,6 +41,8 @@ static json_t *job_body(const struct command_line *line)
     add_text(body, "output_path", line, FLAG_OUTPUT);
     add_text(body, "format", line, FLAG_FORMAT);
     add_bool(body, "verify", line, FLAG_VERIFY);
+    add_bool(body, "compress", line, FLAG_COMPRESS);
+    add_text(body, "compression", line, FLAG_COMPRESSION);
     add_number(body, "compression_level", line, FLAG_COMPRESSION_LEVEL);
     add_bool(body, "snapshot", line, FLAG_SNAPSHOT);
     add_text(body, "snapshot_name", line, FLAG_SNAPSHOT_NAME);

@@ -24,7 +24,7 @@ static void read_at(struct image *image, uint8_t *buffer, uint64_t offset, size_
         abort(); /* a hole that is none: verify would believe it */
 }
 
-static int fuzz_image(const char *format, const uint8_t *data, size_t size)
+__attribute__((unused)) static int fuzz_image(const char *format, const uint8_t *data, size_t size)
 {
     static uint8_t buffer[READ_BYTES];
     struct error err = ERROR_NONE;

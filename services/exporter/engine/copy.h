@@ -34,6 +34,7 @@ struct copy_output {
     const char *path;      /* partial file */
     const char *file_name; /* final base name */
     int compression_level;
+    const char *compression; /* sink.h; NULL: none */
 };
 
 struct copy_progress {

@@ -159,7 +159,9 @@ static void fill_outputs(const struct export_run *run, const struct export_disk 
         const struct export_image *image = &disk->images[i];
         outputs[i] = (struct copy_output){
             .format = image->format, .path = image->path, .file_name = image->name};
-        if (image->format == &sink_vmdk) /* the others do not compress */
+        if (image->format == &sink_qcow2)
+            outputs[i].compression = run->options.compression;
+        if (image->format == &sink_vmdk || outputs[i].compression != NULL)
             outputs[i].compression_level = run->options.compress_level;
     }
 }

@@ -41,7 +41,8 @@ struct export_options {
     struct prepare_options prepare;
     unsigned int parallel;
     int compress_level;
-    json_t *tags; /* borrowed; may be NULL */
+    const char *compression; /* of qcow2 clusters: "zlib", "zstd"; NULL: none */
+    json_t *tags;            /* borrowed; may be NULL */
 };
 
 struct export_image { /* one output of one disk */

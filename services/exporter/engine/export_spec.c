@@ -13,23 +13,15 @@
 #define METADATA_BYTES      (16 * MIB)      /* descriptor, manifests, leaves, qcow2 tables, slack */
 #define COMPRESS_LEVEL_MAX  9
 
-static const char *const spec_keys[] = {"job_id",
-                                        "vm",
-                                        "output_path",
-                                        "format",
-                                        "convert",
-                                        "verify",
-                                        "snapshot",
-                                        "snapshot_name",
-                                        "snapshot_memory",
-                                        "snapshot_quiesce",
-                                        "delete_snapshot",
-                                        "consolidate_snapshots",
-                                        "parallel",
-                                        "compress_level",
-                                        "tags",
-                                        "metadata",
-                                        NULL};
+static const char *const spec_keys[] = {"job_id",          "vm",
+                                        "output_path",     "format",
+                                        "convert",         "verify",
+                                        "snapshot",        "snapshot_name",
+                                        "snapshot_memory", "snapshot_quiesce",
+                                        "delete_snapshot", "consolidate_snapshots",
+                                        "parallel",        "compress_level",
+                                        "compress",        "tags",
+                                        "metadata",        NULL};
 static const char *const formats[] = {"ovf", "vmdk", "raw", "qcow2"};
 
 static int check_format(const char *format, struct error *err)
@@ -40,6 +32,19 @@ static int check_format(const char *format, struct error *err)
     }
     return error_set(err, ERR_NOT_AVAILABLE,
                      "format '%.32s' is not available: choose ovf, vmdk, raw or qcow2", format);
+}
+
+static int check_compression(const struct export_options *options, struct error *err)
+{
+    if (options->compression == NULL)
+        return 0;
+    if (strcmp(options->compression, "zlib") != 0 && strcmp(options->compression, "zstd") != 0)
+        return error_set(err, ERR_INVALID, "compress: '%.32s' is not zlib or zstd",
+                         options->compression);
+    if (strcmp(options->format, "raw") == 0 && !options->convert)
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "format raw cannot be compressed: choose qcow2, vmdk or ovf");
+    return 0;
 }
 
 static int read_snapshot(const json_t *spec, struct prepare_options *out, struct error *err)
@@ -63,6 +68,7 @@ int export_spec_read(struct export_run *run, struct error *err)
     struct export_options *options = &run->options;
     uint64_t parallel = 0;
     uint64_t level = 0;
+    const char *compress = "";
 
     if (json_check_keys(spec, spec_keys, err) < 0 ||
         json_get_string(spec, "job_id", worker_task_job_id(run->task), &options->job_id, err) < 0 ||
@@ -75,6 +81,7 @@ int export_spec_read(struct export_run *run, struct error *err)
         json_get_u64(spec, "parallel", 0, EXPORT_PARALLEL_MAX, EXPORT_PARALLEL_DEFAULT, &parallel,
                      err) < 0 ||
         json_get_u64(spec, "compress_level", 0, COMPRESS_LEVEL_MAX, 0, &level, err) < 0 ||
+        json_get_string(spec, "compress", "", &compress, err) < 0 ||
         json_get_object(spec, "tags", &options->tags, err) < 0)
         return error_wrap(err, "export task");
     if (options->vm[0] == '\0' || options->output_path[0] == '\0')
@@ -82,7 +89,10 @@ int export_spec_read(struct export_run *run, struct error *err)
     options->prepare.job_id = options->job_id;
     options->parallel = parallel == 0 ? EXPORT_PARALLEL_DEFAULT : (unsigned int)parallel;
     options->compress_level = (int)level;
-    return check_format(options->format, err);
+    options->compression = compress[0] == '\0' ? NULL : compress;
+    if (check_format(options->format, err) < 0)
+        return -1;
+    return check_compression(options, err);
 }
 
 /* ---- the VM ---- */
@@ -271,8 +281,10 @@ void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE])
     auto_strbuf sb;
 
     strbuf_init(&sb, LEAF_BYTES);
-    strbuf_addf(&sb, "%s %d %d %" PRIu64 " %s\n", run->options.format, run->options.convert,
-                run->options.compress_level, run->exporter->export.chunk_size, run->stem);
+    strbuf_addf(&sb, "%s %d %d %s %" PRIu64 " %s\n", run->options.format, run->options.convert,
+                run->options.compress_level,
+                run->options.compression == NULL ? "-" : run->options.compression,
+                run->exporter->export.chunk_size, run->stem);
     for (size_t i = 0; i < run->frozen->disk_count; i++)
         strbuf_addf(&sb, "%" PRIu64 " %s\n", run->frozen->disks[i].size_bytes,
                     run->frozen->disks[i].mark);

@@ -18,41 +18,69 @@ static const struct image_ops *ops_find(const char *format)
     return NULL;
 }
 
-static int file_open(const char *path, int *out_fd, uint64_t *out_bytes, struct error *err)
+static int file_open(struct image *image, const char *path, int flags, struct error *err)
 {
-    autoclose int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
     struct stat st;
 
-    if (fd < 0 || fstat(fd, &st) < 0)
+    image->fd = open(path, O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK | flags);
+    if (image->fd < 0 || fstat(image->fd, &st) < 0)
         return error_set_errno(err, errno, "cannot open '%.256s'", path);
     if (!S_ISREG(st.st_mode))
         return error_set(err, ERR_INVALID, "'%.256s' is not a regular file", path);
-    *out_bytes = (uint64_t)st.st_size;
-    *out_fd = fd_steal(&fd);
+    image->file_bytes = (uint64_t)st.st_size;
+    image->device = st.st_dev;
+    image->inode = st.st_ino;
     return 0;
+}
+
+int image_open_file(const char *path, const char *format, int flags, const char *root,
+                    const struct image *above,
+                    int (*check)(const struct image *above, const struct image *image,
+                                 struct error *err),
+                    struct image **out, struct error *err)
+{
+    const struct image_ops *ops = ops_find(format);
+    auto_image *image = NULL;
+
+    if (ops == NULL)
+        return error_set(err, ERR_NOT_AVAILABLE, "image format '%.32s' cannot be read", format);
+    image = xcalloc(1, sizeof *image);
+    image->ops = ops;
+    image->above = above;
+    image->path = xstrdup(path);
+    image->root = root == NULL ? NULL : xstrdup(root);
+    if (file_open(image, path, flags, err) < 0)
+        return -1;
+    if ((check != NULL && check(above, image, err) < 0) || image_root_check(image, err) < 0 ||
+        ops->open(image, err) < 0) {
+        /* Of a chain, the first image and the one that fails are named. */
+        bool below = image->backing_name != NULL && image->backing == NULL;
+        return above != NULL && below ? -1 : error_wrap(err, "'%.200s'", path);
+    }
+    assert(image->size_bytes <= IMAGE_DISK_BYTES_MAX);
+    *out = STEAL(image);
+    return 0;
+}
+
+int image_open_chain(const char *path, const char *format, const char *root, struct image **out,
+                     struct error *err)
+{
+    return image_open_file(path, format, 0, root, NULL, NULL, out, err);
 }
 
 int image_open(const char *path, const char *format, struct image **out, struct error *err)
 {
-    const struct image_ops *ops = ops_find(format);
-    auto_image *image = NULL;
-    autoclose int fd = -1;
-    uint64_t file_bytes = 0;
+    return image_open_chain(path, format, NULL, out, err);
+}
 
-    if (ops == NULL)
-        return error_set(err, ERR_NOT_AVAILABLE, "image format '%.32s' cannot be read", format);
-    if (file_open(path, &fd, &file_bytes, err) < 0)
-        return -1;
-    image = xcalloc(1, sizeof *image);
-    image->ops = ops;
-    image->fd = fd_steal(&fd);
-    image->path = xstrdup(path);
-    image->file_bytes = file_bytes;
-    if (ops->open(image, err) < 0)
-        return error_wrap(err, "'%.200s'", path);
-    assert(image->size_bytes <= IMAGE_DISK_BYTES_MAX);
-    *out = STEAL(image);
-    return 0;
+const char *image_backing_name(const struct image *image)
+{
+    return image->backing_name;
+}
+
+struct image *image_backing(struct image *image)
+{
+    return image->backing;
 }
 
 uint64_t image_size_bytes(const struct image *image)
@@ -83,7 +111,11 @@ void image_close(struct image *image)
     if (image == NULL)
         return;
     image->ops->close(image);
-    (void)close(image->fd);
+    image_close(image->backing);
+    if (image->fd >= 0)
+        (void)close(image->fd);
+    free(image->backing_name);
+    free(image->root);
     free(image->path);
     free(image);
 }

@@ -7,10 +7,20 @@
 
 struct image;
 
-/* format: "raw", "qcow2", "vmdk" (streamOptimized). Backing files are refused here. Not
- * thread-safe; open one per thread. */
+#define IMAGE_CHAIN_MAX 64 /* images of one chain, itself included: each is an open file */
+
+/* format: "raw", "qcow2", "vmdk" (streamOptimized). A qcow2's backing files are read as well; they
+ * must lie in its own directory, under plain names, and be regular files: ERR_DENIED. ERR_LIMIT: a
+ * chain over IMAGE_CHAIN_MAX. ERR_CORRUPT: a circle. Not thread-safe; open one per thread. */
 MUST_CHECK int image_open(const char *path, const char *format, struct image **out,
                           struct error *err);
+/* The same for restore points: all files of the chain lie in `root` or in a directory directly
+ * below it ("../exp-1/disk.qcow2"). root is a canonical path; NULL: as image_open. */
+MUST_CHECK int image_open_chain(const char *path, const char *format, const char *root,
+                                struct image **out, struct error *err);
+/* Name of the backing file as the image says it, and that image; NULL: none. Borrowed. */
+const char *image_backing_name(const struct image *image);
+struct image *image_backing(struct image *image);
 uint64_t image_size_bytes(const struct image *image);
 /* All of length or an error; ERR_CORRUPT names the offset. */
 MUST_CHECK int image_read(struct image *image, void *buffer, size_t length, uint64_t offset,

@@ -2,6 +2,8 @@
 #ifndef EXPORTER_IMAGE_IMPL_H
 #define EXPORTER_IMAGE_IMPL_H
 
+#include <sys/types.h>
+
 #include "services/exporter/formats/image.h"
 
 #define IMAGE_DISK_BYTES_MAX (64 * 1024 * GIB) /* as the sinks write */
@@ -24,11 +26,29 @@ struct image {
     uint64_t file_bytes;
     uint64_t size_bytes;
     void *data; /* the format's own */
+    dev_t device;
+    ino_t inode;
+    char *root;                /* where the chain may lie; NULL: the image's own directory */
+    const struct image *above; /* whose backing file this is */
+    struct image *backing;
+    char *backing_name;
 };
 
 extern const struct image_ops image_raw;
 extern const struct image_ops image_qcow2;
 extern const struct image_ops image_vmdk;
+
+/* image.c: opens one file. flags: more of open(2)'s; above, and check with it: NULL for the first.
+ */
+MUST_CHECK int image_open_file(const char *path, const char *format, int flags, const char *root,
+                               const struct image *above,
+                               int (*check)(const struct image *above, const struct image *image,
+                                            struct error *err),
+                               struct image **out, struct error *err);
+/* image_backing.c: sets image->backing and backing_name. */
+MUST_CHECK int image_open_backing(struct image *image, const char *name, const char *format,
+                                  struct error *err);
+MUST_CHECK int image_root_check(const struct image *image, struct error *err);
 
 /* Exactly these bytes of the file; ERR_CORRUPT when they do not lie in it. */
 MUST_CHECK int image_file_read(const struct image *image, void *out, size_t length, uint64_t offset,

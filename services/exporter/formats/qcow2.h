@@ -2,9 +2,15 @@
 #ifndef EXPORTER_QCOW2_H
 #define EXPORTER_QCOW2_H
 
+#include "services/exporter/formats/image.h"
+
 #define QCOW2_MAGIC              0x514649fbU /* "QFI" 0xfb */
 #define QCOW2_HEADER_V2_BYTES    72
 #define QCOW2_HEADER_V3_BYTES    104
+#define QCOW2_HEADER_CODEC_BYTES 112 /* with the field that names the codec */
+#define QCOW2_BACKING_BYTES_MAX  1023
+#define QCOW2_EXT_END            0U
+#define QCOW2_EXT_BACKING_FORMAT 0xe2792acaU
 #define QCOW2_COPIED             (UINT64_C(1) << 63) /* refcount is exactly one */
 #define QCOW2_COMPRESSED         (UINT64_C(1) << 62)
 #define QCOW2_ZERO               UINT64_C(1)
@@ -20,6 +26,7 @@ enum qcow2_field {
     QCOW2_AT_MAGIC = 0,
     QCOW2_AT_VERSION = 4,
     QCOW2_AT_BACKING_OFFSET = 8,
+    QCOW2_AT_BACKING_SIZE = 16,
     QCOW2_AT_CLUSTER_BITS = 20,
     QCOW2_AT_SIZE = 24,
     QCOW2_AT_CRYPT_METHOD = 32,
@@ -32,5 +39,34 @@ enum qcow2_field {
     QCOW2_AT_HEADER_LENGTH = 100,
     QCOW2_AT_CODEC = 104,
 };
+
+/* Where a cluster of the disk is. */
+enum qcow2_kind {
+    QCOW2_KIND_NONE, /* as in the backing file, else zeros */
+    QCOW2_KIND_ZERO,
+    QCOW2_KIND_DATA,
+    QCOW2_KIND_PACKED,
+};
+struct qcow2_cluster {
+    enum qcow2_kind kind;
+    uint64_t offset; /* in the file */
+    uint64_t length; /* packed: at most that many bytes */
+};
+
+/* The offset and length in an L2 entry of a compressed cluster. */
+static inline void qcow2_packed_range(uint64_t entry, unsigned int cluster_bits,
+                                      uint64_t *out_offset, uint64_t *out_length)
+{
+    unsigned int bits = 62 - (cluster_bits - 8);
+    uint64_t sectors = (entry & (QCOW2_COMPRESSED - 1)) >> bits;
+
+    *out_offset = entry & ((UINT64_C(1) << bits) - 1);
+    *out_length = (sectors + 1) * 512 - *out_offset % 512;
+}
+
+/* Of an open qcow2 image, without its chain. */
+MUST_CHECK int qcow2_cluster_find(struct image *image, uint64_t cluster, struct qcow2_cluster *out,
+                                  struct error *err);
+uint64_t qcow2_cluster_bytes(const struct image *image);
 
 #endif

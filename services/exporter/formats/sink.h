@@ -26,7 +26,12 @@ struct sink_options {
     const char *file_name; /* final base name; VMDK writes it into its descriptor */
     const char *uuid;      /* for the image's identity; may be NULL */
     int compression_level; /* 0 = format's default */
-    const char *resume;    /* state text of the last checkpoint; NULL = start from nothing */
+    /* qcow2 only. */
+    const char *compression;  /* "zlib", "zstd"; NULL: clusters as they are */
+    const char *backing;      /* relative name of the image below, a qcow2; NULL: none. Pieces that
+                                 are the same there need not be delivered. */
+    const char *backing_root; /* where its chain may lie (image_open_chain) */
+    const char *resume;       /* state text of the last checkpoint; NULL = start from nothing */
     /* SINK_ORDERED with resume: pieces come again from this disk offset on; what the file holds of
      * them is dropped. Not behind the state's own position. */
     uint64_t resume_offset;

@@ -35,6 +35,9 @@ int sink_file_open(const struct sink_options *options, int *out_fd, struct error
 int sink_level_check(const struct sink_options *options, const char *format, int max,
                      struct error *err)
 {
+    if (options->compression != NULL || options->backing != NULL)
+        return error_set(err, ERR_INVALID, "format %s has no %s", format,
+                         options->backing != NULL ? "backing files" : "choice of compression");
     if (options->compression_level >= 0 && options->compression_level <= max)
         return 0;
     if (max == 0)

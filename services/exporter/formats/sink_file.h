@@ -12,7 +12,8 @@
  * when options->resume is set. */
 MUST_CHECK int sink_file_open(const struct sink_options *options, int *out_fd, struct error *err);
 
-/* ERR_INVALID: this format has no such compression level. */
+/* ERR_INVALID: this format has no such compression level, or no compression or backing file of its
+ * own although options name one. */
 MUST_CHECK int sink_level_check(const struct sink_options *options, const char *format, int max,
                                 struct error *err);
 

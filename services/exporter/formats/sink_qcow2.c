@@ -1,39 +1,42 @@
 /* qcow2, version 3, 64 KiB clusters, written while pieces come in any order from several threads.
  *
  * Design notes
- * - Data clusters are appended as they come: the host offset is one atomic addition, so threads
- *   never wait for each other. Cluster 0 stays a hole until the end: a file without its header is
- *   no image, whoever finds it.
+ * - Data is appended as it comes: the host offset is one atomic addition, so threads never wait for
+ *   each other. Cluster 0 stays a hole until the end: a file without its header is no image,
+ *   whoever finds it.
  * - The map guest cluster -> host offset lives in `<path>.index`: a header page, then one 8-byte
  *   entry per guest cluster, already in the form of an L2 entry. So memory does not grow with the
  *   disk, and finish copies blocks of it as L2 tables.
  * - Checkpoint: the state names the append position; then data is synced, then the index, while
  *   writing goes on. After a crash entries at or above that position are dropped and the image is
  *   cut there, so what is left is exactly what the checkpoint spoke of.
- * - No gaps: every cluster below the append position is referenced by one entry (a failed write
- *   breaks the sink), hence every refcount is one and qemu-img check finds no leak.
+ * - Without compression there are no gaps: every cluster below the append position is referenced by
+ *   one entry (a failed write breaks the sink), hence every refcount is one.
+ * - With compression a piece's clusters are packed one behind the other from a sector on; several
+ *   share a host cluster, and a piece that comes again after a resume leaves its old place unused.
+ *   So refcounts are counted from the index. What does not shrink is written as it is.
+ * - With a backing file, clusters that are the same there have no entry, and zeros over its data an
+ *   entry that says so.
  * - Finish writes L2 tables, L1, refcounts, syncs, then the header, syncs, then removes the index.
  *   A resume that finds the header but no index knows that finish was through. */
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdatomic.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "services/exporter/formats/bytes.h"
+#include "services/exporter/formats/image.h"
 #include "services/exporter/formats/qcow2.h"
-#include "services/exporter/formats/sink_file.h"
+#include "services/exporter/formats/qcow2_tables.h"
 
-#define CLUSTER_BITS        16
-#define CLUSTER_BYTES       (UINT64_C(1) << CLUSTER_BITS)
-#define L2_ENTRIES          (CLUSTER_BYTES / 8)
-#define L2_SPAN_BYTES       (L2_ENTRIES * CLUSTER_BYTES) /* 512 MiB of disk per table */
-#define REFCOUNT_ORDER      4                            /* 16 bits */
-#define REFCOUNTS_PER_BLOCK (CLUSTER_BYTES / 2)
-#define PIECE_CLUSTERS      (SINK_PIECE_BYTES / CLUSTER_BYTES)
-#define INDEX_HEADER_BYTES  4096
-#define INDEX_MAGIC         UINT64_C(0x4853444b51495831) /* "HSDKQIX1" */
-#define STATE_TAG           "qcow2-1"
+#define CLUSTER_BYTES  QCOW2_CLUSTER_BYTES
+#define L2_ENTRIES     QCOW2_L2_ENTRIES
+#define SECTOR_BYTES   512U
+#define PIECE_CLUSTERS (SINK_PIECE_BYTES / CLUSTER_BYTES)
+#define PACKERS_MAX    8 /* kept for the next piece; as many as a copy has workers */
+#define STATE_TAG      "qcow2-1"
 
 struct sink {
     int fd;
@@ -42,12 +45,36 @@ struct sink {
     uint64_t size_bytes;
     uint64_t l2_count;
     bool resumed;
-    bool complete;             /* finish was through before the crash */
+    bool complete; /* finish was through before the crash */
+    bool packed;   /* clusters are compressed */
+    enum qcow2_codec codec;
+    int level;
+    char *backing;             /* name of the image below, or NULL */
     atomic_bool broken;        /* a write failed: there may be a gap */
-    atomic_uint_fast64_t next; /* append position, multiple of CLUSTER_BYTES */
+    atomic_uint_fast64_t next; /* append position: whole clusters, packed: sectors */
     struct writeback writeback;
-    pthread_mutex_t mutex; /* guards failure */
-    struct error failure;  /* of the write that broke it */
+    pthread_mutex_t base_mutex;                /* guards base */
+    struct image *base;                        /* the image below; NULL: none */
+    pthread_mutex_t mutex;                     /* guards all below; taken last */
+    struct error failure;                      /* of the write that broke it */
+    struct qcow2_packer *packers[PACKERS_MAX]; /* not in use */
+    size_t packer_count;
+};
+
+/* What becomes of the clusters of one piece. */
+enum action {
+    ACTION_NONE, /* the image below, or no image, says the same */
+    ACTION_ZERO, /* zeros where the image below has data */
+    ACTION_DATA,
+    ACTION_PACKED,
+};
+
+struct plan {
+    enum action actions[PIECE_CLUSTERS];
+    size_t count;
+    uint8_t *packed;              /* compressed clusters, each from a sector on */
+    size_t sizes[PIECE_CLUSTERS]; /* of those */
+    size_t packed_bytes;          /* of all, in whole sectors */
 };
 
 static void qcow2_close(struct sink *sink)
@@ -56,6 +83,11 @@ static void qcow2_close(struct sink *sink)
         return;
     writeback_release(&sink->writeback);
     (void)pthread_mutex_destroy(&sink->mutex);
+    (void)pthread_mutex_destroy(&sink->base_mutex);
+    image_close(sink->base);
+    for (size_t i = 0; i < sink->packer_count; i++)
+        qcow2_packer_free(sink->packers[i]);
+    free(sink->backing);
     if (sink->fd >= 0)
         (void)close(sink->fd);
     if (sink->index_fd >= 0)
@@ -65,9 +97,14 @@ static void qcow2_close(struct sink *sink)
 }
 DEFINE_AUTO(sink, struct sink, qcow2_close)
 
+static struct qcow2_index index_of(const struct sink *sink)
+{
+    return (struct qcow2_index){sink->index_fd, sink->index_path, sink->size_bytes};
+}
+
 static uint64_t index_offset(uint64_t cluster)
 {
-    return INDEX_HEADER_BYTES + cluster * 8;
+    return qcow2_index_offset(cluster);
 }
 
 static uint64_t entry_host(const uint8_t *entry)
@@ -75,30 +112,31 @@ static uint64_t entry_host(const uint8_t *entry)
     return get_be64(entry) & QCOW2_OFFSET_MASK;
 }
 
-static int index_create(struct sink *sink, struct error *err)
+/* End of what the entry names in the file; 0: it names nothing. */
+static uint64_t entry_end(const uint8_t *entry)
 {
-    uint8_t header[INDEX_HEADER_BYTES] = {0};
+    uint64_t value = get_be64(entry);
+    uint64_t offset = 0;
+    uint64_t length = 0;
 
-    put_be64(header, INDEX_MAGIC);
-    put_be64(header + 8, sink->size_bytes);
-    if (pwrite_all(sink->index_fd, header, sizeof header, 0) < 0 ||
-        ftruncate(sink->index_fd, (off_t)index_offset(sink->l2_count * L2_ENTRIES)) < 0)
-        return error_set_errno(err, errno, "cannot write '%.256s'", sink->index_path);
-    return 0;
+    if ((value & QCOW2_COMPRESSED) == 0)
+        return entry_host(entry) == 0 ? 0 : entry_host(entry) + CLUSTER_BYTES;
+    qcow2_packed_range(value, QCOW2_CLUSTER_BITS, &offset, &length);
+    return offset + length;
 }
 
-static int index_check(struct sink *sink, struct error *err)
+/* Forgets entries that reach over next. They may share clusters: they are counted at the end. */
+static bool block_trim_packed(uint8_t *block, uint64_t next)
 {
-    uint8_t header[INDEX_HEADER_BYTES];
-    struct stat st;
+    bool dirty = false;
 
-    if (fstat(sink->index_fd, &st) < 0 || pread_all(sink->index_fd, header, sizeof header, 0) < 0)
-        return error_set_errno(err, errno, "cannot read '%.256s'", sink->index_path);
-    if (get_be64(header) != INDEX_MAGIC || get_be64(header + 8) != sink->size_bytes ||
-        (uint64_t)st.st_size != index_offset(sink->l2_count * L2_ENTRIES))
-        return error_set(err, ERR_CORRUPT, "'%.256s' belongs to another image: start over",
-                         sink->index_path);
-    return 0;
+    for (size_t i = 0; i < L2_ENTRIES; i++) {
+        if (entry_end(block + 8 * i) <= next)
+            continue;
+        put_be64(block + 8 * i, 0);
+        dirty = true;
+    }
+    return dirty;
 }
 
 /* Forgets entries at or above next and counts the others; each must be a cluster of its own. */
@@ -130,7 +168,7 @@ static int block_trim(struct sink *sink, uint8_t *block, uint64_t next, uint8_t 
 static int index_trim(struct sink *sink, uint64_t next, struct error *err)
 {
     autofree uint8_t *block = xmalloc(CLUSTER_BYTES);
-    autofree uint8_t *seen = xcalloc(next / CLUSTER_BYTES / 8 + 1, 1);
+    autofree uint8_t *seen = sink->packed ? NULL : xcalloc(next / CLUSTER_BYTES / 8 + 1, 1);
     uint64_t count = 0;
 
     for (uint64_t i = 0; i < sink->l2_count; i++) {
@@ -140,12 +178,14 @@ static int index_trim(struct sink *sink, uint64_t next, struct error *err)
             return error_set_errno(err, errno, "cannot read '%.256s'", sink->index_path);
         if (mem_is_zero(block, CLUSTER_BYTES))
             continue;
-        if (block_trim(sink, block, next, seen, &count, &dirty, err) < 0)
+        if (sink->packed)
+            dirty = block_trim_packed(block, next);
+        else if (block_trim(sink, block, next, seen, &count, &dirty, err) < 0)
             return -1;
         if (dirty && pwrite_all(sink->index_fd, block, CLUSTER_BYTES, at) < 0)
             return error_set_errno(err, errno, "cannot write '%.256s'", sink->index_path);
     }
-    if (count != next / CLUSTER_BYTES - 1)
+    if (!sink->packed && count != next / CLUSTER_BYTES - 1)
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' knows %" PRIu64 " clusters, its checkpoint %" PRIu64
                          ": start over",
@@ -177,7 +217,16 @@ static bool finished_behind(const struct sink *sink, uint64_t next)
         return false;
     for (uint64_t i = 0; i < sink->l2_count; i++)
         tables += get_be64(l1 + 8 * i) != 0;
-    return next + tables * CLUSTER_BYTES == get_be64(field);
+    return round_up_u64(next, CLUSTER_BYTES) + tables * CLUSTER_BYTES == get_be64(field);
+}
+
+/* Could a checkpoint with this position belong to a file of so many bytes? */
+static bool next_is_possible(const struct sink *sink, uint64_t next, uint64_t file_bytes)
+{
+    if (next < CLUSTER_BYTES || next % (sink->packed ? SECTOR_BYTES : CLUSTER_BYTES) != 0 ||
+        (next > CLUSTER_BYTES && file_bytes <= next - CLUSTER_BYTES))
+        return false;
+    return sink->packed || next <= round_up_u64(sink->size_bytes, CLUSTER_BYTES) + CLUSTER_BYTES;
 }
 
 static int resume(struct sink *sink, const struct sink_options *options, struct error *err)
@@ -185,6 +234,7 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
     static const uint8_t zeros[QCOW2_HEADER_V3_BYTES];
     uint64_t size = 0;
     uint64_t next = 0;
+    struct qcow2_index index = index_of(sink);
     struct stat st;
 
     if (sink_state_u64(options->resume, STATE_TAG, "size", UINT64_MAX, &size, err) < 0 ||
@@ -192,9 +242,7 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
         return -1;
     if (fstat(sink->fd, &st) < 0)
         return error_set_errno(err, errno, "cannot examine '%.256s'", options->path);
-    if (size != sink->size_bytes || next % CLUSTER_BYTES != 0 || next < CLUSTER_BYTES ||
-        next > round_up_u64(size, CLUSTER_BYTES) + CLUSTER_BYTES ||
-        (next > CLUSTER_BYTES && (uint64_t)st.st_size <= next - CLUSTER_BYTES))
+    if (size != sink->size_bytes || !next_is_possible(sink, next, (uint64_t)st.st_size))
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' does not fit its checkpoint '%.64s': start over", options->path,
                          options->resume);
@@ -205,40 +253,192 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
         sink->complete = true;
         return 0;
     }
-    if (index_check(sink, err) < 0 || index_trim(sink, next, err) < 0)
+    if (qcow2_index_check(&index, err) < 0 || index_trim(sink, next, err) < 0)
         return -1;
     if (ftruncate(sink->fd, (off_t)next) < 0 || pwrite_all(sink->fd, zeros, sizeof zeros, 0) < 0)
         return error_set_errno(err, errno, "cannot cut '%.256s'", options->path);
     return 0;
 }
 
-static int qcow2_open(const struct sink_options *options, struct sink **out, struct error *err)
+static int compression_open(struct sink *sink, const struct sink_options *options,
+                            struct error *err)
 {
-    CLEANUP(sink_auto) struct sink *sink = xcalloc(1, sizeof *sink);
-    int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;
+    bool zstd = options->compression != NULL && strcmp(options->compression, "zstd") == 0;
+
+    if (options->compression != NULL && !zstd && strcmp(options->compression, "zlib") != 0)
+        return error_set(err, ERR_INVALID, "qcow2 knows no compression '%.32s'",
+                         options->compression);
+    if (options->compression_level < 0 || options->compression_level > QCOW2_LEVEL_MAX ||
+        (options->compression == NULL && options->compression_level != 0))
+        return error_set(err, ERR_INVALID, "compression level %d of qcow2 is not in 0 to %d",
+                         options->compression_level,
+                         options->compression == NULL ? 0 : QCOW2_LEVEL_MAX);
+    sink->packed = options->compression != NULL;
+    sink->codec = zstd ? QCOW2_CODEC_ZSTD : QCOW2_CODEC_ZLIB;
+    sink->level = options->compression_level;
+    return 0;
+}
+
+static int base_open(struct sink *sink, const struct sink_options *options, struct error *err)
+{
+    const char *slash = strrchr(options->path, '/');
+    autofree char *dir =
+        slash == NULL ? xstrdup(".") : xstrndup(options->path, (size_t)(slash - options->path));
+    autofree char *path = NULL;
+
+    if (options->backing == NULL)
+        return 0;
+    if (strlen(options->backing) > QCOW2_BACKING_BYTES_MAX)
+        return error_set(err, ERR_LIMIT, "the name of the backing file is over %d bytes",
+                         QCOW2_BACKING_BYTES_MAX);
+    path = xasprintf("%s/%s", dir, options->backing);
+    if (image_open_chain(path, "qcow2", options->backing_root, &sink->base, err) < 0)
+        return -1;
+    if (image_size_bytes(sink->base) != options->size_bytes)
+        return error_set(err, ERR_INVALID, "'%.200s' has another size than the disk", path);
+    sink->backing = xstrdup(options->backing);
+    return 0;
+}
+
+static struct sink *sink_new(const struct sink_options *options)
+{
+    struct sink *sink = xcalloc(1, sizeof *sink);
 
     sink->fd = -1;
     sink->index_fd = -1;
     writeback_init(&sink->writeback, -1);
     (void)pthread_mutex_init(&sink->mutex, NULL);
-    if (sink_level_check(options, "qcow2", 0, err) < 0 ||
-        sink_file_open(options, &sink->fd, err) < 0)
-        return -1;
-    sink->writeback.fd = sink->fd;
+    (void)pthread_mutex_init(&sink->base_mutex, NULL);
     sink->size_bytes = options->size_bytes;
-    sink->l2_count = round_up_u64(options->size_bytes, L2_SPAN_BYTES) / L2_SPAN_BYTES;
+    sink->l2_count = qcow2_l2_count(options->size_bytes);
     sink->index_path = xasprintf("%s.index", options->path);
     sink->resumed = options->resume != NULL;
     atomic_init(&sink->next, CLUSTER_BYTES);
-    if (!sink->resumed)
-        flags |= O_CREAT | O_TRUNC;
+    return sink;
+}
+
+static int qcow2_open(const struct sink_options *options, struct sink **out, struct error *err)
+{
+    CLEANUP(sink_auto) struct sink *sink = sink_new(options);
+    int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW | (sink->resumed ? 0 : O_CREAT | O_TRUNC);
+    struct qcow2_index index;
+
+    if (compression_open(sink, options, err) < 0 || base_open(sink, options, err) < 0 ||
+        sink_file_open(options, &sink->fd, err) < 0)
+        return -1;
+    sink->writeback.fd = sink->fd;
     sink->index_fd = open(sink->index_path, flags, SINK_FILE_MODE);
     if (sink->index_fd < 0 && !(sink->resumed && errno == ENOENT))
         return error_set_errno(err, errno, "cannot open '%.256s'", sink->index_path);
-    if ((sink->resumed ? resume(sink, options, err) : index_create(sink, err)) < 0)
+    index = index_of(sink);
+    if ((sink->resumed ? resume(sink, options, err) : qcow2_index_create(&index, err)) < 0)
         return -1;
     *out = STEAL(sink);
     return 0;
+}
+
+/* ---- what a piece becomes ---- */
+
+/* Marks clusters whose content the image below has already, and zeros over its data. */
+static int compare_with_base(struct sink *sink, uint64_t offset, const uint8_t *data, size_t length,
+                             struct plan *plan, struct error *err)
+{
+    autofree uint8_t *below = NULL;
+    bool hole;
+
+    {
+        LOCK_SCOPE(&sink->base_mutex);
+        hole = image_is_hole(sink->base, offset, length);
+        if (!hole) {
+            below = xalloc_aligned(SINK_PIECE_BYTES);
+            if (image_read(sink->base, below, length, offset, err) < 0)
+                return error_wrap(err, "comparing with the restore point below");
+        }
+    }
+    for (size_t i = 0; i < plan->count && !hole; i++) {
+        size_t at = i * CLUSTER_BYTES;
+        size_t n = (size_t)min_u64(CLUSTER_BYTES, length - at);
+        if (memcmp(data + at, below + at, n) == 0)
+            plan->actions[i] = ACTION_NONE;
+        else if (plan->actions[i] == ACTION_NONE)
+            plan->actions[i] = ACTION_ZERO;
+    }
+    return 0;
+}
+
+static struct qcow2_packer *packer_get(struct sink *sink)
+{
+    LOCK_SCOPE(&sink->mutex);
+    if (sink->packer_count > 0)
+        return sink->packers[--sink->packer_count];
+    return qcow2_packer_new(sink->codec, sink->level);
+}
+
+static void packer_put(struct sink *sink, struct qcow2_packer *packer)
+{
+    LOCK_SCOPE(&sink->mutex);
+    if (sink->packer_count < PACKERS_MAX)
+        sink->packers[sink->packer_count++] = packer;
+    else
+        qcow2_packer_free(packer);
+}
+
+/* The last cluster of a disk may be cut: it is packed as a whole one. */
+static void pack(struct sink *sink, const uint8_t *data, size_t length, struct plan *plan)
+{
+    struct qcow2_packer *packer = packer_get(sink);
+    uint8_t whole[CLUSTER_BYTES];
+
+    plan->packed = xmalloc(SINK_PIECE_BYTES);
+    for (size_t i = 0; i < plan->count; i++) {
+        size_t at = i * CLUSTER_BYTES;
+        const uint8_t *cluster = data + at;
+        if (plan->actions[i] != ACTION_DATA)
+            continue;
+        if (length - at < CLUSTER_BYTES) {
+            memset(whole, 0, sizeof whole);
+            memcpy(whole, cluster, length - at);
+            cluster = whole;
+        }
+        plan->sizes[i] =
+            qcow2_pack(packer, cluster, CLUSTER_BYTES, plan->packed + plan->packed_bytes,
+                       CLUSTER_BYTES - SECTOR_BYTES);
+        if (plan->sizes[i] == 0)
+            continue;
+        plan->actions[i] = ACTION_PACKED;
+        /* what is between this one and the next sector is written as well */
+        memset(plan->packed + plan->packed_bytes + plan->sizes[i], 0,
+               round_up_u64(plan->sizes[i], SECTOR_BYTES) - plan->sizes[i]);
+        plan->packed_bytes += round_up_u64(plan->sizes[i], SECTOR_BYTES);
+    }
+    packer_put(sink, packer);
+}
+
+static int make_plan(struct sink *sink, uint64_t offset, const uint8_t *data, size_t length,
+                     struct plan *plan, struct error *err)
+{
+    plan->count = (length + CLUSTER_BYTES - 1) / CLUSTER_BYTES;
+    for (size_t i = 0; i < plan->count; i++) {
+        size_t at = i * CLUSTER_BYTES;
+        if (!mem_is_zero(data + at, (size_t)min_u64(CLUSTER_BYTES, length - at)))
+            plan->actions[i] = ACTION_DATA;
+    }
+    if (sink->base != NULL && compare_with_base(sink, offset, data, length, plan, err) < 0)
+        return -1;
+    if (sink->packed)
+        pack(sink, data, length, plan);
+    return 0;
+}
+
+static uint64_t allocate(struct sink *sink, uint64_t bytes, uint64_t align)
+{
+    uint64_t next = atomic_load(&sink->next);
+    uint64_t start;
+
+    do {
+        start = round_up_u64(next, align);
+    } while (!atomic_compare_exchange_weak(&sink->next, &next, start + bytes));
+    return start;
 }
 
 /* Writes clusters [first, first+count) of the piece to host and notes them in entries. */
@@ -252,28 +452,48 @@ static int write_run(struct sink *sink, uint64_t host, const uint8_t *data, size
     return 0;
 }
 
-/* Appends the clusters of the piece that are not all zero. */
-static int append_piece(struct sink *sink, const uint8_t *data, size_t length, uint8_t *entries,
-                        struct error *err)
+/* Appends the compressed clusters of the plan, one behind the other. */
+static int append_packed(struct sink *sink, const struct plan *plan, uint8_t *entries,
+                         struct error *err)
 {
-    size_t count = (length + CLUSTER_BYTES - 1) / CLUSTER_BYTES;
-    bool used[PIECE_CLUSTERS];
+    uint64_t first;
+    uint64_t host;
+
+    if (plan->packed_bytes == 0)
+        return 0;
+    first = allocate(sink, plan->packed_bytes, SECTOR_BYTES);
+    host = first;
+    if (pwrite_all(sink->fd, plan->packed, plan->packed_bytes, first) < 0)
+        return error_set_errno(err, errno, "cannot write qcow2 image at offset %" PRIu64, first);
+    for (size_t i = 0; i < plan->count; i++) {
+        uint64_t sectors = round_up_u64(plan->sizes[i], SECTOR_BYTES) / SECTOR_BYTES;
+        if (plan->actions[i] != ACTION_PACKED)
+            continue;
+        put_be64(entries + 8 * i,
+                 host | (sectors - 1) << (62 - (QCOW2_CLUSTER_BITS - 8)) | QCOW2_COMPRESSED);
+        host += sectors * SECTOR_BYTES;
+    }
+    writeback_wrote(&sink->writeback, first, plan->packed_bytes);
+    return 0;
+}
+
+/* Appends the clusters of the plan that are written as they are. */
+static int append_data(struct sink *sink, const struct plan *plan, const uint8_t *data,
+                       size_t length, uint8_t *entries, struct error *err)
+{
     size_t used_count = 0;
     uint64_t host;
     uint64_t first;
 
-    for (size_t i = 0; i < count; i++) {
-        size_t at = i * CLUSTER_BYTES;
-        used[i] = !mem_is_zero(data + at, (size_t)min_u64(CLUSTER_BYTES, length - at));
-        used_count += used[i];
-    }
+    for (size_t i = 0; i < plan->count; i++)
+        used_count += plan->actions[i] == ACTION_DATA;
     if (used_count == 0)
         return 0;
-    first = atomic_fetch_add(&sink->next, used_count * CLUSTER_BYTES);
+    first = allocate(sink, used_count * CLUSTER_BYTES, CLUSTER_BYTES);
     host = first;
-    for (size_t i = 0; i < count;) {
+    for (size_t i = 0; i < plan->count;) {
         size_t end = i;
-        while (end < count && used[end])
+        while (end < plan->count && plan->actions[end] == ACTION_DATA)
             end++;
         if (end > i) {
             size_t at = i * CLUSTER_BYTES;
@@ -288,43 +508,71 @@ static int append_piece(struct sink *sink, const uint8_t *data, size_t length, u
     return 0;
 }
 
+static int append_piece(struct sink *sink, const struct plan *plan, const uint8_t *data,
+                        size_t length, uint8_t *entries, struct error *err)
+{
+    for (size_t i = 0; i < plan->count; i++) {
+        if (plan->actions[i] == ACTION_ZERO || plan->actions[i] == ACTION_NONE)
+            put_be64(entries + 8 * i, plan->actions[i] == ACTION_ZERO ? QCOW2_ZERO : 0);
+    }
+    if (append_packed(sink, plan, entries, err) < 0)
+        return -1;
+    return append_data(sink, plan, data, length, entries, err);
+}
+
 /* A piece that the image has already (the caller repeats it after a resume): in place. */
-static int rewrite_piece(struct sink *sink, const uint8_t *data, size_t length, uint8_t *entries,
-                         struct error *err)
+static int rewrite_piece(struct sink *sink, const struct plan *plan, const uint8_t *data,
+                         size_t length, uint8_t *entries, struct error *err)
 {
     for (size_t at = 0, i = 0; at < length; at += CLUSTER_BYTES, i++) {
         size_t n = (size_t)min_u64(CLUSTER_BYTES, length - at);
         uint64_t host = entry_host(entries + 8 * i);
-        if (host == 0 && mem_is_zero(data + at, n))
+        if (host == 0 && plan->actions[i] != ACTION_DATA) {
+            put_be64(entries + 8 * i, plan->actions[i] == ACTION_ZERO ? QCOW2_ZERO : 0);
             continue;
+        }
         if (host == 0)
-            host = atomic_fetch_add(&sink->next, CLUSTER_BYTES);
+            host = allocate(sink, CLUSTER_BYTES, CLUSTER_BYTES);
         if (write_run(sink, host, data + at, n, entries + 8 * i, err) < 0)
             return -1;
     }
     return 0;
 }
 
-static int write_piece(struct sink *sink, uint64_t offset, const uint8_t *data, size_t length,
-                       struct error *err)
+static int write_planned(struct sink *sink, uint64_t offset, const struct plan *plan,
+                         const uint8_t *data, size_t length, struct error *err)
 {
     uint8_t entries[8 * PIECE_CLUSTERS] = {0};
-    size_t entries_bytes = 8 * ((length + CLUSTER_BYTES - 1) / CLUSTER_BYTES);
+    size_t entries_bytes = 8 * plan->count;
     uint64_t at = index_offset(offset / CLUSTER_BYTES);
+    bool known;
     int result;
 
     if (sink->resumed && pread_all(sink->index_fd, entries, entries_bytes, at) < 0)
         return error_set_errno(err, errno, "cannot read '%.256s'", sink->index_path);
-    if (mem_is_zero(entries, entries_bytes))
-        result = append_piece(sink, data, length, entries, err);
+    known = !mem_is_zero(entries, entries_bytes);
+    if (known && !sink->packed)
+        result = rewrite_piece(sink, plan, data, length, entries, err);
     else
-        result = rewrite_piece(sink, data, length, entries, err);
+        result = append_piece(sink, plan, data, length, entries, err);
     if (result < 0)
         return -1;
-    if (!mem_is_zero(entries, entries_bytes) &&
+    if ((known || !mem_is_zero(entries, entries_bytes)) &&
         pwrite_all(sink->index_fd, entries, entries_bytes, at) < 0)
         return error_set_errno(err, errno, "cannot write '%.256s'", sink->index_path);
     return 0;
+}
+
+static int write_piece(struct sink *sink, uint64_t offset, const uint8_t *data, size_t length,
+                       struct error *err)
+{
+    struct plan plan = {0};
+    int result = make_plan(sink, offset, data, length, &plan, err);
+
+    if (result == 0)
+        result = write_planned(sink, offset, &plan, data, length, err);
+    free(plan.packed);
+    return result;
 }
 
 static int check_writable(struct sink *sink, struct error *err)
@@ -361,6 +609,12 @@ static int qcow2_write(struct sink *sink, uint64_t offset, const void *data, siz
     return 0;
 }
 
+static bool base_is_hole(struct sink *sink, uint64_t offset, uint64_t length)
+{
+    LOCK_SCOPE(&sink->base_mutex);
+    return sink->base == NULL || image_is_hole(sink->base, offset, length);
+}
+
 static int qcow2_write_zero(struct sink *sink, uint64_t offset, uint64_t length, struct error *err)
 {
     static const uint8_t zeros[SINK_PIECE_BYTES];
@@ -368,11 +622,12 @@ static int qcow2_write_zero(struct sink *sink, uint64_t offset, uint64_t length,
     assert(offset % SINK_PIECE_BYTES == 0 && range_is_inside(offset, length, sink->size_bytes));
     if (check_writable(sink, err) < 0)
         return -1;
-    if (!sink->resumed) /* unallocated reads as zeros */
+    if (!sink->resumed && sink->base == NULL) /* unallocated reads as zeros */
         return 0;
     while (length > 0) {
         size_t n = (size_t)min_u64(length, sizeof zeros);
-        if (qcow2_write(sink, offset, zeros, n, err) < 0)
+        if ((sink->resumed || !base_is_hole(sink, offset, n)) &&
+            qcow2_write(sink, offset, zeros, n, err) < 0)
             return -1;
         offset += n;
         length -= n;
@@ -398,111 +653,23 @@ static int qcow2_sync(struct sink *sink, struct error *err)
     return 0;
 }
 
-/* Appends at *pos and moves it. */
-static int append(struct sink *sink, const void *data, size_t size, uint64_t *pos,
-                  struct error *err)
-{
-    if (pwrite_all(sink->fd, data, size, *pos) < 0)
-        return error_set_errno(err, errno, "cannot write qcow2 image at offset %" PRIu64, *pos);
-    writeback_wrote(&sink->writeback, *pos, size);
-    *pos += size;
-    return 0;
-}
-
-static int write_l2_tables(struct sink *sink, uint8_t *l1, uint64_t *pos, struct error *err)
-{
-    autofree uint8_t *block = xmalloc(CLUSTER_BYTES);
-
-    for (uint64_t i = 0; i < sink->l2_count; i++) {
-        if (pread_all(sink->index_fd, block, CLUSTER_BYTES, index_offset(i * L2_ENTRIES)) < 0)
-            return error_set_errno(err, errno, "cannot read '%.256s'", sink->index_path);
-        if (mem_is_zero(block, CLUSTER_BYTES))
-            continue;
-        put_be64(l1 + 8 * i, *pos | QCOW2_COPIED);
-        if (append(sink, block, CLUSTER_BYTES, pos, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
-/* Every cluster up to the end is used once: blocks of ones, cut at the last cluster. The count of
- * blocks and of the table's clusters covers these themselves. */
-static int write_refcounts(struct sink *sink, uint64_t *pos, uint64_t *out_table,
-                           uint64_t *out_table_clusters, struct error *err)
-{
-    uint64_t before = *pos / CLUSTER_BYTES;
-    uint64_t blocks = 1;
-    uint64_t table_clusters = 1;
-    autofree uint8_t *block = xmalloc(CLUSTER_BYTES);
-    autofree uint8_t *table = NULL;
-
-    for (;;) { /* grows, and converges since a block covers 32768 clusters */
-        uint64_t total = before + blocks + table_clusters;
-        uint64_t blocks_wanted = (total + REFCOUNTS_PER_BLOCK - 1) / REFCOUNTS_PER_BLOCK;
-        uint64_t table_wanted = (blocks_wanted * 8 + CLUSTER_BYTES - 1) / CLUSTER_BYTES;
-        if (blocks_wanted <= blocks && table_wanted <= table_clusters)
-            break;
-        blocks = max_u64(blocks, blocks_wanted);
-        table_clusters = max_u64(table_clusters, table_wanted);
-    }
-    table = xcalloc(table_clusters, CLUSTER_BYTES);
-    for (uint64_t i = 0; i < blocks; i++) {
-        uint64_t total = before + blocks + table_clusters;
-        memset(block, 0, CLUSTER_BYTES);
-        for (uint64_t j = 0; j < REFCOUNTS_PER_BLOCK && i * REFCOUNTS_PER_BLOCK + j < total; j++)
-            put_be16(block + 2 * j, 1);
-        put_be64(table + 8 * i, *pos);
-        if (append(sink, block, CLUSTER_BYTES, pos, err) < 0)
-            return -1;
-    }
-    *out_table = *pos;
-    *out_table_clusters = table_clusters;
-    return append(sink, table, (size_t)(table_clusters * CLUSTER_BYTES), pos, err);
-}
-
-static int write_header(struct sink *sink, uint64_t l1_offset, uint64_t table,
-                        uint64_t table_clusters, struct error *err)
-{
-    uint8_t header[QCOW2_HEADER_V3_BYTES + 8] = {0}; /* 8: end of the header extensions */
-
-    put_be32(header + QCOW2_AT_MAGIC, QCOW2_MAGIC);
-    put_be32(header + QCOW2_AT_VERSION, 3);
-    put_be32(header + QCOW2_AT_CLUSTER_BITS, CLUSTER_BITS);
-    put_be64(header + QCOW2_AT_SIZE, sink->size_bytes);
-    put_be32(header + QCOW2_AT_L1_SIZE, (uint32_t)sink->l2_count);
-    put_be64(header + QCOW2_AT_L1_OFFSET, l1_offset);
-    put_be64(header + QCOW2_AT_REFTABLE_OFFSET, table);
-    put_be32(header + QCOW2_AT_REFTABLE_CLUSTERS, (uint32_t)table_clusters);
-    put_be32(header + QCOW2_AT_REFCOUNT_ORDER, REFCOUNT_ORDER);
-    put_be32(header + QCOW2_AT_HEADER_LENGTH, QCOW2_HEADER_V3_BYTES);
-    if (pwrite_all(sink->fd, header, sizeof header, 0) < 0)
-        return error_set_errno(err, errno, "cannot write the qcow2 header");
-    return 0;
-}
-
 static int qcow2_finish(struct sink *sink, struct error *err)
 {
-    uint64_t pos = atomic_load(&sink->next);
-    uint64_t l1_bytes = round_up_u64(sink->l2_count * 8, CLUSTER_BYTES);
-    autofree uint8_t *l1 = xcalloc(1, l1_bytes);
-    uint64_t l1_offset;
-    uint64_t table = 0;
-    uint64_t table_clusters = 0;
+    struct qcow2_image image = {
+        .fd = sink->fd,
+        .index = index_of(sink),
+        .end = round_up_u64(atomic_load(&sink->next), CLUSTER_BYTES),
+        .counted = sink->packed,
+        .packed = sink->packed,
+        .codec = sink->codec,
+        .backing = sink->backing,
+        .writeback = &sink->writeback,
+    };
 
     if (sink->complete)
         return 0;
-    if (check_writable(sink, err) < 0 || write_l2_tables(sink, l1, &pos, err) < 0)
+    if (check_writable(sink, err) < 0 || qcow2_tables_write(&image, err) < 0)
         return -1;
-    l1_offset = pos;
-    if (append(sink, l1, l1_bytes, &pos, err) < 0 ||
-        write_refcounts(sink, &pos, &table, &table_clusters, err) < 0)
-        return -1;
-    if (fdatasync(sink->fd) < 0)
-        return error_set_errno(err, errno, "cannot sync qcow2 image");
-    if (write_header(sink, l1_offset, table, table_clusters, err) < 0)
-        return -1;
-    if (fsync(sink->fd) < 0)
-        return error_set_errno(err, errno, "cannot sync qcow2 image");
     if (unlink(sink->index_path) < 0 && errno != ENOENT)
         return error_set_errno(err, errno, "cannot remove '%.256s'", sink->index_path);
     sink->complete = true;

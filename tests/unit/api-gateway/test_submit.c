@@ -205,7 +205,6 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"vcenter\": {}",
         "\"host\": \"h\"",
         "\"datacenter\": \"DC0\"",
-        "\"compress\": true",
         "\"keep_snapshots\": 3",
         "\"options\": {\"remove_cdrom\": true}",
         "\"options\": {\"shutdown_vm\": true}",
@@ -266,6 +265,31 @@ static void defaults_are_those_of_the_reference(void **state)
     assert_true(json_is_true(json_object_get(spec, "snapshot_quiesce")));
     assert_true(json_is_true(json_object_get(spec, "delete_snapshot")));
     assert_true(json_is_false(json_object_get(spec, "convert")));
+}
+
+static void compression_is_zstd_unless_another_is_named(void **state)
+{
+    static const struct {
+        const char *fields;
+        const char *expected;
+    } cases[] = {{"\"compress\": true, \"format\": \"qcow2\"", "zstd"},
+                 {"\"compression\": \"zlib\", \"format\": \"qcow2\"", "zlib"},
+                 {"\"compress\": true", "zstd"},
+                 {"\"compress\": false, \"compression\": \"zlib\"", ""},
+                 {"\"verify\": true", ""}};
+    static const struct refusal refusals[] = {
+        {"{\"vm\": \"a\", \"compress\": true, \"format\": \"raw\"}", "compress", 422,
+         ERR_NOT_AVAILABLE, "raw"},
+        {"{\"vm\": \"a\", \"compression\": \"lzma\"}", "compression", 400, ERR_INVALID, "lzma"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        autofree char *body = xasprintf("{\"vm\": \"a\", %s}", cases[i].fields);
+        auto_submit_request *request = take(body);
+        assert_string_equal(json_str(request->export_spec, "compress"), cases[i].expected);
+    }
+    check_refusals(refusals, ARRAY_LEN(refusals));
 }
 
 static void retry_is_in_seconds_or_with_units(void **state)
@@ -446,6 +470,7 @@ int main(void)
         cmocka_unit_test(fields_that_come_later_are_never_accepted_and_ignored),
         cmocka_unit_test(later_fields_that_ask_for_nothing_are_no_error),
         cmocka_unit_test(defaults_are_those_of_the_reference),
+        cmocka_unit_test(compression_is_zstd_unless_another_is_named),
         cmocka_unit_test(retry_is_in_seconds_or_with_units),
         cmocka_unit_test(one_delay_alone_moves_the_default_of_the_other),
         cmocka_unit_test(a_known_vm_name_names_the_directory),

@@ -121,6 +121,35 @@ static void qcow2_with_conversion_is_written_once(void **state)
                                "web-03-disk1.leaves web-03-disk1.qcow2");
 }
 
+static void qcow2_images_are_compressed_on_demand(void **state)
+{
+    static const char *const codecs[] = {"zlib", "zstd"};
+
+    (void)state;
+    need_qemu_img();
+    source_add_disk(PATTERN_TEXT, SMALL);
+    for (size_t i = 0; i < ARRAY_LEN(codecs); i++) {
+        autofree char *image = xasprintf("%s/web-03-disk1.qcow2", codecs[i]);
+        autofree char *path = below_base(image);
+        struct stat st;
+        forget_records();
+        task_wants("qcow2", false, codecs[i]);
+        json_set_text(world_task.spec, "compress", codecs[i]);
+        json_put(world_task.spec, "compress_level", json_integer(3));
+        assert_exported();
+        compare_below(image, "qcow2", &source.disks[0].content);
+        assert_int_equal(stat(path, &st), 0);
+        assert_true((uint64_t)st.st_size < SMALL / 3);
+    }
+    forget_records();
+    task_wants("raw", false, "raw");
+    json_set_text(world_task.spec, "compress", "zstd");
+    assert_fails_with(ERR_NOT_AVAILABLE);
+    task_wants("qcow2", false, "lzma");
+    json_set_text(world_task.spec, "compress", "lzma");
+    assert_fails_with(ERR_INVALID);
+}
+
 static void strangers_confirm_all_digests(void **state)
 {
     (void)state;
@@ -768,6 +797,7 @@ int main(void)
         TEST(other_formats_have_images_and_no_descriptor),
         TEST(a_conversion_writes_qcow2_in_the_same_pass),
         TEST(qcow2_with_conversion_is_written_once),
+        TEST(qcow2_images_are_compressed_on_demand),
         TEST(strangers_confirm_all_digests),
         TEST(a_stranger_reads_the_descriptor),
         TEST(files_are_private_to_owner_and_group),

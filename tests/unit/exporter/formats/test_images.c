@@ -74,6 +74,9 @@ static void images_of_qemu_read_as_written(void **state)
         {"qcow2", "compat=1.1", true},
         {"qcow2", "compat=0.10,cluster_size=4k", true},
         {"qcow2", "compat=1.1,cluster_size=2M", true},
+        {"qcow2", "compat=1.1,compression_type=zstd", true},
+        {"qcow2", "compat=1.1,compression_type=zstd,cluster_size=2M", true},
+        {"qcow2", "compat=1.1,compression_type=zstd", false},
         {"vmdk", "subformat=streamOptimized", false},
         {"vmdk", "subformat=monolithicSparse", false},
         {"vmdk", "subformat=monolithicSparse,zeroed_grain=on", false},
@@ -118,17 +121,11 @@ static void refuse(const char *path, const char *format, enum error_code code, c
                  error_code_name(code), part);
 }
 
-static void images_that_need_other_files_or_libraries_are_refused(void **state)
+static void images_that_need_more_than_we_read_are_refused(void **state)
 {
     (void)state;
     need_qemu_img();
-    autofree char *base = test_path("base.qcow2");
     autofree char *path = test_path("refused.img");
-    const char *make_base[] = {QEMU_IMG, "create", "-q", "-f", "qcow2", base, "8M", NULL};
-    const char *backing[] = {QEMU_IMG, "create", "-q",    "-f", "qcow2", "-b",
-                             base,     "-F",     "qcow2", path, NULL};
-    const char *zstd[] = {QEMU_IMG, "create", "-q", "-f", "qcow2", "-o", "compression_type=zstd",
-                          path,     "8M",     NULL};
     const char *subclusters[] = {QEMU_IMG, "create",         "-q", "-f", "qcow2",
                                  "-o",     "extended_l2=on", path, "8M", NULL};
     autofree char *data_file = test_path("refused.data");
@@ -140,13 +137,6 @@ static void images_that_need_other_files_or_libraries_are_refused(void **state)
     const char *delta[] = {QEMU_IMG,  "create", "-q",   "-f", "vmdk", "-b",
                            vmdk_base, "-F",     "vmdk", path, NULL};
 
-    assert_int_equal(run_program(make_base), 0);
-    assert_int_equal(run_program(backing), 0);
-    refuse(path, "qcow2", ERR_NOT_AVAILABLE, "backing file");
-    (void)unlink(path);
-    assert_int_equal(run_program(zstd), 0);
-    refuse(path, "qcow2", ERR_NOT_AVAILABLE, "zstd");
-    (void)unlink(path);
     assert_int_equal(run_program(subclusters), 0);
     refuse(path, "qcow2", ERR_NOT_AVAILABLE, "subclusters");
     (void)unlink(path);
@@ -307,7 +297,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(images_of_our_sinks_read_as_written),
         cmocka_unit_test(images_of_qemu_read_as_written),
-        cmocka_unit_test(images_that_need_other_files_or_libraries_are_refused),
+        cmocka_unit_test(images_that_need_more_than_we_read_are_refused),
         cmocka_unit_test(what_is_no_image_is_refused),
         cmocka_unit_test(hostile_headers_are_refused),
         cmocka_unit_test(damaged_images_end_in_errors_not_crashes),
