@@ -55,7 +55,7 @@ FUZZ_NAMES = $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 .PHONY: test-full
 test-full: test ## make test, then everything that takes long
 	@HSDK_KILLS=100 $(B)/unit/exporter/engine/test_copy_crash
-	@$(MAKE) --no-print-directory $(JOBS) SAN=asan all
+	@$(MAKE) --no-print-directory $(JOBS) SAN=asan test-build
 	@VARIANT=asan /usr/bin/python3 tests/run.py service e2e
 	@for t in $(FUZZ_NAMES); do $(MAKE) --no-print-directory fuzz T=$$t TIME=60 || exit 1; done
 	@$(MAKE) --no-print-directory lint-tidy
