@@ -18,6 +18,9 @@
 #define PRINTF_LIKE(f, a) __attribute__((format(printf, f, a)))
 #define ARRAY_LEN(a)      (sizeof(a) / sizeof((a)[0]))
 #define CLEANUP(fn)       __attribute__((cleanup(fn)))
+/* New memory for free(); never NULL. */
+#define ALLOCATED   __attribute__((malloc, returns_nonnull, warn_unused_result))
+#define REALLOCATED __attribute__((returns_nonnull, warn_unused_result))
 
 #define KIB UINT64_C(1024)
 #define MIB (KIB * 1024)
@@ -79,16 +82,16 @@ static inline pthread_mutex_t *lock_scope_begin(pthread_mutex_t *mutex)
         lock_scope_begin(mutex)
 
 /* Allocation; none of these returns NULL, all abort when memory is exhausted. */
-void *xmalloc(size_t size);
-void *xcalloc(size_t count, size_t size);
-void *xrealloc(void *p, size_t size);
-void *xreallocarray(void *p, size_t count, size_t size);
-char *xstrdup(const char *text);
-char *xstrndup(const char *text, size_t length_max);
-void *xmemdup(const void *data, size_t size);
+ALLOCATED void *xmalloc(size_t size);
+ALLOCATED void *xcalloc(size_t count, size_t size);
+REALLOCATED void *xrealloc(void *p, size_t size);
+REALLOCATED void *xreallocarray(void *p, size_t count, size_t size);
+ALLOCATED char *xstrdup(const char *text);
+ALLOCATED char *xstrndup(const char *text, size_t length_max);
+ALLOCATED void *xmemdup(const void *data, size_t size);
 /* 4096-aligned, as O_DIRECT and io_uring want it; free() it. */
-void *xalloc_aligned(size_t size);
-PRINTF_LIKE(1, 2) char *xasprintf(const char *format, ...);
+ALLOCATED void *xalloc_aligned(size_t size);
+ALLOCATED PRINTF_LIKE(1, 2) char *xasprintf(const char *format, ...);
 
 /* true = did not overflow, *out written. */
 static inline MUST_CHECK bool checked_add_u64(uint64_t a, uint64_t b, uint64_t *out)

@@ -6,6 +6,11 @@
 #include <stdio.h>
 #include <string.h>
 
+/* The functions behind the macros of those names. */
+#undef error_set
+#undef error_set_errno
+#undef error_wrap
+
 static const char *const names[] = {
     [ERR_NONE] = "none",
     [ERR_INVALID] = "invalid",

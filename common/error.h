@@ -56,4 +56,14 @@ enum error_code error_code_from_name(const char *name);
 /* Process exit status for a failure at start: 64 for INVALID, 1 otherwise. */
 int error_exit_status(const struct error *err);
 
+/* Shows compiler and analysers what these return: who comes back with 0 has written its *out. */
+static inline int error_minus_one(int always)
+{
+    (void)always;
+    return -1;
+}
+#define error_set(...)       error_minus_one(error_set(__VA_ARGS__))
+#define error_set_errno(...) error_minus_one(error_set_errno(__VA_ARGS__))
+#define error_wrap(...)      error_minus_one(error_wrap(__VA_ARGS__))
+
 #endif
