@@ -176,9 +176,10 @@ int address_listen(const struct address *address, int *out_fd, uint16_t *out_por
 
     if (fd < 0 || setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one) < 0 ||
         bind(fd, target, address->size) < 0 || listen(fd, LISTEN_BACKLOG) < 0 ||
-        getsockname(fd, (struct sockaddr *)&bound, &size) < 0)
+        getsockname(fd, (struct sockaddr *)&bound, &size) < 0) {
         return error_set_errno(err, errno, "port %u cannot be opened",
                                (unsigned int)address_port(target));
+    }
     *out_port = address_port((const struct sockaddr *)&bound);
     *out_fd = fd_steal(&fd);
     return 0;

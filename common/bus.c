@@ -70,9 +70,10 @@ int bus_envelope_decode(const void *data, size_t size, bus_envelope **out, struc
 {
     auto_bus_envelope *envelope = NULL;
 
-    if (size > BUS_MESSAGE_BYTES_MAX)
+    if (size > BUS_MESSAGE_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "bus: message of %zu bytes is over %zu", size,
                          BUS_MESSAGE_BYTES_MAX);
+    }
     envelope = hypersdk__v1__envelope__unpack(NULL, size, data);
     if (envelope == NULL)
         return error_set(err, ERR_PROTOCOL, "bus: message of %zu bytes cannot be decoded", size);
@@ -90,9 +91,10 @@ static int to_message(const bus_envelope *envelope, const char *topic, nng_msg *
     size_t size = hypersdk__v1__envelope__get_packed_size(envelope);
     nng_msg *msg = NULL;
 
-    if (size + prefix > BUS_MESSAGE_BYTES_MAX)
+    if (size + prefix > BUS_MESSAGE_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "bus: message of %zu bytes is over %zu", size + prefix,
                          BUS_MESSAGE_BYTES_MAX);
+    }
     if (nng_msg_alloc(&msg, size + prefix) != 0)
         abort(); /* out of memory */
     if (prefix > 0)
@@ -125,9 +127,10 @@ static int make_tls(const struct bus_config *config, nng_tls_mode mode, nng_tls_
     nng_tls_config *tls = NULL;
     int rv;
 
-    if (config->tls_ca_file[0] == '\0' || config->tls_cert_key_file[0] == '\0')
+    if (config->tls_ca_file[0] == '\0' || config->tls_cert_key_file[0] == '\0') {
         return error_set(err, ERR_INVALID,
                          "bus: tls+tcp needs bus.tls_ca_file and bus.tls_cert_key_file");
+    }
     rv = nng_tls_config_alloc(&tls, mode);
     if (rv == 0)
         rv = nng_tls_config_ca_file(tls, config->tls_ca_file);
@@ -267,9 +270,10 @@ int bus_client_call(struct bus_client *client, const bus_envelope *request, int6
     rv = exchange(context, aio, question, timeout_ms, &answer);
     nng_aio_free(aio);
     (void)nng_ctx_close(context);
-    if (rv != 0)
+    if (rv != 0) {
         return bus_fail(err, rv == NNG_ECONNSHUT || rv == NNG_ECRYPTO ? NNG_ECONNREFUSED : rv,
                         "the scheduler does not answer on", "lease");
+    }
     rv = bus_envelope_decode(nng_msg_body(answer), nng_msg_len(answer), out, err);
     nng_msg_free(answer);
     return rv;
@@ -377,10 +381,11 @@ static void on_request_aio(void *arg)
     note_pipe(request, msg);
     rv = bus_envelope_decode(nng_msg_body(msg), nng_msg_len(msg), &request->envelope, &err);
     nng_msg_free(msg);
-    if (rv < 0)
+    if (rv < 0) {
         refuse(request, &err);
-    else
+    } else {
         request->server->handler(request->server->arg, request);
+    }
 }
 
 int bus_server_open(const struct bus_config *config, size_t contexts, bus_handler handler,

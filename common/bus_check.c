@@ -24,9 +24,10 @@ static int check_text(const char *name, const char *text, size_t min, size_t max
 {
     size_t length = strlen(text);
 
-    if (length < min || length > max)
+    if (length < min || length > max) {
         return error_set(err, ERR_PROTOCOL, "bus: %s has %zu bytes, %zu to %zu are allowed", name,
                          length, min, max);
+    }
     if (!utf8_is_valid(text))
         return error_set(err, ERR_PROTOCOL, "bus: %s is not UTF-8", name);
     return 0;
@@ -34,9 +35,10 @@ static int check_text(const char *name, const char *text, size_t min, size_t max
 
 static int check_count(const char *name, size_t count, size_t max, struct error *err)
 {
-    if (count > max)
+    if (count > max) {
         return error_set(err, ERR_PROTOCOL, "bus: %zu %s, at most %zu are allowed", count, name,
                          max);
+    }
     return 0;
 }
 
@@ -46,9 +48,10 @@ static int check_ref(const Hypersdk__V1__TaskRef *ref, struct error *err)
         return error_set(err, ERR_PROTOCOL, "bus: task reference is missing");
     if (ref->epoch == 0 || ref->epoch > INT64_MAX)
         return error_set(err, ERR_PROTOCOL, "bus: epoch is out of range");
-    if (ref->token.len != TOKEN_BYTES)
+    if (ref->token.len != TOKEN_BYTES) {
         return error_set(err, ERR_PROTOCOL, "bus: token of %zu bytes, expected %d", ref->token.len,
                          TOKEN_BYTES);
+    }
     return check_text("task id", ref->task_id, 1, ID_MAX, err);
 }
 
@@ -73,9 +76,10 @@ static int check_lease_request(const Hypersdk__V1__LeaseRequest *m, struct error
         return -1;
     if (strcmp(m->role, "exporter") != 0 && strcmp(m->role, "bridge") != 0)
         return error_set(err, ERR_PROTOCOL, "bus: role '%s' is unknown", m->role);
-    if (m->slots_total == 0 || m->slots_total > SLOTS_MAX || m->slot >= m->slots_total)
+    if (m->slots_total == 0 || m->slots_total > SLOTS_MAX || m->slot >= m->slots_total) {
         return error_set(err, ERR_PROTOCOL, "bus: slot %u of %u is out of range", m->slot,
                          m->slots_total);
+    }
     for (size_t i = 0; i < m->n_task_kinds; i++) {
         if (check_text("task kind", m->task_kinds[i], 1, 32, err) < 0)
             return -1;
@@ -136,9 +140,10 @@ static int check_controls(Hypersdk__V1__TaskControl *const *controls, size_t cou
 
 static int check_lease_ms(int64_t lease_ms, struct error *err)
 {
-    if (lease_ms < 1000 || lease_ms > 3600000)
+    if (lease_ms < 1000 || lease_ms > 3600000) {
         return error_set(err, ERR_PROTOCOL, "bus: lease of %lld ms is out of range",
                          (long long)lease_ms);
+    }
     return 0;
 }
 
@@ -292,10 +297,11 @@ static int check_body(const bus_envelope *m, struct error *err)
 
 int bus_envelope_check(const bus_envelope *envelope, struct error *err)
 {
-    if (envelope->version != BUS_PROTOCOL_VERSION)
+    if (envelope->version != BUS_PROTOCOL_VERSION) {
         return error_set(err, ERR_PROTOCOL,
                          "bus: protocol version %u, this build speaks %u (mixed installations?)",
                          envelope->version, BUS_PROTOCOL_VERSION);
+    }
     if (check_text("message id", envelope->message_id, 1, ID_MAX, err) < 0 ||
         check_text("sender", envelope->sender, 1, ID_MAX, err) < 0 ||
         check_text("traceparent", envelope->traceparent, 0, 64, err) < 0 ||

@@ -35,11 +35,12 @@ static int set_string(const struct config_key *key, const char *text, void *conf
 
     if ((key->flags & CONFIG_SECRET) != 0 && *slot != NULL && **slot != '\0')
         return error_set(err, ERR_INVALID, "%s: the same value is also given by a file", key->name);
-    if (length < key->min || (key->max != 0 && length > key->max))
+    if (length < key->min || (key->max != 0 && length > key->max)) {
         return error_set(err, ERR_INVALID,
                          length == 0 ? "%s: must not be empty"
                                      : "%s: length is not from %" PRIu64 " to %" PRIu64,
                          key->name, key->min, key->max);
+    }
     free(*slot);
     *slot = xstrdup(text);
     return 0;
@@ -294,10 +295,11 @@ static void unknown_key(struct strbuf *problems, const struct config_file *file,
 {
     char what[160];
 
-    if (hint.name != NULL)
+    if (hint.name != NULL) {
         (void)snprintf(what, sizeof what, "unknown key (did you mean '%.64s'?)", hint.name);
-    else
+    } else {
         (void)snprintf(what, sizeof what, "unknown key (--help lists the known ones)");
+    }
     problem(problems, file, line, section, key, what);
 }
 
@@ -375,9 +377,10 @@ static void check_roles(const struct config_file *file, const struct yaml_node *
         return;
     }
     for (size_t i = 0; i < node->count; i++) {
-        if (node->items[i]->kind != YAML_LIST)
+        if (node->items[i]->kind != YAML_LIST) {
             problem(problems, file, node->items[i]->line, "roles", node->keys[i],
                     "must be a list of permissions");
+        }
     }
 }
 
@@ -393,12 +396,13 @@ static void check_section(const struct config_file *file, const char *name,
         }
         consider(&hint, name, config_tables[i].section);
     }
-    if (strcmp(name, "providers") == 0)
+    if (strcmp(name, "providers") == 0) {
         check_providers(file, node, problems);
-    else if (strcmp(name, "roles") == 0)
+    } else if (strcmp(name, "roles") == 0) {
         check_roles(file, node, problems);
-    else
+    } else {
         unknown_key(problems, file, node->line, name, "", hint);
+    }
 }
 
 static int finish_problems(struct strbuf *mine, struct strbuf *problems, struct error *err)
@@ -578,10 +582,11 @@ static int expand_tree(const struct config_file *file, const char *section,
             json_decref(json);
             return -1;
         }
-        if (node->kind == YAML_LIST)
+        if (node->kind == YAML_LIST) {
             (void)json_array_append_new(json, item);
-        else
+        } else {
             (void)json_object_set_new(json, node->keys[i], item);
+        }
     }
     *out = json;
     return 0;
@@ -603,11 +608,12 @@ void config_help(struct strbuf *out)
 {
     for (size_t i = 0; i < config_tables_count; i++) {
         strbuf_addf(out, "%s:\n", config_tables[i].section);
-        for (const struct config_key *key = config_tables[i].keys; key->name != NULL; key++)
+        for (const struct config_key *key = config_tables[i].keys; key->name != NULL; key++) {
             strbuf_addf(out, "  %-24s %s%s%s%s\n", key->name, key->help,
                         key->default_text != NULL && key->default_text[0] ? " [" : "",
                         key->default_text != NULL ? key->default_text : "",
                         key->default_text != NULL && key->default_text[0] ? "]" : "");
+        }
     }
     strbuf_add(out, "webhooks.endpoints[]:\n  url, events[], headers{}, retry, timeout, secret, "
                     "secret_file\nproviders.<name>:\n  ");

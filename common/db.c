@@ -283,11 +283,12 @@ int db_check(struct db *db, struct error *err)
         return error_wrap(err, "schema is not there yet (the scheduler applies it)");
     }
     have = db_i64(rows, 0, 0);
-    if (have < (int64_t)schema_files_count)
+    if (have < (int64_t)schema_files_count) {
         return error_set(
             err, ERR_UNAVAILABLE,
             "schema is at version %lld, this build wants %zu (the scheduler applies it)",
             (long long)have, schema_files_count);
+    }
     return 0;
 }
 
@@ -335,9 +336,10 @@ int db_bytea(const PGresult *rows, int row, int column, void *out, size_t size_m
     if (strncmp(text, "\\x", 2) != 0)
         return error_set(err, ERR_INTERNAL, "database: cell is no bytea");
     size = strlen(text + 2) / 2;
-    if (size > size_max)
+    if (size > size_max) {
         return error_set(err, ERR_LIMIT, "database: bytea of %zu bytes is over %zu", size,
                          size_max);
+    }
     if (!hex_decode(text + 2, out, size))
         return error_set(err, ERR_INTERNAL, "database: malformed bytea");
     *out_size = size;
@@ -381,11 +383,12 @@ static int migrate_locked(struct db *db, struct error *err)
         db_exec(db, newest, DB_NO_PARAMS, &rows, err) < 0)
         return -1;
     have = (size_t)db_i64(rows, 0, 0);
-    if (have > schema_files_count)
+    if (have > schema_files_count) {
         return error_set(err, ERR_CONFLICT,
                          "database has schema version %zu, this build knows %zu: install the newer "
                          "version",
                          have, schema_files_count);
+    }
     for (size_t i = have; i < schema_files_count; i++) {
         if (apply_schema_file(db, &schema_files[i], err) < 0)
             return -1;

@@ -259,9 +259,10 @@ static bool set_method(CURL *curl, const char *method, const void *body, size_t 
     /* HTTPGET also undoes the POST or HEAD of the request before */
     if (!set_long(curl, CURLOPT_HTTPGET, 1L))
         return false;
-    if (head)
+    if (head) {
         return set_long(curl, CURLOPT_NOBODY, 1L) &&
                curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, NULL) == CURLE_OK;
+    }
     if (body != NULL || strcmp(method, "POST") == 0) {
         if (!set_long(curl, CURLOPT_POST, 1L) ||
             curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)body_size) !=
@@ -309,17 +310,19 @@ int http_request(CURL *handle, const char *method, const char *url,
     received.data = xcalloc(1, received.capacity);
     peer.address_refused = false;
     if (set_method(handle, method, body, body_size) &&
-        set_request(handle, url, headers, &received, error_text))
+        set_request(handle, url, headers, &received, error_text)) {
         code = curl_easy_perform(handle);
-    else
+    } else {
         code = CURLE_URL_MALFORMAT;
+    }
     clear_request(handle);
     data = received.data;
     if (received.over)
         return error_set(err, ERR_LIMIT, "the answer is over %zu bytes", received.size_max);
-    if (code != CURLE_OK)
+    if (code != CURLE_OK) {
         return http_error_set(err, handle, code,
                               error_text[0] == '\0' ? curl_easy_strerror(code) : error_text);
+    }
     (void)curl_easy_getinfo(handle, CURLINFO_RESPONSE_CODE, &out->status);
     (void)curl_easy_getinfo(handle, CURLINFO_CONTENT_TYPE, &type);
     out->content_type = xstrdup(type == NULL ? "" : type);
@@ -385,11 +388,12 @@ int http_error_set(struct error *err, CURL *handle, CURLcode code, const char *w
         break;
     }
 #pragma GCC diagnostic pop
-    if (sys_errno != 0 && code == CURLE_COULDNT_CONNECT)
+    if (sys_errno != 0 && code == CURLE_COULDNT_CONNECT) {
         (void)error_set_errno(err, (int)sys_errno, "%s", what);
-    else
+    } else {
         (void)error_set(err, ERR_UNAVAILABLE, "%s%s%s", what, repeated ? "" : ": ",
                         repeated ? "" : text);
+    }
     err->code = ERR_UNAVAILABLE;
     return -1;
 }

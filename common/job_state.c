@@ -155,10 +155,11 @@ static struct job_decision on_lost(const struct job_machine *row,
         return refuse(row, "the lease still runs");
     next.losses = row->bytes_done > row->progress_mark ? 0 : row->losses + 1;
     next.progress_mark = row->bytes_done;
-    if (row->job != JOB_CANCELLING && !row->task_cancel && next.losses >= row->losses_max)
+    if (row->job != JOB_CANCELLING && !row->task_cancel && next.losses >= row->losses_max) {
         d = end(&next, JOB_FAILED, TASK_FAILED, "job.failed");
-    else
+    } else {
         d = requeue(&next, "job.lease_lost");
+    }
     d.effects |= JOB_EFFECT_DROP_TOKEN;
     return d;
 }

@@ -154,9 +154,10 @@ static int store_totals(struct db *db, const struct store_row *row,
         auto_json *by_status = labels_of("status", job_status_name(d->row.job), provider);
         auto_json *by_type = labels_of("vm_type", db_text(end, 0, 6), provider);
         metric_batch_add(&batch, "hypersdk_jobs_total", by_status, 1);
-        if (!db_is_null(end, 0, 5)) /* else it never ran */
+        if (!db_is_null(end, 0, 5)) { /* else it never ran */
             metric_batch_observe(&batch, "hypersdk_job_duration_seconds", by_type,
                                  strtod(db_text(end, 0, 5), NULL));
+        }
     }
     return metric_batch_store(db, &batch, err);
 }

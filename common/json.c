@@ -18,10 +18,11 @@ static bool too_deep(const char *text, size_t size)
     for (size_t i = 0; i < size; i++) {
         char c = text[i];
         if (in_string) {
-            if (c == '\\')
+            if (c == '\\') {
                 i++;
-            else if (c == '"')
+            } else if (c == '"') {
                 in_string = false;
+            }
         } else if (c == '"') {
             in_string = true;
         } else if (c == '{' || c == '[') {
@@ -44,9 +45,10 @@ int json_parse(const char *text, size_t size, size_t size_max, json_t **out, str
     if (too_deep(text, size))
         return error_set(err, ERR_LIMIT, "JSON is nested deeper than %d levels", JSON_DEPTH_MAX);
     json = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_DECODE_ANY, &why);
-    if (json == NULL)
+    if (json == NULL) {
         return error_set(err, ERR_INVALID, "malformed JSON, line %d column %d: %.200s", why.line,
                          why.column, why.text);
+    }
     *out = json;
     return 0;
 }
@@ -117,9 +119,10 @@ int json_get_u64(const json_t *object, const char *key, uint64_t min, uint64_t m
         return 0;
     }
     number = json_integer_value(value);
-    if (!json_is_integer(value) || number < 0 || (uint64_t)number < min || (uint64_t)number > max)
+    if (!json_is_integer(value) || number < 0 || (uint64_t)number < min || (uint64_t)number > max) {
         return error_set(err, ERR_INVALID,
                          "'%s' must be a whole number from %" PRIu64 " to %" PRIu64, key, min, max);
+    }
     *out = (uint64_t)number;
     return 0;
 }

@@ -56,10 +56,11 @@ static void add_field(struct strbuf *sb, const struct log_field *field)
         strbuf_addf(sb, "%" PRId64, field->i64);
         break;
     case LOG_FIELD_F64:
-        if (isfinite(field->f64))
+        if (isfinite(field->f64)) {
             strbuf_addf(sb, "%.3f", field->f64);
-        else
+        } else {
             strbuf_add(sb, "null"); /* JSON has no other word for it */
+        }
         break;
     case LOG_FIELD_BOOL:
         strbuf_add(sb, field->u64 != 0 ? "true" : "false");

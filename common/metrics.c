@@ -81,10 +81,11 @@ static struct series *series_get(const char *name, const char *labels, enum metr
     family->type = type;
     series = xcalloc(1, sizeof *series);
     series->labels = xstrdup(labels);
-    if (family->last == NULL)
+    if (family->last == NULL) {
         family->first = series;
-    else
+    } else {
         family->last->next = series;
+    }
     family->last = series;
     return series;
 }
@@ -141,24 +142,26 @@ void metric_label(struct strbuf *labels, const char *name, const char *value)
     for (const char *p = value; *p != '\0'; p++) {
         if (*p == '\\' || *p == '"')
             strbuf_addc(labels, '\\');
-        if (*p == '\n')
+        if (*p == '\n') {
             strbuf_add(labels, "\\n");
-        else
+        } else {
             strbuf_addc(labels, *p);
+        }
     }
     strbuf_addc(labels, '"');
 }
 
 void metric_value_text(double value, char out[METRIC_VALUE_SIZE])
 {
-    if (isnan(value))
+    if (isnan(value)) {
         (void)snprintf(out, METRIC_VALUE_SIZE, "NaN");
-    else if (isinf(value))
+    } else if (isinf(value)) {
         (void)snprintf(out, METRIC_VALUE_SIZE, value > 0 ? "+Inf" : "-Inf");
-    else if (fabs(value) < 9e15 && floor(value) == value)
+    } else if (fabs(value) < 9e15 && floor(value) == value) {
         (void)snprintf(out, METRIC_VALUE_SIZE, "%.0f", value);
-    else
+    } else {
         (void)snprintf(out, METRIC_VALUE_SIZE, "%.17g", value);
+    }
 }
 
 void metric_header_add(struct strbuf *out, const char *name, const char *type, const char *help)
@@ -166,10 +169,11 @@ void metric_header_add(struct strbuf *out, const char *name, const char *type, c
     if (help != NULL) {
         strbuf_addf(out, "# HELP %s ", name);
         for (const char *p = help; *p != '\0'; p++) {
-            if (*p == '\\' || *p == '\n')
+            if (*p == '\\' || *p == '\n') {
                 strbuf_add(out, *p == '\n' ? "\\n" : "\\\\");
-            else
+            } else {
                 strbuf_addc(out, *p);
+            }
         }
         strbuf_addc(out, '\n');
     }
@@ -181,10 +185,11 @@ void metric_sample_add(struct strbuf *out, const char *name, const char *labels,
     char text[METRIC_VALUE_SIZE];
 
     metric_value_text(value, text);
-    if (labels[0] == '\0')
+    if (labels[0] == '\0') {
         strbuf_addf(out, "%s %s\n", name, text);
-    else
+    } else {
         strbuf_addf(out, "%s{%s} %s\n", name, labels, text);
+    }
 }
 
 static void render_histogram(struct strbuf *out, const char *name, const struct series *series)
@@ -217,10 +222,11 @@ static void render_family(struct strbuf *out, const struct family *family)
         return; /* described, never used */
     metric_header_add(out, family->name, types[family->type], family->help);
     for (const struct series *series = family->first; series != NULL; series = series->next) {
-        if (family->type == METRIC_HISTOGRAM)
+        if (family->type == METRIC_HISTOGRAM) {
             render_histogram(out, family->name, series);
-        else
+        } else {
             metric_sample_add(out, family->name, series->labels, series->value);
+        }
     }
 }
 
@@ -313,9 +319,10 @@ void metrics_render(struct strbuf *out)
 
     for (size_t i = 0; i < family_count; i++)
         render_family(out, &families[i]);
-    if (dropped > 0)
+    if (dropped > 0) {
         gauge(out, "hypersdk_metrics_dropped_total", "counter",
               "Values that had no place among the series", (double)dropped);
+    }
     metric_header_add(out, "hypersdk_build_info", "gauge", "The version that runs");
     metric_sample_add(out, "hypersdk_build_info", "version=\"" HYPERSDK_VERSION "\"", 1);
     render_process(out);

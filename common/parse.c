@@ -29,10 +29,11 @@ int parse_u64(const char *name, const char *text, uint64_t min, uint64_t max, ui
     const char *p = text;
     uint64_t value = 0;
 
-    if (take_digits(&p, &value) < 0 || *p != '\0' || value < min || value > max)
+    if (take_digits(&p, &value) < 0 || *p != '\0' || value < min || value > max) {
         return error_set(err, ERR_INVALID,
                          "%s: '%.64s' is not a number from %" PRIu64 " to %" PRIu64, name, text,
                          min, max);
+    }
     *out = value;
     return 0;
 }
@@ -91,10 +92,11 @@ int parse_duration_ms(const char *name, const char *text, int64_t min_ms, int64_
         uint64_t unit_ms = 1000;
         if (take_digits(&p, &number) < 0)
             goto bad;
-        if (*p != '\0' || p == text)
+        if (*p != '\0' || p == text) {
             unit_ms = take_duration_unit(&p);
-        else if (total > 0)
+        } else if (total > 0) {
             goto bad; /* "1h30" */
+        }
         if (unit_ms == 0 || !checked_mul_u64(number, unit_ms, &number) ||
             !checked_add_u64(total, number, &total))
             goto bad;
@@ -125,11 +127,12 @@ int parse_size_bytes(const char *name, const char *text, uint64_t min, uint64_t 
               strcasecmp(p + 1, "ib") == 0) &&
              checked_mul_u64(value, UINT64_C(1) << (10 * (at - letters + 1)), &value);
     }
-    if (!ok || value < min || value > max)
+    if (!ok || value < min || value > max) {
         return error_set(err, ERR_INVALID,
                          "%s: '%.64s' is not a size from %" PRIu64 " to %" PRIu64
                          " bytes (write 1048576, 64M, 10G)",
                          name, text, min, max);
+    }
     *out = value;
     return 0;
 }

@@ -83,9 +83,10 @@ static int clean(const char *path, char **out, struct error *err)
         n = strcspn(p, "/");
         if (n == 2 && strncmp(p, "..", 2) == 0)
             return error_set(err, ERR_DENIED, "path '%.200s' holds '..'", path);
-        if (n > NAME_MAX)
+        if (n > NAME_MAX) {
             return error_set(err, ERR_INVALID, "path '%.200s': a part is longer than %d bytes",
                              path, NAME_MAX);
+        }
         if (n > 0 && !(n == 1 && *p == '.')) {
             strbuf_addc(&sb, '/');
             strbuf_add_bytes(&sb, p, n);
@@ -112,11 +113,12 @@ int path_confine(const struct config_list *bases, const char *path, char **out, 
     for (size_t i = 0; i < bases->count; i++) {
         autofree char *base = NULL;
         autofree char *base_clean = NULL;
-        if (bases->items[i][0] != '/')
+        if (bases->items[i][0] != '/') {
             return error_set(err, ERR_INVALID,
                              "base directory '%.200s' is not absolute (export.base_path, "
                              "export.allowed_paths)",
                              bases->items[i]);
+        }
         if (clean(bases->items[i], &base_clean, err) < 0 ||
             resolve_existing(base_clean, &base, err) < 0)
             return -1;

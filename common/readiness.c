@@ -55,11 +55,12 @@ void readiness_set(struct readiness *readiness, const char *name, bool ready, co
     }
     if (!changed)
         return;
-    if (ready)
+    if (ready) {
         LOG(INFO, "condition_ready", F_STR("condition", name));
-    else
+    } else {
         LOG(WARN, "condition_not_ready", F_STR("condition", name),
             F_STR("reason", condition->reason));
+    }
 }
 
 void readiness_render(struct readiness *readiness, bool stopping, struct strbuf *out,

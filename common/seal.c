@@ -159,9 +159,10 @@ int seal_key_load(const char *dir, const char *audience, struct seal_key **out, 
     if (size == SEAL_FILE_BYTES + 1 && text[SEAL_FILE_BYTES] == '\n')
         text[SEAL_FILE_BYTES] = '\0';
     key = key_new(audience);
-    if (!hex_decode(text, key->key, sizeof key->key))
+    if (!hex_decode(text, key->key, sizeof key->key)) {
         return error_set(err, ERR_INVALID, "key file '%.200s' is not %d hex digits", path,
                          SEAL_FILE_BYTES);
+    }
     set_id(key);
     *out = STEAL(key);
     return 0;

@@ -152,10 +152,11 @@ static int next_signal(const struct service *service, const sigset_t *set, int64
 
 static _Noreturn void end_at_once(const struct service *service, int number)
 {
-    if (number == 0)
+    if (number == 0) {
         LOG(ERROR, "drain_timed_out", F_I64("drain_ms", service_drain_ms(service)));
-    else
+    } else {
         LOG(WARN, "service_killed", F_STR("reason", "second signal"));
+    }
     end_process(EXIT_FORCED);
 }
 

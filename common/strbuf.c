@@ -76,18 +76,19 @@ void strbuf_add_xml(struct strbuf *sb, const char *text)
 {
     for (const char *p = text; *p != '\0'; p++) {
         unsigned char c = (unsigned char)*p;
-        if (c == '&')
+        if (c == '&') {
             strbuf_add(sb, "&amp;");
-        else if (c == '<')
+        } else if (c == '<') {
             strbuf_add(sb, "&lt;");
-        else if (c == '>')
+        } else if (c == '>') {
             strbuf_add(sb, "&gt;");
-        else if (c == '"')
+        } else if (c == '"') {
             strbuf_add(sb, "&quot;");
-        else if (c == '\'')
+        } else if (c == '\'') {
             strbuf_add(sb, "&apos;");
-        else if (c >= 0x20 || c == '\t' || c == '\n' || c == '\r')
+        } else if (c >= 0x20 || c == '\t' || c == '\n' || c == '\r') {
             strbuf_addc(sb, *p);
+        }
     }
 }
 
@@ -101,10 +102,11 @@ void strbuf_add_url(struct strbuf *sb, const char *text)
 {
     for (const char *p = text; *p != '\0'; p++) {
         unsigned char c = (unsigned char)*p;
-        if (url_unreserved(c))
+        if (url_unreserved(c)) {
             strbuf_addc(sb, *p);
-        else
+        } else {
             strbuf_addf(sb, "%%%02X", (unsigned int)c);
+        }
     }
 }
 
@@ -182,14 +184,15 @@ void strbuf_add_json(struct strbuf *sb, const char *text)
             p++;
             continue;
         }
-        if (*p == '"' || *p == '\\')
+        if (*p == '"' || *p == '\\') {
             strbuf_addf(sb, "\\%c", *p);
-        else if (*p == '\n')
+        } else if (*p == '\n') {
             strbuf_add(sb, "\\n");
-        else if (*p < 0x20 || *p == 0x7f)
+        } else if (*p < 0x20 || *p == 0x7f) {
             strbuf_addf(sb, "\\u%04x", (unsigned int)*p);
-        else
+        } else {
             strbuf_add_bytes(sb, p, n);
+        }
         p += n;
     }
 }

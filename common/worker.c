@@ -194,10 +194,11 @@ static void run_task(struct worker *worker, struct worker_task *task)
         error_clear(&err); /* a cancelled task still runs: it may have to clean up */
         rc = task->kind->run(task, worker->description.arg, &result, &err);
     }
-    if (rc < 0)
+    if (rc < 0) {
         LOG(WARN, "task_failed", F_STR("task_id", task->ref.task_id), F_ERR(&err));
-    else
+    } else {
         LOG(INFO, "task_done", F_STR("task_id", task->ref.task_id));
+    }
     worker_report(task, rc, result, &err);
     json_decref(result);
     table_remove(worker, task);
@@ -222,11 +223,12 @@ static int take_one(const struct slot *slot, uint32_t *again_ms, struct error *e
             *again_ms = AGAIN_MIN_MS; /* it did not park the request */
         return 0;
     }
-    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_TASK_LEASE)
+    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_TASK_LEASE) {
         return error_set(err, ERR_UNAVAILABLE, "scheduler gives no lease: %.300s",
                          reply->body_case == HYPERSDK__V1__ENVELOPE__BODY_ACK
                              ? reply->ack->error
                              : "an answer to something else");
+    }
     if (worker_task_new(slot->worker, STEAL(reply), &task, err) < 0)
         return -1;
     run_task(slot->worker, task);

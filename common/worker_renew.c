@@ -127,11 +127,12 @@ int worker_renew_once(struct worker_task *task, struct error *err)
     if (bus_client_call(task->worker->client, &envelope, WORKER_RENEW_CALL_MS, &reply, err) < 0)
         return -1;
     atomic_store(&task->worker->contact_ms, clock_mono_ms());
-    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_RENEW_REPLY)
+    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_RENEW_REPLY) {
         return error_set(err, ERR_UNAVAILABLE, "scheduler does not renew: %.300s",
                          reply->body_case == HYPERSDK__V1__ENVELOPE__BODY_ACK
                              ? reply->ack->error
                              : "an answer to something else");
+    }
     take_reply(task, reply->renew_reply, sent_ms);
     return 0;
 }
@@ -156,10 +157,12 @@ static bool wait_due(struct worker_task *task, int64_t last_ms, bool failed)
         struct timespec until;
         if (task->ended)
             return false;
-        if (!failed && (task->kicked || task->line_number >= task->sent_number + BUS_LOG_LINES_MAX))
+        if (!failed &&
+            (task->kicked || task->line_number >= task->sent_number + BUS_LOG_LINES_MAX)) {
             wait_ms = 0;
-        else if (!failed && task->line_number > task->sent_number)
+        } else if (!failed && task->line_number > task->sent_number) {
             wait_ms = WORKER_RENEW_LINES_MS;
+        }
         if (now >= last_ms + wait_ms) {
             task->kicked = false;
             return true;
@@ -325,10 +328,11 @@ static void report_yield(struct worker_task *task, const struct batch *batch, co
     worker_task_envelope(task, &envelope, &store);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_YIELD;
     envelope.task_yield = &body;
-    if (!hopeless)
+    if (!hopeless) {
         (void)send_report(task, &envelope, &err);
-    else if (bus_client_call(task->worker->client, &envelope, WORKER_CALL_MS, &reply, &err) < 0)
+    } else if (bus_client_call(task->worker->client, &envelope, WORKER_CALL_MS, &reply, &err) < 0) {
         LOG(WARN, "report_not_taken", F_STR("task_id", task->ref.task_id), F_ERR(&err));
+    }
 }
 
 void worker_report(struct worker_task *task, int rc, json_t *result, const struct error *failure)
@@ -340,9 +344,10 @@ void worker_report(struct worker_task *task, int rc, json_t *result, const struc
         clock_mono_ms() >= worker_task_deadline_ms(task))
         lose(task); /* it stopped for that, and nobody cancelled it */
     if (strlen(text) > RESULT_BYTES_MAX) {
-        if (rc == 0)
+        if (rc == 0) {
             (void)error_set(&refused, ERR_LIMIT, "the result of %zu bytes is too long for the bus",
                             strlen(text));
+        }
         text[0] = '\0';
     }
     send_lines_ahead(task);
@@ -355,13 +360,14 @@ void worker_report(struct worker_task *task, int rc, json_t *result, const struc
     }
     if (rc == 0 && refused.code == ERR_NONE && report_done(task, batch, text, &refused))
         return;
-    if (rc == 0)
+    if (rc == 0) {
         report_failed(task, batch, "", &refused);
-    else if (worker_task_stop_reason(task) == WORKER_DRAINS && failure->code == ERR_CANCELLED)
+    } else if (worker_task_stop_reason(task) == WORKER_DRAINS && failure->code == ERR_CANCELLED) {
         report_yield(task, batch, "the worker is shutting down", false);
-    else if (worker_task_stop_reason(task) == WORKER_RUNS && failure->code == ERR_CANCELLED)
+    } else if (worker_task_stop_reason(task) == WORKER_RUNS && failure->code == ERR_CANCELLED) {
         /* nobody cancelled it: a write was refused for a late renewal, and that is no failure */
         report_yield(task, batch, LATE, false);
-    else
+    } else {
         report_failed(task, batch, text, failure);
+    }
 }

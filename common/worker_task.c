@@ -63,9 +63,10 @@ int worker_task_new(struct worker *worker, bus_envelope *lease_taken, struct wor
     if (!traceparent_trace_id(lease_taken->traceparent, task->trace_id))
         task->trace_id[0] = '\0';
     task->kind = find_kind(worker, task->facts->kind);
-    if (task->kind == NULL)
+    if (task->kind == NULL) {
         return error_set(err, ERR_PROTOCOL, "task kind '%.32s' was not asked for",
                          task->facts->kind);
+    }
     if (parse_object(task->facts->spec_json, &task->spec, err) < 0 ||
         parse_object(task->facts->settings_json, &task->settings, err) < 0)
         return error_wrap(err, "task '%.64s'", task->facts->ref->task_id);
@@ -228,11 +229,12 @@ static bool is_again(const bus_envelope *reply)
 /* The error that an answer is which carries something else than was asked for. */
 static void not_expected(const bus_envelope *reply, struct error *err)
 {
-    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_ACK)
+    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_ACK) {
         (void)error_set(err, ERR_PROTOCOL, "scheduler answers with body %d", (int)reply->body_case);
-    else
+    } else {
         (void)error_set(err, reply->ack->again ? ERR_UNAVAILABLE : ERR_INTERNAL,
                         "scheduler: %.300s", reply->ack->error);
+    }
 }
 
 int worker_task_ask(struct worker_task *task, bus_envelope *request,
@@ -341,14 +343,16 @@ static int check_record(const struct worker_task *task, const char *key, const c
     bool is_new = worker_task_record_get(task, key) == NULL;
 
     if (key[0] == '\0' || strlen(key) > WORKER_RECORD_KEY_MAX ||
-        strlen(value) > WORKER_RECORD_VALUE_MAX)
+        strlen(value) > WORKER_RECORD_VALUE_MAX) {
         return error_set(err, ERR_LIMIT, "record '%.64s' of %zu bytes is over %d", key,
                          strlen(value), WORKER_RECORD_VALUE_MAX);
+    }
     if (!utf8_is_valid(key) || !utf8_is_valid(value))
         return error_set(err, ERR_INVALID, "record '%.64s' is not UTF-8", key);
-    if (is_new && task->record_count >= WORKER_RECORDS_MAX)
+    if (is_new && task->record_count >= WORKER_RECORDS_MAX) {
         return error_set(err, ERR_LIMIT, "record '%.64s': the task has %d already", key,
                          WORKER_RECORDS_MAX);
+    }
     return 0;
 }
 
@@ -476,9 +480,10 @@ int worker_task_inventory(struct worker_task *task, const struct worker_inventor
         while (start + n < count && n < BUS_PAGE_VMS_MAX &&
                bytes + vm_bytes(&vms[start + n]) <= BUS_PAGE_BYTES_MAX)
             bytes += vm_bytes(&vms[start + n++]);
-        if (n == 0 && start < count)
+        if (n == 0 && start < count) {
             return error_set(err, ERR_LIMIT, "facts of VM '%.64s' are too long for the bus",
                              vms[start].name);
+        }
         if (send_page(task, vms + start, n, last && start + n == count, err) < 0)
             return -1;
         start += n;

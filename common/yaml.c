@@ -136,9 +136,10 @@ static int parse_map_entry(struct reader *reader, yaml_event_t *key_event, unsig
         0)
         return -1;
     key = xstrdup((const char *)key_event->data.scalar.value);
-    if (yaml_member(map, key) != NULL)
+    if (yaml_member(map, key) != NULL) {
         return error_set(reader->err, ERR_INVALID, "line %zu: key '%.64s' is given twice",
                          key_event->start_mark.line + 1, key);
+    }
     if (next_event(reader, &event) < 0 || parse_node(reader, &event, depth + 1, &item) < 0)
         return -1;
     append(map, STEAL(key), item);
@@ -282,10 +283,11 @@ json_t *yaml_to_json(const struct yaml_node *node)
     json = node->kind == YAML_LIST ? json_array() : json_object();
     for (size_t i = 0; i < node->count; i++) {
         json_t *item = yaml_to_json(node->items[i]);
-        if (node->kind == YAML_LIST)
+        if (node->kind == YAML_LIST) {
             (void)json_array_append_new(json, item);
-        else
+        } else {
             (void)json_object_set_new(json, node->keys[i], item);
+        }
     }
     return json;
 }

@@ -209,9 +209,10 @@ int auth_token_again(const struct gateway *gateway, struct db *db, bool session,
 
     if ((session ? find_session : find_key)(db, text, &rows, err) < 0)
         return -1;
-    if (PQntuples(rows) != 1)
+    if (PQntuples(rows) != 1) {
         return error_set(err, ERR_DENIED, "the %s is not valid or has expired",
                          session ? "session" : "API key");
+    }
     if (json_parse(db_text(rows, 0, 3), strlen(db_text(rows, 0, 3)), MIB, &roles, err) < 0)
         return -1;
     *out = (struct identity){0};

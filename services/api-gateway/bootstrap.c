@@ -141,10 +141,11 @@ static void *on_bootstrap_thread(void *arg)
         uint64_t suppressed = 0;
         bool failed = (done ? tidy_up(db, &err) : first_time(gateway, db, &err)) < 0;
 
-        if (!failed)
+        if (!failed) {
             done = true;
-        else if (log_throttle_pass(&throttle, err.message, &suppressed))
+        } else if (log_throttle_pass(&throttle, err.message, &suppressed)) {
             LOG(WARN, "waiting_for_database", F_ERR(&err), F_U64("suppressed", suppressed));
+        }
         wait_and_reload(gateway, db, failed ? WAIT_FOR_DB_MS : MAINTENANCE_MS);
     }
     db_free(db);
@@ -181,9 +182,10 @@ int export_keys(const struct gateway *gateway, const char *dir, struct error *er
         "upload",
     };
 
-    if (gateway->master == NULL)
+    if (gateway->master == NULL) {
         return error_set(err, ERR_INVALID,
                          "--export-keys wants secrets.master_key or master_key_file");
+    }
     if (path_make_dirs(dir, err) < 0)
         return -1;
     for (size_t i = 0; i < ARRAY_LEN(audiences); i++) {

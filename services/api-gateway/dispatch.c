@@ -86,9 +86,10 @@ static int not_found(struct call *call, struct error *err)
         return call_fail(call, 405, NULL, err, ERR_INVALID, "%.16s is not possible here; Allow: %s",
                          call->method, transport->allow);
     }
-    if (later_route(call->method, call->path))
+    if (later_route(call->method, call->path)) {
         return call_fail(call, 404, NULL, err, ERR_NOT_AVAILABLE,
                          "this endpoint is not available yet");
+    }
     return error_set(err, ERR_NOT_FOUND, "there is no such endpoint");
 }
 

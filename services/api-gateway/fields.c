@@ -112,12 +112,14 @@ static int check_text(const struct field *f, const char *name, const json_t *val
 
     if (!json_is_string(value))
         return field_fail(problem, 400, name, err, ERR_INVALID, "'%s' must be a text", name);
-    if (length < f->min || length > max)
+    if (length < f->min || length > max) {
         return field_fail(problem, 400, name, err, ERR_INVALID,
                           "'%s' must have %" PRIu64 " to %zu bytes", name, f->min, max);
-    if (!text_is_clean(json_string_value(value), length))
+    }
+    if (!text_is_clean(json_string_value(value), length)) {
         return field_fail(problem, 400, name, err, ERR_INVALID, "'%s' holds a control character",
                           name);
+    }
     return 0;
 }
 
@@ -129,9 +131,10 @@ static int check_list(const struct field *f, const char *name, const json_t *val
 
     if (!json_is_array(value))
         return field_fail(problem, 400, name, err, ERR_INVALID, "'%s' must be a list", name);
-    if (json_array_size(value) > max)
+    if (json_array_size(value) > max) {
         return field_fail(problem, 400, name, err, ERR_INVALID, "'%s' may have at most %zu entries",
                           name, max);
+    }
     for (size_t i = 0; i < json_array_size(value); i++) {
         if (check_text(&item, name, json_array_get(value, i), problem, err) < 0)
             return -1;

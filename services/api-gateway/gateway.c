@@ -57,9 +57,10 @@ static void check_roles(const struct gateway *gateway, struct strbuf *problems)
         json_array_foreach(permissions, i, permission)
         {
             const char *name = json_string_value(permission);
-            if (name == NULL || !permission_is_known(name))
+            if (name == NULL || !permission_is_known(name)) {
                 strbuf_addf(problems, "roles.%s: there is no permission '%.64s'\n", role,
                             name == NULL ? "" : name);
+            }
         }
     }
 }
@@ -143,9 +144,10 @@ void gateway_poke(struct gateway *gateway, const char *job_id)
 static int start(struct gateway *gateway, struct server **out_server, struct error *err)
 {
     gateway->started_ms = clock_mono_ms();
-    if (gateway->daemon.dev_mode)
+    if (gateway->daemon.dev_mode) {
         LOG(WARN, "dev_mode", F_STR("address", gateway->daemon.address),
             F_STR("meaning", "no login: everyone on this machine is admin"));
+    }
     service_set_ready(gateway->service, "api", false, "the REST port is not open yet");
     if (service_heartbeat_start(gateway->service, &gateway->database, GATEWAY_DB_ROLE, err) < 0 ||
         bus_pusher_open(&gateway->bus, &gateway->pusher, err) < 0 ||

@@ -88,10 +88,11 @@ static bool date_is_right(const char *text, const char **rest)
         bool digit = text[i] >= '0' && text[i] <= '9';
         if (shape[i] == 'd' ? !digit : text[i] != shape[i])
             return false;
-        if (digit)
+        if (digit) {
             number[part] = number[part] * 10 + text[i] - '0';
-        else
+        } else {
             part++;
+        }
     }
     if (number[0] < 1 || number[1] < 1 || number[1] > 12 || number[2] < 1)
         return false;

@@ -56,10 +56,11 @@ static int count_rows(struct call *call, const char *const *filters, json_t *ans
     if (query(call, sql, filters, FILTERS, &rows, err) < 0)
         return -1;
     total = db_i64(rows, 0, 0);
-    if (total > TOTAL_EXACT_MAX)
+    if (total > TOTAL_EXACT_MAX) {
         (void)json_object_set_new(answer, "total_at_least", json_integer(TOTAL_EXACT_MAX));
-    else
+    } else {
         (void)json_object_set_new(answer, "total", json_integer(total));
+    }
     return 0;
 }
 

@@ -71,9 +71,10 @@ static void answer_lines_text(struct call *call, const PGresult *rows)
     auto_strbuf lines;
 
     strbuf_init(&lines, LOG_TEXT_MAX);
-    for (int i = 0; i < PQntuples(rows); i++)
+    for (int i = 0; i < PQntuples(rows); i++) {
         log_line_text(&lines, db_text(rows, i, 0), db_text(rows, i, 1), db_text(rows, i, 2),
                       db_text(rows, i, 3));
+    }
     if (strbuf_finish(&lines, &text, &err) < 0)
         text = xstrdup(""); /* cannot be: the limit is above LOG_TAIL_MAX of the longest lines */
     call_answer_text(call, 200, "text/plain; charset=utf-8", text);
@@ -107,10 +108,12 @@ static int follow_logs(struct call *call, const char *job_id, const struct log_q
                                          .level = query->level,
                                          .format = LOG_STREAM_TEXT};
 
-    if (call_accepts(call, "text/event-stream"))
+    if (call_accepts(call, "text/event-stream")) {
         options.format = LOG_STREAM_SSE;
-    else if (call_accepts(call, "application/x-ndjson") || call_accepts(call, "application/json"))
+    } else if (call_accepts(call, "application/x-ndjson") ||
+               call_accepts(call, "application/json")) {
         options.format = LOG_STREAM_NDJSON;
+    }
     return hub_follow_logs(call, &options, err);
 }
 
@@ -131,9 +134,10 @@ int handle_job_logs(struct call *call, struct error *err)
     (void)snprintf(tail, sizeof tail, "%u", query.tail);
     if (db_exec(call->db, logs_sql, DB_PARAMS(job_id, tail, query.since, levels), &rows, err) < 0)
         return -1;
-    if (call_accepts(call, "text/plain"))
+    if (call_accepts(call, "text/plain")) {
         answer_lines_text(call, rows);
-    else
+    } else {
         answer_lines_json(call, job_id, rows);
+    }
     return 0;
 }

@@ -110,9 +110,10 @@ static int list_of(struct call *call, const json_t *canonical, const char *name,
         *out = json_pack("[O]", value);
         return 0;
     }
-    if (!json_is_array(value) || json_array_size(value) > IDS_MAX)
+    if (!json_is_array(value) || json_array_size(value) > IDS_MAX) {
         return call_bad_field(call, name, err, "'%s' must be a text or a list of at most %d texts",
                               name, IDS_MAX);
+    }
     json_array_foreach(value, i, item)
     {
         /* PostgreSQL has no NUL in text */
@@ -226,10 +227,11 @@ static void add_page(struct call *call, const struct job_query *query, const PGr
 
 static void add_total(int64_t total, json_t *answer)
 {
-    if (total > PAGE_TOTAL_MAX)
+    if (total > PAGE_TOTAL_MAX) {
         json_set_i64(answer, "total_at_least", PAGE_TOTAL_MAX);
-    else
+    } else {
         json_set_i64(answer, "total", total);
+    }
 }
 
 static int form_of(const struct job_query *query)
@@ -284,9 +286,10 @@ static int add_single(const struct job_query *query, json_t *answer, struct erro
     if (query->ids == NULL || json_array_size(query->ids) != 1)
         return 0;
     job = json_array_get(json_object_get(answer, "jobs"), 0);
-    if (job == NULL)
+    if (job == NULL) {
         return error_set(err, ERR_NOT_FOUND, "job '%.64s' does not exist",
                          json_string_value(json_array_get(query->ids, 0)));
+    }
     (void)json_object_set(answer, "job_id", json_object_get(job, "job_id"));
     (void)json_object_set(answer, "status", json_object_get(job, "status"));
     (void)json_object_set(answer, "percentage",

@@ -89,10 +89,11 @@ static void add_error(struct submit_run *run, size_t index, const struct field_p
     json_t *item = json_object();
 
     json_set_i64(item, "index", (int64_t)index);
-    if (problem->field[0] != '\0')
+    if (problem->field[0] != '\0') {
         json_set_text(item, "field", problem->field);
-    else
+    } else {
         (void)json_object_set_new(item, "field", json_null());
+    }
     json_set_text(item, "error", why->message);
     json_set_text(item, "code", error_code_name(why->code));
     if (problem->candidate[0] != '\0')
@@ -251,13 +252,15 @@ static int read_idempotency(struct call *call, struct submit_run *run, struct er
 
     if (key == NULL)
         return 0;
-    if (key[0] == '\0' || strlen(key) > IDEMPOTENCY_KEY_MAX)
+    if (key[0] == '\0' || strlen(key) > IDEMPOTENCY_KEY_MAX) {
         return call_bad_field(call, "Idempotency-Key", err,
                               "'Idempotency-Key' must have 1 to %d bytes", IDEMPOTENCY_KEY_MAX);
+    }
     for (const char *p = key; *p != '\0'; p++) {
-        if (*p < 0x21 || *p > 0x7e)
+        if (*p < 0x21 || *p > 0x7e) {
             return call_bad_field(call, "Idempotency-Key", err,
                                   "'Idempotency-Key' must be printable ASCII without spaces");
+        }
     }
     text = json_dumps(call->body, JSON_COMPACT | JSON_SORT_KEYS);
     if (text == NULL)
@@ -368,10 +371,11 @@ static int cancel_ids(struct call *call, const json_t *options, json_t **out, st
     const json_t *item;
     size_t i;
 
-    if (json_is_string(given))
+    if (json_is_string(given)) {
         (void)json_array_append_new(ids, json_string(json_string_value(given)));
-    else if (given != NULL && !json_is_array(given))
+    } else if (given != NULL && !json_is_array(given)) {
         return call_bad_field(call, "job_ids", err, "'job_ids' must be a list of texts");
+    }
     json_array_foreach(given, i, item)
     {
         if (!json_is_string(item) || strlen(json_string_value(item)) != json_string_length(item))
@@ -384,9 +388,10 @@ static int cancel_ids(struct call *call, const json_t *options, json_t **out, st
         for (size_t v = 0; v < count; v++)
             (void)json_array_append_new(ids, json_string(values[v]));
     }
-    if (json_array_size(ids) == 0 || json_array_size(ids) > CANCEL_IDS_MAX)
+    if (json_array_size(ids) == 0 || json_array_size(ids) > CANCEL_IDS_MAX) {
         return call_bad_field(call, "job_ids", err, "'job_ids' must name 1 to %d jobs",
                               CANCEL_IDS_MAX);
+    }
     *out = STEAL(ids);
     return 0;
 }

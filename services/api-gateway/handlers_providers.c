@@ -137,9 +137,10 @@ static int flatten(struct call *call, const json_t *body, json_t **out, struct e
         json_object_foreach(nested, key, value)
         {
             const json_t *before = json_object_get(flat, key);
-            if (before != NULL && !json_equal(before, value))
+            if (before != NULL && !json_equal(before, value)) {
                 return call_bad_field(call, key, err, "'%s' is given twice with different values",
                                       key);
+            }
             (void)json_object_set(flat, key, value);
         }
     }
@@ -314,9 +315,10 @@ static int drop(struct call *call, const char *name, struct error *err)
         load(call, name, &rows, err) < 0 || check_origin(rows, name, err) < 0 ||
         db_exec(call->db, busy_sql, DB_PARAMS(name), &busy, err) < 0)
         return -1;
-    if (db_i64(busy, 0, 0) > 0)
+    if (db_i64(busy, 0, 0) > 0) {
         return error_set(err, ERR_CONFLICT, "provider '%s' has %lld unfinished jobs", name,
                          (long long)db_i64(busy, 0, 0));
+    }
     if (db_exec(call->db, delete_sql, DB_PARAMS(name), NULL, err) < 0)
         return -1;
     return db_commit(call->db, err);
@@ -404,12 +406,13 @@ static int answer_check(struct call *call, const struct control_task *task, cons
         control_task_answer_later(call, task);
         return 0;
     }
-    if (strcmp(task->state, "done") == 0 && json_is_object(task->result))
+    if (strcmp(task->state, "done") == 0 && json_is_object(task->result)) {
         answer = json_mask_secrets(task->result);
-    else if (task->error_code == ERR_INVALID || task->error_code == ERR_DENIED)
+    } else if (task->error_code == ERR_INVALID || task->error_code == ERR_DENIED) {
         answer = refused_check(task);
-    else
+    } else {
         return control_task_fail(call, task, NULL, err);
+    }
     json_set_text(answer, "provider", name);
     json_set_now(answer, "timestamp");
     call_answer_json(call, 200, answer);

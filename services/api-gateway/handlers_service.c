@@ -203,10 +203,11 @@ static int add_pending(struct db *db, bool scheduler, json_t *answer, struct err
     for (int i = 0; i < PQntuples(rows); i++) {
         json_t *job = json_object();
         const char *reason = db_text(rows, i, 2);
-        if (!scheduler)
+        if (!scheduler) {
             reason = "no scheduler is running";
-        else if (reason[0] == '\0')
+        } else if (reason[0] == '\0') {
             reason = "the scheduler has not looked at it yet";
+        }
         (void)json_object_set_new(job, "job_id", cell_text(rows, i, 0));
         (void)json_object_set_new(job, "provider", cell_text(rows, i, 1));
         json_set_text(job, "reason", reason);

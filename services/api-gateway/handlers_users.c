@@ -71,9 +71,10 @@ static int check_grant(struct call *call, const json_t *roles, struct error *err
         }
         json_array_foreach(permissions, k, permission)
         {
-            if (!identity_may(&call->identity, json_string_value(permission)))
+            if (!identity_may(&call->identity, json_string_value(permission))) {
                 return error_set(err, ERR_DENIED, "role '%.64s' has permission '%.64s', you do not",
                                  name, json_string_value(permission));
+            }
         }
     }
     return 0;
@@ -83,9 +84,10 @@ static int check_password_text(const char *password, struct error *err)
 {
     size_t length = strlen(password);
 
-    if (length < PASSWORD_BYTES_MIN || length > PASSWORD_BYTES_MAX)
+    if (length < PASSWORD_BYTES_MIN || length > PASSWORD_BYTES_MAX) {
         return error_set(err, ERR_INVALID, "'password' must have %d to %d bytes",
                          PASSWORD_BYTES_MIN, PASSWORD_BYTES_MAX);
+    }
     return 0;
 }
 
@@ -111,9 +113,10 @@ static int take_fields(struct call *call, struct user_fields *out, struct error 
         json_get_string(body, "status", NULL, &out->status, err) < 0)
         return -1;
     out->roles = json_object_get(body, "roles");
-    if (out->username != NULL && !username_is_valid(out->username))
+    if (out->username != NULL && !username_is_valid(out->username)) {
         return error_set(err, ERR_INVALID, "'username' must have 1 to %d of A-Z a-z 0-9 . _ @ -",
                          USERNAME_BYTES_MAX);
+    }
     if (out->email != NULL && strlen(out->email) > IDENTITY_TEXT_MAX)
         return error_set(err, ERR_INVALID, "'email' is longer than %d bytes", IDENTITY_TEXT_MAX);
     if (out->status != NULL && strcmp(out->status, "active") != 0 &&

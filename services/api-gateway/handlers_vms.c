@@ -186,9 +186,10 @@ static int read_list(struct call *call, struct vm_query *query, struct error *er
     query->refresh = field_bool(query->canonical, "refresh", false);
     page_from(query->canonical, is_short ? SHORT_LIMIT_DEFAULT : PAGE_LIMIT_DEFAULT, &query->page);
     power = field_text(query->filter, "power_state", powers[0]);
-    if (!word_in(power, powers))
+    if (!word_in(power, powers)) {
         return call_bad_field(call, "filter.power_state", err,
                               "'power_state' must be poweredOn, poweredOff or suspended");
+    }
     if (provider_lookup(call->db, query->provider, true, &query->row, &problem, err) < 0)
         return problem.status == 0 ? -1 : call_fail_field(call, &problem, err);
     return read_cursor(call, query, err);
@@ -402,9 +403,10 @@ static int answer_info(struct call *call, struct control_task *task, const char 
         return 0;
     }
     if (strcmp(task->state, "done") != 0) {
-        if (task->error_code == ERR_NOT_FOUND || task->error_code == ERR_CONFLICT)
+        if (task->error_code == ERR_NOT_FOUND || task->error_code == ERR_CONFLICT) {
             extra = json_pack("{s:s, s:o}", "field", "vm_path", "candidates",
                               candidates(call, provider, vm));
+        }
         return control_task_fail(call, task, extra, err);
     }
     answer = json_object();
@@ -430,10 +432,11 @@ int handle_vm_info(struct call *call, struct error *err)
     if (provider_lookup(call->db, request.provider, true, &row, &problem, err) < 0)
         return problem.status == 0 ? -1 : call_fail_field(call, &problem, err);
     request.provider_kind = row.kind;
-    if (!field_bool(body, "wait", true))
+    if (!field_bool(body, "wait", true)) {
         request.wait_ms = 0;
-    else if (field_duration_ms(body, "timeout", CONTROL_WAIT_MS) < CONTROL_WAIT_MS)
+    } else if (field_duration_ms(body, "timeout", CONTROL_WAIT_MS) < CONTROL_WAIT_MS) {
         request.wait_ms = field_duration_ms(body, "timeout", CONTROL_WAIT_MS);
+    }
     spec = json_object();
     (void)json_object_set(spec, "vm", json_object_get(body, "vm_path"));
     request.spec = spec;

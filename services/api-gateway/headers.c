@@ -78,10 +78,11 @@ static bool is_loopback_v4(const char *text, size_t length)
     if (length < 9 || strncmp(text, "127.", 4) != 0)
         return false;
     for (size_t i = 0; i < length; i++) {
-        if (text[i] == '.')
+        if (text[i] == '.') {
             dots++;
-        else if (text[i] < '0' || text[i] > '9')
+        } else if (text[i] < '0' || text[i] > '9') {
             return false;
+        }
     }
     return dots == 3;
 }

@@ -192,10 +192,11 @@ void hub_reply(struct subscriber *subscriber, json_t *object_taken)
 
     clock_rfc3339_now(now);
     json_set_text(object, "timestamp", now);
-    if (live_event_new(object, &event, &err) < 0)
+    if (live_event_new(object, &event, &err) < 0) {
         LOG(WARN, "live_reply_failed", F_ERR(&err));
-    else
+    } else {
         subscriber_send(subscriber, event, clock_mono_ms());
+    }
 }
 
 static struct live_event *fresh_status(struct hub *hub)

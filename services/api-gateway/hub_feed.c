@@ -109,10 +109,11 @@ static int publish_rows(struct hub *hub, const json_t *rows, int64_t *last)
         struct error err = ERROR_NONE;
 
         *last = json_integer_value(json_object_get(row, "seq"));
-        if (live_event_new(row, &event, &err) < 0)
+        if (live_event_new(row, &event, &err) < 0) {
             LOG(WARN, "live_event_refused", F_ERR(&err));
-        else
+        } else {
             hub_publish(hub, event);
+        }
     }
     return (int)json_array_size(rows);
 }
@@ -315,10 +316,11 @@ static void authenticate(struct feed *feed, struct hub_request *request)
         subscriber_permit(subscriber, &identity);
         subscriber_topics_default(subscriber);
     }
-    if (!may)
+    if (!may) {
         refuse_client(subscriber, "permission 'job.view' is missing");
-    else
+    } else {
         hub_greet(feed->hub, subscriber);
+    }
     identity_release(&identity);
 }
 
@@ -405,10 +407,11 @@ static bool serve_requests(struct feed *feed)
     }
     for (size_t i = 0; i < count; i++) {
         bool done = true;
-        if (requests[i].kind == HUB_AUTH)
+        if (requests[i].kind == HUB_AUTH) {
             authenticate(feed, &requests[i]);
-        else
+        } else {
             done = replay(feed, &requests[i]);
+        }
         if (!done) {
             LOCK_SCOPE(&hub->request_mutex);
             done = hub->request_count == HUB_REQUESTS_MAX;

@@ -22,17 +22,19 @@ int identity_check_roles(const json_t *roles, struct error *err)
     json_t *role;
 
     if (!json_is_array(roles) || json_array_size(roles) == 0 ||
-        json_array_size(roles) > USER_ROLES_MAX)
+        json_array_size(roles) > USER_ROLES_MAX) {
         return error_set(err, ERR_INVALID, "'roles' must be a list of 1 to %d names",
                          USER_ROLES_MAX);
+    }
     json_array_foreach(roles, i, role)
     {
         if (!json_is_string(role) || strlen(json_string_value(role)) != json_string_length(role))
             return error_set(err, ERR_INVALID, "'roles' must be a list of names");
         for (size_t k = 0; k < i; k++) {
-            if (json_equal(json_array_get(roles, k), role))
+            if (json_equal(json_array_get(roles, k), role)) {
                 return error_set(err, ERR_INVALID, "role '%.64s' is named twice",
                                  json_string_value(role));
+            }
         }
     }
     return 0;

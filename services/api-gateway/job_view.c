@@ -75,9 +75,10 @@ const char *job_status_shown(const char *status)
 
 char *duration_text(int64_t seconds)
 {
-    if (seconds >= 3600)
+    if (seconds >= 3600) {
         return xasprintf("%lldh %lldm %llds", (long long)(seconds / 3600),
                          (long long)(seconds / 60 % 60), (long long)(seconds % 60));
+    }
     if (seconds >= 60)
         return xasprintf("%lldm %llds", (long long)(seconds / 60), (long long)(seconds % 60));
     return xasprintf("%llds", (long long)seconds);
@@ -99,10 +100,11 @@ static double percentage_of(const struct progress_facts *facts, uint64_t done, u
 
     if (strcmp(facts->status, "completed") == 0)
         return 100;
-    if (is_number(facts->live, "percentage"))
+    if (is_number(facts->live, "percentage")) {
         value = json_number_value(json_object_get(facts->live, "percentage"));
-    else if (total > 0)
+    } else if (total > 0) {
         value = 100.0 * (double)done / (double)total;
+    }
     return rounded(value < 0 ? 0 : value > 100 ? 100 : value, 10);
 }
 
@@ -118,17 +120,19 @@ static void add_disks(json_t *out, const json_t *live)
     json_array_foreach(disks, i, disk)
     {
         const char *state = json_str(disk, "state");
-        if (strcmp(state, "done") == 0)
+        if (strcmp(state, "done") == 0) {
             done++;
-        else if (current == NULL && strcmp(state, "waiting") != 0)
+        } else if (current == NULL && strcmp(state, "waiting") != 0) {
             current = json_str(disk, "file");
+        }
     }
     json_set_i64(out, "files_done", (int64_t)done);
     json_set_i64(out, "total_files", (int64_t)json_array_size(disks));
-    if (current != NULL)
+    if (current != NULL) {
         json_set_text(out, "current_file", current);
-    else
+    } else {
         (void)json_object_set_new(out, "current_file", json_null());
+    }
     (void)json_object_set_new(out, "disks",
                               json_is_array(disks) ? json_incref(disks) : json_array());
 }
@@ -156,10 +160,11 @@ static void add_rate(json_t *out, const struct progress_facts *facts, bool runni
 
 static void set_text_or_null(json_t *out, const char *key, const char *text)
 {
-    if (text == NULL || text[0] == '\0')
+    if (text == NULL || text[0] == '\0') {
         (void)json_object_set_new(out, key, json_null());
-    else
+    } else {
         json_set_text(out, key, text);
+    }
 }
 
 json_t *progress_of(const struct progress_facts *facts)
@@ -196,9 +201,10 @@ json_t *progress_of(const struct progress_facts *facts)
     json_set_i64(out, "elapsed_seconds", facts->elapsed_seconds);
     set_text_or_null(out, "updated_at",
                      live_updated[0] != '\0' && running ? live_updated : facts->updated_at);
-    if (facts->stale)
+    if (facts->stale) {
         set_text_or_null(out, "stale_since",
                          live_updated[0] != '\0' ? live_updated : facts->updated_at);
+    }
     return out;
 }
 

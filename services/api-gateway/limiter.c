@@ -59,14 +59,16 @@ static void use_unlink(struct limiter *limiter, uint32_t i)
 {
     struct entry *entry = &limiter->entries[i];
 
-    if (entry->newer != NONE)
+    if (entry->newer != NONE) {
         limiter->entries[entry->newer].older = entry->older;
-    else
+    } else {
         limiter->newest = entry->older;
-    if (entry->older != NONE)
+    }
+    if (entry->older != NONE) {
         limiter->entries[entry->older].newer = entry->newer;
-    else
+    } else {
         limiter->oldest = entry->newer;
+    }
 }
 
 static void use_push(struct limiter *limiter, uint32_t i)

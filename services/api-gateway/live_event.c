@@ -94,9 +94,10 @@ int live_event_new(const json_t *object, struct live_event **out, struct error *
         return error_set(err, ERR_INVALID, "event without a type, or with a malformed job id");
     text = json_text(object);
     size = strlen(text);
-    if (size > LIVE_EVENT_BYTES_MAX)
+    if (size > LIVE_EVENT_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "event of %zu bytes is over %zu", size,
                          LIVE_EVENT_BYTES_MAX);
+    }
     event = xcalloc(1, sizeof *event);
     atomic_init(&event->refs, 1);
     event->seq = json_integer_value(json_object_get(object, "seq"));

@@ -59,10 +59,11 @@ void log_line_text(struct strbuf *out, const char *at, const char *level, const 
     if (phase[0] != '\0')
         strbuf_addf(out, "[%s] ", phase);
     for (; *message != '\0'; message++) {
-        if (*message == '\n' || *message == '\r') /* one line stays one line */
+        if (*message == '\n' || *message == '\r') { /* one line stays one line */
             strbuf_addc(out, ' ');
-        else
+        } else {
             strbuf_addc(out, *message);
+        }
     }
     strbuf_addc(out, '\n');
 }

@@ -90,9 +90,10 @@ static int store_secrets(struct db *db, const struct seal_master *master, const 
         *changed += db_affected(rows);
         return 0;
     }
-    if (master == NULL)
+    if (master == NULL) {
         return error_set(err, ERR_INVALID,
                          "providers.%s holds a secret, but secrets.master_key is not set", name);
+    }
     if (secrets_are(db, master, name, settings))
         return 0;
     sealed = provider_secrets_seal(master, settings->kind, settings->secrets, key_id);
@@ -144,8 +145,9 @@ int provider_config_sync(const json_t *section, const struct seal_master *master
         db_exec(db, delete_sql, DB_PARAMS(list), &deleted, err) < 0)
         return -1;
     gone = db_affected(disabled) + db_affected(deleted);
-    if (changed + gone > 0)
+    if (changed + gone > 0) {
         LOG(INFO, "providers_synced", F_U64("providers", json_array_size(names)),
             F_U64("changed", changed), F_U64("gone", gone));
+    }
     return 0;
 }

@@ -32,9 +32,10 @@ int provider_lookup(struct db *db, const char *name, bool must_be_enabled, struc
     if (PQntuples(rows) == 0)
         return unknown(db, name, problem, err);
     out->enabled = db_bool(rows, 0, 1);
-    if (must_be_enabled && !out->enabled)
+    if (must_be_enabled && !out->enabled) {
         return field_fail(problem, 422, "provider", err, ERR_CONFLICT,
                           "provider '%.63s' is disabled", name);
+    }
     (void)snprintf(out->kind, sizeof out->kind, "%s", db_text(rows, 0, 0));
     return 0;
 }

@@ -36,15 +36,17 @@ static int read_kind(const char *name, const json_t *input, struct provider_sett
     const char *kind = json_string_value(given);
     const char *near;
 
-    if (given == NULL || json_is_null(given))
+    if (given == NULL || json_is_null(given)) {
         kind = word_in(name, provider_kinds_known) ? name : NULL;
-    else if (kind == NULL)
+    } else if (kind == NULL) {
         return field_fail(problem, 400, "kind", err, ERR_INVALID, "'kind' must be a text");
+    }
     if (kind == NULL)
         return field_fail(problem, 400, "kind", err, ERR_INVALID, "'kind' is missing");
-    if (!word_in(kind, provider_kinds) && word_in(kind, provider_kinds_known))
+    if (!word_in(kind, provider_kinds) && word_in(kind, provider_kinds_known)) {
         return field_fail(problem, 422, "kind", err, ERR_NOT_AVAILABLE,
                           "'kind': '%s' is not available in this version", kind);
+    }
     if (!word_in(kind, provider_kinds)) {
         near = nearest_word(kind, provider_kinds_known);
         return field_fail(problem, 400, "kind", err, ERR_INVALID,
@@ -97,12 +99,14 @@ static int check_value(const char *key, const json_t *value, size_t size_max,
 
     if (json_is_boolean(value) || json_is_integer(value))
         return 0;
-    if (text == NULL)
+    if (text == NULL) {
         return field_fail(problem, 400, key, err, ERR_INVALID,
                           "'%s' must be a text, a whole number, true or false", key);
-    if (strlen(text) != json_string_length(value) || json_string_length(value) > size_max)
+    }
+    if (strlen(text) != json_string_length(value) || json_string_length(value) > size_max) {
         return field_fail(problem, 400, key, err, ERR_INVALID,
                           "'%s' must have at most %zu bytes and no NUL", key, size_max);
+    }
     if (strcmp(key, "host") == 0 && strchr(text, '@') != NULL) {
         return field_fail(problem, 400, key, err, ERR_INVALID,
                           "'host' must not carry a user name or password: use 'username' and "
@@ -157,15 +161,17 @@ int provider_settings_read(const char *name, const json_t *input, bool from_file
 
     read.settings = json_object();
     read.secrets = json_object();
-    if (!json_is_object(input))
+    if (!json_is_object(input)) {
         return field_fail(problem, 400, "settings", err, ERR_INVALID,
                           "the settings of a provider must be an object");
+    }
     if (read_kind(name, input, &read, problem, err) < 0)
         return -1;
     if (enabled != NULL && !json_is_null(enabled)) {
-        if (!json_is_boolean(enabled))
+        if (!json_is_boolean(enabled)) {
             return field_fail(problem, 400, "enabled", err, ERR_INVALID,
                               "'enabled' must be true or false");
+        }
         read.enabled = json_is_true(enabled);
     }
     json_object_foreach(json_unconst(input), key, value)

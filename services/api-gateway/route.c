@@ -274,9 +274,10 @@ void call_answer_error(struct call *call, const struct error *err)
 
     call->status =
         transport->error_status != 0 ? transport->error_status : error_http_status(err->code);
-    if (call->status >= 500)
+    if (call->status >= 500) {
         LOG(ERROR, "request_failed", F_STR("request_id", call->request_id),
             F_STR("path", call->path), F_U64("status", call->status), F_ERR(err));
+    }
     clock_rfc3339_now(now);
     json_set_text(body, "error", shown_message(call, err));
     json_set_text(body, "code", slug_of(call, err));

@@ -86,12 +86,13 @@ static void peer_text(struct MHD_Connection *connection, char out[INET6_ADDRSTRL
     const struct sockaddr_in6 *v6 = (const struct sockaddr_in6 *)(const void *)address;
 
     out[0] = '\0';
-    if (address->sa_family == AF_INET)
+    if (address->sa_family == AF_INET) {
         (void)inet_ntop(AF_INET, &v4->sin_addr, out, INET6_ADDRSTRLEN);
-    else if (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr))
+    } else if (IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr)) {
         (void)inet_ntop(AF_INET, v6->sin6_addr.s6_addr + 12, out, INET6_ADDRSTRLEN);
-    else
+    } else {
         (void)inet_ntop(AF_INET6, &v6->sin6_addr, out, INET6_ADDRSTRLEN);
+    }
 }
 
 static struct deadline *deadline_of(struct MHD_Connection *connection)
@@ -175,11 +176,12 @@ static enum MHD_Result take_query(void *arg, enum MHD_ValueKind kind, const char
     if (value == NULL)
         value = "";
     if (match_decode("query", name, strlen(name), &clean_name, &err) < 0 ||
-        match_decode(clean_name, value, strlen(value), &clean_value, &err) < 0)
+        match_decode(clean_name, value, strlen(value), &clean_value, &err) < 0) {
         (void)refuse(request, 400, ERR_INVALID, err.message);
-    else if (!call_pair_add(transport->query, &transport->query_count, CALL_QUERY_MAX, clean_name,
-                            clean_value))
+    } else if (!call_pair_add(transport->query, &transport->query_count, CALL_QUERY_MAX, clean_name,
+                              clean_value)) {
         (void)refuse(request, 400, ERR_LIMIT, "too many query parameters");
+    }
     return MHD_YES;
 }
 
@@ -200,9 +202,10 @@ static int check_framing(struct request *request)
     size_t encodings = count_header(request, "Transfer-Encoding");
     const char *encoding = call_header(&request->call, "Transfer-Encoding");
 
-    if (lengths > 1 || encodings > 1 || (lengths > 0 && encodings > 0))
+    if (lengths > 1 || encodings > 1 || (lengths > 0 && encodings > 0)) {
         return refuse(request, 400, ERR_INVALID,
                       "contradictory Content-Length and Transfer-Encoding");
+    }
     if (encoding != NULL && strcasecmp(encoding, "chunked") != 0)
         return refuse(request, 400, ERR_INVALID, "Transfer-Encoding can only be chunked");
     if (count_header(request, "Host") > 1)
@@ -295,9 +298,10 @@ static void add_headers(struct MHD_Response *response, const struct request *req
     (void)MHD_add_response_header(response, "traceparent", call->traceparent);
     (void)MHD_add_response_header(response, "Cache-Control", "no-store");
     (void)MHD_add_response_header(response, "X-Content-Type-Options", "nosniff");
-    for (size_t i = 0; i < transport->answer_header_count; i++)
+    for (size_t i = 0; i < transport->answer_header_count; i++) {
         (void)MHD_add_response_header(response, transport->answer_headers[i].name,
                                       transport->answer_headers[i].value);
+    }
     if (transport->early.code != ERR_NONE) /* what follows on this connection is not trusted */
         (void)MHD_add_response_header(response, "Connection", "close");
 }
@@ -395,11 +399,11 @@ static void body_take(struct request *request, const char *data, size_t size)
 {
     if (request->transport.early.code != ERR_NONE)
         return; /* refused: the rest is not kept */
-    if (size > request->body_max - request->body_size)
+    if (size > request->body_max - request->body_size) {
         (void)refuse(request, 413, ERR_LIMIT, "the request body is too big");
-    else if (!body_grow(request, request->body_size + size))
+    } else if (!body_grow(request, request->body_size + size)) {
         (void)refuse(request, 503, ERR_UNAVAILABLE, "too many big requests at once");
-    else {
+    } else {
         memcpy(request->body + request->body_size, data, size);
         request->body_size += size;
     }

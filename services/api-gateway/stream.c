@@ -135,10 +135,11 @@ void stream_keep_alive(struct subscriber *subscriber, bool comment)
         const struct stream *stream = subscriber->transport;
         left = stream != NULL && stream->parked && peer_has_left(stream);
     }
-    if (left)
+    if (left) {
         subscriber_end(subscriber, CLOSE_NORMAL, false);
-    else if (comment && subscriber->format == SUBSCRIBER_SSE)
+    } else if (comment && subscriber->format == SUBSCRIBER_SSE) {
         subscriber_send_bytes(subscriber, ping, sizeof ping - 1, clock_mono_ms());
+    }
 }
 
 /* ---- starting ---- */

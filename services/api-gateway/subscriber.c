@@ -150,10 +150,11 @@ void subscriber_taken(struct subscriber *subscriber, size_t size, int64_t now_ms
         subscriber->item_first = (subscriber->item_first + 1) % subscriber->item_capacity;
         subscriber->item_count--;
     }
-    if (subscriber->bytes <= SUBSCRIBER_BYTES_HIGH)
+    if (subscriber->bytes <= SUBSCRIBER_BYTES_HIGH) {
         subscriber->high_since_ms = 0;
-    else if (subscriber->high_since_ms == 0)
+    } else if (subscriber->high_since_ms == 0) {
         subscriber->high_since_ms = now_ms;
+    }
 }
 
 /* Everything but what was begun. */
@@ -258,10 +259,11 @@ void subscriber_offer(struct subscriber *subscriber, struct live_event *event, i
 
     if (!wants(subscriber, event))
         return;
-    if (subscriber->replaying && live_event_kind(event) == LIVE_STATE)
+    if (subscriber->replaying && live_event_kind(event) == LIVE_STATE) {
         defer(subscriber, event);
-    else
+    } else {
         queue(subscriber, event, now_ms);
+    }
 }
 
 void subscriber_replay(struct subscriber *subscriber, struct live_event *event, int64_t now_ms)
@@ -396,15 +398,16 @@ int subscriber_topic_add(struct subscriber *subscriber, const char *topic, struc
     }
     if (!subscriber->may_jobs)
         return error_set(err, ERR_DENIED, "permission 'job.view' is missing");
-    if (strcmp(topic, "jobs") == 0)
+    if (strcmp(topic, "jobs") == 0) {
         topics->jobs = true;
-    else if (strncmp(topic, "job:", 4) == 0)
+    } else if (strncmp(topic, "job:", 4) == 0) {
         return add_id(topics->jobs_of, &topics->jobs_of_count, topic + 4, err);
-    else if (strncmp(topic, "logs:", 5) == 0)
+    } else if (strncmp(topic, "logs:", 5) == 0) {
         return add_id(topics->logs_of, &topics->logs_of_count, topic + 5, err);
-    else
+    } else {
         return error_set(err, ERR_INVALID,
                          "topic '%.64s' is not jobs, status, job:<id> or logs:<id>", topic);
+    }
     return 0;
 }
 
@@ -412,14 +415,15 @@ void subscriber_topic_remove(struct subscriber *subscriber, const char *topic)
 {
     struct subscriber_topics *topics = &subscriber->topics;
 
-    if (strcmp(topic, "status") == 0)
+    if (strcmp(topic, "status") == 0) {
         topics->status = false;
-    else if (strcmp(topic, "jobs") == 0)
+    } else if (strcmp(topic, "jobs") == 0) {
         topics->jobs = false;
-    else if (strncmp(topic, "job:", 4) == 0)
+    } else if (strncmp(topic, "job:", 4) == 0) {
         remove_id(topics->jobs_of, &topics->jobs_of_count, topic + 4);
-    else if (strncmp(topic, "logs:", 5) == 0)
+    } else if (strncmp(topic, "logs:", 5) == 0) {
         remove_id(topics->logs_of, &topics->logs_of_count, topic + 5);
+    }
 }
 
 static void add_topics(json_t *list, const char *prefix, const char (*ids)[LIVE_JOB_ID_SIZE],

@@ -90,9 +90,10 @@ static int check_url(const char *url, struct error *err)
 
     if (rest == NULL || strcspn(rest, "/?#") == 0)
         return error_set(err, ERR_INVALID, "'url' must begin with http:// or https:// and a host");
-    if (memchr(rest, '@', strcspn(rest, "/?#")) != NULL)
+    if (memchr(rest, '@', strcspn(rest, "/?#")) != NULL) {
         return error_set(err, ERR_INVALID,
                          "'url' must not carry a user name or password: use 'headers'");
+    }
     return 0;
 }
 
@@ -245,9 +246,10 @@ static int store(struct db *db, const struct seal_master *master, const struct e
         char *plain;
         autofree uint8_t *box = NULL;
         size_t size = 0;
-        if (master == NULL)
+        if (master == NULL) {
             return error_set(err, ERR_INVALID,
                              "webhooks.endpoints hold secrets, but secrets.master_key is not set");
+        }
         auto_seal_key *key = seal_master_derive(master, "notify");
         plain = json_text(endpoint->secrets);
         seal(key, plain, strlen(plain), &box, &size);
@@ -285,8 +287,9 @@ int webhook_config_sync(const json_t *section, const struct seal_master *master,
     text = json_text(ids);
     if (db_exec(db, gone_sql, DB_PARAMS(text), &rows, err) < 0)
         return -1;
-    if (json_array_size(ids) > 0 || db_affected(rows) > 0)
+    if (json_array_size(ids) > 0 || db_affected(rows) > 0) {
         LOG(INFO, "webhooks_synced", F_U64("webhooks", json_array_size(ids)),
             F_U64("gone", db_affected(rows)));
+    }
     return 0;
 }

@@ -96,9 +96,9 @@ static ssize_t on_recv(wslay_event_context_ptr context, uint8_t *buf, size_t siz
         ws->extra_at += take;
         return (ssize_t)take;
     }
-    do
+    do {
         n = recv(ws->fd, buf, size, MSG_DONTWAIT);
-    while (n < 0 && errno == EINTR);
+    } while (n < 0 && errno == EINTR);
     if (n > 0) {
         ws->heard_ms = clock_mono_ms();
         return n;
@@ -246,10 +246,11 @@ static void on_message(wslay_event_context_ptr context,
     (void)context;
     if (wslay_is_ctrl_frame(arg->opcode))
         return;
-    if (arg->opcode != WSLAY_TEXT_FRAME)
+    if (arg->opcode != WSLAY_TEXT_FRAME) {
         (void)error_set(&err, ERR_INVALID, "text frames only");
-    else if (take_message(ws, arg, &err) == 0)
+    } else if (take_message(ws, arg, &err) == 0) {
         return;
+    }
     reply_error(ws, &err);
 }
 
@@ -411,10 +412,11 @@ static void adopt(struct websockets *websockets, struct websocket *ws)
         ws->subscriber->transport = ws;
         ws->subscriber->wake = on_wake;
     }
-    if (ws->context == NULL)
+    if (ws->context == NULL) {
         websocket_free(ws);
-    else
+    } else {
         serve(ws, ws->extra_size > 0);
+    }
 }
 
 static void adopt_arrived(struct websockets *websockets)
@@ -490,10 +492,11 @@ static void *on_thread(void *arg)
         int count = epoll_wait(websockets->epoll, events, EVENTS_MAX, TICK_MS);
         for (int i = 0; i < count; i++) {
             uint64_t ignored;
-            if (events[i].data.ptr != NULL)
+            if (events[i].data.ptr != NULL) {
                 serve(events[i].data.ptr, (events[i].events & ~(uint32_t)EPOLLOUT) != 0);
-            else if (read(websockets->event, &ignored, sizeof ignored) > 0)
+            } else if (read(websockets->event, &ignored, sizeof ignored) > 0) {
                 atomic_store(&websockets->poked, false); /* before anything is looked at */
+            }
         }
         adopt_arrived(websockets);
         serve_dirty(websockets);

@@ -108,10 +108,11 @@ bool workers_submit(struct workers *workers, struct work *work)
     if (workers->queued >= workers->queue_max)
         return false;
     work->next = NULL;
-    if (workers->last != NULL)
+    if (workers->last != NULL) {
         workers->last->next = work;
-    else
+    } else {
         workers->first = work;
+    }
     workers->last = work;
     workers->queued++;
     (void)pthread_cond_signal(&workers->wanted);

@@ -21,12 +21,15 @@ static void add_path(struct config_list *list, const char *path)
 
 static int check(const struct hyper2kvm_config *config, struct strbuf *problems)
 {
-    if (strcmp(config->fallback, "builtin") != 0 && strcmp(config->fallback, "fail") != 0)
+    if (strcmp(config->fallback, "builtin") != 0 && strcmp(config->fallback, "fail") != 0) {
         strbuf_addf(problems, "hyper2kvm.fallback: '%.32s' is not builtin or fail\n",
                     config->fallback);
-    if (strcmp(config->default_format, "qcow2") != 0 && strcmp(config->default_format, "raw") != 0)
+    }
+    if (strcmp(config->default_format, "qcow2") != 0 &&
+        strcmp(config->default_format, "raw") != 0) {
         strbuf_addf(problems, "hyper2kvm.default_format: '%.32s' is not qcow2 or raw\n",
                     config->default_format);
+    }
     if (config->watch_dir[0] != '/' || config->output_dir[0] != '/')
         strbuf_add(problems, "hyper2kvm: watch_dir and output_dir must be absolute paths\n");
     return problems->length == 0 ? 0 : -1;

@@ -259,12 +259,14 @@ static int check(const struct run *run, struct error *err)
 
     if (o->stopped != NULL && atomic_load(o->stopped))
         return error_set(err, ERR_CANCELLED, "'%s' was stopped", o->argv[0]);
-    if (now - run->start_ms > o->timeout_ms)
+    if (now - run->start_ms > o->timeout_ms) {
         return error_set(err, ERR_TIMEOUT, "'%s' did not end within %lld s and was stopped",
                          o->argv[0], (long long)(o->timeout_ms / 1000));
-    if (o->silence_ms > 0 && now - run->last_output_ms > o->silence_ms)
+    }
+    if (o->silence_ms > 0 && now - run->last_output_ms > o->silence_ms) {
         return error_set(err, ERR_TIMEOUT, "'%s' printed nothing for %lld s and was stopped",
                          o->argv[0], (long long)(o->silence_ms / 1000));
+    }
     return 0;
 }
 
@@ -290,10 +292,11 @@ int child_run(const struct child_options *options, int *out_status, struct error
     /* A grandchild may hold the pipe open after the child has ended: the child's end counts. */
     while (rc == 0 && !has_ended(&run)) {
         rc = check(&run, err);
-        if (rc < 0)
+        if (rc < 0) {
             ask_to_end(&run);
-        else
+        } else {
             wait_for_news(&run);
+        }
         tick(&run);
     }
     *out_status = end_group(&run);

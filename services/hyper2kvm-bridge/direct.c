@@ -184,14 +184,16 @@ static int run(struct call *call, const struct program *program, struct error *e
     worker_task_log(c->task, LOG_LEVEL_INFO, "calling %s --manifest", argv[0]);
     if (child_run(&options, &status, err) < 0)
         return -1;
-    if (call->lines > LOG_LINES_MAX)
+    if (call->lines > LOG_LINES_MAX) {
         worker_task_log(c->task, LOG_LEVEL_WARN, "hyper2kvm printed %zu more lines",
                         call->lines - LOG_LINES_MAX);
+    }
     if (status > 128)
         return error_set(err, ERR_INTERNAL, "hyper2kvm was ended by signal %d", status - 128);
-    if (status != 0)
+    if (status != 0) {
         return error_set(err, ERR_INTERNAL, "hyper2kvm ended with status %d; see the job log",
                          status);
+    }
     return 0;
 }
 
@@ -211,9 +213,10 @@ static int check_report(const struct call *call, const char *path, struct error 
     if (!json_is_true(json_object_get(json_object_get(report, "pipeline"), "success")))
         return error_set(err, ERR_INTERNAL, "hyper2kvm reports a failure; see the job log");
     made = json_array_size(json_object_get(report, "artifacts"));
-    if (made != wanted)
+    if (made != wanted) {
         return error_set(err, ERR_INTERNAL, "hyper2kvm made %zu images of %zu disks", made,
                          call->stage->count);
+    }
     return 0;
 }
 

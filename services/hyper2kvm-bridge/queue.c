@@ -193,9 +193,10 @@ static void take_back(const struct queued *q)
 
     if (worker_task_may_write(q->c->task, &lost) < 0)
         return;
-    if (unlink(q->drop) < 0 && exists(q->processing))
+    if (unlink(q->drop) < 0 && exists(q->processing)) {
         worker_task_log(q->c->task, LOG_LEVEL_WARN,
                         "the hyper2kvm daemon works on '%s' and cannot be stopped", q->name);
+    }
 }
 
 /* A drain or a lost lease leaves everything to the next lease of the job. */
@@ -203,10 +204,11 @@ static int check_stop(struct queued *q, struct error *err)
 {
     if (worker_task_check(q->c->task, err) == 0)
         return 0;
-    if (worker_task_stop_reason(q->c->task) == WORKER_CANCELLED)
+    if (worker_task_stop_reason(q->c->task) == WORKER_CANCELLED) {
         take_back(q);
-    else
+    } else {
         q->stage.keep = true;
+    }
     return -1;
 }
 
@@ -244,9 +246,10 @@ static int failed(struct queued *q, struct error *err)
             return -1;
     }
     if (file_read(facts, ERROR_FILE_BYTES_MAX, &text, &size, &why) < 0 ||
-        json_parse(text, size, ERROR_FILE_BYTES_MAX, &json, &why) < 0)
+        json_parse(text, size, ERROR_FILE_BYTES_MAX, &json, &why) < 0) {
         return error_set(err, ERR_INTERNAL, "hyper2kvm failed; no details beside '%.200s'",
                          q->ended);
+    }
     return error_set(err, ERR_INTERNAL, "hyper2kvm failed: %.300s", json_str(json, "error"));
 }
 
@@ -332,12 +335,13 @@ static int boot_image(struct queued *q, const char *output, struct error *err)
     autofree char *gathered = publish_image(c, q->stage.final, 0);
     autofree char *own = stage_image(c, &q->stage, 0);
 
-    if (exists(gathered))
+    if (exists(gathered)) {
         q->images[0] = STEAL(gathered);
-    else if (exists(own))
+    } else if (exists(own)) {
         q->images[0] = STEAL(own);
-    else if (output != NULL)
+    } else if (output != NULL) {
         q->images[0] = find_image(output, c->format);
+    }
     if (q->images[0] != NULL)
         return 0;
     return error_set(err, ERR_INTERNAL,

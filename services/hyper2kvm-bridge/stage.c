@@ -41,10 +41,11 @@ void stage_remove(const char *path)
     const FTSENT *entry;
 
     while (tree != NULL && (entry = fts_read(tree)) != NULL) {
-        if (entry->fts_info == FTS_DP)
+        if (entry->fts_info == FTS_DP) {
             (void)rmdir(entry->fts_accpath);
-        else if (entry->fts_info != FTS_D)
+        } else if (entry->fts_info != FTS_D) {
             (void)unlink(entry->fts_accpath);
+        }
     }
     if (tree != NULL)
         (void)fts_close(tree);
@@ -117,9 +118,10 @@ int stage_qemu_img(const struct conversion *c, const struct stage *stage, const 
 
     strbuf_init(&words.sb, QEMU_IMG_OUTPUT_BYTES);
     rc = child_run(&options, &status, err);
-    if (rc == 0 && status != 0)
+    if (rc == 0 && status != 0) {
         rc = error_set(err, ERR_INTERNAL, "qemu-img %s failed (%d): %.300s", argv[1], status,
                        words.sb.data);
+    }
     strbuf_release(&words.sb);
     return rc;
 }

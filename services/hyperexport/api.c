@@ -218,14 +218,16 @@ static int refused(const struct api *api, const struct http_response *response, 
     if (json_parse(response->body, response->body_size, API_BODY_BYTES_MAX, &body, &ignored) == 0)
         text = json_str(body, "error");
     code = code_of_status(response->status, body == NULL ? "" : json_str(body, "code"));
-    if (response->status == 401 && !api->login)
+    if (response->status == 401 && !api->login) {
         return error_set(err, code, "%s: %.300s",
                          api->token == NULL ? "this gateway wants a login ('hyperexport login')"
                                             : "the token is not accepted ('hyperexport login')",
                          text);
-    if (text[0] == '\0')
+    }
+    if (text[0] == '\0') {
         return error_set(err, code, "'%.200s' answered with HTTP status %ld", api->url,
                          response->status);
+    }
     return error_set(err, code, "%.480s", text);
 }
 
@@ -268,9 +270,10 @@ static int send_request(struct api *api, const struct api_request *request,
     autofree char *body = request->body == NULL ? NULL : json_text(request->body);
     int result = -1;
 
-    if (request_url(api, request->path, &url, err) == 0 && ensure_handle(api, err) == 0)
+    if (request_url(api, request->path, &url, err) == 0 && ensure_handle(api, err) == 0) {
         result = http_request(api->handle, request->method, url.data, headers, body,
                               body == NULL ? 0 : strlen(body), out, err);
+    }
     if (body != NULL)
         explicit_bzero(body, strlen(body)); /* a new provider's password may be in it */
     if (result < 0)

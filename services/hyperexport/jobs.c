@@ -111,12 +111,13 @@ int jobs_list(struct program *program, const char *status, struct error *err)
 
     if (api_check(program->api, err) < 0 || fetch_jobs(program, status, limit, jobs, err) < 0)
         return -1;
-    if (program->json)
+    if (program->json) {
         output_json(jobs);
-    else if (program->quiet)
+    } else if (program->quiet) {
         show_quiet(jobs);
-    else
+    } else {
         show_table(program, jobs);
+    }
     return EXIT_DONE;
 }
 
@@ -143,10 +144,11 @@ static int get(struct program *program, const char *job_id, struct error *err)
         const char *value = json_str(job, keys[i]);
         if (value[0] == '\0')
             continue;
-        if (program->quiet)
+        if (program->quiet) {
             output_pair(&out, keys[i], value);
-        else
+        } else {
             rows[count++] = (struct text_row){.label = keys[i], .value = value};
+        }
     }
     if (!program->quiet)
         text_box(&out, "Job", false, rows, count, &program->style);
@@ -187,10 +189,11 @@ static int retry(struct program *program, const char *job_id, struct error *err)
         api_call(program->api, &(struct api_request){.method = "POST", .path = path, .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json)
+    if (program->json) {
         output_json(answer);
-    else
+    } else {
         (void)printf("job-id: %s\n", json_str(answer, "job_id"));
+    }
     return EXIT_DONE;
 }
 
@@ -233,10 +236,11 @@ int jobs_command(struct program *program, struct error *err)
     const char *what = line->word_count > 1 ? line->words[1] : "list";
     const char *job_id;
 
-    if (strcmp(what, "list") == 0)
+    if (strcmp(what, "list") == 0) {
         return command_words_max(program, 2, err) < 0
                    ? -1
                    : jobs_list(program, flag_text(line, FLAG_STATUS), err);
+    }
     for (size_t i = 0; i < ARRAY_LEN(one_job); i++) {
         if (strcmp(what, one_job[i]) != 0)
             continue;

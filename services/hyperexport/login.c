@@ -47,8 +47,9 @@ int login_command(struct program *program, struct error *err)
                                json_str(session, "token"), json_str(session, "expires_at"), &file,
                                err) < 0)
         return -1;
-    if (!program->quiet)
+    if (!program->quiet) {
         (void)printf("logged in as %s until %s (%s)\n", json_str(session, "username"),
                      json_str(session, "expires_at"), file);
+    }
     return EXIT_DONE;
 }

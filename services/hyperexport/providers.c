@@ -58,10 +58,11 @@ static int find_password(const struct program *program, char **out, struct error
         *out = xstrdup(flag_text(line, FLAG_PASSWORD));
         return 0;
     }
-    if (!program->terminal || program->quiet)
+    if (!program->terminal || program->quiet) {
         return error_set(err, ERR_INVALID,
                          "--password-file is missing ('-' reads it from "
                          "standard input)");
+    }
     return settings_ask_secret("Password of that account: ", out, err);
 }
 
@@ -83,9 +84,10 @@ static int add(struct program *program, struct error *err)
     auto_json *body = json_object();
     auto_json *answer = NULL;
 
-    if (host == NULL || !flag_given(line, FLAG_USERNAME))
+    if (host == NULL || !flag_given(line, FLAG_USERNAME)) {
         return error_set(err, ERR_INVALID,
                          "'providers add' needs --url (or --host) and --username");
+    }
     if (flag_given(line, FLAG_URL) && flag_given(line, FLAG_HOST))
         return error_set(err, ERR_INVALID, "only one of --url, --host at a time");
     if (api_check_secret_allowed(program->api, err) < 0 || api_check(program->api, err) < 0 ||
@@ -105,10 +107,11 @@ static int add(struct program *program, struct error *err)
                  &(struct api_request){.method = "POST", .path = "/api/v1/providers", .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json)
+    if (program->json) {
         output_json(answer);
-    else
+    } else {
         (void)printf("provider: %s\n", name);
+    }
     return EXIT_DONE;
 }
 
@@ -124,16 +127,18 @@ static int validate(struct program *program, const char *name, struct error *err
                  &answer, err) < 0)
         return -1;
     valid = json_is_true(json_object_get(answer, "valid"));
-    if (program->json)
+    if (program->json) {
         output_json(answer);
-    else if (valid)
+    } else if (valid) {
         (void)printf("valid: %s (%s)\n", name, json_str(answer, "version"));
+    }
     if (valid)
         return EXIT_DONE;
-    if (json_object_get(answer, "valid") == NULL)
+    if (json_object_get(answer, "valid") == NULL) {
         return error_set(err, ERR_TIMEOUT,
                          "no worker has checked '%.64s' yet ('hyperexport status' tells why)",
                          name);
+    }
     return error_set(err, ERR_DENIED, "provider '%.64s' does not work: %.300s", name,
                      json_str(answer, "error"));
 }
@@ -146,9 +151,10 @@ static int drop(struct program *program, const char *name, struct error *err)
 
     if (api_check(program->api, err) < 0)
         return -1;
-    if (!output_confirm(program, question))
+    if (!output_confirm(program, question)) {
         return error_set(err, ERR_CANCELLED, "provider '%.64s' was not removed (--yes removes it)",
                          name);
+    }
     if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, NULL, err) <
         0)
         return -1;
@@ -166,9 +172,10 @@ int providers_command(struct program *program, struct error *err)
         return command_words_max(program, 2, err) < 0 ? -1 : list(program, err);
     if (strcmp(what, "add") == 0)
         return command_words_max(program, 2, err) < 0 ? -1 : add(program, err);
-    if (strcmp(what, "validate") != 0 && strcmp(what, "remove") != 0)
+    if (strcmp(what, "validate") != 0 && strcmp(what, "remove") != 0) {
         return error_set(err, ERR_INVALID,
                          "unknown command 'providers %.40s' (list, add, validate, remove)", what);
+    }
     name = command_argument(program, "the name of a provider", err);
     if (name == NULL || command_words_max(program, 3, err) < 0)
         return -1;

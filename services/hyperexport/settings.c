@@ -27,14 +27,15 @@ static int sessions_path(char **out_directory, char **out_path, struct error *er
     const char *base = secure_getenv("XDG_CONFIG_HOME");
     const char *home = secure_getenv("HOME");
 
-    if (base != NULL && base[0] == '/')
+    if (base != NULL && base[0] == '/') {
         *out_directory = xasprintf("%s/hypersdk", base);
-    else if (home != NULL && home[0] == '/')
+    } else if (home != NULL && home[0] == '/') {
         *out_directory = xasprintf("%s/.config/hypersdk", home);
-    else
+    } else {
         return error_set(err, ERR_INVALID,
                          "neither XDG_CONFIG_HOME nor HOME is set: no place for "
                          "the session");
+    }
     *out_path = xasprintf("%s/sessions.json", *out_directory);
     return 0;
 }
@@ -201,10 +202,11 @@ int settings_ask_secret(const char *prompt, char **out, struct error *err)
     struct termios silent;
     int result;
 
-    if (terminal == NULL)
+    if (terminal == NULL) {
         return error_set_errno(err, errno,
                                "no terminal to ask for the password on (use "
                                "--password-file)");
+    }
     if (tcgetattr(fileno(terminal), &before) < 0) {
         (void)fclose(terminal);
         return error_set_errno(err, errno, "terminal");

@@ -34,10 +34,11 @@ static void show_waiting(struct strbuf *out, const struct program *program, cons
         const char *reason = json_str(job, "reason");
         if (reason[0] == '\0')
             reason = json_str(job, "pending_reason");
-        if (program->quiet)
+        if (program->quiet) {
             strbuf_addf(out, "pending.%s=", json_str(job, "job_id"));
-        else
+        } else {
             strbuf_addf(out, "  %-20s ", json_str(job, "job_id"));
+        }
         text_add_clean(out, reason, program->style.utf8);
         strbuf_addc(out, '\n');
     }
@@ -81,9 +82,10 @@ int status_command(struct program *program, struct error *err)
         return -1;
     if (api_check(program->api, err) < 0 || api_get(program->api, "/status", &status, err) < 0)
         return -1;
-    if (program->json)
+    if (program->json) {
         output_json(status);
-    else
+    } else {
         show(program, status);
+    }
     return EXIT_DONE;
 }

@@ -63,18 +63,19 @@ void text_add_clean(struct strbuf *out, const char *text, bool utf8)
     while (*p != '\0') {
         size_t length = 1;
         uint32_t code = decode(p, &length);
-        if (code == '\n')
+        if (code == '\n') {
             strbuf_add(out, "\\n");
-        else if (code == '\r')
+        } else if (code == '\r') {
             strbuf_add(out, "\\r");
-        else if (code < 0x20 || (code >= 0x7f && code <= 0x9f))
+        } else if (code < 0x20 || (code >= 0x7f && code <= 0x9f)) {
             strbuf_addf(out, "\\x%02x", (unsigned int)code);
-        else if (code == UINT32_MAX || is_direction_control(code))
+        } else if (code == UINT32_MAX || is_direction_control(code)) {
             strbuf_add(out, utf8 ? REPLACEMENT : "?");
-        else if (code > 0x7f && !utf8)
+        } else if (code > 0x7f && !utf8) {
             strbuf_addc(out, '?');
-        else
+        } else {
             strbuf_add_bytes(out, p, length);
+        }
         p += length;
     }
 }
@@ -127,14 +128,15 @@ void text_size(uint64_t bytes, char out[TEXT_NUMBER_SIZE])
 
 void text_duration(uint64_t seconds, char out[TEXT_NUMBER_SIZE])
 {
-    if (seconds < 60)
+    if (seconds < 60) {
         (void)snprintf(out, TEXT_NUMBER_SIZE, "%" PRIu64 "s", seconds);
-    else if (seconds < 3600)
+    } else if (seconds < 3600) {
         (void)snprintf(out, TEXT_NUMBER_SIZE, "%" PRIu64 "m%02" PRIu64 "s", seconds / 60,
                        seconds % 60);
-    else
+    } else {
         (void)snprintf(out, TEXT_NUMBER_SIZE, "%" PRIu64 "h%02" PRIu64 "m", seconds / 3600,
                        seconds / 60 % 60);
+    }
 }
 
 static void add_repeated(struct strbuf *out, const char *text, size_t count)
@@ -172,10 +174,11 @@ static size_t box_value(struct strbuf *out, const struct text_row *row,
 
     strbuf_init(&clean, TEXT_BYTES_MAX);
     text_add_clean(&clean, row->value, style->utf8);
-    if (style->color && row->color != NULL && columns > 0)
+    if (style->color && row->color != NULL && columns > 0) {
         strbuf_addf(out, "\033[%sm%s\033[0m", row->color, prefix);
-    else
+    } else {
         strbuf_add(out, prefix);
+    }
     strbuf_add(out, clean.data);
     return columns + text_width(clean.data);
 }
@@ -243,10 +246,11 @@ void text_table(struct strbuf *out, const char *const *cells, size_t columns, si
                 continue;
             }
             strbuf_add(out, cell.data);
-            if (column + 1 == columns)
+            if (column + 1 == columns) {
                 strbuf_addc(out, '\n');
-            else
+            } else {
                 add_repeated(out, " ", widths[column] - width + 2);
+            }
         }
     }
 }

@@ -108,12 +108,13 @@ int vm_info_command(struct program *program, struct error *err)
         return error_set(err, ERR_INVALID, "'vms info' needs --vm NAME");
     if (api_check(program->api, err) < 0 || fetch_vm(program, &vm, err) < 0)
         return -1;
-    if (program->json)
+    if (program->json) {
         output_json(vm);
-    else if (program->quiet)
+    } else if (program->quiet) {
         show_quiet(vm);
-    else
+    } else {
         show_box(program, vm);
+    }
     return EXIT_DONE;
 }
 
@@ -200,19 +201,21 @@ static int list(struct program *program, struct error *err)
         if (fetch_page(program, json_array_size(vms), wanted, &page, err) < 0)
             return -1;
         items = json_object_get(page, "vms");
-        if (!json_is_array(items))
+        if (!json_is_array(items)) {
             return error_set(err, ERR_UNAVAILABLE,
                              "the inventory is not ready yet, a worker still reads it; come again");
+        }
         (void)json_array_extend(vms, items);
         if (json_array_size(items) < wanted)
             break;
     }
-    if (program->json)
+    if (program->json) {
         output_json(vms);
-    else if (program->quiet)
+    } else if (program->quiet) {
         show_list_quiet(vms);
-    else
+    } else {
         show_list(program, vms);
+    }
     return EXIT_DONE;
 }
 

@@ -80,9 +80,10 @@ static int render_gauge(struct db *db, const struct gauge *gauge, struct strbuf 
         strbuf_init(&labels, LABELS_BYTES_MAX);
         for (int column = 0; column < value; column++)
             metric_label(&labels, PQfname(rows, column), db_text(rows, row, column));
-        if (!labels.overflowed)
+        if (!labels.overflowed) {
             metric_sample_add(out, gauge->name, labels.data,
                               strtod(db_text(rows, row, value), NULL));
+        }
     }
     return 0;
 }

@@ -123,10 +123,11 @@ static int labels_text(const char *json, struct strbuf *out, char le[32], struct
     {
         if (!is_metric_name(name) || !json_is_string(value))
             return error_set(err, ERR_INVALID, "label '%.64s' is malformed", name);
-        if (strcmp(name, "le") == 0)
+        if (strcmp(name, "le") == 0) {
             (void)snprintf(le, 32, "%s", json_string_value(value));
-        else
+        } else {
             metric_label(out, name, json_string_value(value));
+        }
     }
     if (out->overflowed)
         return error_set(err, ERR_INVALID, "labels are over %d bytes", LABELS_BYTES_MAX);
@@ -233,9 +234,10 @@ void totals_add_promised(struct totals *totals, char *const *providers, size_t c
         promise_jobs(totals, providers[i]);
     (void)sample_get(family_get(totals, "hypersdk_vms_exported_total", false), "");
     (void)sample_get(family_get(totals, "hypersdk_bytes_exported_total", false), "");
-    for (size_t i = 0; i < ARRAY_LEN(results); i++)
+    for (size_t i = 0; i < ARRAY_LEN(results); i++) {
         (void)sample_get(family_get(totals, "hypersdk_webhook_deliveries_total", false),
                          results[i]);
+    }
 }
 
 static const char *help_of(const char *name)
@@ -273,11 +275,12 @@ void totals_render(const struct totals *totals, struct strbuf *out)
         metric_header_add(out, family->name, family->histogram ? "histogram" : "counter",
                           help_of(family->name));
         for (size_t j = 0; j < family->count; j++) {
-            if (family->histogram)
+            if (family->histogram) {
                 render_histogram(out, family->name, family->samples[j]);
-            else
+            } else {
                 metric_sample_add(out, family->name, family->samples[j]->labels,
                                   family->samples[j]->value);
+            }
         }
     }
 }

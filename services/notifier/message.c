@@ -103,9 +103,10 @@ static int add_sealed(struct message *message, const struct delivery *delivery, 
         return error_wrap(err, "headers of webhook '%.64s'", delivery->webhook_id);
     json_object_foreach(json_object_get(secrets, "headers"), name, value)
     {
-        if (!json_is_string(value) || ++count > MESSAGE_HEADERS_MAX)
+        if (!json_is_string(value) || ++count > MESSAGE_HEADERS_MAX) {
             return error_set(err, ERR_INVALID, "headers of webhook '%.64s' are malformed",
                              delivery->webhook_id);
+        }
         if (add_header(message, name, json_string_value(value), err) < 0)
             return -1;
     }

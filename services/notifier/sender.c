@@ -46,10 +46,11 @@ static void judge_status(const struct delivery *delivery, long status, struct re
         return;
     }
     (void)error_set(why, ERR_UNAVAILABLE, "the receiver answered %ld", status);
-    if (status == 410)
+    if (status == 410) {
         result->outcome = OUTCOME_GONE;
-    else
+    } else {
         fail_or_retry(delivery, result);
+    }
 }
 
 /* One POST. A refused address or a wrong URL is final: repeating cannot help. */
@@ -75,10 +76,11 @@ static void attempt(const struct notifier *notifier, const struct delivery *deli
         judge_status(delivery, response.status, result, why);
         return;
     }
-    if (why->code == ERR_DENIED || why->code == ERR_INVALID)
+    if (why->code == ERR_DENIED || why->code == ERR_INVALID) {
         result->outcome = OUTCOME_FAILED;
-    else
+    } else {
         fail_or_retry(delivery, result);
+    }
 }
 
 static void log_result(const struct delivery *delivery, const struct result *result,

@@ -59,10 +59,11 @@ int leader_acquire(struct scheduler *scheduler, struct db *db, struct error *err
             return 0;
         if (!log_throttle_pass(&throttle, rc == 0 ? "another leads" : why.message, &held))
             continue;
-        if (rc == 0)
+        if (rc == 0) {
             LOG(INFO, "standing_by");
-        else
+        } else {
             LOG(WARN, "waiting_for_database", F_ERR(&why));
+        }
     } while (!service_wait(scheduler->service, LEADER_RENEW_MS / 2));
     return error_set(err, ERR_CANCELLED, "stopped before leading");
 }

@@ -189,10 +189,11 @@ size_t live_take(struct live *live, struct live_update *out, size_t max)
                 entry->stored_ms = now;
             entry->dirty = false;
         }
-        if (entry->ended)
+        if (entry->ended) {
             drop(live, i);
-        else
+        } else {
             i++;
+        }
     }
     return taken;
 }

@@ -164,10 +164,11 @@ static void put_back(struct park *park, const struct parked *item)
         if (same_slot(body_of(park->items[i].request), body_of(item->request)))
             loser = item->request; /* the worker has asked again meanwhile */
     }
-    if (loser == NULL && park->count < PARK_REQUESTS_MAX)
+    if (loser == NULL && park->count < PARK_REQUESTS_MAX) {
         park->items[park->count++] = *item;
-    else
+    } else {
         loser = item->request;
+    }
     (void)pthread_mutex_unlock(&park->mutex);
     if (loser != NULL)
         reply_none(loser, NONE_AGAIN_MS);
@@ -233,10 +234,11 @@ static int commit_batch(struct round *round, struct batch *batch, char out_task[
         db_rollback(round->db);
         return -1;
     }
-    if (batch->count == 0)
+    if (batch->count == 0) {
         db_rollback(round->db);
-    else if (db_commit(round->db, err) < 0)
+    } else if (db_commit(round->db, err) < 0) {
         return -1;
+    }
     round->next = next;
     for (size_t i = 0; i < batch->count; i++) {
         struct parked *item = &round->items[batch->items[i]];
@@ -297,10 +299,11 @@ static int look(struct scheduler *scheduler, struct db *db, struct parked *items
         if (items[i].request == NULL)
             continue;
         if (stops || items[i].first || now >= items[i].until_ms ||
-            bus_request_is_orphan(items[i].request))
+            bus_request_is_orphan(items[i].request)) {
             reply_none(items[i].request, stops ? BUSY_AGAIN_MS : NONE_AGAIN_MS);
-        else
+        } else {
             put_back(scheduler->park, &items[i]);
+        }
     }
     return rc;
 }

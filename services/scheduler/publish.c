@@ -95,9 +95,10 @@ static json_t *progress_event(const struct live_update *update)
     json_set_text(event, "status", "running");
     json_set_text(event, "vm_name", update->vm_name);
     json_set_text(event, "error", "");
-    if (percentage != NULL)
+    if (percentage != NULL) {
         (void)json_object_set_new(event, "progress",
                                   json_integer((json_int_t)json_number_value(percentage)));
+    }
     (void)json_object_set(event, "timestamp", json_object_get(event, "updated_at"));
     return event;
 }

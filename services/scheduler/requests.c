@@ -240,9 +240,10 @@ static int check_records(struct work *work, const Hypersdk__V1__Record *more, st
     if (db_exec(work->db, RECORDS_OF, DB_PARAMS(work->ref->task_id, more->key), &rows, err) < 0)
         return -1;
     bytes = (size_t)db_i64(rows, 0, 1) + strlen(more->key) + strlen(more->value);
-    if (db_i64(rows, 0, 0) >= CLAIM_RECORDS_MAX || bytes > CLAIM_RECORDS_BYTES)
+    if (db_i64(rows, 0, 0) >= CLAIM_RECORDS_MAX || bytes > CLAIM_RECORDS_BYTES) {
         return error_set(err, ERR_LIMIT, "a task has at most %d records of %zu bytes together",
                          CLAIM_RECORDS_MAX, CLAIM_RECORDS_BYTES);
+    }
     return 0;
 }
 
@@ -496,12 +497,13 @@ static void reply_ack(struct bus_request *request, const struct scheduler *sched
 static void answer(struct work *work, struct bus_request *request, work_fn fn,
                    const struct error *err)
 {
-    if (fn == renew && err->code == ERR_NONE)
+    if (fn == renew && err->code == ERR_NONE) {
         reply_renew(request, work);
-    else if (fn == permit && err->code == ERR_NONE)
+    } else if (fn == permit && err->code == ERR_NONE) {
         reply_permit(request, work);
-    else
+    } else {
         reply_ack(request, work->scheduler, work->lost, err->message, error_is_retryable(err));
+    }
 }
 
 static void after(struct work *work, work_fn fn)
@@ -567,10 +569,11 @@ static void handle(struct scheduler *scheduler, struct db *db, struct bus_reques
                   false);
         return;
     }
-    if (perform(&work, fn, &err) == 0)
+    if (perform(&work, fn, &err) == 0) {
         after(&work, fn);
-    else
+    } else {
         log_failure(&work, &err);
+    }
     answer(&work, request, fn, &err);
 }
 

@@ -105,10 +105,11 @@ static void on_event(void *arg, const bus_envelope *envelope)
 {
     struct scheduler *scheduler = arg;
 
-    if (envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_PROGRESS)
+    if (envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_PROGRESS) {
         live_progress(scheduler->live, envelope->task_progress);
-    else if (envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_JOBS_CHANGED)
+    } else if (envelope->body_case == HYPERSDK__V1__ENVELOPE__BODY_JOBS_CHANGED) {
         on_jobs_changed(scheduler);
+    }
 }
 
 /* The schema first: nothing else of the suite works without it. */

@@ -50,9 +50,10 @@ static int send_vms(void *arg, const struct vm *vms, size_t count, struct error 
     for (size_t i = 0; i < count; i++) {
         auto_json *json = vm_to_json(&vms[i], listing->provider);
         texts[i] = json_text(json);
-        if (fits(listing->task, &vms[i], texts[i]))
+        if (fits(listing->task, &vms[i], texts[i])) {
             items[used++] = (struct worker_inventory_vm){vms[i].id, vms[i].name, vms[i].path,
                                                          vm_power_name(vms[i].power), texts[i]};
+        }
     }
     rc = worker_task_inventory(listing->task, items, used, false, err);
     for (size_t i = 0; i < count; i++)

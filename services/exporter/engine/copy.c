@@ -46,13 +46,15 @@ static int options_check(const struct copy_options *options, uint64_t size_bytes
     assert(options->readers > 0 && options->readers <= COPY_READERS_MAX);
     assert(options->journal_path == NULL || options->identity != NULL);
     if (options->chunk_bytes == 0 || options->chunk_bytes % SINK_PIECE_BYTES != 0 ||
-        options->chunk_bytes > CHUNK_BYTES_MAX)
+        options->chunk_bytes > CHUNK_BYTES_MAX) {
         return error_set(err, ERR_INVALID, "chunk size %" PRIu64 " is not 1 to 64 MiB in whole MiB",
                          options->chunk_bytes);
-    if (size_bytes == 0 || size_bytes % 512 != 0)
+    }
+    if (size_bytes == 0 || size_bytes % 512 != 0) {
         return error_set(err, ERR_INVALID,
                          "disk size %" PRIu64 " is not a positive multiple of 512 bytes",
                          size_bytes);
+    }
     return 0;
 }
 
@@ -314,10 +316,11 @@ static void coordinate(struct copy_run *run, struct threads *threads)
     while (!ended) {
         struct error err = ERROR_NONE;
         bool due = wait_tick(run, tick_ms, checkpoint_ms, &ended);
-        if (run->options->stopped != NULL && atomic_load(run->options->stopped))
+        if (run->options->stopped != NULL && atomic_load(run->options->stopped)) {
             (void)error_set(&err, ERR_CANCELLED, "the copy was stopped");
-        else if (due && copy_checkpoint(run, &err) < 0)
+        } else if (due && copy_checkpoint(run, &err) < 0) {
             copy_fail(run, &err);
+        }
         if (due)
             checkpoint_ms = clock_mono_ms() + CHECKPOINT_MS;
         if (clock_mono_ms() >= tick_ms) {
@@ -355,11 +358,12 @@ static int compare_mark(const struct copy_options *options, struct error *err)
         error_clear(err);
         clock_sleep_ms(clock_backoff_ms(attempt, TICK_MS, TUNE_HOLD_MS));
     }
-    if (strcmp(mark, disk->mark) != 0)
+    if (strcmp(mark, disk->mark) != 0) {
         return error_set(
             err, ERR_SOURCE_CHANGED,
             "the disk changed while it was copied: it was '%.100s' and is '%.100s' now", disk->mark,
             mark);
+    }
     return 0;
 }
 
@@ -387,10 +391,11 @@ static int run_threads(struct copy_run *run, struct error *err)
 
     if (run->resumed_bytes == run->size_bytes)
         return 0;
-    if (threads_start(run, threads, err) < 0)
+    if (threads_start(run, threads, err) < 0) {
         copy_fail(run, err);
-    else
+    } else {
         coordinate(run, threads);
+    }
     threads_join(threads);
     if (run->error.code == ERR_NONE)
         return 0;

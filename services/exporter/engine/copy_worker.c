@@ -144,10 +144,11 @@ static void piece_done(struct copy_run *run, struct copy_piece *piece)
     chunk->chunks.zero = chunk->chunks.data_bytes == 0;
     chunk->next = run->done;
     run->done = chunk;
-    if (run->bytes_done == run->size_bytes)
+    if (run->bytes_done == run->size_bytes) {
         end(run);
-    else if (run->done_bytes >= run->checkpoint_bytes)
+    } else if (run->done_bytes >= run->checkpoint_bytes) {
         (void)pthread_cond_signal(&run->wake);
+    }
 }
 
 /* ---- working on one piece ---- */
@@ -158,10 +159,11 @@ static void digest(struct copy_run *run, const struct copy_piece *piece)
 
     for (uint64_t at = 0; at < piece->length; at += LEAF_BYTES) {
         size_t n = (size_t)min_u64(LEAF_BYTES, piece->length - at);
-        if (piece->zero)
+        if (piece->zero) {
             leaf_digest_zero(n, leaf);
-        else
+        } else {
             leaf_digest(piece->data + at, n, leaf);
+        }
         leaves_set(run->leaves, (size_t)((piece->offset + at) / LEAF_BYTES), leaf);
     }
 }
@@ -174,12 +176,13 @@ static int write_output(struct copy_run *run, size_t index, const struct copy_pi
     struct sink *sink = run->sinks[index];
     int rc;
 
-    if (piece->zero)
+    if (piece->zero) {
         rc = format->write_zero(sink, piece->offset, piece->length, err);
-    else if (format->encode != NULL)
+    } else if (format->encode != NULL) {
         rc = format->write_encoded(sink, piece->offset, &piece->blobs[index], err);
-    else
+    } else {
         rc = format->write(sink, piece->offset, piece->data, (size_t)piece->length, err);
+    }
     return rc < 0 ? error_wrap(err, "'%.200s'", output->path) : 0;
 }
 

@@ -34,9 +34,10 @@ void export_warn(struct export_run *run, const char *stage, const char *format, 
     (void)vsnprintf(text, sizeof text, format, args);
     va_end(args);
     worker_task_log(run->task, LOG_LEVEL_WARN, "%s", text);
-    if (run->warning_count < EXPORT_WARNINGS_MAX)
+    if (run->warning_count < EXPORT_WARNINGS_MAX) {
         run->warnings[run->warning_count++] =
             (struct export_warning){stage, xstrdup(text), clock_wall_ms()};
+    }
 }
 
 const char *export_size_text(uint64_t bytes, char out[EXPORT_SIZE_TEXT])
@@ -262,9 +263,10 @@ static void give_up(struct export_run *run, const struct error *cause, json_t **
     if (stop == WORKER_CANCELLED) {
         tidy_source(run);
         kept = tidy_files(run, false);
-        if (kept)
+        if (kept) {
             worker_task_log(run->task, LOG_LEVEL_INFO,
                             "cancelled; partial files stay in '%s' for a retry", run->dir);
+        }
     } else if (stop == WORKER_RUNS && error_is_retryable(cause)) {
         kept = tidy_files(run, false);
     } else if (stop == WORKER_RUNS) {

@@ -46,9 +46,10 @@ static int settle_file(struct export_run *run, const struct export_record_file *
         return local_rename_new(partial, final_path, err);
     if (!exists(final_path))
         return error_set(err, ERR_CORRUPT, "'%.200s' vanished before it was finished", partial);
-    if (!is_planned(file, final_path, NULL))
+    if (!is_planned(file, final_path, NULL)) {
         return error_set(err, ERR_CONFLICT, "'%.200s' is not of this export and is not replaced",
                          final_path);
+    }
     return 0;
 }
 

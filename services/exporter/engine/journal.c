@@ -299,27 +299,32 @@ static int spec_compare(const struct journal *journal, const struct journal_spec
     size_t outputs;
 
     if (journal->record.type != RECORD_SPEC || length < SPEC_HEAD_BYTES ||
-        get_le32(payload) != SPEC_VERSION)
+        get_le32(payload) != SPEC_VERSION) {
         return error_set(err, ERR_SOURCE_CHANGED, "'%.256s' is not a journal of this version",
                          journal->path);
+    }
     identity = get_le32(payload + 24);
     outputs = get_le32(payload + 28);
-    if (identity > length - SPEC_HEAD_BYTES || length - SPEC_HEAD_BYTES - identity != outputs)
+    if (identity > length - SPEC_HEAD_BYTES || length - SPEC_HEAD_BYTES - identity != outputs) {
         return error_set(err, ERR_SOURCE_CHANGED, "'%.256s' is not a journal of this version",
                          journal->path);
-    if (get_le64(payload + 8) != spec->size_bytes)
+    }
+    if (get_le64(payload + 8) != spec->size_bytes) {
         return error_set(err, ERR_SOURCE_CHANGED,
                          "'%.256s' is of a disk of %" PRIu64 " bytes, this one has %" PRIu64,
                          journal->path, get_le64(payload + 8), spec->size_bytes);
-    if (!text_is(payload + SPEC_HEAD_BYTES, identity, spec->identity))
+    }
+    if (!text_is(payload + SPEC_HEAD_BYTES, identity, spec->identity)) {
         return error_set(err, ERR_SOURCE_CHANGED,
                          "'%.256s' is of another disk, or of another state of it", journal->path);
+    }
     if (get_le64(payload + 16) != spec->chunk_bytes ||
         (get_le32(payload + 4) & SPEC_FLAG_HASH) != (spec->hash ? SPEC_FLAG_HASH : 0) ||
-        !text_is(payload + SPEC_HEAD_BYTES + identity, outputs, spec->outputs))
+        !text_is(payload + SPEC_HEAD_BYTES + identity, outputs, spec->outputs)) {
         return error_set(err, ERR_SOURCE_CHANGED,
                          "'%.256s' is of an export with other outputs or another chunk size",
                          journal->path);
+    }
     return 0;
 }
 
@@ -354,10 +359,11 @@ static int try_lock(int fd, const char *path, struct error *err)
         return 1;
     if (errno == EAGAIN || errno == EACCES)
         return 0;
-    if (errno == ENOLCK || errno == EINVAL || errno == EOPNOTSUPP)
+    if (errno == ENOLCK || errno == EINVAL || errno == EOPNOTSUPP) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "the file system of '%.256s' has no file locks: nothing is resumed there",
                          path);
+    }
     return error_set_errno(err, errno, "cannot lock '%.256s'", path);
 }
 
@@ -404,9 +410,10 @@ int journal_open(const char *path, const struct journal_spec *spec, int64_t lock
 
     assert(spec->chunk_bytes > 0 && spec->chunk_bytes % LEAF_BYTES == 0 && spec->size_bytes > 0);
     if (strlen(spec->identity) > JOURNAL_IDENTITY_BYTES_MAX ||
-        strlen(spec->outputs) > JOURNAL_IDENTITY_BYTES_MAX)
+        strlen(spec->outputs) > JOURNAL_IDENTITY_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "a journal's identity is longer than %d bytes",
                          JOURNAL_IDENTITY_BYTES_MAX);
+    }
     if (open_locked(path, lock_wait_ms, stopped, &fd, err) < 0)
         return -1;
     journal = xcalloc(1, sizeof *journal);

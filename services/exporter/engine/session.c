@@ -168,10 +168,11 @@ static int on_page(void *arg, const struct vm *vms, size_t count, struct error *
             count_match(search, MATCH_ID, &vms[i]);
         if (strcmp(vms[i].path, search->identifier) == 0)
             count_match(search, MATCH_PATH, &vms[i]);
-        if (strcmp(vms[i].name, search->identifier) == 0)
+        if (strcmp(vms[i].name, search->identifier) == 0) {
             count_match(search, MATCH_NAME, &vms[i]);
-        else if (search->similar_count < CANDIDATES_MAX && is_similar(search, &vms[i]))
+        } else if (search->similar_count < CANDIDATES_MAX && is_similar(search, &vms[i])) {
             search->similar[search->similar_count++] = xstrdup(vms[i].path);
+        }
     }
     return 0;
 }

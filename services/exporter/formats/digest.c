@@ -172,14 +172,16 @@ int leaves_parse(const void *data, size_t size, struct leaves **out, struct erro
 
     if (size < HEADER_BYTES || memcmp(bytes, MAGIC, MAGIC_BYTES) != 0)
         return error_set(err, ERR_CORRUPT, "not a leaves file");
-    if (get_le32(bytes + AT_LEAF_BYTES) != LEAF_BYTES)
+    if (get_le32(bytes + AT_LEAF_BYTES) != LEAF_BYTES) {
         return error_set(err, ERR_CORRUPT, "leaves of %" PRIu32 " bytes, expected 1 MiB",
                          get_le32(bytes + AT_LEAF_BYTES));
+    }
     disk_bytes = get_le64(bytes + AT_DISK_BYTES);
-    if (disk_bytes > DISK_BYTES_MAX || file_bytes(count_of(disk_bytes)) != size)
+    if (disk_bytes > DISK_BYTES_MAX || file_bytes(count_of(disk_bytes)) != size) {
         return error_set(err, ERR_CORRUPT,
                          "leaves file of %zu bytes does not fit a disk of %" PRIu64 " bytes", size,
                          disk_bytes);
+    }
     leaves = leaves_new(disk_bytes);
     memcpy(leaves->bytes, bytes, size);
     root_of(leaves, root);

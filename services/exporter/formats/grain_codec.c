@@ -116,10 +116,11 @@ int grain_codec_deflate(struct grain_codec *codec, const void *data, size_t size
     size_t n;
 
     assert(size <= UINT32_MAX / 2 && capacity >= grain_codec_bound(size));
-    if (c->stream != NULL)
+    if (c->stream != NULL) {
         n = isal_run(c, codec->level, data, size, out, capacity);
-    else
+    } else {
         n = libdeflate_zlib_compress(c->libdeflate, data, size, out, capacity);
+    }
     compressor_put(codec, c);
     if (n == 0)
         return error_set(err, ERR_INTERNAL, "cannot compress %zu bytes", size);

@@ -75,10 +75,11 @@ static int check_header(const uint8_t *header, const char *what, struct error *e
         return error_set(err, ERR_CORRUPT, "its grains have %" PRIu64 " sectors", grain);
     if (entries == 0 || entries > TABLE_ENTRIES_MAX)
         return error_set(err, ERR_CORRUPT, "its tables have %" PRIu32 " entries", entries);
-    if (get_le64(header + VMDK_AT_CAPACITY) > IMAGE_DISK_BYTES_MAX / VMDK_SECTOR)
+    if (get_le64(header + VMDK_AT_CAPACITY) > IMAGE_DISK_BYTES_MAX / VMDK_SECTOR) {
         return error_set(err, ERR_LIMIT,
                          "a disk of %" PRIu64 " sectors is over the limit of 64 TiB",
                          get_le64(header + VMDK_AT_CAPACITY));
+    }
     return 0;
 }
 
@@ -255,24 +256,28 @@ static int unpack(struct image *image, uint64_t grain, uint64_t offset, struct e
     if (image_file_read(image, head, sizeof head, offset, err) < 0)
         return -1;
     size = get_le32(head + 8);
-    if (get_le64(head) != grain * (v->grain_bytes / VMDK_SECTOR))
+    if (get_le64(head) != grain * (v->grain_bytes / VMDK_SECTOR)) {
         return error_set(err, ERR_CORRUPT,
                          "the grain record at %" PRIu64 " is that of sector %" PRIu64, offset,
                          get_le64(head));
-    if (size == 0 || size > 2 * v->grain_bytes + VMDK_SECTOR)
+    }
+    if (size == 0 || size > 2 * v->grain_bytes + VMDK_SECTOR) {
         return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " has %" PRIu32 " bytes",
                          offset, size);
+    }
     if (image_file_read(image, v->packed, size, offset + VMDK_RECORD_HEADER, err) < 0)
         return -1;
     if (libdeflate_zlib_decompress(v->inflate, v->packed, size, v->unpacked, (size_t)v->grain_bytes,
-                                   &got) != LIBDEFLATE_SUCCESS)
+                                   &got) != LIBDEFLATE_SUCCESS) {
         return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " cannot be inflated",
                          offset);
+    }
     /* Some writers cut the last grain at the disk's end. */
     if (got != min_u64(v->grain_bytes, image->size_bytes - grain * v->grain_bytes) &&
-        got != v->grain_bytes)
+        got != v->grain_bytes) {
         return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " inflates to %zu bytes",
                          offset, got);
+    }
     v->unpacked_grain = grain;
     return 0;
 }

@@ -94,9 +94,10 @@ static int required(const xmlNode *node, const char *name, char **out, struct er
 {
     if (attribute(node, name, out, err) < 0)
         return -1;
-    if ((*out)[0] == '\0')
+    if ((*out)[0] == '\0') {
         return error_set(err, ERR_CORRUPT, "line %ld: %s without attribute '%s'",
                          xmlGetLineNo(node), (const char *)node->name, name);
+    }
     return 0;
 }
 
@@ -174,16 +175,20 @@ static int read_file_entry(struct ovf *ovf, const xmlNode *node, struct error *e
         attribute(node, "chunkSize", &chunk, err) < 0 ||
         number(node, "size", size, UINT64_MAX, &file->bytes, err) < 0)
         return -1;
-    if (!file_name_is_plain(file->href))
+    if (!file_name_is_plain(file->href)) {
         return error_set(err, ERR_CORRUPT, "line %ld: href '%.255s' is no plain file name",
                          xmlGetLineNo(node), file->href);
-    if (compression[0] != '\0' || chunk[0] != '\0')
+    }
+    if (compression[0] != '\0' || chunk[0] != '\0') {
         return error_set(err, ERR_NOT_AVAILABLE, "file '%.255s' is compressed or in chunks",
                          file->href);
+    }
     for (size_t i = 0; i + 1 < ovf->file_count; i++) {
-        if (strcmp(ovf->files[i].id, file->id) == 0 || strcmp(ovf->files[i].href, file->href) == 0)
+        if (strcmp(ovf->files[i].id, file->id) == 0 ||
+            strcmp(ovf->files[i].href, file->href) == 0) {
             return error_set(err, ERR_CORRUPT, "line %ld: file '%.255s' stands there twice",
                              xmlGetLineNo(node), file->href);
+        }
     }
     return 0;
 }
@@ -232,13 +237,15 @@ static int read_disk_entry(struct ovf *ovf, const xmlNode *node, struct error *e
     if (parent[0] != '\0')
         return error_set(err, ERR_NOT_AVAILABLE, "disk '%.255s' is a delta of another", disk->id);
     if (!checked_mul_u64(disk->capacity_bytes, unit_bytes(units), &disk->capacity_bytes) ||
-        disk->capacity_bytes == 0 || disk->capacity_bytes > CAPACITY_MAX)
+        disk->capacity_bytes == 0 || disk->capacity_bytes > CAPACITY_MAX) {
         return error_set(err, ERR_CORRUPT, "line %ld: capacity '%.64s' of '%.64s' is not a disk's",
                          xmlGetLineNo(node), capacity, units);
+    }
     for (size_t i = 0; i + 1 < ovf->disk_count; i++) {
-        if (strcmp(ovf->disks[i].id, disk->id) == 0)
+        if (strcmp(ovf->disks[i].id, disk->id) == 0) {
             return error_set(err, ERR_CORRUPT, "line %ld: disk '%.255s' stands there twice",
                              xmlGetLineNo(node), disk->id);
+        }
     }
     return 0;
 }
@@ -341,9 +348,10 @@ static int read_quantity(struct reader *r, const xmlNode *node, uint64_t type, s
     if (number(node, "VirtualQuantity", text, UINT64_MAX, &quantity, err) < 0)
         return -1;
     if (!checked_mul_u64(quantity, units[0] == '\0' ? MIB : unit_bytes(units), &bytes) ||
-        bytes / MIB > MEMORY_MB_MAX)
+        bytes / MIB > MEMORY_MB_MAX) {
         return error_set(err, ERR_CORRUPT, "line %ld: memory '%.64s' of '%.64s' is out of range",
                          xmlGetLineNo(node), text, units);
+    }
     r->ovf->memory_mb = bytes / MIB;
     return 0;
 }
@@ -365,9 +373,10 @@ static int read_item(struct reader *r, const xmlNode *node, struct error *err)
     if (r->instances[i][0] == '\0')
         return error_set(err, ERR_CORRUPT, "line %ld: item without InstanceID", xmlGetLineNo(node));
     for (size_t j = 0; j < i; j++) {
-        if (strcmp(r->instances[i], r->instances[j]) == 0)
+        if (strcmp(r->instances[i], r->instances[j]) == 0) {
             return error_set(err, ERR_CORRUPT, "line %ld: InstanceID '%.64s' stands there twice",
                              xmlGetLineNo(node), r->instances[i]);
+        }
     }
     if (type == RESOURCE_CPU || type == RESOURCE_MEMORY)
         return read_quantity(r, node, type, err);
@@ -386,10 +395,11 @@ static int check_parents(const struct reader *r, struct error *err)
         bool found = r->parents[i][0] == '\0';
         for (size_t j = 0; j < r->item_count && !found; j++)
             found = i != j && strcmp(r->parents[i], r->instances[j]) == 0;
-        if (!found)
+        if (!found) {
             return error_set(err, ERR_CORRUPT,
                              "item '%.64s' has parent '%.64s', which is not there", r->instances[i],
                              r->parents[i]);
+        }
     }
     return 0;
 }
@@ -456,9 +466,10 @@ static int check_shape(const xmlNode *root, struct error *err)
     size_t count = 0;
 
     while (node != NULL) {
-        if (++count > OVF_NODES_MAX || depth > OVF_DEPTH_MAX)
+        if (++count > OVF_NODES_MAX || depth > OVF_DEPTH_MAX) {
             return error_set(err, ERR_LIMIT, "descriptor has over %d nodes or %d levels",
                              OVF_NODES_MAX, OVF_DEPTH_MAX);
+        }
         if (node->type == XML_ENTITY_REF_NODE)
             return error_set(err, ERR_CORRUPT, "line %ld: entity reference", xmlGetLineNo(node));
         if (node->type == XML_ELEMENT_NODE && node->children != NULL) {
@@ -479,9 +490,10 @@ static int parse_tree(const char *text, size_t size, xmlDoc **out, struct error 
 {
     const xmlError *cause;
 
-    if (size > OVF_BYTES_MAX)
+    if (size > OVF_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "descriptor of %zu bytes is over %zu", size,
                          OVF_BYTES_MAX);
+    }
     if (memmem(text, size, "<!DOCTYPE", 9) != NULL || memmem(text, size, "<!ENTITY", 8) != NULL)
         return error_set(err, ERR_CORRUPT, "descriptor has a DOCTYPE");
     xmlResetLastError();
@@ -552,10 +564,11 @@ int ovf_check_files(const struct ovf *ovf, const char *dir, struct error *err)
         struct stat st;
         if (stat(path, &st) < 0)
             return error_set_errno(err, errno, "the descriptor's file '%.255s'", file->href);
-        if (!S_ISREG(st.st_mode) || (file->bytes != 0 && (uint64_t)st.st_size != file->bytes))
+        if (!S_ISREG(st.st_mode) || (file->bytes != 0 && (uint64_t)st.st_size != file->bytes)) {
             return error_set(err, ERR_CORRUPT,
                              "'%.255s' has %jd bytes, the descriptor says %" PRIu64, file->href,
                              (intmax_t)st.st_size, file->bytes);
+        }
     }
     return 0;
 }

@@ -131,9 +131,10 @@ static int place_disks(struct writer *w, struct error *err)
         const struct ovf_disk *disk = &w->disks[i];
         if (!file_name_is_plain(disk->file_name))
             return error_set(err, ERR_INVALID, "'%.255s' is no plain file name", disk->file_name);
-        if (disk->vm_disk_index >= w->vm->disk_count)
+        if (disk->vm_disk_index >= w->vm->disk_count) {
             return error_set(err, ERR_INVALID, "'%.255s' is disk %zu of a VM with %zu disks",
                              disk->file_name, disk->vm_disk_index, w->vm->disk_count);
+        }
         w->disk_controller[i] = controller_of(w, vm_disk_of(w, i));
         if (take_unit(&w->controllers[w->disk_controller[i]], vm_disk_of(w, i)->unit,
                       &w->disk_unit[i], err) < 0)
@@ -241,11 +242,12 @@ static void add_cpu_and_memory(struct writer *w)
     add_number(&w->sb, "InstanceID", 1);
     add_number(&w->sb, "ResourceType", 3);
     add_number(&w->sb, "VirtualQuantity", w->vm->num_cpu);
-    if (w->vm->cores_per_socket > 0)
+    if (w->vm->cores_per_socket > 0) {
         strbuf_addf(&w->sb,
                     "        <vmw:CoresPerSocket ovf:required=\"false\">%" PRIu32
                     "</vmw:CoresPerSocket>\n",
                     w->vm->cores_per_socket);
+    }
     item_end(&w->sb);
     item_begin(&w->sb);
     add_element(&w->sb, "AllocationUnits", "byte * 2^20");
@@ -384,9 +386,10 @@ static void add_hardware(struct writer *w)
         add_nic(w, i, instance++);
     if (w->vm->firmware != VM_FIRMWARE_UNKNOWN)
         add_config(&w->sb, "firmware", w->vm->firmware == VM_FIRMWARE_UEFI ? "efi" : "bios");
-    if (w->vm->firmware == VM_FIRMWARE_UEFI)
+    if (w->vm->firmware == VM_FIRMWARE_UEFI) {
         add_config(&w->sb, "bootOptions.efiSecureBootEnabled",
                    w->vm->secure_boot ? "true" : "false");
+    }
     strbuf_add(&w->sb, "    </VirtualHardwareSection>\n");
 }
 
@@ -421,9 +424,10 @@ int ovf_write(const struct vm *vm, const struct ovf_disk *disks, size_t disk_cou
     struct writer w = {.vm = vm, .disks = disks, .disk_count = disk_count};
     int result;
 
-    if (disk_count == 0 || disk_count > VM_DISKS_MAX)
+    if (disk_count == 0 || disk_count > VM_DISKS_MAX) {
         return error_set(err, ERR_INVALID, "a descriptor of %zu disks, expected 1 to %d",
                          disk_count, VM_DISKS_MAX);
+    }
     if (place_disks(&w, err) < 0)
         return -1;
     strbuf_init(&w.sb, OVF_BYTES_MAX);

@@ -35,14 +35,15 @@ static void add_quoted(struct strbuf *sb, const char *text)
     while (*p != '\0') {
         const unsigned char *start = p;
         uint32_t code = take_code_point(&p);
-        if (code == '"' || code == '\\')
+        if (code == '"' || code == '\\') {
             strbuf_addf(sb, "\\%c", (int)code);
-        else if (code == '\n')
+        } else if (code == '\n') {
             strbuf_add(sb, "\\n");
-        else if (is_printable(code) && code != 0x2028 && code != 0x2029)
+        } else if (is_printable(code) && code != 0x2028 && code != 0x2029) {
             strbuf_add_bytes(sb, start, (size_t)(p - start));
-        else
+        } else {
             strbuf_addf(sb, code > 0xffff ? "\\U%08" PRIx32 : "\\u%04" PRIx32, code);
+        }
     }
     strbuf_addc(sb, '"');
 }
@@ -58,10 +59,11 @@ static void add_key(struct strbuf *sb, const char *key)
         plain = plain && ((*p >= 'a' && *p <= 'z') || (*p >= '0' && *p <= '9') || *p == '_');
     for (size_t i = 0; i < ARRAY_LEN(special); i++)
         plain = plain && strcmp(key, special[i]) != 0;
-    if (plain)
+    if (plain) {
         strbuf_add(sb, key);
-    else
+    } else {
         add_quoted(sb, key);
+    }
     strbuf_addc(sb, ':');
 }
 
@@ -78,20 +80,21 @@ static void add_real(struct strbuf *sb, double value)
 
 static void add_scalar(struct strbuf *sb, const json_t *json)
 {
-    if (json_is_string(json))
+    if (json_is_string(json)) {
         add_quoted(sb, json_string_value(json));
-    else if (json_is_integer(json))
+    } else if (json_is_integer(json)) {
         strbuf_addf(sb, "%" JSON_INTEGER_FORMAT, json_integer_value(json));
-    else if (json_is_real(json))
+    } else if (json_is_real(json)) {
         add_real(sb, json_real_value(json));
-    else if (json_is_boolean(json))
+    } else if (json_is_boolean(json)) {
         strbuf_add(sb, json_is_true(json) ? "true" : "false");
-    else if (json_is_array(json))
+    } else if (json_is_array(json)) {
         strbuf_add(sb, "[]");
-    else if (json_is_object(json))
+    } else if (json_is_object(json)) {
         strbuf_add(sb, "{}");
-    else
+    } else {
         strbuf_add(sb, "null");
+    }
 }
 
 static bool has_members(const json_t *json)
@@ -170,9 +173,10 @@ int yaml_format(const json_t *json, size_t size_max, char **out, struct error *e
     auto_strbuf sb;
 
     strbuf_init(&sb, size_max);
-    if (is_too_deep(json, 0))
+    if (is_too_deep(json, 0)) {
         return error_set(err, ERR_LIMIT, "document is nested deeper than %d levels",
                          JSON_DEPTH_MAX);
+    }
     if (has_members(json)) {
         add_block(&sb, json, 0);
     } else {

@@ -95,17 +95,17 @@ static void set_skip_reason(const xmlNode *backing, bool encrypted, struct vm_di
     const char *format = disk->format;
 
     if (strcmp(format, "rdm") == 0 &&
-        strcmp(soap_text(backing, "compatibilityMode"), "physicalMode") == 0)
+        strcmp(soap_text(backing, "compatibilityMode"), "physicalMode") == 0) {
         vm_set_text(&disk->skip_reason,
                     "physical-mode RDM: its bytes are on a LUN outside vSphere");
-    else if (strcmp(format, "rdm") == 0 || strcmp(format, "rawdisk") == 0)
+    } else if (strcmp(format, "rdm") == 0 || strcmp(format, "rawdisk") == 0) {
         vm_set_text(&disk->skip_reason,
                     "raw device mapping: its bytes are on a LUN, not in a file");
-    else if (strcmp(soap_text(backing, "sharing"), "sharingMultiWriter") == 0)
+    } else if (strcmp(soap_text(backing, "sharing"), "sharingMultiWriter") == 0) {
         vm_set_text(&disk->skip_reason, "shared (multi-writer): other VMs may write to it");
-    else if (encrypted || soap_child(backing, "keyId") != NULL)
+    } else if (encrypted || soap_child(backing, "keyId") != NULL) {
         vm_set_text(&disk->skip_reason, "encrypted: its file holds no readable data");
-    else if (strcmp(format, "flat") != 0) {
+    } else if (strcmp(format, "flat") != 0) {
         free(disk->skip_reason);
         disk->skip_reason = xasprintf("%s disk: there is no flat file to read", format);
     }
@@ -152,9 +152,10 @@ static int disk_read_device(const xmlNode *devices, const xmlNode *device, bool 
     set_skip_reason(backing, encrypted, disk);
     if (disk->id[0] == '\0')
         return error_set(err, ERR_PROTOCOL, "a disk of the VM has no key");
-    if (!capacity_read(device, &disk->capacity_bytes))
+    if (!capacity_read(device, &disk->capacity_bytes)) {
         return error_set(err, ERR_PROTOCOL, "disk '%.64s' (key %.16s) has no sane capacity",
                          disk->label, disk->id);
+    }
     return 0;
 }
 
@@ -292,9 +293,10 @@ int devices_read(const xmlNode *devices, const xmlNode *boot_options, bool encry
         } else if (strcmp(type, "VirtualTPM") == 0) {
             vm->tpm = true;
         } else if (soap_child(node, "macAddress") != NULL) {
-            if (vm->nic_count == VM_NICS_MAX)
+            if (vm->nic_count == VM_NICS_MAX) {
                 return error_set(err, ERR_LIMIT, "the VM has more than %d network cards",
                                  VM_NICS_MAX);
+            }
             nic_read_device(node, type, network_name, arg, vm_add_nic(vm));
         }
     }

@@ -60,16 +60,17 @@ static void header_take(struct answer *answer, const char *name, const char *val
 {
     struct error ignored = ERROR_NONE;
 
-    if (strcasecmp(name, "content-length") == 0)
+    if (strcasecmp(name, "content-length") == 0) {
         answer->has_length = parse_u64(name, value, 0, UINT64_MAX, &answer->length, &ignored) == 0;
-    else if (strcasecmp(name, "content-range") == 0)
+    } else if (strcasecmp(name, "content-range") == 0) {
         answer->has_range = folder_range_parse(value, &answer->range);
-    else if (strcasecmp(name, "content-encoding") == 0)
+    } else if (strcasecmp(name, "content-encoding") == 0) {
         answer->encoded = strcasecmp(value, "identity") != 0;
-    else if (strcasecmp(name, "etag") == 0)
+    } else if (strcasecmp(name, "etag") == 0) {
         header_copy(answer->etag, value);
-    else if (strcasecmp(name, "last-modified") == 0)
+    } else if (strcasecmp(name, "last-modified") == 0) {
         header_copy(answer->last_modified, value);
+    }
 }
 
 static size_t on_header(char *data, size_t unit, size_t count, void *arg)
@@ -104,13 +105,15 @@ static size_t on_header(char *data, size_t unit, size_t count, void *arg)
 static int validators_compare(const struct folder_file *file, const struct answer *answer,
                               struct error *err)
 {
-    if (file->etag[0] != '\0' && answer->etag[0] != '\0' && strcmp(file->etag, answer->etag) != 0)
+    if (file->etag[0] != '\0' && answer->etag[0] != '\0' && strcmp(file->etag, answer->etag) != 0) {
         return error_set(err, ERR_SOURCE_CHANGED, "'%s' changed: its ETag was %s and is %s now",
                          file->path, file->etag, answer->etag);
+    }
     if (file->last_modified[0] != '\0' && answer->last_modified[0] != '\0' &&
-        strcmp(file->last_modified, answer->last_modified) != 0)
+        strcmp(file->last_modified, answer->last_modified) != 0) {
         return error_set(err, ERR_SOURCE_CHANGED, "'%s' changed: modified '%s', was '%s'",
                          file->path, answer->last_modified, file->last_modified);
+    }
     return 0;
 }
 
@@ -121,21 +124,25 @@ static int range_answer_check(const struct folder_reader *reader, struct error *
     const struct folder_range *range = &answer->range;
     const struct folder_file *file = reader->file;
 
-    if (answer->encoded)
+    if (answer->encoded) {
         return error_set(err, ERR_PROTOCOL, "'%s': the server compresses the bytes unasked",
                          file->path);
-    if (!answer->has_range)
+    }
+    if (!answer->has_range) {
         return error_set(err, ERR_PROTOCOL, "'%s': the server sends a part but does not say which",
                          file->path);
-    if (range->total != 0 && range->total != file->size_bytes)
+    }
+    if (range->total != 0 && range->total != file->size_bytes) {
         return error_set(err, ERR_SOURCE_CHANGED,
                          "'%s' changed: it has %" PRIu64 " bytes, had %" PRIu64, file->path,
                          range->total, file->size_bytes);
-    if (range->first != reader->offset || range->last - range->first != reader->size - 1)
+    }
+    if (range->first != reader->offset || range->last - range->first != reader->size - 1) {
         return error_set(err, ERR_PROTOCOL,
                          "'%s': asked for %zu bytes at %" PRIu64 ", the server sends %" PRIu64
                          " to %" PRIu64,
                          file->path, reader->size, reader->offset, range->first, range->last);
+    }
     return validators_compare(file, answer, err);
 }
 
@@ -172,10 +179,11 @@ static size_t on_body(char *data, size_t unit, size_t count, void *arg)
                         "the server sends more than the %zu bytes that it announced", reader->size);
         return 0;
     }
-    if (reader->buffer != NULL)
+    if (reader->buffer != NULL) {
         memcpy(reader->buffer + reader->got, data, size);
-    else if (reader->take(reader->take_arg, data, size, &reader->error) < 0)
+    } else if (reader->take(reader->take_arg, data, size, &reader->error) < 0) {
         return 0;
+    }
     reader->got += size;
     return size;
 }
@@ -253,9 +261,10 @@ static int perform_once(struct folder_reader *reader, const char *url, struct er
         *err = reader->error;
         return -1;
     }
-    if (code == CURLE_PARTIAL_FILE || code == CURLE_GOT_NOTHING)
+    if (code == CURLE_PARTIAL_FILE || code == CURLE_GOT_NOTHING) {
         return error_set(err, ERR_UNAVAILABLE, "the connection ended after %zu of %zu bytes",
                          reader->got, reader->size);
+    }
     if (code == CURLE_WRITE_ERROR && reader->discarded > 0)
         return 0; /* an error page that was long enough; its status says it all */
     return code == CURLE_OK ? 0 : http_error_set(err, reader->curl, code, "reading from /folder");
@@ -284,11 +293,12 @@ static int status_error(const struct answer *answer, const char *path, struct er
 {
     long status = answer->status;
 
-    if (is_refused(status))
+    if (is_refused(status)) {
         return error_set(err, ERR_DENIED,
                          "'%s': HTTP %ld; the account needs the privileges Datastore.Browse and "
                          "Datastore.FileManagement",
                          path, status);
+    }
     if (status == 404)
         return error_set(err, ERR_NOT_FOUND, "'%s': there is no such file (HTTP 404)", path);
     if (status == 408 || status == 429 || status >= 500)
@@ -315,22 +325,26 @@ static int read_range(struct folder_reader *reader, size_t length, uint64_t offs
         return error_set(err, ERR_INTERNAL, "libcurl refuses the range %s", range);
     if (perform(reader, file->url, err) < 0)
         return -1;
-    if (reader->answer.status == 416)
+    if (reader->answer.status == 416) {
         return error_set(err, ERR_SOURCE_CHANGED, "'%s' changed: it ends before %" PRIu64,
                          file->path, offset + length);
-    if (reader->answer.status == 404 || reader->answer.status == 410)
+    }
+    if (reader->answer.status == 404 || reader->answer.status == 410) {
         return error_set(err, ERR_SOURCE_CHANGED,
                          "'%s' is gone: moved or deleted during the export", file->path);
-    if (reader->answer.status != 206)
+    }
+    if (reader->answer.status != 206) {
         return reader->answer.status == 200
                    ? error_set(err, ERR_PROTOCOL, "'%s': the server ignores range requests",
                                file->path)
                    : status_error(&reader->answer, file->path, err);
+    }
     if (reader->got == 0 && range_answer_check(reader, err) < 0)
         return -1;
-    if (reader->got != length)
+    if (reader->got != length) {
         return error_set(err, ERR_UNAVAILABLE, "'%s': got %zu of %zu bytes at %" PRIu64, file->path,
                          reader->got, length, offset);
+    }
     return 0;
 }
 
@@ -450,18 +464,21 @@ static int search_flat_path(struct search *search, uint64_t capacity, char **out
     }
     if (found < 0)
         return -1;
-    if (found == 1 && descriptor.size_bytes != capacity)
+    if (found == 1 && descriptor.size_bytes != capacity) {
         return error_set(err, ERR_CORRUPT,
                          "its descriptor says %" PRIu64 " bytes, the VM's hardware %" PRIu64,
                          descriptor.size_bytes, capacity);
-    if (found == 1)
+    }
+    if (found == 1) {
         *out = xasprintf("%.*s%s", slash == NULL ? 0 : (int)(slash + 1 - search->path),
                          search->path, descriptor.flat_name);
-    else
+    } else {
         *out = folder_flat_path(search->path);
-    if (*out == NULL)
+    }
+    if (*out == NULL) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "it is a snapshot's delta, or has no flat file by its name");
+    }
     return 0;
 }
 
@@ -475,19 +492,21 @@ static int search_file(struct search *search, uint64_t capacity, struct folder_f
         search_head(search, path, &out->url, err) < 0)
         return -1;
     out->path = xasprintf("[%s] %s", search->datastore, path);
-    if (answer->status == 404)
+    if (answer->status == 404) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "there is no file '%s': datastores of vSAN and vVol keep none; move the "
                          "disk to a VMFS or NFS datastore",
                          out->path);
+    }
     if (answer->status != 200)
         return status_error(answer, out->path, err);
     if (!answer->has_length)
         return error_set(err, ERR_PROTOCOL, "'%s': the server does not tell its size", out->path);
-    if (answer->length != capacity)
+    if (answer->length != capacity) {
         return error_set(err, ERR_CORRUPT,
                          "'%s' has %" PRIu64 " bytes, the VM's hardware says %" PRIu64, out->path,
                          answer->length, capacity);
+    }
     out->size_bytes = capacity;
     header_copy(out->etag, answer->etag);
     header_copy(out->last_modified, answer->last_modified);
@@ -524,16 +543,17 @@ int folder_compare(struct provider_session *session, const struct folder_file *f
     rc = head(reader, file->url, err);
     if (rc == 0) {
         const struct answer *answer = &reader->answer;
-        if (answer->status == 404 || answer->status == 410)
+        if (answer->status == 404 || answer->status == 410) {
             rc = error_set(err, ERR_SOURCE_CHANGED, "'%s' is gone", file->path);
-        else if (answer->status != 200)
+        } else if (answer->status != 200) {
             rc = status_error(answer, file->path, err);
-        else if (answer->has_length && answer->length != file->size_bytes)
+        } else if (answer->has_length && answer->length != file->size_bytes) {
             rc = error_set(err, ERR_SOURCE_CHANGED,
                            "'%s' changed: it has %" PRIu64 " bytes, had %" PRIu64, file->path,
                            answer->length, file->size_bytes);
-        else
+        } else {
             rc = validators_compare(file, answer, err);
+        }
     }
     folder_reader_free(reader);
     return rc;

@@ -16,15 +16,17 @@ int folder_path_split(const char *source_path, char **out_datastore, char **out_
     const char *end = source_path[0] == '[' ? strstr(source_path, "] ") : NULL;
 
     if (end == NULL || end == source_path + 1 || end[2] == '\0' || end[2] == '/' ||
-        strlen(source_path) > FOLDER_URL_BYTES_MAX / 4)
+        strlen(source_path) > FOLDER_URL_BYTES_MAX / 4) {
         return error_set(err, ERR_PROTOCOL,
                          "'%.128s' is not a datastore path like '[ds] dir/x.vmdk'", source_path);
+    }
     for (const char *p = end + 2; *p != '\0';) {
         size_t length = strcspn(p, "/");
         if (length == 0 || (length == 1 && p[0] == '.') ||
-            (length == 2 && p[0] == '.' && p[1] == '.'))
+            (length == 2 && p[0] == '.' && p[1] == '.')) {
             return error_set(err, ERR_PROTOCOL,
                              "datastore path '%.128s' has a part that is no name", source_path);
+        }
         p += length;
         p += *p == '/';
     }
@@ -111,10 +113,11 @@ bool folder_range_parse(const char *text, struct folder_range *out)
     if (!digits(&text, &range.first) || *text++ != '-' || !digits(&text, &range.last) ||
         *text++ != '/')
         return false;
-    if (*text == '*')
+    if (*text == '*') {
         text++;
-    else if (!digits(&text, &range.total) || range.last >= range.total)
+    } else if (!digits(&text, &range.total) || range.last >= range.total) {
         return false;
+    }
     text += strspn(text, " \t");
     if (*text != '\0' || range.first > range.last)
         return false;
@@ -179,11 +182,11 @@ static void descriptor_line(char *line, struct descriptor_facts *facts)
 
     while (length > 0 && isspace((unsigned char)line[length - 1]))
         line[--length] = '\0';
-    if (strcasecmp(line, "# Disk DescriptorFile") == 0)
+    if (strcasecmp(line, "# Disk DescriptorFile") == 0) {
         facts->signature = true;
-    else if (strncasecmp(line, "parentCID=", 10) == 0)
+    } else if (strncasecmp(line, "parentCID=", 10) == 0) {
         facts->has_parent = strcasecmp(line + 10, "ffffffff") != 0;
-    else if (is_extent_word(line)) {
+    } else if (is_extent_word(line)) {
         facts->extent_count++;
         facts->extent_ok = extent_parse(line, &facts->extent);
     }
@@ -196,19 +199,23 @@ static int descriptor_judge(const struct descriptor_facts *facts, struct folder_
 
     if (facts->has_parent)
         return error_set(err, ERR_NOT_AVAILABLE, "its descriptor names a parent disk");
-    if (facts->extent_count != 1 || !facts->extent_ok)
+    if (facts->extent_count != 1 || !facts->extent_ok) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "its descriptor has %zu extents, not one flat file", facts->extent_count);
-    if (strstr(extent->name, "://") != NULL)
+    }
+    if (strstr(extent->name, "://") != NULL) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "its datastore keeps objects (vSAN, vVol), not flat files: move the disk "
                          "to a VMFS or NFS datastore");
-    if (strcmp(extent->type, "VMFS") != 0 && strcmp(extent->type, "FLAT") != 0)
+    }
+    if (strcmp(extent->type, "VMFS") != 0 && strcmp(extent->type, "FLAT") != 0) {
         return error_set(err, ERR_NOT_AVAILABLE, "its extent is of type %s, not flat",
                          extent->type);
-    if (strchr(extent->name, '/') != NULL || extent->name[0] == '.')
+    }
+    if (strchr(extent->name, '/') != NULL || extent->name[0] == '.') {
         return error_set(err, ERR_NOT_AVAILABLE, "its extent '%.64s' is in another folder",
                          extent->name);
+    }
     if (!checked_mul_u64(extent->sectors, SECTOR_BYTES, &out->size_bytes))
         return error_set(err, ERR_PROTOCOL, "its descriptor's size is not sane");
     (void)snprintf(out->flat_name, sizeof out->flat_name, "%s", extent->name);

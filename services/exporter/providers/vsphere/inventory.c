@@ -113,9 +113,10 @@ int inventory_names_add(void *arg, const xmlNode *object, struct error *err)
     struct inventory_name *item;
     char type[64];
 
-    if (names->count == INVENTORY_NAMES_MAX)
+    if (names->count == INVENTORY_NAMES_MAX) {
         return error_set(err, ERR_LIMIT, "the inventory has more than %d folders and networks",
                          INVENTORY_NAMES_MAX);
+    }
     if (names->count == names->capacity) {
         names->capacity = names->capacity == 0 ? 256 : names->capacity * 2;
         names->items = xreallocarray(names->items, names->capacity, sizeof *names->items);
@@ -155,10 +156,11 @@ static const struct inventory_name *name_find(const struct inventory_names *name
         int order = strcmp(id, names->items[middle].id);
         if (order == 0)
             return &names->items[middle];
-        if (order < 0)
+        if (order < 0) {
             high = middle;
-        else
+        } else {
             low = middle + 1;
+        }
     }
     return NULL;
 }
@@ -369,10 +371,11 @@ static void mark_independent(struct vsphere_vm *out)
     for (size_t i = 0; i < out->vm.disk_count; i++) {
         struct vm_disk *disk = &out->vm.disks[i];
         if (out->backings[i].independent && out->vm.power != VM_POWER_OFF &&
-            disk->skip_reason[0] == '\0')
+            disk->skip_reason[0] == '\0') {
             vm_set_text(&disk->skip_reason,
                         "independent disk: snapshots leave it out, so it can only be read while "
                         "the VM is powered off");
+        }
     }
 }
 
@@ -442,10 +445,11 @@ int inventory_get(struct provider_session *session, const char *vm_id, struct vs
         names_load(session, err) < 0 || inventory_read_vm(object, session->names, out, err) < 0)
         return -1;
     if (wanted[0] != '\0' && strcmp(out->vm.datacenter, wanted) != 0 &&
-        strcmp(out->datacenter_path, wanted[0] == '/' ? wanted + 1 : wanted) != 0)
+        strcmp(out->datacenter_path, wanted[0] == '/' ? wanted + 1 : wanted) != 0) {
         return error_set(err, ERR_NOT_FOUND,
                          "VM '%s' is in datacenter '%.64s', this provider is limited to '%.64s'",
                          vm_id, out->vm.datacenter, wanted);
+    }
     return 0;
 }
 

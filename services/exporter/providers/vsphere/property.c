@@ -80,9 +80,10 @@ int property_get(struct provider_session *session, const struct property_set *se
     if (session_call(session, "RetrievePropertiesEx", &request, 0, &reply, err) < 0)
         return -1;
     object = soap_child(soap_child(reply.response, "returnval"), "objects");
-    if (object == NULL || strcmp(soap_text(object, "obj"), id) != 0)
+    if (object == NULL || strcmp(soap_text(object, "obj"), id) != 0) {
         return error_set(err, ERR_NOT_FOUND,
                          "%s '%s' does not exist or is hidden from this account", set->type, id);
+    }
     *out_object = object;
     *out_reply = reply;
     reply = (struct soap_reply){0};

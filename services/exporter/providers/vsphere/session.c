@@ -48,17 +48,20 @@ static void url_free(CURLU **url)
 static int origin_from_parts(const struct url_parts *parts, const char *host, char **out,
                              struct error *err)
 {
-    if (strcmp(parts->scheme, "https") != 0)
+    if (strcmp(parts->scheme, "https") != 0) {
         return error_set(err, ERR_INVALID,
                          "host '%.128s': only https is spoken, the password would be readable",
                          host);
-    if (parts->user != NULL)
+    }
+    if (parts->user != NULL) {
         return error_set(err, ERR_INVALID,
                          "host: put the account into username and password, not into the address");
+    }
     if (parts->path != NULL && strcmp(parts->path, "/") != 0 && strcmp(parts->path, "/sdk") != 0 &&
-        strcmp(parts->path, "/sdk/") != 0)
+        strcmp(parts->path, "/sdk/") != 0) {
         return error_set(err, ERR_INVALID,
                          "host '%.128s': give host, host:port or https://host[:port]/sdk", host);
+    }
     *out = xasprintf("https://%s:%s", parts->host, parts->port);
     return 0;
 }
@@ -77,9 +80,10 @@ static int origin_from_host(const char *host, char **out, struct error *err)
         curl_url_set(url, CURLUPART_URL, text, 0) != CURLUE_OK ||
         curl_url_get(url, CURLUPART_SCHEME, &parts.scheme, 0) != CURLUE_OK ||
         curl_url_get(url, CURLUPART_HOST, &parts.host, 0) != CURLUE_OK ||
-        curl_url_get(url, CURLUPART_PORT, &parts.port, CURLU_DEFAULT_PORT) != CURLUE_OK)
+        curl_url_get(url, CURLUPART_PORT, &parts.port, CURLU_DEFAULT_PORT) != CURLUE_OK) {
         return error_set(err, ERR_INVALID,
                          "host '%.128s': give host, host:port or https://host[:port]/sdk", host);
+    }
     (void)curl_url_get(url, CURLUPART_PATH, &parts.path, 0);
     (void)curl_url_get(url, CURLUPART_USER, &parts.user, 0);
     return origin_from_parts(&parts, host, out, err);
@@ -186,9 +190,10 @@ static int exchange(struct provider_session *session, const char *method, const 
 static int exchange_strbuf(struct provider_session *session, const char *method,
                            const struct strbuf *request, struct soap_reply *out, struct error *err)
 {
-    if (request->overflowed)
+    if (request->overflowed) {
         return error_set(err, ERR_LIMIT, "%s: the request is over %zu bytes", method,
                          request->size_max);
+    }
     return exchange(session, method, request->data, request->length, out, err);
 }
 
@@ -236,9 +241,10 @@ static int discover(struct provider_session *session, struct error *err)
     take_text(&content->api_version, about, "apiVersion");
     content->is_vcenter = strcmp(soap_text(about, "apiType"), "VirtualCenter") == 0;
     if (!soap_id_is_sane(content->root_folder) || !soap_id_is_sane(content->property_collector) ||
-        !soap_id_is_sane(content->view_manager) || !soap_id_is_sane(content->session_manager))
+        !soap_id_is_sane(content->view_manager) || !soap_id_is_sane(content->session_manager)) {
         return error_set(err, ERR_PROTOCOL, "'%s' describes itself without the managers of vSphere",
                          session->origin);
+    }
     (void)snprintf(session->soap_action, sizeof session->soap_action, "%s",
                    version_at_least(content->api_version, 6, 7) ? SOAP_ACTION_TPM
                                                                 : SOAP_ACTION_FLOOR);
@@ -298,11 +304,12 @@ static int login(struct provider_session *session, struct error *err)
     session->logged_in = false;
     if (exchange_strbuf(session, "Login", &request, &reply, err) < 0)
         return -1;
-    if (strcmp(reply.fault.type, "InvalidLogin") == 0)
+    if (strcmp(reply.fault.type, "InvalidLogin") == 0) {
         return error_set(
             err, ERR_DENIED,
             "'%s' refuses user '%.128s': wrong username or password, or a locked account",
             session->origin, session->config->username);
+    }
     if (reply.fault.type[0] != '\0')
         return soap_fault_error(&reply.fault, "Login", err);
     session->logged_in = true;
@@ -372,9 +379,10 @@ int session_call(struct provider_session *session, const char *method, const str
             return error_set(err, ERR_UNAVAILABLE, "%s: the session expired meanwhile", method);
         if (exchange_strbuf(session, method, request, &reply, err) < 0)
             return -1;
-        if (reply.fault.type[0] == '\0' && is_unauthenticated(&reply))
+        if (reply.fault.type[0] == '\0' && is_unauthenticated(&reply)) {
             return error_set(err, ERR_DENIED, "%s: '%s' forgets its logins at once", method,
                              session->origin);
+        }
     }
     if (reply.fault.type[0] != '\0')
         return soap_fault_error(&reply.fault, method, err);

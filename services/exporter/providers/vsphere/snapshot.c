@@ -83,10 +83,11 @@ static int task_wait(struct provider_session *session, const char *task, const c
         case TASK_RUNNING:
             break;
         }
-        if (clock_mono_ms() >= deadline)
+        if (clock_mono_ms() >= deadline) {
             return error_set(err, ERR_TIMEOUT,
                              "%s: not done after %lld s; it still runs in vCenter", what,
                              (long long)(timeout_ms / 1000));
+        }
         if (nap(session, pause, err) < 0)
             return -1;
         pause = pause * 2 > POLL_MS_MAX ? POLL_MS_MAX : pause * 2;

@@ -352,9 +352,10 @@ int soap_parse(const char *data, size_t size, struct soap_reply *out, struct err
     auto_soap_reply reply = {0};
     const xmlNode *root, *body, *first;
 
-    if (size > SOAP_REPLY_BYTES_MAX)
+    if (size > SOAP_REPLY_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "the answer of %zu bytes is over %zu", size,
                          SOAP_REPLY_BYTES_MAX);
+    }
     if (document_read(data, size, &reply.doc, err) < 0)
         return -1;
     root = xmlDocGetRootElement(reply.doc);
@@ -367,11 +368,12 @@ int soap_parse(const char *data, size_t size, struct soap_reply *out, struct err
     first = first_element(body);
     if (first == NULL)
         return error_set(err, ERR_PROTOCOL, "the answer's SOAP body is empty");
-    if (soap_is(first, "Fault"))
+    if (soap_is(first, "Fault")) {
         soap_fault_read(first_element(soap_child(first, "detail")), soap_text(first, "faultstring"),
                         &reply.fault);
-    else
+    } else {
         reply.response = first;
+    }
     *out = reply;
     reply = (struct soap_reply){0};
     return 0;

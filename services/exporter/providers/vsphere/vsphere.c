@@ -142,20 +142,24 @@ static int check_state(const struct vsphere_vm *vm, struct error *err)
 {
     const char *name = vm->vm.name;
 
-    if (vm->vm.template_vm)
+    if (vm->vm.template_vm) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "'%.128s' is a template: convert it to a VM, or deploy one from it", name);
-    if (!vm->connected)
+    }
+    if (!vm->connected) {
         return error_set(err, ERR_UNAVAILABLE,
                          "VM '%.128s' is not connected: its host does not answer vCenter", name);
-    if (vm->question)
+    }
+    if (vm->question) {
         return error_set(err, ERR_CONFLICT,
                          "VM '%.128s' waits for an answer: open it in vCenter and answer", name);
-    if (vm->devices_hidden)
+    }
+    if (vm->devices_hidden) {
         return error_set(err, ERR_DENIED,
                          "the hardware of VM '%.128s' is not readable: give the account read-only "
                          "access to it",
                          name);
+    }
     switch (vm->vm.power) {
     case VM_POWER_ON:
     case VM_POWER_OFF:
@@ -178,16 +182,18 @@ static int check_disks(const struct vsphere_vm *vm, bool snapshot, struct error 
         return error_set(err, ERR_NOT_AVAILABLE, "VM '%.128s' has no disks", vm->vm.name);
     for (size_t i = 0; i < vm->vm.disk_count; i++) {
         const struct vm_disk *disk = &vm->vm.disks[i];
-        if (disk->skip_reason[0] != '\0')
+        if (disk->skip_reason[0] != '\0') {
             return error_set(err, ERR_NOT_AVAILABLE,
                              "disk '%.64s' cannot be exported: %s; detach it from the VM or change "
                              "it, then export again",
                              disk->label, disk->skip_reason);
-        if (snapshot && vm->backings[i].independent)
+        }
+        if (snapshot && vm->backings[i].independent) {
             return error_set(err, ERR_NOT_AVAILABLE,
                              "disk '%.64s' is independent, snapshots leave it out: export the "
                              "powered-off VM without a snapshot",
                              disk->label);
+        }
     }
     return 0;
 }
@@ -195,12 +201,13 @@ static int check_disks(const struct vsphere_vm *vm, bool snapshot, struct error 
 static int check_parents(const struct vsphere_vm *vm, struct error *err)
 {
     for (size_t i = 0; i < vm->vm.disk_count; i++) {
-        if (vm->backings[i].has_parent)
+        if (vm->backings[i].has_parent) {
             return error_set(
                 err, ERR_NOT_AVAILABLE,
                 "disk '%.64s' of VM '%.128s' is a chain: the VM has older snapshots or "
                 "is a linked clone; delete or consolidate its snapshots first",
                 vm->vm.disks[i].label, vm->vm.name);
+        }
     }
     return 0;
 }
@@ -269,9 +276,10 @@ static int take_snapshot(struct provider_session *session, const struct vsphere_
         .timeout_ms = options->timeout_ms > 0 ? options->timeout_ms : SNAPSHOT_TIMEOUT_MS,
     };
 
-    if (strlen(name) > SNAPSHOT_NAME_BYTES_MAX)
+    if (strlen(name) > SNAPSHOT_NAME_BYTES_MAX) {
         return error_set(err, ERR_INVALID, "snapshot name '%.80s...' is longer than %d bytes", name,
                          SNAPSHOT_NAME_BYTES_MAX);
+    }
     if (recorded_snapshot(session, records, &id, err) < 0)
         return -1;
     if (id == NULL && snapshot_find(session, vm->vm.id, &spec, &id, err) < 0)
@@ -294,9 +302,10 @@ static int take_snapshot(struct provider_session *session, const struct vsphere_
 static char *mark_text(const char *vm_id, const char *disk_id, const struct folder_file *file,
                        const char *snapshot, const char *power)
 {
-    if (snapshot[0] != '\0')
+    if (snapshot[0] != '\0') {
         return xasprintf("vsphere vm=%s disk=%s size=%" PRIu64 " snapshot=%s", vm_id, disk_id,
                          file->size_bytes, snapshot);
+    }
     return xasprintf("vsphere vm=%s disk=%s size=%" PRIu64 " power=%s modified=%s etag=%s", vm_id,
                      disk_id, file->size_bytes, power, file->last_modified, file->etag);
 }
