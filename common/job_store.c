@@ -20,8 +20,8 @@ static const char INSERT_JOB[] =
 
 static const char INSERT_TASK[] =
     "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
-    " priority, state) VALUES ($1, $2, $3::int, $4, 'transfer', $5, $6, $7, $8::jsonb, $9::int,"
-    " $10)";
+    " priority, state, volume) VALUES ($1, $2, $3::int, $4, 'transfer', $5, $6, $7, $8::jsonb,"
+    " $9::int, $10, $11)";
 
 static const char FIND_KEY[] = "SELECT id, idempotency_hash = $3::bytea FROM jobs"
                                " WHERE submitted_by = $1 AND idempotency_key = $2";
@@ -86,6 +86,7 @@ static int insert_task(struct db *db, const struct job_submission *s, const char
                        int ordinal, const json_t *spec_json, struct error *err)
 {
     bool conversion = ordinal > 0;
+    bool sourceless = conversion || s->any_exporter;
     autofree char *spec = json_text(spec_json);
     char id[ID_SIZE];
     char number[NUMBER_SIZE];
@@ -96,8 +97,10 @@ static int insert_task(struct db *db, const struct job_submission *s, const char
     (void)snprintf(priority, sizeof priority, "%" PRIu32, s->priority);
     return db_exec(db, INSERT_TASK,
                    DB_PARAMS(id, job_id, number, conversion ? "convert" : s->kind,
-                             conversion ? "bridge" : "exporter", conversion ? "" : s->provider_kind,
-                             s->provider, spec, priority, conversion ? "blocked" : "queued"),
+                             conversion ? "bridge" : "exporter", sourceless ? "" : s->provider_kind,
+                             s->any_exporter ? "" : s->provider, spec, priority,
+                             conversion ? "blocked" : "queued",
+                             conversion || s->volume == NULL ? "" : s->volume),
                    NULL, err);
 }
 

@@ -12,14 +12,18 @@
 struct job_submission {
     const char *id; /* NULL: generated */
     const char *name;
-    const char *kind;     /* "export" | "convert" | "import" */
+    const char *kind;     /* "export" | "verify" */
     const char *provider; /* instance */
     const char *provider_kind;
     const char *vm_path;
     const char *output_path; /* absolute, confined */
+    /* The task works on files that exist and needs no source: any exporter that reaches the volume
+     * may have it, and its lease carries no provider. */
+    bool any_exporter;
+    const char *volume; /* that must be reached; NULL: any */
     const char *format;
     const json_t *definition;   /* canonical, secrets removed */
-    const json_t *export_spec;  /* spec of the export task (docs/tasks.md) */
+    const json_t *export_spec;  /* of the first task, whose kind is the job's (docs/tasks.md) */
     const json_t *convert_spec; /* NULL: no conversion task */
     uint32_t priority;
     uint32_t max_attempts;

@@ -202,14 +202,24 @@ static const char *next_phase(const struct job_store_event *event, const struct 
                : "";
 }
 
+/* A verification that finds damage fails, and its result says what was found. */
+static bool shows_result(const struct store_row *row, const struct job_store_event *event,
+                         const struct job_decision *d)
+{
+    if (event->result == NULL)
+        return false;
+    return d->row.task == TASK_DONE ||
+           (d->row.task == TASK_FAILED && strcmp(row->task_kind, "verify") == 0);
+}
+
 /* An error is shown only while it counts. */
 static int store_job(struct db *db, const struct store_row *row,
                      const struct job_store_event *event, const struct job_decision *d,
                      struct error *err)
 {
-    bool done = event->result != NULL && d->row.task == TASK_DONE;
-    autofree char *result = done ? shown_result(event->result) : NULL;
-    const char *vm_name = done ? json_str(event->result, "vm_name") : "";
+    bool shown = shows_result(row, event, d);
+    autofree char *result = shown ? shown_result(event->result) : NULL;
+    const char *vm_name = shown ? json_str(event->result, "vm_name") : "";
     bool failed = event->error_message != NULL && d->row.job != JOB_CANCELLED;
     bool clean = d->row.job == JOB_COMPLETED;
     char attempt[NUMBER_SIZE];

@@ -241,6 +241,52 @@ int seal_open(const struct seal_key *key, const void *sealed, size_t size, char 
     return 0;
 }
 
+static void sign_pair(const struct seal_key *key, uint8_t public_key[SEAL_PUBLIC_BYTES],
+                      uint8_t secret[crypto_sign_SECRETKEYBYTES])
+{
+    static_assert(SEAL_KEY_BYTES == crypto_sign_SEEDBYTES, "a key is a seed");
+    static_assert(SEAL_PUBLIC_BYTES == crypto_sign_PUBLICKEYBYTES, "size of public keys");
+    static_assert(SEAL_SIGNATURE_BYTES == crypto_sign_BYTES, "size of signatures");
+    (void)crypto_sign_seed_keypair(public_key, secret, key->key);
+}
+
+void seal_public(const struct seal_key *key, uint8_t out[SEAL_PUBLIC_BYTES])
+{
+    uint8_t secret[crypto_sign_SECRETKEYBYTES];
+
+    sign_pair(key, out, secret);
+    sodium_memzero(secret, sizeof secret);
+}
+
+void seal_sign(const struct seal_key *key, const void *data, size_t size,
+               uint8_t out[SEAL_SIGNATURE_BYTES])
+{
+    uint8_t public_key[SEAL_PUBLIC_BYTES];
+    uint8_t secret[crypto_sign_SECRETKEYBYTES];
+
+    sign_pair(key, public_key, secret);
+    (void)crypto_sign_detached(out, NULL, data, size, secret);
+    sodium_memzero(secret, sizeof secret);
+}
+
+bool seal_signature_fits(const uint8_t public_key[SEAL_PUBLIC_BYTES], const void *data, size_t size,
+                         const uint8_t signature[SEAL_SIGNATURE_BYTES])
+{
+    return crypto_sign_verify_detached(signature, data, size, public_key) == 0;
+}
+
+char *seal_public_pem(const struct seal_key *key)
+{
+    /* SubjectPublicKeyInfo of RFC 8410: a fixed beginning and the 32 bytes */
+    uint8_t der[12 + SEAL_PUBLIC_BYTES] = {0x30, 0x2a, 0x30, 0x05, 0x06, 0x03,
+                                           0x2b, 0x65, 0x70, 0x03, 0x21, 0x00};
+    char text[sodium_base64_ENCODED_LEN(sizeof der, sodium_base64_VARIANT_ORIGINAL)];
+
+    seal_public(key, der + 12);
+    (void)sodium_bin2base64(text, sizeof text, der, sizeof der, sodium_base64_VARIANT_ORIGINAL);
+    return xasprintf("-----BEGIN PUBLIC KEY-----\n%s\n-----END PUBLIC KEY-----\n", text);
+}
+
 void secret_free(char *secret)
 {
     if (secret == NULL)

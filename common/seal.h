@@ -12,7 +12,10 @@
 #define SEAL_OVERHEAD_BYTES   (1 + 8 + 24 + 16)
 #define SEAL_KEY_ID_SIZE      17 /* 16 hex and the NUL */
 #define SEAL_AUDIENCE_MAX     64
-#define SEAL_SECRET_BYTES_MAX 65536 /* a service account file is 3 KiB */
+#define SEAL_PUBLIC_BYTES     32 /* Ed25519 */
+#define SEAL_SIGNATURE_BYTES  64
+#define SEAL_EVIDENCE         "evidence" /* the audience whose key signs, and does nothing else */
+#define SEAL_SECRET_BYTES_MAX 65536      /* a service account file is 3 KiB */
 
 /* libsodium's set-up; idempotent, thread-safe. service_main calls it before threads start; the
  * functions here that make keys call it too. */
@@ -43,6 +46,14 @@ void seal(const struct seal_key *key, const void *data, size_t size, uint8_t **o
 /* *out is NUL-terminated; wipe it with secret_free. ERR_DENIED: another key, or tampered with. */
 MUST_CHECK int seal_open(const struct seal_key *key, const void *sealed, size_t size, char **out,
                          size_t *out_size, struct error *err);
+/* Ed25519 with the audience's key as its seed: whoever has the public key can check. */
+void seal_public(const struct seal_key *key, uint8_t out[SEAL_PUBLIC_BYTES]);
+void seal_sign(const struct seal_key *key, const void *data, size_t size,
+               uint8_t out[SEAL_SIGNATURE_BYTES]);
+bool seal_signature_fits(const uint8_t public_key[SEAL_PUBLIC_BYTES], const void *data, size_t size,
+                         const uint8_t signature[SEAL_SIGNATURE_BYTES]);
+/* The public key as OpenSSL reads it. Caller frees. */
+char *seal_public_pem(const struct seal_key *key);
 /* Wipes and frees a NUL-terminated secret; NULL-safe. */
 void secret_free(char *secret);
 DEFINE_AUTO(secret, char, secret_free)

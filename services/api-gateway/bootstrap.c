@@ -180,6 +180,7 @@ int export_keys(const struct gateway *gateway, const char *dir, struct error *er
         "notify",
         "bridge",
         "upload",
+        SEAL_EVIDENCE,
     };
 
     if (gateway->master == NULL) {

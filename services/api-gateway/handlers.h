@@ -34,6 +34,13 @@ int handle_job_stats(struct call *call, struct error *err);
 /* handlers_job_logs.c; follow: hands over to the hub */
 int handle_job_logs(struct call *call, struct error *err);
 
+/* handlers_exports.c */
+int handle_export_list(struct call *call, struct error *err);
+int handle_export_get(struct call *call, struct error *err);         /* {id} */
+int handle_export_verify(struct call *call, struct error *err);      /* {id}: 202 with a job */
+int handle_export_verify_path(struct call *call, struct error *err); /* body.path */
+int handle_evidence_key(struct call *call, struct error *err);       /* PEM */
+
 /* handlers_vms.c; ROUTE_SLOW */
 int handle_vm_list(struct call *call, struct error *err);  /* GET by parameters, POST by body */
 int handle_vm_info(struct call *call, struct error *err);  /* {id} or vm_path */

@@ -106,7 +106,6 @@ static const struct route later[] = {
     LATER("POST", "/carbon/{what}"),
     LATER("POST", "/migration/{what}"),
     LATER("POST", "/api/v1/plan/{what}"),
-    LATER("GET", "/api/v1/exports"),
     LATER("POST", "/api/v1/exports/cleanup"),
 };
 

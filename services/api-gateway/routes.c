@@ -42,6 +42,13 @@ const struct route routes[] = {
     {"GET", "/api/v1/jobs/{id}/history", "job.view", "job.history", "getJobHistory", 0, handle_job_history},
     {"GET", "/api/v1/jobs/{id}/artifacts", "job.view", "job.artifacts", "getJobArtifacts", 0, handle_job_artifacts},
 
+    /* exports that exist */
+    {"GET", "/api/v1/exports", "job.view", "export.list", "listExports", 0, handle_export_list},
+    {"GET", "/api/v1/exports/{id}", "job.view", "export.view", "getExport", 0, handle_export_get},
+    {"POST", "/api/v1/exports/verify", "job.create", "export.verify", "verifyExportPath", 0, handle_export_verify_path},
+    {"POST", "/api/v1/exports/{id}/verify", "job.create", "export.verify", "verifyExport", 0, handle_export_verify},
+    {"GET", "/api/v1/evidence/public-key", "job.view", "evidence.key", "getEvidenceKey", 0, handle_evidence_key},
+
     /* VMs */
     {"GET", "/vms/list", "vm.list", "vm.list", "listVms", ROUTE_SLOW | ROUTE_SHORT, handle_vm_list},
     {"GET", "/api/v1/vms", "vm.list", "vm.list", "listVms", ROUTE_SLOW, handle_vm_list},

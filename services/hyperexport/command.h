@@ -32,6 +32,10 @@ int vms_command(struct program *program, struct error *err);
 int jobs_command(struct program *program, struct error *err);
 int jobs_list(struct program *program, const char *status, struct error *err);
 int jobs_cancel(struct program *program, const char *job_id, struct error *err);
+/* exports.c */
+int exports_command(struct program *program, struct error *err);
+int verify_command(struct program *program, struct error *err); /* verify DIR */
+int verify_path(struct program *program, const char *path, struct error *err);
 int providers_command(struct program *program, struct error *err);
 int status_command(struct program *program, struct error *err);
 int login_command(struct program *program, struct error *err);

@@ -13,7 +13,8 @@ static const struct {
     unsigned int command;
 } commands[] = {
     {"jobs", FLAG_IN_JOBS},     {"vms", FLAG_IN_VMS},     {"providers", FLAG_IN_PROVIDERS},
-    {"status", FLAG_IN_STATUS}, {"login", FLAG_IN_LOGIN},
+    {"status", FLAG_IN_STATUS}, {"login", FLAG_IN_LOGIN}, {"exports", FLAG_IN_EXPORTS},
+    {"verify", FLAG_IN_VERIFY},
 };
 
 static int unknown_flag(const char *name, struct error *err)
@@ -180,8 +181,8 @@ static int take_word(const char *word, struct command_line *line, struct error *
                              word, word);
         if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0)
             return error_set(err, ERR_INVALID,
-                             "unknown command '%.80s' (jobs, vms, providers, status, login; to "
-                             "export a VM: --vm NAME)",
+                             "unknown command '%.80s' (jobs, exports, verify, vms, providers, "
+                             "status, login; to export a VM: --vm NAME)",
                              word);
     }
     if (line->word_count == FLAGS_WORDS_MAX)
@@ -236,8 +237,12 @@ static int check_together(const struct command_line *line, struct error *err)
                                              FLAG_SNAPSHOT_QUIESCE, FLAG_DELETE_SNAPSHOT};
     static const char *const names[] = {"snapshot-name", "snapshot-memory", "snapshot-quiesce",
                                         "delete-snapshot"};
-    static const enum flag_id tasks[] = {FLAG_VM, FLAG_DAEMON_WATCH, FLAG_DAEMON_LIST,
-                                         FLAG_DAEMON_STATUS, FLAG_DAEMON_CANCEL};
+    static const enum flag_id tasks[] = {FLAG_VM,
+                                         FLAG_DAEMON_WATCH,
+                                         FLAG_DAEMON_LIST,
+                                         FLAG_DAEMON_STATUS,
+                                         FLAG_DAEMON_CANCEL,
+                                         FLAG_VERIFY_ONLY};
     size_t given = 0;
 
     for (size_t i = 0; i < ARRAY_LEN(modifiers); i++) {
@@ -251,7 +256,7 @@ static int check_together(const struct command_line *line, struct error *err)
     if (given > 1)
         return error_set(err, ERR_INVALID,
                          "only one of --vm, --daemon-watch, --daemon-list, "
-                         "--daemon-status, --daemon-cancel at a time");
+                         "--daemon-status, --daemon-cancel, --verify-only at a time");
     if (flag_on(line, FLAG_VM_INFO) && !flag_given(line, FLAG_VM))
         return error_set(err, ERR_INVALID, "--vm-info needs --vm NAME");
     return 0;
@@ -341,6 +346,8 @@ void flags_help(struct strbuf *out, unsigned int command)
         "  hyperexport --vm NAME [flags]             export a VM and follow the job\n"
         "  hyperexport --vm NAME --vm-info           show a VM\n"
         "  hyperexport jobs list|get ID|cancel ID|retry ID|logs ID [--follow]|watch ID\n"
+        "  hyperexport exports list|show ID|verify ID\n"
+        "  hyperexport verify DIR                    read an export back and compare it\n"
         "  hyperexport vms list|info --vm NAME\n"
         "  hyperexport providers list|add|validate NAME|remove NAME\n"
         "  hyperexport status                        workers, queue, why jobs wait\n"

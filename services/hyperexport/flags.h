@@ -21,6 +21,7 @@ enum flag_id {
     FLAG_FORMAT,
     FLAG_PROVIDER,
     FLAG_VERIFY,
+    FLAG_VERIFY_ONLY,
     FLAG_CONVERT,
     FLAG_PARALLEL,
     FLAG_COMPRESS,
@@ -73,7 +74,9 @@ enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 #define FLAG_IN_PROVIDERS 8U
 #define FLAG_IN_STATUS    16U
 #define FLAG_IN_LOGIN     32U
-#define FLAG_IN_ALL       63U
+#define FLAG_IN_EXPORTS   64U
+#define FLAG_IN_VERIFY    128U
+#define FLAG_IN_ALL       255U
 
 /* Properties. */
 #define FLAG_IS_SECRET       1U /* its value is overwritten in argv */

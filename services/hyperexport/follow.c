@@ -217,12 +217,42 @@ static void show_box(const struct program *program, const json_t *job)
     output_text(&out);
 }
 
+/* "verified: <dir> (<bytes read>)" */
+static void show_verified(const json_t *result)
+{
+    char size[TEXT_NUMBER_SIZE];
+    auto_strbuf out;
+
+    text_size(json_u64(result, "bytes_checked"), size);
+    strbuf_init(&out, TEXT_BYTES_MAX);
+    strbuf_add(&out, "verified: ");
+    text_add_clean(&out, json_str(result, "path"), true);
+    strbuf_addf(&out, " (%s read)\n", size);
+    if (json_str(result, "evidence")[0] != '\0')
+        output_pair(&out, "evidence", json_str(result, "evidence"));
+    output_text(&out);
+}
+
+/* What a verification found: one line each on standard error. */
+static void show_problems(const json_t *result)
+{
+    const json_t *problem;
+    size_t i;
+
+    json_array_foreach(json_object_get(result, "problems"), i, problem)
+        output_error(json_str(problem, "message"));
+}
+
 static void show_success(const struct program *program, const json_t *job)
 {
     const json_t *result = json_object_get(job, "result");
     char size[TEXT_NUMBER_SIZE];
     auto_strbuf out = {0};
 
+    if (strcmp(json_str(job, "kind"), "verify") == 0) {
+        show_verified(result);
+        return;
+    }
     if (!program->quiet) {
         show_box(program, job);
         return;
@@ -262,6 +292,7 @@ static int show_end(struct watch *watch, struct error *err)
     } else {
         autofree char *text = xasprintf("%s (job %s, 'hyperexport jobs logs %s' tells more)",
                                         json_str(job, "error"), watch->job_id, watch->job_id);
+        show_problems(json_object_get(job, "result"));
         output_error(text);
     }
     return status_of_job(job);

@@ -31,6 +31,8 @@ static int run_export_flags(struct program *program, struct error *err)
         return jobs_cancel(program, flag_text(line, FLAG_DAEMON_CANCEL), err);
     if (flag_on(line, FLAG_DAEMON_STATUS))
         return status_command(program, err);
+    if (flag_given(line, FLAG_VERIFY_ONLY))
+        return verify_path(program, flag_text(line, FLAG_VERIFY_ONLY), err);
     if (!flag_given(line, FLAG_VM))
         return error_set(err, ERR_INVALID, "--vm NAME is missing (--help lists what can be done)");
     return flag_on(line, FLAG_VM_INFO) ? vm_info_command(program, err)
@@ -42,6 +44,10 @@ static int run(struct program *program, struct error *err)
     switch (program->line->command) {
     case FLAG_IN_JOBS:
         return jobs_command(program, err);
+    case FLAG_IN_EXPORTS:
+        return exports_command(program, err);
+    case FLAG_IN_VERIFY:
+        return verify_command(program, err);
     case FLAG_IN_VMS:
         return vms_command(program, err);
     case FLAG_IN_PROVIDERS:

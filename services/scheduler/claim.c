@@ -26,7 +26,7 @@ static const char UPSERT_WORKER[] =
     " RETURNING coalesce((SELECT state FROM old), '') <> 'up'";
 
 /* Provider by provider, each by its own part of the index: what waits for a provider at its limit
- * costs nothing. */
+ * costs nothing. Tasks on files that exist need no source: their provider and kind are ''. */
 #define EXPORT_QUEUE "state = 'queued' AND class = 'transfer' AND role = 'exporter'"
 static const char EXPORT_CANDIDATE[] =
     "WITH RECURSIVE waiting AS ((SELECT provider FROM tasks WHERE " EXPORT_QUEUE
@@ -35,11 +35,13 @@ static const char EXPORT_CANDIDATE[] =
     "   FROM waiting w WHERE w.provider IS NOT NULL)"
     " SELECT c.id FROM (SELECT provider FROM waiting WHERE provider <> ALL (ARRAY("
     "   SELECT b.provider FROM tasks b WHERE b.class = 'transfer' AND b.role = 'exporter'"
-    "    AND b.state IN ('leased', 'finishing') GROUP BY b.provider HAVING count(*) >= $4::int"
+    "    AND b.state IN ('leased', 'finishing') AND b.provider <> '' GROUP BY b.provider"
+    "    HAVING count(*) >= $4::int"
     "   UNION ALL SELECT p.name FROM providers p WHERE NOT p.enabled))) a"
     " CROSS JOIN LATERAL (SELECT t.id, t.priority, t.seq FROM tasks t JOIN jobs j"
     "   ON j.id = t.job_id WHERE t.state = 'queued' AND t.class = 'transfer'"
-    "   AND t.role = 'exporter' AND t.provider = a.provider AND t.provider_kind = $1"
+    "   AND t.role = 'exporter' AND t.provider = a.provider"
+    "   AND t.provider_kind IN ($1, '')"
     "   AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"
     "   AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))"
     "   AND t.not_before <= now() AND j.status IN ('pending', 'running')"
@@ -68,7 +70,8 @@ static const char LOAD_LEASE[] =
     "SELECT coalesce(t.job_id, ''), t.kind, t.attempt, t.epoch, t.spec, t.provider,"
     " coalesce(p.settings, '{}'::jsonb), c.sealed, coalesce(c.audience, ''),"
     " coalesce(j.trace_id, ''), coalesce(j.vm_name, ''),"
-    " t.job_id IS NOT NULL AND t.role = 'exporter' AND p.name IS NULL FROM tasks t"
+    " t.job_id IS NOT NULL AND t.role = 'exporter' AND t.provider <> '' AND p.name IS NULL"
+    " FROM tasks t"
     " LEFT JOIN jobs j ON j.id = t.job_id"
     " LEFT JOIN providers p ON p.name = t.provider AND t.role = 'exporter'"
     " LEFT JOIN credentials c ON c.provider = p.name WHERE t.id = $1";

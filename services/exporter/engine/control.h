@@ -1,4 +1,4 @@
-/* The short tasks of an exporter (docs/tasks.md); arg is the struct exporter. */
+/* The tasks of an exporter besides the export (docs/tasks.md); arg is the struct exporter. */
 #ifndef EXPORTER_CONTROL_H
 #define EXPORTER_CONTROL_H
 
@@ -12,6 +12,9 @@ int exporter_run_validate(struct worker_task *task, void *arg, json_t **out_resu
                           struct error *err);
 int exporter_run_release(struct worker_task *task, void *arg, json_t **out_result,
                          struct error *err);
+/* verify_task.c: class transfer, it reads whole exports. */
+int exporter_run_verify(struct worker_task *task, void *arg, json_t **out_result,
+                        struct error *err);
 /* Session of the task's own provider instance. */
 MUST_CHECK int exporter_task_session(struct worker_task *task, struct exporter *exporter,
                                      struct exporter_session *out, struct error *err);

@@ -104,4 +104,15 @@ MUST_CHECK int copy_verify(const char *path, const char *format, const struct le
                            void (*progress)(void *arg, uint64_t bytes_done), void *arg,
                            struct error *err);
 
+#define COPY_DIFFERENCES_MAX 100 /* who has more flipped MiB than that needs no longer list */
+struct copy_differences {
+    size_t count;
+    size_t leaf[COPY_DIFFERENCES_MAX]; /* in rising order */
+};
+/* The same, but goes on behind a MiB that differs or cannot be decoded, and names them all up to
+ * the bound, where it ends. ERR_CORRUPT only when it is no image of that size at all. */
+MUST_CHECK int copy_verify_all(const char *path, const char *format, const struct leaves *leaves,
+                               unsigned int threads, const atomic_bool *stopped,
+                               struct copy_differences *out, struct error *err);
+
 #endif

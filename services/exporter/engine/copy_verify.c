@@ -20,6 +20,7 @@ struct verify {
     pthread_mutex_t mutex; /* guards the next two */
     size_t differs;        /* lowest leaf that failed; SIZE_MAX: none */
     struct error error;
+    struct copy_differences *list; /* NULL: the first difference ends it; guarded too */
 };
 
 static int open_and_check(const struct verify *verify, struct image **out, struct error *err)
@@ -70,7 +71,24 @@ static void note_error(struct verify *verify, size_t index, const struct error *
 static bool goes_on(struct verify *verify, size_t index)
 {
     LOCK_SCOPE(&verify->mutex);
+    if (verify->list != NULL && verify->list->count == COPY_DIFFERENCES_MAX)
+        return false;
     return verify->error.code == ERR_NONE || index < verify->differs;
+}
+
+/* A leaf that differs, or cannot be decoded, where all of them are wanted: true, and the reader
+ * goes on. */
+static bool note_difference(struct verify *verify, size_t index, struct error *err)
+{
+    struct copy_differences *list = verify->list;
+
+    if (list == NULL || err->code != ERR_CORRUPT)
+        return false;
+    error_clear(err);
+    LOCK_SCOPE(&verify->mutex);
+    if (list->count < COPY_DIFFERENCES_MAX)
+        list->leaf[list->count++] = index;
+    return true;
 }
 
 static void *verify_main(void *arg)
@@ -88,7 +106,10 @@ static void *verify_main(void *arg)
             break;
         if (verify->stopped != NULL && atomic_load(verify->stopped))
             (void)error_set(&err, ERR_CANCELLED, "the verification was stopped");
-        if (err.code != ERR_NONE || check_leaf(verify, image, index, buffer, &err) < 0) {
+        if (err.code == ERR_NONE && check_leaf(verify, image, index, buffer, &err) < 0 &&
+            note_difference(verify, index, &err))
+            continue;
+        if (err.code != ERR_NONE) {
             note_error(verify, index, &err);
             break;
         }
@@ -113,37 +134,71 @@ static void wait_for_threads(struct verify *verify,
         progress(arg, atomic_load(&verify->bytes_done));
 }
 
+static int run_verify(struct verify *verify, unsigned int threads,
+                      void (*progress)(void *arg, uint64_t bytes_done), void *arg,
+                      struct error *err)
+{
+    pthread_t started[COPY_READERS_MAX];
+    unsigned int count = 0;
+
+    assert(threads > 0);
+    (void)pthread_mutex_init(&verify->mutex, NULL);
+    while (count < threads && count < COPY_READERS_MAX) {
+        int rc;
+        atomic_fetch_add(&verify->running, 1);
+        rc = pthread_create(&started[count], NULL, verify_main, verify);
+        if (rc != 0) {
+            struct error failed = ERROR_NONE;
+            atomic_fetch_sub(&verify->running, 1);
+            (void)error_set_errno(&failed, rc, "cannot start a thread");
+            note_error(verify, 0, &failed);
+            break;
+        }
+        count++;
+    }
+    wait_for_threads(verify, progress, arg);
+    for (unsigned int i = 0; i < count; i++)
+        (void)pthread_join(started[i], NULL);
+    (void)pthread_mutex_destroy(&verify->mutex);
+    if (verify->error.code == ERR_NONE)
+        return 0;
+    assert(err->code == ERR_NONE);
+    *err = verify->error;
+    return -1;
+}
+
 int copy_verify(const char *path, const char *format, const struct leaves *leaves,
                 unsigned int threads, const atomic_bool *stopped,
                 void (*progress)(void *arg, uint64_t bytes_done), void *arg, struct error *err)
 {
     struct verify verify = {
         .path = path, .format = format, .leaves = leaves, .stopped = stopped, .differs = SIZE_MAX};
-    pthread_t started[COPY_READERS_MAX];
-    unsigned int count = 0;
 
-    assert(threads > 0);
-    (void)pthread_mutex_init(&verify.mutex, NULL);
-    while (count < threads && count < COPY_READERS_MAX) {
-        int rc;
-        atomic_fetch_add(&verify.running, 1);
-        rc = pthread_create(&started[count], NULL, verify_main, &verify);
-        if (rc != 0) {
-            struct error failed = ERROR_NONE;
-            atomic_fetch_sub(&verify.running, 1);
-            (void)error_set_errno(&failed, rc, "cannot start a thread");
-            note_error(&verify, 0, &failed);
-            break;
-        }
-        count++;
-    }
-    wait_for_threads(&verify, progress, arg);
-    for (unsigned int i = 0; i < count; i++)
-        (void)pthread_join(started[i], NULL);
-    (void)pthread_mutex_destroy(&verify.mutex);
-    if (verify.error.code == ERR_NONE)
-        return 0;
-    assert(err->code == ERR_NONE);
-    *err = verify.error;
-    return -1;
+    return run_verify(&verify, threads, progress, arg, err);
+}
+
+static int compare_leaves(const void *a, const void *b)
+{
+    size_t left = *(const size_t *)a;
+    size_t right = *(const size_t *)b;
+
+    return left < right ? -1 : left > right;
+}
+
+int copy_verify_all(const char *path, const char *format, const struct leaves *leaves,
+                    unsigned int threads, const atomic_bool *stopped, struct copy_differences *out,
+                    struct error *err)
+{
+    struct verify verify = {.path = path,
+                            .format = format,
+                            .leaves = leaves,
+                            .stopped = stopped,
+                            .differs = SIZE_MAX,
+                            .list = out};
+
+    out->count = 0;
+    if (run_verify(&verify, threads, NULL, NULL, err) < 0)
+        return -1;
+    qsort(out->leaf, out->count, sizeof out->leaf[0], compare_leaves);
+    return 0;
 }

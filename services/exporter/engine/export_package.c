@@ -9,6 +9,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "services/exporter/engine/export_evidence.h"
 #include "services/exporter/engine/export_run.h"
 #include "services/exporter/formats/manifest.h"
 #include "services/exporter/formats/mf.h"
@@ -290,7 +291,8 @@ int export_plan_store(struct export_run *run, struct error *err)
     autofree char *text = NULL;
 
     if ((strcmp(run->options.format, "ovf") == 0 && write_mf(run, err) < 0) ||
-        write_manifests(run, err) < 0 || write_checksums(run, err) < 0)
+        write_manifests(run, err) < 0 || write_checksums(run, err) < 0 ||
+        export_evidence_write(run, err) < 0)
         return -1;
     document = export_document(run);
     plain = json_dumps(document, JSON_INDENT(2));

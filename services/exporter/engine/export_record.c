@@ -15,7 +15,8 @@
 
 #define ID_BYTES_MAX 128
 
-static const char *const file_types[] = {"ovf", "mf", "disk", "leaves", "manifest", "checksums"};
+static const char *const file_types[] = {"ovf",      "mf",        "disk",    "leaves",
+                                         "manifest", "checksums", "evidence"};
 
 void export_set_u64(json_t *object, const char *key, uint64_t value)
 {

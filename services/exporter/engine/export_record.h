@@ -17,11 +17,11 @@
 #define EXPORT_RECORD_NAME      "export.json"
 #define EXPORT_RECORD_VERSION   1
 #define EXPORT_RECORD_BYTES_MAX ((size_t)(2 * MIB)) /* 64 disks need 100 KiB, metadata 1 MiB */
-#define EXPORT_FILES_MAX        300 /* 64 disks: two images and leaves each, and five more */
+#define EXPORT_FILES_MAX        300 /* 64 disks: two images and leaves each, and seven more */
 
 struct export_record_file { /* borrowed from the document */
     const char *name;       /* plain base name, never export.json */
-    const char *type;       /* ovf, mf, disk, leaves, manifest, checksums */
+    const char *type;       /* ovf, mf, disk, leaves, manifest, checksums, evidence */
     const char *sha256;
     uint64_t size;
 };

@@ -49,11 +49,11 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
     return 0;
 }
 
-/* Short tasks here, exports in export.c. */
+/* control.c, export.c, verify_task.c. */
 static const struct worker_kind kinds[] = {
     {"export", false, exporter_run_export},  {"inventory", true, exporter_run_inventory},
     {"vm_info", true, exporter_run_vm_info}, {"validate", true, exporter_run_validate},
-    {"release", true, exporter_run_release},
+    {"release", true, exporter_run_release}, {"verify", false, exporter_run_verify},
 };
 
 static json_t *checked(json_t *json)
@@ -99,6 +99,15 @@ static int load_key(struct service *service, struct error *err)
     return 0;
 }
 
+/* Keys that were exported by an older gateway lack this one: exports go on without evidence. */
+static void load_evidence_key(void)
+{
+    struct error err = ERROR_NONE;
+
+    if (seal_key_load(state.secrets.key_dir, SEAL_EVIDENCE, &state.exporter.evidence_key, &err) < 0)
+        LOG(WARN, "no_evidence_key", F_ERR(&err));
+}
+
 static int run(struct service *service, struct error *err)
 {
     auto_json *record = capabilities(state.exporter.provider);
@@ -120,6 +129,7 @@ static int run(struct service *service, struct error *err)
         error_clear(err);
         return 0;
     }
+    load_evidence_key();
     return worker_run(service, &state.bus, &description, err);
 }
 

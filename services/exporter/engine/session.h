@@ -10,7 +10,8 @@
 
 struct exporter { /* one per process; read-only while tasks run */
     const struct provider *provider;
-    struct seal_key *key; /* audience provider:<kind> */
+    struct seal_key *key;          /* audience provider:<kind> */
+    struct seal_key *evidence_key; /* signs (export_evidence.h); NULL: exports have no evidence */
     struct export_config export;
     struct config_list bases; /* base_path, then allowed_paths */
 };

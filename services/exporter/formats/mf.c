@@ -194,23 +194,3 @@ int mf_parse(const char *text, size_t size, struct mf **out, struct error *err)
     *out = STEAL(mf);
     return 0;
 }
-
-int mf_verify(struct mf *mf, const char *dir, const char *const *expected, size_t expected_count,
-              struct error *err)
-{
-    for (size_t i = 0; i < mf->count; i++) {
-        const struct mf_entry *entry = &mf->entries[i];
-        autofree char *path = xasprintf("%s/%s", dir, entry->name);
-        char hex[MF_HEX_SIZE];
-        if (file_digest(path, entry->algorithm, hex, sizeof hex, err) < 0)
-            return -1;
-        if (strcmp(hex, entry->hex) != 0)
-            return error_set(err, ERR_CORRUPT, "%s of '%.255s' is %.12s..., its list says %.12s...",
-                             entry->algorithm, entry->name, hex, entry->hex);
-    }
-    for (size_t i = 0; i < expected_count; i++) {
-        if (mf_find(mf, expected[i]) == NULL)
-            warn(mf, "no digest listed for", expected[i]);
-    }
-    return 0;
-}

@@ -30,7 +30,7 @@ struct mf_entry {
 struct mf {
     struct mf_entry *entries;
     size_t count;
-    char *warnings[MF_WARNINGS_MAX]; /* unknown algorithms, files without entry */
+    char *warnings[MF_WARNINGS_MAX]; /* unknown algorithms */
     size_t warning_count;
 };
 
@@ -41,11 +41,6 @@ void mf_free(struct mf *mf); /* NULL-safe */
 DEFINE_AUTO(mf, struct mf, mf_free)
 #define auto_mf CLEANUP(mf_auto) struct mf
 const struct mf_entry *mf_find(const struct mf *mf, const char *name);
-/* Reads every file named in mf below dir and compares; a name of `expected` without entry becomes a
- * warning. ERR_CORRUPT: a digest differs. ERR_NOT_FOUND: a file is missing. */
-MUST_CHECK int mf_verify(struct mf *mf, const char *dir, const char *const *expected,
-                         size_t expected_count, struct error *err);
-
 /* May this be the name of a file of an export: no directory, no "..", nothing hidden in control
  * bytes, at most 255 bytes? */
 bool file_name_is_plain(const char *name);

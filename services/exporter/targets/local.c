@@ -10,16 +10,11 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 
+#include "common/autos.h"
 #include "common/clock.h"
 #include "common/paths.h"
 
 #define LOCK_POLL_MS 100
-
-static void close_dir(DIR **dir)
-{
-    if (*dir != NULL)
-        (void)closedir(*dir);
-}
 
 /* Content of a one-line file without its newline. */
 static int read_line_file(const char *path, char **out, struct error *err)
@@ -64,7 +59,7 @@ int local_volume(const struct config_list *bases, const char *path, char out[UUI
 
 int local_dir_is_free(const char *dir, const char *export_id, bool *out, struct error *err)
 {
-    CLEANUP(close_dir) DIR *stream = opendir(dir);
+    auto_dir *stream = opendir(dir);
     const struct dirent *entry;
 
     if (stream == NULL && errno == ENOENT) {

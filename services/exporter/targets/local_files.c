@@ -8,17 +8,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "common/autos.h"
 #include "services/exporter/targets/local.h"
 
 /* Besides "<stem>...": files with names of their own. */
-static const char *const fixed_names[] = {"export.json.", "manifest.yaml.",
-                                          "artifact-manifest.json.", "checksums.txt."};
-
-static void close_dir(DIR **dir)
-{
-    if (*dir != NULL)
-        (void)closedir(*dir);
-}
+static const char *const fixed_names[] = {
+    "export.json.",   "manifest.yaml.", "artifact-manifest.json.",
+    "checksums.txt.", "evidence.json.", "evidence.sig."};
 
 /* "" or ".e7" */
 static void generation_text(uint64_t generation, char *out, size_t size)
@@ -107,7 +103,7 @@ static uint64_t generation_of(const char *name)
 
 uint64_t local_partial_bytes(const char *dir, const char *stem)
 {
-    CLEANUP(close_dir) DIR *stream = opendir(dir);
+    auto_dir *stream = opendir(dir);
     const struct dirent *entry;
     uint64_t sum = 0;
 
@@ -123,7 +119,7 @@ uint64_t local_partial_bytes(const char *dir, const char *stem)
 int local_sweep(const char *dir, const char *stem, const uint64_t *keep_generation,
                 struct error *err)
 {
-    CLEANUP(close_dir) DIR *stream = opendir(dir);
+    auto_dir *stream = opendir(dir);
     const struct dirent *entry;
 
     if (stream == NULL) {
@@ -144,7 +140,7 @@ int local_sweep(const char *dir, const char *stem, const uint64_t *keep_generati
 
 int local_unclaim(const char *dir, bool remove_dir, struct error *err)
 {
-    CLEANUP(close_dir) DIR *stream = opendir(dir);
+    auto_dir *stream = opendir(dir);
     const struct dirent *entry;
 
     if (stream == NULL) {

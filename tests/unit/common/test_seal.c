@@ -1,6 +1,7 @@
 /* Sealing: keys by audience, tampering, files. */
 #include "tests/unit/common/unit.h"
 
+#include "common/paths.h"
 #include "common/seal.h"
 
 static const char master_hex[] = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
@@ -146,6 +147,43 @@ static void wrong_key_material_is_refused(void **state)
     seal_master_free(NULL);
 }
 
+/* Key and signature of `openssl genpkey -algorithm ed25519` would differ each time: these are the
+ * first test vector of RFC 8032. */
+static void a_signature_is_that_of_the_standard(void **state)
+{
+    static const char seed[] = "9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60";
+    static const char wanted_public[] =
+        "d75a980182b10ab7d54bfed3c964073a0ee172f3daa62325af021a68f707511a";
+    static const char wanted[] = "e5564300c360ac729086e2cc806e828a84877f1eb8e5d974d873e06522490155"
+                                 "5fb8821590a33bacc61e39701cf9b46bd25bf5f0595bbe24655141438e7a100b";
+    char dir[] = "/tmp/hsdk-seal-XXXXXX";
+    struct error err = ERROR_NONE;
+    auto_seal_key *key = NULL;
+    uint8_t public_key[SEAL_PUBLIC_BYTES];
+    uint8_t signature[SEAL_SIGNATURE_BYTES];
+    char hex[2 * SEAL_SIGNATURE_BYTES + 1];
+    autofree char *pem = NULL;
+
+    (void)state;
+    assert_non_null(mkdtemp(dir));
+    autofree char *path = xasprintf("%s/evidence.key", dir);
+    assert_ok(file_write_atomic(path, seed, strlen(seed), 0600, &err), err);
+    assert_ok(seal_key_load(dir, SEAL_EVIDENCE, &key, &err), err);
+    seal_public(key, public_key);
+    hex_encode(public_key, sizeof public_key, hex);
+    assert_string_equal(hex, wanted_public);
+    seal_sign(key, "", 0, signature);
+    hex_encode(signature, sizeof signature, hex);
+    assert_string_equal(hex, wanted);
+    assert_true(seal_signature_fits(public_key, "", 0, signature));
+    signature[5] ^= 1;
+    assert_false(seal_signature_fits(public_key, "", 0, signature));
+    pem = seal_public_pem(key);
+    assert_non_null(strstr(pem, "MCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="));
+    (void)unlink(path);
+    (void)rmdir(dir);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -155,6 +193,7 @@ int main(void)
         cmocka_unit_test(the_same_secret_is_never_sealed_the_same_way),
         cmocka_unit_test(keys_go_through_their_files),
         cmocka_unit_test(wrong_key_material_is_refused),
+        cmocka_unit_test(a_signature_is_that_of_the_standard),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

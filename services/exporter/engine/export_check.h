@@ -1,0 +1,32 @@
+/* An export that stands in a directory, read back in full and compared with what it says of itself:
+ * export.json, the descriptor and its .mf, the leaves, every image. Of an OVF package of someone
+ * else (no export.json) the descriptor and the digests of its .mf. */
+#ifndef EXPORTER_EXPORT_CHECK_H
+#define EXPORTER_EXPORT_CHECK_H
+
+#include <jansson.h>
+#include <stdatomic.h>
+
+#include "common/seal.h"
+
+#define EXPORT_PROBLEMS_MAX 200 /* in the list; more are counted */
+
+struct export_check_options {
+    const char *dir;
+    unsigned int threads;                /* readers of one image */
+    const struct seal_key *evidence_key; /* NULL: signatures are not checked */
+    const atomic_bool *stopped;
+    /* Bytes read of bytes to be read, and the file that is next. May be NULL. */
+    void (*progress)(void *arg, uint64_t done, uint64_t total, const char *file);
+    void *arg;
+};
+
+/* What was found, as the result of a task "verify" (docs/tasks.md): a new reference, also when the
+ * export is damaged (member "intact" is false then). ERR_NOT_FOUND: no export stands in dir.
+ * ERR_CORRUPT: export.json itself is not to be believed. ERR_CANCELLED: *stopped. */
+MUST_CHECK int export_check(const struct export_check_options *options, json_t **out,
+                            struct error *err);
+/* The first problem of a result in one line, or "" when it is intact. Borrowed from the result. */
+const char *export_check_summary(const json_t *result);
+
+#endif
