@@ -8,6 +8,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from tests.harness.stores import Postgres  # noqa: E402
 from tests.harness.suite import Suite  # noqa: E402
+from tests.harness.targets import Sshd, Swift, missing  # noqa: E402
 from tests.harness.vsphere import Vsphere  # noqa: E402
 
 
@@ -56,3 +57,26 @@ def make_vsphere(tmp_path):
     yield make
     for sim in started:
         sim.stop()
+
+
+@pytest.fixture(scope="session")
+def swift(tmp_path_factory):
+    """One Swift for all tests of a run; tests use buckets of their own."""
+    if missing(*Swift.PROGRAMS):
+        pytest.skip(f"not installed: {missing(*Swift.PROGRAMS)}")
+    server = Swift(tmp_path_factory.mktemp("swift"))
+    try:
+        yield server.start()
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def sshd(tmp_path):
+    if missing(*Sshd.PROGRAMS):
+        pytest.skip(f"not installed: {missing(*Sshd.PROGRAMS)}")
+    server = Sshd(tmp_path / "sshd")
+    try:
+        yield server.start()
+    finally:
+        server.stop()
