@@ -355,17 +355,20 @@ static void check_table(const struct config_file *file, const struct config_tabl
     }
 }
 
-static void check_providers(const struct config_file *file, const struct yaml_node *node,
-                            struct strbuf *problems)
+/* "providers" and "uploads": names of the user's choice, entries of known keys. */
+static void check_entries(const struct config_file *file, const char *section,
+                          const struct yaml_node *node, const char *const *names,
+                          struct strbuf *problems)
 {
     if (node->kind != YAML_MAP) {
-        problem(problems, file, node->line, "providers", "", "must be a map of providers");
+        autofree char *what = xasprintf("must be a map of %s", section);
+        problem(problems, file, node->line, section, "", what);
         return;
     }
     for (size_t i = 0; i < node->count; i++) {
-        char section[96];
-        (void)snprintf(section, sizeof section, "providers.%.64s", node->keys[i]);
-        check_names(file, section, node->items[i], config_provider_keys, problems);
+        char entry[96];
+        (void)snprintf(entry, sizeof entry, "%s.%.64s", section, node->keys[i]);
+        check_names(file, entry, node->items[i], names, problems);
     }
 }
 
@@ -397,7 +400,9 @@ static void check_section(const struct config_file *file, const char *name,
         consider(&hint, name, config_tables[i].section);
     }
     if (strcmp(name, "providers") == 0) {
-        check_providers(file, node, problems);
+        check_entries(file, name, node, config_provider_keys, problems);
+    } else if (strcmp(name, "uploads") == 0) {
+        check_entries(file, name, node, config_upload_keys, problems);
     } else if (strcmp(name, "roles") == 0) {
         check_roles(file, node, problems);
     } else {
@@ -618,6 +623,9 @@ void config_help(struct strbuf *out)
     strbuf_add(out, "webhooks.endpoints[]:\n  url, events[], headers{}, retry, timeout, secret, "
                     "secret_file\nproviders.<name>:\n  ");
     for (const char *const *name = config_provider_keys; *name != NULL; name++)
+        strbuf_addf(out, "%s%s", *name, name[1] == NULL ? "\n" : ", ");
+    strbuf_add(out, "uploads.<name>:\n  ");
+    for (const char *const *name = config_upload_keys; *name != NULL; name++)
         strbuf_addf(out, "%s%s", *name, name[1] == NULL ? "\n" : ", ");
     strbuf_add(out, "roles.<name>:\n  [permission, ...]\n");
 }

@@ -208,3 +208,24 @@ const char *const config_provider_keys[] = {
 const char *const config_endpoint_keys[] = {
     "url", "events", "headers", "retry", "timeout", "secret", "secret_file", NULL,
 };
+/* One entry of "uploads"; services/exporter/targets checks which belong together. */
+const char *const config_upload_keys[] = {
+    "url",
+    "parallel",
+    "stale_after",
+    "endpoint",
+    "region",
+    "path_style",
+    "access_key_id",
+    "secret_access_key",
+    "secret_access_key_file",
+    "session_token",
+    "checksum",
+    "ca_file",
+    "username",
+    "password",
+    "password_file",
+    "key_file",
+    "known_hosts",
+    NULL,
+};

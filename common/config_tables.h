@@ -15,5 +15,6 @@ extern const struct config_table config_tables[];
 extern const size_t config_tables_count;
 extern const char *const config_provider_keys[]; /* NULL-terminated */
 extern const char *const config_endpoint_keys[];
+extern const char *const config_upload_keys[];
 
 #endif

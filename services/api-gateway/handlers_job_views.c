@@ -137,6 +137,7 @@ static json_t *files_of(const json_t *result)
 {
     const json_t *files = json_object_get(result, "files");
     const char *dir = json_str(result, "output_path");
+    bool kept = !json_is_false(json_object_get(result, "local_kept"));
     json_t *list = json_array();
     json_t *file;
     size_t i;
@@ -145,7 +146,10 @@ static json_t *files_of(const json_t *result)
     {
         json_t *item = json_copy(file);
         autofree char *path = xasprintf("%s/%s", dir, json_str(file, "name"));
-        json_set_text(item, "path", path);
+        if (kept)
+            json_set_text(item, "path", path);
+        else
+            (void)json_object_set_new(item, "path", json_null());
         if (json_object_get(item, "sha256") == NULL)
             (void)json_object_set_new(item, "sha256", json_null());
         (void)json_array_append_new(list, item);
@@ -184,6 +188,10 @@ int handle_job_artifacts(struct call *call, struct error *err)
         (void)json_object_set_new(about, "disks", cell_json(export, 0, 6));
     }
     (void)json_object_set_new(answer, "export", about);
+    if (json_object_get(result, "uploaded") != NULL) {
+        (void)json_object_set(answer, "uploaded_to", json_object_get(result, "uploaded_to"));
+        (void)json_object_set(answer, "uploaded", json_object_get(result, "uploaded"));
+    }
     if (json_object_get(result, "conversion") != NULL)
         (void)json_object_set(answer, "conversion", json_object_get(result, "conversion"));
     call_answer_json(call, 200, answer);

@@ -260,7 +260,7 @@ int handle_status(struct call *call, struct error *err)
 static json_t *features_of_build(void)
 {
     static const char *const later[] = {
-        "vddk",  "cbt",       "incremental", "bandwidth_limit", "upload",        "encryption",
+        "vddk",  "cbt",       "incremental", "bandwidth_limit", "encryption",
         "email", "schedules", "templates",   "workflows",       "libvirt_import"};
     json_t *features = json_object();
 
@@ -269,6 +269,7 @@ static json_t *features_of_build(void)
     (void)json_object_set_new(features, "snapshot", json_false());
     (void)json_object_set_new(features, "resume", json_false());
     (void)json_object_set_new(features, "verify", json_false());
+    (void)json_object_set_new(features, "upload", json_false());
     (void)json_object_set_new(features, "conversion", json_false());
     return features;
 }

@@ -8,6 +8,7 @@
 #include "common/id.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "common/upload_url.h"
 
 #define HOUR_MS            3600000
 #define JOB_ID_BYTES_MAX   63 /* fits char[64] of the store */
@@ -82,8 +83,8 @@ static const struct field job_fields[] = {
     LATER("adaptive_bandwidth", "false"),
     LATER("email_notify", "false"),
     LATER("email", ""),
-    LATER("upload", ""),
-    LATER("keep_local", "true"),
+    TEXT("upload", UPLOAD_URL_BYTES_MAX),
+    BOOL("keep_local"),
     LATER("encrypt", ""),
     LATER("cleanup", ""),
     LATER("libvirt", ""),
@@ -323,6 +324,28 @@ static int check_compression(const json_t *job, struct field_problem *problem, s
     return 0;
 }
 
+/* Whether there are credentials for it is the exporter's to say: it alone has them. */
+static int check_upload(const json_t *job, struct field_problem *problem, struct error *err)
+{
+    const char *url = field_text(job, "upload", NULL);
+    bool keep_local = field_bool(job, "keep_local", true);
+    bool converts = field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false);
+    struct error why = ERROR_NONE;
+    struct upload_url parsed;
+
+    if (url != NULL && upload_url_parse(url, &parsed, &why) < 0)
+        return field_fail(problem, why.code == ERR_NOT_AVAILABLE ? 422 : 400, "upload", err,
+                          why.code, "'upload': %.400s", why.message);
+    if (!keep_local && url == NULL)
+        return field_fail(problem, 400, "keep_local", err, ERR_INVALID,
+                          "'keep_local': false needs 'upload', or nothing would be left");
+    if (!keep_local && converts)
+        return field_fail(problem, 422, "keep_local", err, ERR_INVALID,
+                          "'keep_local': false leaves nothing to convert: leave out "
+                          "'hyper2kvm_integration' or keep the local files");
+    return 0;
+}
+
 /* The whole element in canonical form, every member checked. */
 static int canonical_job(const struct submit_settings *settings, const json_t *element,
                          json_t **out, struct field_problem *problem, struct error *err)
@@ -350,7 +373,8 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
                    err) < 0 ||
         check_id(field_text(job, "id", NULL), problem, err) < 0 ||
         check_retry(settings, job, problem, err) < 0 || check_conversion(job, problem, err) < 0 ||
-        check_compression(job, problem, err) < 0 || check_free_size(job, problem, err) < 0)
+        check_compression(job, problem, err) < 0 || check_upload(job, problem, err) < 0 ||
+        check_free_size(job, problem, err) < 0)
         return -1;
     *out = STEAL(job);
     return 0;
@@ -420,6 +444,8 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
         json_integer((json_int_t)field_number(job, "compression_level", SUBMIT_COMPRESS_LEVEL)));
     if (wants_compression(job))
         json_set_text(spec, "compress", field_text(job, "compression", SUBMIT_COMPRESSION));
+    copy_member(spec, "upload", job, "upload");
+    copy_member(spec, "keep_local", job, "keep_local");
     copy_member(spec, "tags", job, "tags");
     copy_member(spec, "metadata", job, "metadata");
     return spec;

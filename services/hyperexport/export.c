@@ -50,6 +50,8 @@ static json_t *job_body(const struct command_line *line)
     add_bool(body, "snapshot_quiesce", line, FLAG_SNAPSHOT_QUIESCE);
     add_bool(body, "delete_snapshot", line, FLAG_DELETE_SNAPSHOT);
     add_bool(body, "consolidate_snapshots", line, FLAG_CONSOLIDATE_SNAPSHOTS);
+    add_text(body, "upload", line, FLAG_UPLOAD);
+    add_bool(body, "keep_local", line, FLAG_KEEP_LOCAL);
     if (flag_given(line, FLAG_PARALLEL))
         (void)json_object_set_new(
             body, "options",

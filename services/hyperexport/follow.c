@@ -209,7 +209,9 @@ static void show_box(const struct program *program, const json_t *job)
     add_row(&summary, "Total Size", size);
     add_row(&summary, "Average Speed", speed);
     add_row(&summary, "Files", count);
-    add_row(&summary, "Output", json_str(result, "output_path"));
+    if (!json_is_false(json_object_get(result, "local_kept")))
+        add_row(&summary, "Output", json_str(result, "output_path"));
+    add_row(&summary, "Uploaded To", json_str(result, "uploaded_to"));
     add_row(&summary, "Manifest", json_str(result, "manifest_path"));
     add_row(&summary, "Conversion", json_str(conversion, "path_used"));
     strbuf_init(&out, TEXT_BYTES_MAX);
@@ -243,6 +245,20 @@ static void show_problems(const json_t *result)
         output_error(json_str(problem, "message"));
 }
 
+/* "uploaded: <url>" per object */
+static void add_uploaded(struct strbuf *out, const json_t *result)
+{
+    const json_t *url;
+    size_t i;
+
+    json_array_foreach(json_object_get(result, "uploaded"), i, url)
+    {
+        strbuf_add(out, "uploaded: ");
+        text_add_clean(out, json_string_value(url) == NULL ? "" : json_string_value(url), true);
+        strbuf_addc(out, '\n');
+    }
+}
+
 static void show_success(const struct program *program, const json_t *job)
 {
     const json_t *result = json_object_get(job, "result");
@@ -262,13 +278,18 @@ static void show_success(const struct program *program, const json_t *job)
     strbuf_add(&out, "success: ");
     text_add_clean(&out, vm_of(job), true);
     strbuf_add(&out, " exported to ");
-    text_add_clean(&out, json_str(result, "output_path"), true);
+    text_add_clean(&out,
+                   json_str(result, json_is_false(json_object_get(result, "local_kept"))
+                                        ? "uploaded_to"
+                                        : "output_path"),
+                   true);
     strbuf_addf(&out, " (%s)\n", size);
     if (json_str(result, "manifest_path")[0] != '\0') {
         strbuf_add(&out, "manifest: ");
         text_add_clean(&out, json_str(result, "manifest_path"), true);
         strbuf_addc(&out, '\n');
     }
+    add_uploaded(&out, result);
     output_text(&out);
 }
 

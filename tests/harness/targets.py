@@ -1,4 +1,5 @@
 """Places that take uploads: OpenStack Swift with its S3 layer (checks signatures), OpenSSH's sshd."""
+import json
 import os
 import pathlib
 import shutil
@@ -32,8 +33,7 @@ class Swift:
         self.endpoint = f"http://127.0.0.1:{self.port}"
 
     def _files(self):
-        from swift.common.ring import RingBuilder
-        d = self.directory
+        d, ports = self.directory, {}
         etc = d / "etc"
         for path in (etc, d / "srv" / "d1", d / "cache"):
             path.mkdir(parents=True)
@@ -47,12 +47,8 @@ class Swift:
                 f"swift_dir = {etc}\ndevices = {d}/srv\nmount_check = false\nworkers = 0\n"
                 f"recon_cache_path = {d}/cache\n[pipeline:main]\npipeline = {kind}-server\n"
                 f"[app:{kind}-server]\nuse = egg:swift#{kind}\n")
-            # as swift-ring-builder does it, in a tenth of the time
-            ring = RingBuilder(4, 1, 0)
-            ring.add_dev({"region": 1, "zone": 1, "ip": "127.0.0.1", "port": port, "device": "d1",
-                          "weight": 1})
-            ring.rebalance()
-            ring.get_ring().save(str(etc / f"{kind}.ring.gz"))
+            ports[kind] = port
+        self._rings(etc, ports)
         filters = {
             "tempauth": "use = egg:swift#tempauth\nuser_test_tester = testing .admin",
             "s3api": f"use = egg:swift#s3api\nlocation = {self.REGION}\n"
@@ -69,6 +65,19 @@ class Swift:
             "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\n"
             "account_autocreate = true\n"
             + "".join(f"[filter:{n}]\n{t}\n" for n, t in filters.items()))
+
+    @staticmethod
+    def _rings(etc, ports):
+        """As nine calls of swift-ring-builder do it, in one process."""
+        code = ("import json, sys; from swift.common.ring import RingBuilder\n"
+                "for kind, port in json.loads(sys.argv[1]).items():\n"
+                "    ring = RingBuilder(4, 1, 0)\n"
+                "    ring.add_dev({'region': 1, 'zone': 1, 'ip': '127.0.0.1', 'port': port,"
+                " 'device': 'd1', 'weight': 1})\n"
+                "    ring.rebalance()\n"
+                "    ring.get_ring().save(kind + '.ring.gz')\n")
+        subprocess.run(["/usr/bin/python3", "-c", code, json.dumps(ports)], cwd=etc, check=True,
+                       capture_output=True, timeout=120)
 
     def start(self):
         self._files()

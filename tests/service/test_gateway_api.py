@@ -337,7 +337,7 @@ def test_disabled_providers_take_no_jobs(api, provider):
 
 
 def test_batches_tell_every_elements_fault(gateway, api, provider):
-    jobs = [{"vm": "a"}, {"vm": "b", "nonsense": 1}, {"vm": "c", "upload": "s3://x"}, {"vm": "d"}]
+    jobs = [{"vm": "a"}, {"vm": "b", "nonsense": 1}, {"vm": "c", "upload": "gs://bucket"}, {"vm": "d"}]
     answer = api.request("POST", "/api/v1/jobs", jobs)
     body = answer.json()
     assert answer.status_code == 207 and (body["accepted"], body["rejected"]) == (2, 2)

@@ -178,7 +178,8 @@ int exporter_run_release(struct worker_task *task, void *arg, json_t **out_resul
         worker_task_may_write(task, err) < 0 ||
         exporter->provider->release(session.session, &records.base, keep, err) < 0)
         return -1;
-    if (discard && exporter_discard_output(task, exporter, err) < 0)
+    if (discard && (exporter_abort_uploads(task, exporter, err) < 0 ||
+                    exporter_discard_output(task, exporter, err) < 0))
         return -1;
     *out_result = json_object();
     json_put(*out_result, "released", json_true());

@@ -176,33 +176,70 @@ static int finish(struct export_run *run, struct error *err)
     return export_commit(run, err);
 }
 
-static int make_result(struct export_run *run, json_t **out_result, struct error *err)
+/* The upload failed, the export did not: it gets its names, and the job tells both. */
+static int keep_local_export(struct export_run *run, struct error *err)
 {
+    struct error cause = *err;
+    struct error local = ERROR_NONE;
+
+    if (worker_task_stop_reason(run->task) != WORKER_RUNS)
+        return -1;
+    if (finish(run, &local) < 0 || export_tidy(run, &local) < 0) {
+        worker_task_log(run->task, LOG_LEVEL_ERROR, "the local export could not be finished: %s",
+                        local.message);
+        return -1;
+    }
+    *err = cause;
+    return error_wrap(err, "the export is complete in '%.200s', its upload failed", run->dir);
+}
+
+/* From a verified plan to an export that is complete, here and at the target. */
+static int publish(struct export_run *run, struct error *err)
+{
+    if (release_after_plan(run, err) < 0)
+        return -1;
+    if (export_upload_files(run, err) < 0)
+        return keep_local_export(run, err);
+    if (finish(run, err) < 0)
+        return -1;
+    return export_upload_record(run, err) < 0 ? keep_local_export(run, err) : 0;
+}
+
+static int make_result(struct export_run *run, json_t **out_result)
+{
+    const struct export_place place = {run->dir, run->volume, run->record_bytes, run->manifest};
     char size[EXPORT_SIZE_TEXT];
 
-    if (export_record_result(run->plan, run->dir, run->volume, out_result, err) < 0)
-        return -1;
+    export_record_result(run->plan, &place, out_result);
     if (run->release_pending)
         json_put(*out_result, "release_pending", json_true());
+    if (run->uploaded)
+        export_upload_result(run, *out_result);
     worker_task_log(run->task, LOG_LEVEL_INFO, "export %s is complete: %zu files, %s in '%s'",
                     run->export_id, run->plan->file_count + 1,
-                    export_size_text(json_u64(*out_result, "total_size"), size), run->dir);
+                    export_size_text(json_u64(*out_result, "total_size"), size),
+                    json_str(json_object_get(*out_result, "export"), "path"));
     return 0;
 }
 
 static int run_export(struct export_run *run, json_t **out_result, struct error *err)
 {
-    if (export_spec_read(run, err) < 0 || export_place_recall(run, err) < 0)
+    if (export_spec_read(run, err) < 0 || export_place_recall(run, err) < 0 ||
+        export_upload_open(run, err) < 0)
         return -1;
+    run->uploaded = export_upload_is_done(run);
     if (run->plan != NULL) {
         worker_task_log(run->task, LOG_LEVEL_INFO,
                         "an earlier attempt read and verified everything: finishing it");
-    } else if (read_source(run, err) < 0) {
+    } else if (!run->uploaded && read_source(run, err) < 0) {
         return -1;
     }
-    if (release_after_plan(run, err) < 0 || finish(run, err) < 0 || export_tidy(run, err) < 0)
+    if ((!run->uploaded && publish(run, err) < 0) || export_recall(run, err) < 0)
         return -1;
-    return make_result(run, out_result, err);
+    if ((run->uploaded && !run->options.keep_local ? export_remove_local(run, err)
+                                                   : export_tidy(run, err)) < 0)
+        return -1;
+    return make_result(run, out_result);
 }
 
 /* ---- failure ---- */
@@ -256,11 +293,15 @@ static bool tidy_files(struct export_run *run, bool worthless)
 static void give_up(struct export_run *run, const struct error *cause, json_t **out_result)
 {
     enum worker_stop stop = worker_task_stop_reason(run->task);
+    const char *failed_in =
+        run->phase_count > 0 ? run->phases[run->phase_count - 1].name : "connecting";
     bool kept = run->dir != NULL;
 
-    if (run->committed || stop == WORKER_LOST)
+    if (stop == WORKER_LOST)
         return;
-    if (stop == WORKER_CANCELLED) {
+    if (run->committed) {
+        /* only what comes after the export failed: it stays, for good */
+    } else if (stop == WORKER_CANCELLED) {
         tidy_source(run);
         kept = tidy_files(run, false);
         if (kept) {
@@ -273,6 +314,7 @@ static void give_up(struct export_run *run, const struct error *cause, json_t **
         tidy_source(run);
         kept = tidy_files(run, true);
     }
+    worker_task_phase(run->task, failed_in); /* what the job failed in, not its tidying */
     *out_result = json_object();
     json_set_text(*out_result, "output_path", run->dir != NULL ? run->dir : "");
     json_put(*out_result, "kept", json_boolean(kept));
@@ -285,6 +327,8 @@ static void run_release(struct export_run *run)
     exporter_session_close(&run->session);
     export_disks_free(run);
     export_record_free(run->plan);
+    json_decref(run->manifest);
+    export_upload_free(run);
     for (size_t i = 0; i < run->file_count; i++)
         free(run->files[i].name);
     for (size_t i = 0; i < run->warning_count; i++)

@@ -92,6 +92,8 @@ int export_tidy(struct export_run *run, struct error *err)
 {
     if (export_may_write(run, err) < 0 || local_sweep(run->dir, run->stem, NULL, err) < 0)
         return -1;
+    if (run->uploaded)
+        export_upload_forget(run->dir);
     return local_unclaim(run->dir, false, err);
 }
 
@@ -163,6 +165,7 @@ static int discard_dir(struct worker_task *task, const char *dir, const char *ex
         return -1;
     if (worker_task_may_write(task, err) < 0 || local_sweep(dir, stem, NULL, err) < 0)
         return -1;
+    export_upload_forget(dir);
     return local_unclaim(dir, true, err);
 }
 

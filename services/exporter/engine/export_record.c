@@ -175,17 +175,6 @@ static void set_path(json_t *object, const char *key, const char *dir, const cha
     json_set_text(object, key, path);
 }
 
-static int record_file(const char *dir, uint64_t *out_size, struct error *err)
-{
-    autofree char *path = xasprintf("%s/%s", dir, EXPORT_RECORD_NAME);
-    struct stat st;
-
-    if (stat(path, &st) < 0)
-        return error_set_errno(err, errno, "'%.200s'", path);
-    *out_size = (uint64_t)st.st_size;
-    return 0;
-}
-
 /* files, exported_files, checksums, total_size, and the paths among them. */
 static void result_files(json_t *result, const struct export_record *record, const char *dir,
                          uint64_t record_bytes)
@@ -222,26 +211,24 @@ static void result_files(json_t *result, const struct export_record *record, con
 }
 
 /* What the tables exports and export_disks hold. */
-static int result_export(json_t *result, const struct export_record *record, const char *dir,
-                         const char *volume, struct error *err)
+static void result_export(json_t *result, const struct export_record *record,
+                          const struct export_place *place)
 {
     static const char *const disk_keys[] = {"disk_id", "file", "size_bytes", "capacity_bytes",
                                             "sha256",  "root", "change_id"};
-    autofree char *path = xasprintf("%s/%s", dir, MANIFEST_JSON_NAME);
     const json_t *source = json_object_get(record->document, "source");
     json_t *export = json_object();
     json_t *disks = json_array();
-    json_t *manifest = NULL;
     const json_t *disk;
     size_t i;
 
     json_put(result, "export", export);
     json_set_text(export, "id", record->export_id);
-    json_set_text(export, "volume", volume);
+    json_set_text(export, "volume", place->volume);
     json_set_text(export, "vm_id", json_str(source, "vm_id"));
     json_set_text(export, "vm_name", json_str(source, "vm_name"));
     copy_key(export, "format", record->document, "format");
-    json_set_text(export, "path", dir);
+    json_set_text(export, "path", place->dir);
     copy_key(export, "total_size", result, "total_size");
     copy_key(export, "created_at", record->document, "completed_at");
     json_put(export, "disks", disks);
@@ -251,33 +238,25 @@ static int result_export(json_t *result, const struct export_record *record, con
         for (size_t k = 0; k < ARRAY_LEN(disk_keys); k++)
             copy_key(item, disk_keys[k], disk, disk_keys[k]);
     }
-    if (manifest_load(path, &manifest, err) < 0)
-        return -1;
-    json_put(export, "manifest", manifest);
-    return 0;
+    json_put(export, "manifest", json_deep_copy(place->manifest));
 }
 
-int export_record_result(const struct export_record *record, const char *dir, const char *volume,
-                         json_t **out, struct error *err)
+void export_record_result(const struct export_record *record, const struct export_place *place,
+                          json_t **out)
 {
-    auto_json *result = json_object();
+    json_t *result = json_object();
     const json_t *source = json_object_get(record->document, "source");
-    uint64_t record_bytes = 0;
 
-    if (record_file(dir, &record_bytes, err) < 0)
-        return -1;
     json_set_text(result, "vm_name", json_str(source, "vm_name"));
     json_set_text(result, "method", json_str(source, "method"));
     copy_key(result, "format", record->document, "format");
-    json_set_text(result, "output_path", dir);
-    set_path(result, "manifest_path", dir, MANIFEST_JSON_NAME);
-    result_files(result, record, dir, record_bytes);
+    json_set_text(result, "output_path", place->dir);
+    set_path(result, "manifest_path", place->dir, MANIFEST_JSON_NAME);
+    result_files(result, record, place->dir, place->record_bytes);
     copy_key(result, "transferred_bytes", record->document, "transferred_bytes");
     copy_key(result, "duration_seconds", record->document, "duration_seconds");
     copy_key(result, "verified", record->document, "verified");
     copy_key(result, "warnings", record->document, "warnings");
-    if (result_export(result, record, dir, volume, err) < 0)
-        return -1;
-    *out = STEAL(result);
-    return 0;
+    result_export(result, record, place);
+    *out = result;
 }

@@ -42,9 +42,16 @@ void export_record_free(struct export_record *record); /* NULL-safe */
 DEFINE_AUTO(export_record, struct export_record, export_record_free)
 #define auto_export_record CLEANUP(export_record_auto) struct export_record
 
-/* The task's result (docs/tasks.md) of the finished export in dir: new reference. */
-MUST_CHECK int export_record_result(const struct export_record *record, const char *dir,
-                                    const char *volume, json_t **out, struct error *err);
+struct export_place { /* of a finished export */
+    const char *dir;
+    const char *volume;
+    uint64_t record_bytes;  /* of export.json */
+    const json_t *manifest; /* artifact-manifest.json */
+};
+
+/* The task's result (docs/tasks.md) of the finished export: new reference. */
+void export_record_result(const struct export_record *record, const struct export_place *place,
+                          json_t **out);
 
 /* object[key] = a size or count below 2^63. */
 void export_set_u64(json_t *object, const char *key, uint64_t value);

@@ -5,6 +5,7 @@
  *   export_place.c   directory, claim, lock, generation
  *   export_disks.c   copying, progress, the source's marks
  *   export_package.c descriptor, digests, manifests, verification, the plan
+ *   export_upload.c  the way to a target outside
  *   export_finish.c  final names, and back
  *   export_record.c  export.json
  *
@@ -42,6 +43,8 @@ struct export_options {
     unsigned int parallel;
     int compress_level;
     const char *compression; /* of qcow2 clusters: "zlib", "zstd"; NULL: none */
+    const char *upload;      /* URL; "" for none */
+    bool keep_local;         /* false: local files go when the upload is verified */
     json_t *tags;            /* borrowed; may be NULL */
 };
 
@@ -121,6 +124,11 @@ struct export_run {
     struct export_record *plan; /* set once everything is complete and verified */
     bool committed;             /* export.json is there */
     bool release_pending;
+
+    struct export_upload *upload; /* NULL: none wanted */
+    bool uploaded;                /* complete at the target, export.json too */
+    json_t *manifest;             /* set by export_recall */
+    uint64_t record_bytes;        /* size of export.json, likewise */
 };
 
 /* Sets the phase, and notes when it began. */
@@ -173,6 +181,24 @@ MUST_CHECK int export_verify(struct export_run *run, struct error *err);
 /* Digest lists, manifests, and the plan; run->plan is set. */
 MUST_CHECK int export_plan_store(struct export_run *run, struct error *err);
 json_t *export_document(const struct export_run *run);
+
+/* export_upload.c; nothing to do unless an upload is wanted */
+/* Credentials and target, as early as possible: ERR_DENIED ... before anything is read. A target
+ * that does not answer is no reason not to begin. */
+MUST_CHECK int export_upload_open(struct export_run *run, struct error *err);
+/* All files of the plan but export.json, verified there. Repeatable. */
+MUST_CHECK int export_upload_files(struct export_run *run, struct error *err);
+/* export.json, after export_commit: run->uploaded is set. */
+MUST_CHECK int export_upload_record(struct export_run *run, struct error *err);
+/* Do the records say that the target has everything? */
+bool export_upload_is_done(const struct export_run *run);
+/* plan, manifest and record_bytes of a finished export: here, or where it was uploaded to. */
+MUST_CHECK int export_recall(struct export_run *run, struct error *err);
+MUST_CHECK int export_remove_local(struct export_run *run, struct error *err);
+void export_upload_result(const struct export_run *run, json_t *result);
+/* Removes the state files in dir. */
+void export_upload_forget(const char *dir);
+void export_upload_free(struct export_run *run);
 
 /* export_finish.c */
 /* Final names by the plan, export.json last; repeatable. */

@@ -20,7 +20,8 @@ static const char *const spec_keys[] = {"job_id",          "vm",
                                         "snapshot_memory", "snapshot_quiesce",
                                         "delete_snapshot", "consolidate_snapshots",
                                         "parallel",        "compress_level",
-                                        "compress",        "tags",
+                                        "compress",        "upload",
+                                        "keep_local",      "tags",
                                         "metadata",        NULL};
 static const char *const formats[] = {"ovf", "vmdk", "raw", "qcow2"};
 
@@ -82,6 +83,8 @@ int export_spec_read(struct export_run *run, struct error *err)
                      err) < 0 ||
         json_get_u64(spec, "compress_level", 0, COMPRESS_LEVEL_MAX, 0, &level, err) < 0 ||
         json_get_string(spec, "compress", "", &compress, err) < 0 ||
+        json_get_string(spec, "upload", "", &options->upload, err) < 0 ||
+        json_get_bool(spec, "keep_local", true, &options->keep_local, err) < 0 ||
         json_get_object(spec, "tags", &options->tags, err) < 0)
         return error_wrap(err, "export task");
     if (options->vm[0] == '\0' || options->output_path[0] == '\0')

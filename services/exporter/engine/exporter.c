@@ -5,6 +5,7 @@
 
 #include "common/autos.h"
 #include "services/exporter/engine/control.h"
+#include "services/exporter/targets/target.h"
 
 #define KEY_WAIT_MS 1000 /* the gateway's operator writes the keys, maybe after our start */
 
@@ -33,6 +34,18 @@ static void check_bases(struct strbuf *problems)
     }
 }
 
+static int configure_uploads(const struct config_file *file, struct strbuf *problems,
+                             struct error *err)
+{
+    struct error why = ERROR_NONE;
+
+    if (config_section_json(file, "uploads", &state.exporter.uploads, err) < 0)
+        return -1;
+    if (target_settings_check(state.exporter.uploads, &why) < 0)
+        strbuf_addf(problems, "%s\n", why.message);
+    return 0;
+}
+
 static int configure(const struct config_file *file, struct strbuf *problems, struct error *err)
 {
     if (config_section(file, "daemon", &state.daemon, problems, err) < 0 ||
@@ -41,7 +54,9 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
         config_section(file, "export", &state.exporter.export, problems, err) < 0)
         return -1;
     if (state.exporter.bases.count > 0)
-        return 0; /* a reload: directories stay as they were */
+        return 0; /* a reload: directories and targets stay as they were */
+    if (configure_uploads(file, problems, err) < 0)
+        return -1;
     add_path(&state.exporter.bases, state.exporter.export.base_path);
     for (size_t i = 0; i < state.exporter.export.allowed_paths.count; i++)
         add_path(&state.exporter.bases, state.exporter.export.allowed_paths.items[i]);
@@ -73,12 +88,12 @@ static json_t *capabilities(const struct provider *provider)
         (void)json_array_append_new(
             methods, checked(json_pack("{s:s, s:s, s:I}", "name", m->name, "version",
                                        HYPERSDK_VERSION, "priority", (json_int_t)m->priority)));
-    return checked(json_pack("{s:s, s:o, s:o, s:i, s:{s:b, s:b, s:b, s:b, s:b, s:b}}", "title",
+    return checked(json_pack("{s:s, s:o, s:o, s:i, s:{s:b, s:b, s:b, s:b, s:b, s:b, s:b}}", "title",
                              provider->title, "formats", formats, "methods", methods,
                              "parallel_reads_max", (int)provider->parallel_reads_max, "features",
                              "snapshot", provider->snapshots, "resume", true, "verify", true,
-                             "extents", provider->disk_extents != NULL, "cbt", false, "inventory",
-                             provider->vm_list != NULL));
+                             "upload", true, "extents", provider->disk_extents != NULL, "cbt",
+                             false, "inventory", provider->vm_list != NULL));
 }
 
 static int load_key(struct service *service, struct error *err)

@@ -14,6 +14,7 @@ struct exporter { /* one per process; read-only while tasks run */
     struct seal_key *evidence_key; /* signs (export_evidence.h); NULL: exports have no evidence */
     struct export_config export;
     struct config_list bases; /* base_path, then allowed_paths */
+    json_t *uploads;          /* section "uploads"; secrets inside */
 };
 
 struct exporter_session {
@@ -49,5 +50,8 @@ int exporter_run_export(struct worker_task *task, void *arg, json_t **out_result
 /* Removes the partial files that the records of `task` (those of a dead export) name. */
 MUST_CHECK int exporter_discard_output(struct worker_task *task, struct exporter *exporter,
                                        struct error *err);
+/* Aborts the unfinished uploads that the records of `task` (those of a dead export) name. */
+MUST_CHECK int exporter_abort_uploads(struct worker_task *task, struct exporter *exporter,
+                                      struct error *err);
 
 #endif

@@ -140,8 +140,8 @@ static void adapt(struct sender *s)
 static bool take(struct sender *s, uint32_t *out)
 {
     LOCK_SCOPE(&s->mutex);
-    while (!s->failed && ((s->queued == 0 && !s->closed) ||
-                          (s->queued > 0 && s->active >= s->allowed)))
+    while (!s->failed &&
+           ((s->queued == 0 && !s->closed) || (s->queued > 0 && s->active >= s->allowed)))
         (void)pthread_cond_wait(&s->changed, &s->mutex);
     if (s->failed || s->queued == 0)
         return false;
@@ -444,9 +444,9 @@ static int open_state(struct sender *s, bool fresh, struct error *err)
 {
     if (s->file->state_path == NULL)
         return 0;
-    s->state_fd = open(s->file->state_path,
-                       O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (fresh ? O_TRUNC : 0),
-                       STATE_MODE);
+    s->state_fd =
+        open(s->file->state_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (fresh ? O_TRUNC : 0),
+             STATE_MODE);
     if (s->state_fd < 0)
         return error_set_errno(err, errno, "state file '%.200s' cannot be written",
                                s->file->state_path);

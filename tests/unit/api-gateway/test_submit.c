@@ -194,8 +194,7 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"adaptive_bandwidth\": true",
         "\"email_notify\": true",
         "\"email\": {}",
-        "\"upload\": \"s3://x\"",
-        "\"keep_local\": false",
+        "\"upload\": \"gs://bucket/x\"",
         "\"encrypt\": {}",
         "\"cleanup\": {}",
         "\"libvirt\": {}",
@@ -237,6 +236,28 @@ static void later_fields_that_ask_for_nothing_are_no_error(void **state)
 
     (void)state;
     assert_null(json_object_get(request->definition, "incremental"));
+}
+
+static void uploads_name_a_place_and_no_secret(void **state)
+{
+    static const struct refusal refusals[] = {
+        {"{\"vm\": \"a\", \"upload\": \"here\"}", "upload", 400, ERR_INVALID, "no URL"},
+        {"{\"vm\": \"a\", \"upload\": \"sftp://u:pw@h/p\"}", "upload", 400, ERR_INVALID,
+         "password has no place"},
+        {"{\"vm\": \"a\", \"upload\": \"azure://c/p\"}", "upload", 422, ERR_NOT_AVAILABLE,
+         "not available"},
+        {"{\"vm\": \"a\", \"keep_local\": false}", "keep_local", 400, ERR_INVALID, "upload"},
+        {"{\"vm\": \"a\", \"upload\": \"s3://bkt\", \"keep_local\": false, "
+         "\"hyper2kvm_integration\": {\"enabled\": true}}",
+         "keep_local", 422, ERR_INVALID, "nothing to convert"},
+    };
+    auto_submit_request *request =
+        take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", \"keep_local\": false}");
+
+    (void)state;
+    assert_string_equal(json_str(request->export_spec, "upload"), "s3://bkt/p");
+    assert_true(json_is_false(json_object_get(request->export_spec, "keep_local")));
+    check_refusals(refusals, ARRAY_LEN(refusals));
 }
 
 static void defaults_are_those_of_the_reference(void **state)
@@ -469,6 +490,7 @@ int main(void)
         cmocka_unit_test(paths_outside_the_bases_are_refused),
         cmocka_unit_test(fields_that_come_later_are_never_accepted_and_ignored),
         cmocka_unit_test(later_fields_that_ask_for_nothing_are_no_error),
+        cmocka_unit_test(uploads_name_a_place_and_no_secret),
         cmocka_unit_test(defaults_are_those_of_the_reference),
         cmocka_unit_test(compression_is_zstd_unless_another_is_named),
         cmocka_unit_test(retry_is_in_seconds_or_with_units),

@@ -13,7 +13,7 @@
 #include "common/clock.h"
 #include "common/parse.h"
 
-#define STALL_SECONDS        120L /* a server may think so long about a part it has */
+#define STALL_SECONDS        120L        /* a server may think so long about a part it has */
 #define RETRY_AFTER_MAX      INT64_C(60) /* seconds: longer waits are ours to choose */
 #define SEND_BUFFER_BYTES    ((long)MIB)
 #define HEADER_BYTES_MAX     (16 * 1024)
@@ -46,8 +46,7 @@ static int take_endpoint(struct s3_server *server, const char *endpoint, struct 
     if (length > strlen(default_port) &&
         strncmp(host + length - strlen(default_port), default_port, strlen(default_port)) == 0)
         length -= strlen(default_port);
-    server->origin =
-        xasprintf("%s://%.*s", plain ? "http" : "https", (int)length, host);
+    server->origin = xasprintf("%s://%.*s", plain ? "http" : "https", (int)length, host);
     server->http.allow_http = plain;
     return 0;
 }
@@ -306,8 +305,8 @@ static void sign_header(struct s3_to_sign *request, const char *name, const char
 static char *origin_of(const struct s3_server *server, const char *region)
 {
     const char *bucket = server->target->base.options.url->host;
-    autofree char *origin = server->origin != NULL ? xstrdup(server->origin)
-                                                   : xasprintf(PROVIDER_ORIGIN_TEXT, region);
+    autofree char *origin =
+        server->origin != NULL ? xstrdup(server->origin) : xasprintf(PROVIDER_ORIGIN_TEXT, region);
     const char *host = strstr(origin, "://") + 3;
 
     if (server->path_style)
@@ -344,8 +343,8 @@ static int prepare(struct s3_server *server, const struct s3_call *call, const c
                    struct prepared *out, struct error *err)
 {
     const struct target_settings *settings = server->target->base.options.settings;
-    const struct s3_credentials credentials = {settings->access_key_id,
-                                               settings->secret_access_key, region};
+    const struct s3_credentials credentials = {settings->access_key_id, settings->secret_access_key,
+                                               region};
     autofree char *origin = origin_of(server, region);
     autofree char *path = path_of(server, call->key);
     autofree char *query = s3_query_text(call->query, call->query_count);
@@ -446,9 +445,8 @@ static bool learn_region(struct s3_server *server, const struct s3_reply *reply)
 {
     const char *region = reply->region[0] != '\0' ? reply->region : reply->error.region;
 
-    if (region[0] == '\0' ||
-        (reply->status != 301 && reply->status != 307 &&
-         !is_code(&reply->error, "AuthorizationHeaderMalformed")))
+    if (region[0] == '\0' || (reply->status != 301 && reply->status != 307 &&
+                              !is_code(&reply->error, "AuthorizationHeaderMalformed")))
         return false;
     if (strspn(region, "abcdefghijklmnopqrstuvwxyz0123456789-") != strlen(region))
         return false; /* it becomes part of a host name */
@@ -488,8 +486,7 @@ static int perform_once(struct s3_server *server, const struct s3_call *call,
         LOCK_SCOPE(&server->mutex);
         memcpy(region, server->region, sizeof region);
     }
-    if (target_check(server->target, err) < 0 ||
-        prepare(server, call, region, &prepared, err) < 0)
+    if (target_check(server->target, err) < 0 || prepare(server, call, region, &prepared, err) < 0)
         return -1;
     if (exchange(server, prepared.url, prepared.headers, &x, err) < 0)
         return error_wrap(err, "%.200s", call->what);

@@ -329,8 +329,8 @@ static int put_once(struct s3 *s3, const struct target_object *object, const cha
     auto_s3_reply reply = {0};
     char md5[2 * MD5_BYTES + 1];
 
-    int rc = id[0] == '\0' ? publish(s3, call, &reply, err)
-                           : s3_perform(&s3->server, call, &reply, err);
+    int rc =
+        id[0] == '\0' ? publish(s3, call, &reply, err) : s3_perform(&s3->server, call, &reply, err);
 
     if (rc < 0) {
         if (id[0] != '\0' || err->code != ERR_CONFLICT || conflict(s3, object, part, 1, err) < 0)
@@ -340,8 +340,8 @@ static int put_once(struct s3 *s3, const struct target_object *object, const cha
     }
     plain_etag(reply.etag, part->tag);
     hex_encode(part->md5, MD5_BYTES, md5);
-    if (part->tag[0] == '\0' || (!reply.encrypted && strlen(part->tag) == 2 * MD5_BYTES &&
-                                 strcmp(part->tag, md5) != 0)) {
+    if (part->tag[0] == '\0' ||
+        (!reply.encrypted && strlen(part->tag) == 2 * MD5_BYTES && strcmp(part->tag, md5) != 0)) {
         part->tag[0] = '\0';
         return error_set(err, ERR_UNAVAILABLE,
                          "%.200s: the server stored other bytes than were sent (its ETag differs)",
@@ -395,8 +395,7 @@ static int complete_text(const struct s3 *s3, const struct target_part *parts, s
     auto_strbuf sb;
 
     strbuf_init(&sb, COMPLETE_BYTES_MAX);
-    strbuf_add(&sb,
-               "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
+    strbuf_add(&sb, "<CompleteMultipartUpload xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\">");
     for (size_t i = 0; i < count; i++) {
         strbuf_add(&sb, "<Part><ETag>\"");
         strbuf_add_xml(&sb, parts[i].tag);

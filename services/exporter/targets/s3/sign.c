@@ -8,7 +8,7 @@
 
 #include "common/strbuf.h"
 
-#define ALGORITHM "AWS4-HMAC-SHA256"
+#define ALGORITHM  "AWS4-HMAC-SHA256"
 #define HASH_BYTES 32
 #define HEX_SIZE   (2 * HASH_BYTES + 1)
 
@@ -67,7 +67,8 @@ void s3_date(int64_t wall_ms, char out[S3_DATE_SIZE])
     time_t seconds = (time_t)(wall_ms / 1000);
     struct tm utc;
 
-    if (gmtime_r(&seconds, &utc) == NULL || strftime(out, S3_DATE_SIZE, "%Y%m%dT%H%M%SZ", &utc) == 0)
+    if (gmtime_r(&seconds, &utc) == NULL ||
+        strftime(out, S3_DATE_SIZE, "%Y%m%dT%H%M%SZ", &utc) == 0)
         abort(); /* a clock of this century */
 }
 

@@ -6,8 +6,8 @@
 #include <sys/time.h>
 
 #define CONNECT_SECONDS     10L
-#define SILENT_SECONDS      60          /* a server that syncs a disk may be quiet for a while */
-#define WRITE_BYTES         (32 * 1024) /* every server takes packets of 34000 bytes */
+#define SILENT_SECONDS      60           /* a server that syncs a disk may be quiet for a while */
+#define WRITE_BYTES         (32 * 1024)  /* every server takes packets of 34000 bytes */
 #define WRITE_BYTES_OPENSSH (128 * 1024) /* OpenSSH takes 256 KiB */
 #define DEFAULT_PORT        22
 
@@ -89,10 +89,11 @@ static int check_host_key(ssh_session ssh, const struct target_options *options,
         return 0;
     shown = fingerprint(ssh);
     if (state == SSH_KNOWN_HOSTS_CHANGED || state == SSH_KNOWN_HOSTS_OTHER)
-        return error_set(err, ERR_DENIED,
-                         "sftp: '%.200s' shows another host key (%.64s) than '%.100s' has: somebody "
-                         "may listen in, nothing was sent",
-                         host, shown, file);
+        return error_set(
+            err, ERR_DENIED,
+            "sftp: '%.200s' shows another host key (%.64s) than '%.100s' has: somebody "
+            "may listen in, nothing was sent",
+            host, shown, file);
     return error_set(err, ERR_DENIED,
                      "sftp: the host key of '%.200s' (%.64s) is not in '%.100s': check it and add "
                      "it (ssh-keyscan)",

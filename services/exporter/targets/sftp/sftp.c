@@ -439,8 +439,7 @@ static int run_rename(struct sftp_connection *connection, struct step *step, str
         return error_set(err, ERR_CONFLICT, "sftp: '%.300s' exists already and is not replaced",
                          to);
     }
-    return sftp_rename(connection->sftp, step->path, to) < 0 ? sftp_failed(connection, to, err)
-                                                             : 0;
+    return sftp_rename(connection->sftp, step->path, to) < 0 ? sftp_failed(connection, to, err) : 0;
 }
 
 static int publish(struct sftp *sftp, const struct target_object *object, const char *path,

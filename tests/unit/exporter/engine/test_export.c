@@ -663,6 +663,7 @@ static void flip_a_byte(struct worker_task *task, const char *phase)
     (void)task;
     if (strcmp(phase, "verifying") != 0)
         return;
+    world_task.on_phase = NULL; /* the job fails in this phase: it is told again at its end */
     autofree char *path = below_base("web-03/web-03-disk1.raw.partial");
     autoclose int fd = open(path, O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0);
@@ -689,6 +690,7 @@ static void tail_of_vmdk(struct worker_task *task, const char *phase)
     (void)task;
     if (strcmp(phase, "verifying") != 0)
         return;
+    world_task.on_phase = NULL; /* the job fails in this phase: it is told again at its end */
     autofree char *path = below_base("web-03/web-03-disk1.vmdk.partial");
     autoclose int fd = open(path, O_RDWR | O_CLOEXEC);
     assert_true(fd >= 0);
@@ -783,9 +785,9 @@ static void a_spec_with_unknown_or_wrong_keys_is_refused(void **state)
     task_wants("ova", false, "web-03");
     assert_fails_with(ERR_NOT_AVAILABLE);
     task_wants("ovf", false, "web-03");
-    assert_int_equal(json_object_set_new(world_task.spec, "upload", json_string("s3://x")), 0);
+    assert_int_equal(json_object_set_new(world_task.spec, "wings", json_true()), 0);
     assert_fails_with(ERR_INVALID);
-    assert_non_null(strstr(world_err.message, "upload"));
+    assert_non_null(strstr(world_err.message, "wings"));
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, world_make, world_remove)

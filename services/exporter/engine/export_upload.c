@@ -1,0 +1,424 @@
+/* The way of a finished export to a target outside (s3, sftp).
+ *
+ * Design notes
+ * - Uploaded from the partial files, after the plan is stored and before the permit: a long upload
+ *   can be cancelled, drained, and gone on with by another worker. When it fails the export gets
+ *   its local names all the same: the job fails, the export is there.
+ * - Objects are <prefix>/<vm>/<export id>/<file>. export.json is last, after the local commit; like
+ *   on the volume it is what makes the copy count.
+ * - What is begun outside is recorded before its first byte, so that a release task can abort it.
+ * - Once "upload.done" is recorded the target holds everything: with keep_local false the local
+ *   files go then, and what is still needed of them comes back from there. */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/autos.h"
+#include "common/json.h"
+#include "common/paths.h"
+#include "services/exporter/engine/export_keys.h"
+#include "services/exporter/engine/export_run.h"
+#include "services/exporter/formats/manifest.h"
+#include "services/exporter/targets/upload.h"
+
+#define STATE_NAME      ".hypersdk-upload"
+#define RECORD_KEY_SIZE 32
+
+struct export_upload {
+    struct upload_url url;
+    struct target_settings settings;
+    bool has_settings;
+    struct target *target; /* NULL until it answers */
+    uint64_t total;        /* bytes of all files */
+    uint64_t before;       /* of the files that are through */
+    size_t index;          /* of the file under way, in the plan; file_count: export.json */
+};
+
+struct in_flight { /* the callbacks' argument */
+    struct export_run *run;
+    const char *object;
+};
+
+void export_upload_free(struct export_run *run)
+{
+    if (run->upload == NULL)
+        return;
+    target_close(run->upload->target);
+    if (run->upload->has_settings)
+        target_settings_release(&run->upload->settings);
+    free(run->upload);
+    run->upload = NULL;
+}
+
+/* ---- the target ---- */
+
+static int connect_target(struct export_upload *upload, const atomic_bool *stopped,
+                          struct error *err)
+{
+    const struct target_options options = {
+        .url = &upload->url, .settings = &upload->settings, .stopped = stopped};
+
+    return upload->target != NULL ? 0 : target_open(&options, &upload->target, err);
+}
+
+static int read_target(const struct exporter *exporter, const char *url,
+                       struct export_upload *upload, struct error *err)
+{
+    if (upload_url_parse(url, &upload->url, err) < 0 ||
+        target_settings_find(exporter->uploads, &upload->url, &upload->settings, err) < 0)
+        return -1;
+    upload->has_settings = true;
+    return 0;
+}
+
+static void sweep_stale(struct export_run *run)
+{
+    struct target *target = run->upload->target;
+    struct error err = ERROR_NONE;
+    size_t count = 0;
+
+    if (target->base.class->sweep(target, run->upload->settings.stale_after_ms, &count, &err) < 0)
+        worker_task_log(run->task, LOG_LEVEL_WARN,
+                        "old unfinished uploads could not be looked for: %s", err.message);
+    else if (count > 0)
+        worker_task_log(run->task, LOG_LEVEL_INFO, "%zu old unfinished uploads aborted", count);
+}
+
+int export_upload_open(struct export_run *run, struct error *err)
+{
+    if (run->options.upload[0] == '\0')
+        return 0;
+    export_phase(run, "uploading");
+    run->upload = xcalloc(1, sizeof *run->upload);
+    if (read_target(run->exporter, run->options.upload, run->upload, err) < 0)
+        return -1;
+    if (connect_target(run->upload, worker_task_stopped(run->task), err) == 0) {
+        sweep_stale(run);
+        return 0;
+    }
+    if (!error_is_retryable(err))
+        return error_wrap(err, "upload");
+    worker_task_log(run->task, LOG_LEVEL_WARN,
+                    "the upload's target does not answer yet, the export begins anyway: %s",
+                    err->message);
+    error_clear(err);
+    return 0;
+}
+
+/* ---- names, records ---- */
+
+static char *object_of(const struct export_run *run, const char *name)
+{
+    return xasprintf("%s/%s/%s", run->stem, run->export_id, name);
+}
+
+static char *state_path(const char *dir, size_t index)
+{
+    return xasprintf("%s/" STATE_NAME ".%zu", dir, index);
+}
+
+static void record_key(size_t index, char out[RECORD_KEY_SIZE])
+{
+    (void)snprintf(out, RECORD_KEY_SIZE, EXPORT_KEY_UPLOAD "%zu", index);
+}
+
+/* "<upload id> <object>"; ids have no blanks, objects may. */
+static int note_id(void *arg, const char *id, struct error *err)
+{
+    const struct in_flight *flight = arg;
+    struct worker_task *task = flight->run->task;
+    autofree char *value = xasprintf("%s %s", id, flight->object);
+    char key[RECORD_KEY_SIZE];
+
+    record_key(flight->run->upload->index, key);
+    if (worker_task_record_put(task, EXPORT_KEY_UPLOAD_URL, flight->run->options.upload, err) < 0)
+        return -1;
+    return worker_task_record_put(task, key, value, err);
+}
+
+/* The id in a record of note_id. Caller frees; NULL: none. */
+static char *recorded_id(const struct worker_task *task, size_t index, const char **out_object)
+{
+    char key[RECORD_KEY_SIZE];
+    const char *value;
+    const char *blank;
+
+    record_key(index, key);
+    value = worker_task_record_get(task, key);
+    blank = value == NULL ? NULL : strchr(value, ' ');
+    if (blank == NULL)
+        return NULL;
+    *out_object = blank + 1;
+    return xstrndup(value, (size_t)(blank - value));
+}
+
+static int may_write(void *arg, struct error *err)
+{
+    const struct in_flight *flight = arg;
+
+    return export_may_write(flight->run, err);
+}
+
+static void on_progress(void *arg, uint64_t bytes)
+{
+    const struct in_flight *flight = arg;
+    const struct export_upload *upload = flight->run->upload;
+    struct worker_progress progress = {.bytes_transferred = upload->before + bytes,
+                                       .bytes_done = upload->before + bytes,
+                                       .bytes_total = upload->total,
+                                       .limited_by = "target"};
+
+    worker_task_progress(flight->run->task, &progress);
+}
+
+/* ---- sending ---- */
+
+static int send_file(struct export_run *run, size_t index, const char *path, const char *name,
+                     uint64_t size, const char *sha256, struct error *err)
+{
+    autofree char *object = object_of(run, name);
+    autofree char *state = state_path(run->dir, index);
+    struct in_flight flight = {run, object};
+    const char *recorded_object = "";
+    autofree char *old_id = recorded_id(run->task, index, &recorded_object);
+    const struct upload_file file = {
+        .path = path,
+        .object = {.name = object, .size = size},
+        .sha256 = sha256,
+        .state_path = state,
+        .old_id = strcmp(recorded_object, object) == 0 ? old_id : NULL,
+        .may_write = may_write,
+        .note_id = note_id,
+        .progress = on_progress,
+        .arg = &flight,
+    };
+
+    run->upload->index = index;
+    if (upload_file(run->upload->target, &file, err) < 0)
+        return -1;
+    run->upload->before += size;
+    return 0;
+}
+
+/* Lists and manifests speak of the others and come after them. */
+static bool comes_late(const struct export_record_file *file)
+{
+    return strcmp(file->type, "disk") != 0 && strcmp(file->type, "leaves") != 0 &&
+           strcmp(file->type, "ovf") != 0;
+}
+
+static int send_planned(struct export_run *run, bool late, struct error *err)
+{
+    for (size_t i = 0; i < run->plan->file_count; i++) {
+        const struct export_record_file *file = &run->plan->files[i];
+        autofree char *partial = local_partial_path(run->dir, file->name, run->generation);
+        autofree char *final_path = export_path(run, file->name);
+        if (comes_late(file) != late)
+            continue;
+        if (send_file(run, i, access(final_path, F_OK) == 0 ? final_path : partial, file->name,
+                      file->size, file->sha256, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static void log_begin(struct export_run *run)
+{
+    autofree char *object = object_of(run, "");
+    autofree char *url = upload_url_text(&run->upload->url, object);
+    char size[EXPORT_SIZE_TEXT];
+
+    worker_task_log(run->task, LOG_LEVEL_INFO, "uploading %zu files, %s, to '%s'",
+                    run->plan->file_count + 1, export_size_text(run->upload->total, size), url);
+}
+
+int export_upload_files(struct export_run *run, struct error *err)
+{
+    if (run->upload == NULL)
+        return 0;
+    export_phase(run, "uploading");
+    run->upload->total = 0;
+    run->upload->before = 0;
+    for (size_t i = 0; i < run->plan->file_count; i++)
+        run->upload->total += run->plan->files[i].size;
+    log_begin(run);
+    if (connect_target(run->upload, worker_task_stopped(run->task), err) < 0 ||
+        send_planned(run, false, err) < 0)
+        return -1;
+    return send_planned(run, true, err);
+}
+
+int export_upload_record(struct export_run *run, struct error *err)
+{
+    autofree char *path = export_path(run, EXPORT_RECORD_NAME);
+    char sha256[DIGEST_HEX_SIZE];
+    struct stat st;
+
+    if (run->upload == NULL)
+        return 0;
+    if (stat(path, &st) < 0)
+        return error_set_errno(err, errno, "'%.200s'", path);
+    if (file_sha256(path, sha256, err) < 0 ||
+        send_file(run, run->plan->file_count, path, EXPORT_RECORD_NAME, (uint64_t)st.st_size,
+                  sha256, err) < 0 ||
+        worker_task_record_put(run->task, EXPORT_KEY_UPLOAD_DONE, run->options.upload, err) < 0)
+        return -1;
+    run->uploaded = true;
+    worker_task_log(run->task, LOG_LEVEL_INFO, "upload complete and verified");
+    return 0;
+}
+
+/* ---- afterwards ---- */
+
+void export_upload_forget(const char *dir)
+{
+    for (size_t i = 0; i <= EXPORT_FILES_MAX; i++) {
+        autofree char *path = state_path(dir, i);
+        (void)unlink(path);
+    }
+}
+
+bool export_upload_is_done(const struct export_run *run)
+{
+    const char *done = worker_task_record_get(run->task, EXPORT_KEY_UPLOAD_DONE);
+
+    return run->upload != NULL && done != NULL && strcmp(done, run->options.upload) == 0;
+}
+
+/* A file of the export as text: under its final name, as partial, or from the target. */
+static int recall_text(struct export_run *run, const char *name, char **out, size_t *out_size,
+                       struct error *err)
+{
+    autofree char *final_path = export_path(run, name);
+    autofree char *partial = local_partial_path(run->dir, name, run->generation);
+    autofree char *object = object_of(run, name);
+    struct error none = ERROR_NONE;
+
+    if (file_read(final_path, EXPORT_RECORD_BYTES_MAX, out, out_size, &none) == 0)
+        return 0;
+    error_clear(&none);
+    if (file_read(partial, EXPORT_RECORD_BYTES_MAX, out, out_size, &none) == 0)
+        return 0;
+    if (run->upload == NULL)
+        return error_set(err, ERR_NOT_FOUND, "'%.200s' does not exist", final_path);
+    if (connect_target(run->upload, worker_task_stopped(run->task), err) < 0)
+        return -1;
+    return upload_fetch(run->upload->target, object, EXPORT_RECORD_BYTES_MAX, out, out_size, err);
+}
+
+int export_recall(struct export_run *run, struct error *err)
+{
+    autofree char *record = NULL;
+    autofree char *manifest = NULL;
+    size_t record_size = 0;
+    size_t manifest_size = 0;
+
+    if (recall_text(run, EXPORT_RECORD_NAME, &record, &record_size, err) < 0 ||
+        recall_text(run, MANIFEST_JSON_NAME, &manifest, &manifest_size, err) < 0)
+        return error_wrap(err, "finished export");
+    if (run->plan == NULL && export_record_parse(record, record_size, &run->plan, err) < 0)
+        return -1;
+    run->record_bytes = record_size;
+    return json_parse(manifest, manifest_size, EXPORT_RECORD_BYTES_MAX, &run->manifest, err);
+}
+
+static int remove_one(const char *path, struct error *err)
+{
+    return unlink(path) == 0 || errno == ENOENT
+               ? 0
+               : error_set_errno(err, errno, "'%.200s' cannot be removed", path);
+}
+
+/* export.json goes first: what is left looks unfinished at any moment. */
+int export_remove_local(struct export_run *run, struct error *err)
+{
+    autofree char *record = export_path(run, EXPORT_RECORD_NAME);
+
+    if (export_may_write(run, err) < 0 || remove_one(record, err) < 0)
+        return -1;
+    if (local_sync_dir(run->dir, err) < 0)
+        return -1;
+    for (size_t i = 0; i < run->plan->file_count; i++) {
+        autofree char *path = export_path(run, run->plan->files[i].name);
+        if (remove_one(path, err) < 0)
+            return -1;
+    }
+    export_upload_forget(run->dir);
+    if (local_sweep(run->dir, run->stem, NULL, err) < 0)
+        return -1;
+    worker_task_log(run->task, LOG_LEVEL_INFO, "local files removed: the target has them");
+    return local_unclaim(run->dir, true, err);
+}
+
+/* The result's keys: docs/tasks.md. */
+void export_upload_result(const struct export_run *run, json_t *result)
+{
+    autofree char *top_object = xasprintf("%s/%s", run->stem, run->export_id);
+    autofree char *top = upload_url_text(&run->upload->url, top_object);
+    json_t *export = json_object_get(result, "export");
+    json_t *urls = json_array();
+
+    for (size_t i = 0; i <= run->plan->file_count; i++) {
+        const char *name =
+            i < run->plan->file_count ? run->plan->files[i].name : EXPORT_RECORD_NAME;
+        autofree char *url = xasprintf("%s/%s", top, name);
+        if (json_array_append_new(urls, json_string(url)) < 0)
+            abort(); /* names were checked to be UTF-8 when the plan was read */
+    }
+    json_set_text(result, "uploaded_to", top);
+    json_put(result, "uploaded", urls);
+    json_put(result, "local_kept", json_boolean(run->options.keep_local));
+    if (run->options.keep_local)
+        return;
+    json_set_text(export, "path", top);
+    json_set_text(export, "volume", "");
+    (void)json_object_del(result, "manifest_path");
+    (void)json_object_del(result, "ovf_path");
+    json_put(result, "exported_files", json_array());
+}
+
+/* ---- of a dead task ---- */
+
+static int abort_recorded(struct worker_task *task, struct export_upload *upload, size_t index,
+                          struct error *err)
+{
+    const char *object = "";
+    autofree char *id = recorded_id(task, index, &object);
+    const struct target_object what = {.name = object};
+
+    if (id == NULL)
+        return 0;
+    return upload->target->base.class->abort(upload->target, &what, id, err);
+}
+
+/* A target that cannot be used any more (account gone) must not keep the release from ending. */
+static int give_up_abort(struct worker_task *task, struct error *err)
+{
+    if (error_is_retryable(err) || err->code == ERR_CANCELLED)
+        return -1;
+    worker_task_log(task, LOG_LEVEL_WARN, "unfinished uploads remain at the target: %s",
+                    err->message);
+    error_clear(err);
+    return 0;
+}
+
+int exporter_abort_uploads(struct worker_task *task, struct exporter *exporter, struct error *err)
+{
+    const char *url = worker_task_record_get(task, EXPORT_KEY_UPLOAD_URL);
+    struct export_upload upload = {0};
+    int rc = 0;
+
+    if (url == NULL || worker_task_record_get(task, EXPORT_KEY_UPLOAD_DONE) != NULL)
+        return 0;
+    if (read_target(exporter, url, &upload, err) < 0 ||
+        connect_target(&upload, worker_task_stopped(task), err) < 0)
+        rc = -1;
+    for (size_t i = 0; i <= EXPORT_FILES_MAX && rc == 0; i++)
+        rc = abort_recorded(task, &upload, i, err);
+    target_close(upload.target);
+    if (upload.has_settings)
+        target_settings_release(&upload.settings);
+    return rc < 0 ? give_up_abort(task, err) : 0;
+}
