@@ -11,7 +11,8 @@ from tests.harness.suite import SERVICES
 
 SAMPLE = ROOT / "deploy" / "config.example.yaml"
 SECRETS = {"HYPERSDK_DB_PASSWORD": "a", "HYPERSDK_REDIS_PASSWORD": "b",
-           "HYPERSDK_MASTER_KEY": "0" * 64, "HYPERSDK_HOOK_SECRET": "c", "VSPHERE_PASSWORD": "d"}
+           "HYPERSDK_MASTER_KEY": "0" * 64, "HYPERSDK_HOOK_SECRET": "c", "VSPHERE_PASSWORD": "d",
+           "ARCHIVE_KEY_ID": "e", "ARCHIVE_SECRET": "f"}
 
 
 def run(service, *args, env=None):

@@ -76,7 +76,8 @@ def stored(swift, bucket, name=NAME):
 
 
 def test_an_independent_client_reads_back_what_was_uploaded(s3, swift, bucket, big, small):
-    assert s3.upload(big) == {"ok": True, "id": pytest.approx(s3_id(s3))}
+    answer = s3.upload(big)
+    assert answer == {"ok": True, "id": s3_id(s3)}
     assert sha(stored(swift, bucket)) == sha(big.read_bytes())
     s3.state.unlink()
     other = "web/exp-0123456789abcdef/ü b+c&d.ovf"
