@@ -55,6 +55,8 @@ static int options_check(const struct copy_options *options, uint64_t size_bytes
                          "disk size %" PRIu64 " is not a positive multiple of 512 bytes",
                          size_bytes);
     }
+    assert(options->base_leaves == NULL ||
+           (options->hash && leaves_disk_bytes(options->base_leaves) == size_bytes));
     return 0;
 }
 

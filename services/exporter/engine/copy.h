@@ -35,6 +35,8 @@ struct copy_output {
     const char *file_name; /* final base name */
     int compression_level;
     const char *compression; /* sink.h; NULL: none */
+    const char *backing;     /* sink.h: pieces whose leaf is in base_leaves are not written */
+    const char *backing_root;
 };
 
 struct copy_progress {
@@ -58,8 +60,9 @@ struct copy_options {
     const char *uuid;          /* for the images; may be NULL */
     const struct copy_output *outputs;
     size_t output_count;
-    bool hash;                  /* false only in the bench */
-    struct rate_transfer *rate; /* what readers take their bytes from; NULL: no limit */
+    bool hash;                        /* false only in the bench */
+    const struct leaves *base_leaves; /* of the same disk at the outputs' backing; NULL: none */
+    struct rate_transfer *rate;       /* what readers take their bytes from; NULL: no limit */
     /* Tests put a source of theirs (faults) around the provider's; else NULL. */
     struct source *(*wrap)(struct source *below, void *arg);
     void *wrap_arg;
@@ -98,7 +101,13 @@ void copy_result_release(struct copy_result *result);
 #define auto_copy_result CLEANUP(copy_result_release) struct copy_result
 
 /* Reads an image back in full and compares it with the leaves: ERR_CORRUPT names the first MiB
- * that differs. Uses `threads` readers. progress may be NULL. */
+ * that differs. Uses `threads` readers. progress may be NULL. root: image_open_chain's. */
+MUST_CHECK int copy_verify_chain(const char *path, const char *format, const char *root,
+                                 const struct leaves *leaves, unsigned int threads,
+                                 const atomic_bool *stopped,
+                                 void (*progress)(void *arg, uint64_t bytes_done), void *arg,
+                                 struct error *err);
+/* The same of an image without backing files elsewhere. */
 MUST_CHECK int copy_verify(const char *path, const char *format, const struct leaves *leaves,
                            unsigned int threads, const atomic_bool *stopped,
                            void (*progress)(void *arg, uint64_t bytes_done), void *arg,
@@ -111,8 +120,9 @@ struct copy_differences {
 };
 /* The same, but goes on behind a MiB that differs or cannot be decoded, and names them all up to
  * the bound, where it ends. ERR_CORRUPT only when it is no image of that size at all. */
-MUST_CHECK int copy_verify_all(const char *path, const char *format, const struct leaves *leaves,
-                               unsigned int threads, const atomic_bool *stopped,
-                               struct copy_differences *out, struct error *err);
+MUST_CHECK int copy_verify_all(const char *path, const char *format, const char *root,
+                               const struct leaves *leaves, unsigned int threads,
+                               const atomic_bool *stopped, struct copy_differences *out,
+                               struct error *err);
 
 #endif

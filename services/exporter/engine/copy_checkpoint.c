@@ -98,6 +98,8 @@ static int open_sinks(struct copy_run *run, bool resume, struct error *err)
             .uuid = options->uuid,
             .compression_level = output->compression_level,
             .compression = output->compression,
+            .backing = output->backing,
+            .backing_root = output->backing_root,
             .resume = resume ? journal_state(run->journal, i) : NULL,
             .resume_offset = min_u64(run->resumed_prefix * options->chunk_bytes, run->size_bytes),
         };
@@ -138,7 +140,7 @@ static int start_from_journal(struct copy_run *run, struct error *err)
     return open_sinks(run, false, err);
 }
 
-/* "raw disk-0.raw 0 -\n..." */
+/* "raw disk-0.raw 0 - -\n..." */
 static int outputs_text(const struct copy_options *options, char **out, struct error *err)
 {
     auto_strbuf sb;
@@ -146,9 +148,10 @@ static int outputs_text(const struct copy_options *options, char **out, struct e
     strbuf_init(&sb, OUTPUTS_TEXT_BYTES_MAX);
     for (size_t i = 0; i < options->output_count; i++) {
         const struct copy_output *output = &options->outputs[i];
-        strbuf_addf(&sb, "%s %s %d %s\n", output->format->name, output->file_name,
+        strbuf_addf(&sb, "%s %s %d %s %s\n", output->format->name, output->file_name,
                     output->compression_level,
-                    output->compression == NULL ? "-" : output->compression);
+                    output->compression == NULL ? "-" : output->compression,
+                    output->backing == NULL ? "-" : output->backing);
     }
     return strbuf_finish(&sb, out, err);
 }

@@ -41,6 +41,7 @@ struct copy_piece {
     uint64_t ticket;
     uint8_t *data; /* NULL: zeros, or not needed any more */
     bool zero;     /* known after the zero test */
+    bool same;     /* as at the outputs' backing */
     struct sink_blob blobs[COPY_OUTPUTS_MAX];
 };
 

@@ -12,6 +12,7 @@
 struct verify {
     const char *path;
     const char *format;
+    const char *root;
     const struct leaves *leaves;
     const atomic_bool *stopped;
     atomic_size_t next; /* leaf to be read next; they are taken in order */
@@ -27,7 +28,7 @@ static int open_and_check(const struct verify *verify, struct image **out, struc
 {
     auto_image *image = NULL;
 
-    if (image_open(verify->path, verify->format, &image, err) < 0)
+    if (image_open_chain(verify->path, verify->format, verify->root, &image, err) < 0)
         return -1;
     if (image_size_bytes(image) != leaves_disk_bytes(verify->leaves))
         return error_set(err, ERR_CORRUPT,
@@ -167,12 +168,17 @@ static int run_verify(struct verify *verify, unsigned int threads,
     return -1;
 }
 
-int copy_verify(const char *path, const char *format, const struct leaves *leaves,
-                unsigned int threads, const atomic_bool *stopped,
-                void (*progress)(void *arg, uint64_t bytes_done), void *arg, struct error *err)
+int copy_verify_chain(const char *path, const char *format, const char *root,
+                      const struct leaves *leaves, unsigned int threads, const atomic_bool *stopped,
+                      void (*progress)(void *arg, uint64_t bytes_done), void *arg,
+                      struct error *err)
 {
-    struct verify verify = {
-        .path = path, .format = format, .leaves = leaves, .stopped = stopped, .differs = SIZE_MAX};
+    struct verify verify = {.path = path,
+                            .format = format,
+                            .root = root,
+                            .leaves = leaves,
+                            .stopped = stopped,
+                            .differs = SIZE_MAX};
 
     return run_verify(&verify, threads, progress, arg, err);
 }
@@ -185,12 +191,13 @@ static int compare_leaves(const void *a, const void *b)
     return left < right ? -1 : left > right;
 }
 
-int copy_verify_all(const char *path, const char *format, const struct leaves *leaves,
-                    unsigned int threads, const atomic_bool *stopped, struct copy_differences *out,
-                    struct error *err)
+int copy_verify_all(const char *path, const char *format, const char *root,
+                    const struct leaves *leaves, unsigned int threads, const atomic_bool *stopped,
+                    struct copy_differences *out, struct error *err)
 {
     struct verify verify = {.path = path,
                             .format = format,
+                            .root = root,
                             .leaves = leaves,
                             .stopped = stopped,
                             .differs = SIZE_MAX,
@@ -201,4 +208,11 @@ int copy_verify_all(const char *path, const char *format, const struct leaves *l
         return -1;
     qsort(out->leaf, out->count, sizeof out->leaf[0], compare_leaves);
     return 0;
+}
+
+int copy_verify(const char *path, const char *format, const struct leaves *leaves,
+                unsigned int threads, const atomic_bool *stopped,
+                void (*progress)(void *arg, uint64_t bytes_done), void *arg, struct error *err)
+{
+    return copy_verify_chain(path, format, NULL, leaves, threads, stopped, progress, arg, err);
 }

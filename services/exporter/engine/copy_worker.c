@@ -168,6 +168,21 @@ static void digest(struct copy_run *run, const struct copy_piece *piece)
     }
 }
 
+/* Are the leaves of the piece those of the disk at the outputs' backing? */
+static bool is_same(const struct copy_run *run, const struct copy_piece *piece)
+{
+    const struct leaves *base = run->options->base_leaves;
+
+    if (base == NULL)
+        return false;
+    for (uint64_t at = 0; at < piece->length; at += LEAF_BYTES) {
+        size_t i = (size_t)((piece->offset + at) / LEAF_BYTES);
+        if (memcmp(leaves_get(run->leaves, i), leaves_get(base, i), DIGEST_BYTES) != 0)
+            return false;
+    }
+    return true;
+}
+
 static int write_output(struct copy_run *run, size_t index, const struct copy_piece *piece,
                         struct error *err)
 {
@@ -176,6 +191,8 @@ static int write_output(struct copy_run *run, size_t index, const struct copy_pi
     struct sink *sink = run->sinks[index];
     int rc;
 
+    if (piece->same && output->backing != NULL)
+        return 0;
     if (piece->zero) {
         rc = format->write_zero(sink, piece->offset, piece->length, err);
     } else if (format->encode != NULL) {
@@ -270,6 +287,7 @@ static int process(struct copy_run *run, struct copy_piece *piece, struct error 
     piece->zero = piece->data == NULL || mem_is_zero(piece->data, (size_t)piece->length);
     if (run->options->hash)
         digest(run, piece);
+    piece->same = is_same(run, piece);
     atomic_fetch_add(&run->times.cpu, (uint64_t)(clock_mono_ns() - start));
     if (run->unordered && write_outputs(run, false, piece, err) < 0)
         return -1;

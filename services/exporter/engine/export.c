@@ -142,9 +142,10 @@ static int read_source(struct export_run *run, struct error *err)
 {
     if (export_find_vm(run, err) < 0 || worker_task_check(run->task, err) < 0 ||
         export_freeze(run, err) < 0 || worker_task_check(run->task, err) < 0 ||
-        export_place_open(run, err) < 0 || export_copy_disks(run, err) < 0 ||
-        export_check_marks(run, err) < 0 || export_package(run, err) < 0 ||
-        export_verify(run, err) < 0 || worker_task_check(run->task, err) < 0)
+        export_base_fit(run, err) < 0 || export_place_open(run, err) < 0 ||
+        export_copy_disks(run, err) < 0 || export_check_marks(run, err) < 0 ||
+        export_package(run, err) < 0 || export_verify(run, err) < 0 ||
+        worker_task_check(run->task, err) < 0)
         return -1;
     return export_plan_store(run, err);
 }
@@ -231,6 +232,8 @@ static int run_export(struct export_run *run, json_t **out_result, struct error 
     if (run->plan != NULL) {
         worker_task_log(run->task, LOG_LEVEL_INFO,
                         "an earlier attempt read and verified everything: finishing it");
+        if (export_base_recall(run, err) < 0)
+            return -1;
     } else if (!run->uploaded && read_source(run, err) < 0) {
         return -1;
     }
@@ -335,6 +338,7 @@ static void run_release(struct export_run *run)
         free(run->warnings[i].message);
     if (run->lock_fd >= 0)
         (void)close(run->lock_fd);
+    export_base_release(&run->base);
     free(run->vm_id);
     free(run->export_id);
     free(run->output);
@@ -351,6 +355,7 @@ int exporter_run_export(struct worker_task *task, void *arg, json_t **out_result
     run->task = task;
     run->exporter = arg;
     run->lock_fd = -1;
+    run->base.lock_fd = -1;
     atomic_init(&run->never, false);
     exporter_records_init(&run->records, task);
     result = run_export(run, out_result, err);

@@ -161,6 +161,10 @@ static void fill_outputs(const struct export_run *run, const struct export_disk 
             .format = image->format, .path = image->path, .file_name = image->name};
         if (image->format == &sink_qcow2)
             outputs[i].compression = run->options.compression;
+        if (disk->backing != NULL) {
+            outputs[i].backing = disk->backing;
+            outputs[i].backing_root = run->base.root;
+        }
         if (image->format == &sink_vmdk || outputs[i].compression != NULL)
             outputs[i].compression_level = run->options.compress_level;
     }
@@ -229,6 +233,7 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
         .outputs = outputs,
         .output_count = disk->image_count,
         .hash = true,
+        .base_leaves = disk->base_leaves,
         .stopped = worker_task_stopped(run->task),
         .may_write = export_may_write,
         .progress = on_progress,

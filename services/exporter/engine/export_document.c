@@ -114,7 +114,7 @@ static void set_identity(json_t *document, const struct export_run *run)
     json_put(document, "provider", provider);
 }
 
-json_t *export_document(const struct export_run *run)
+json_t *export_document(struct export_run *run)
 {
     json_t *document = json_object();
     int64_t now_ms = clock_wall_ms();
@@ -132,9 +132,11 @@ json_t *export_document(const struct export_run *run)
     json_put(document, "convert", json_boolean(run->options.convert));
     json_put(document, "verified", json_boolean(run->options.verify));
     json_put(document, "options", json_mask_secrets(worker_task_spec(run->task)));
+    (void)json_object_del(json_object_get(document, "options"), "bases"); /* the catalogue's */
     export_set_u64(document, "transferred_bytes", transferred);
     json_put(document, "phases", phases_make(run));
     json_put(document, "disks", disks_make(run));
+    export_base_document(run, document, now_ms);
     json_put(document, "files", files_make(run));
     json_put(document, "warnings", warnings_make(run));
     return document;

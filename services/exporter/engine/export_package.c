@@ -123,8 +123,9 @@ static int verify_disk(struct export_run *run, struct export_disk *disk, struct 
 {
     for (size_t i = 0; i < disk->image_count; i++) {
         struct export_image *image = &disk->images[i];
-        if (copy_verify(image->path, image->format->name, disk->leaves, VERIFY_THREADS_MAX,
-                        worker_task_stopped(run->task), on_verified, run, err) < 0)
+        if (copy_verify_chain(image->path, image->format->name, run->base.root, disk->leaves,
+                              VERIFY_THREADS_MAX, worker_task_stopped(run->task), on_verified, run,
+                              err) < 0)
             return error_wrap(err, "verifying '%.200s'", image->name);
         if (!image->read_back && digest_image(run, image, err) < 0)
             return error_wrap(err, "verifying '%.200s'", image->name);
@@ -259,6 +260,8 @@ static int build_manifest(struct export_run *run, json_t **out, struct error *er
                                                 run->warnings[i].wall_ms};
     fill_manifest_disks(run, disks, paths);
     result = manifest_build(&facts, out, err);
+    if (result == 0 && run->options.incremental)
+        json_put(*out, "incremental", export_base_summary(run));
     for (size_t i = 0; i < run->disk_count; i++)
         free(paths[i]);
     return result;

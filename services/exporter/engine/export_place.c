@@ -158,19 +158,20 @@ static int try_dir(struct export_run *run, const char *dir, bool *out, struct er
     return *out ? 0 : local_unclaim(dir, false, err);
 }
 
+/* first: as recorded, or the output_path itself, which restore points leave to their chain. */
 static int settle(struct export_run *run, const char *first, struct error *err)
 {
     autofree char *below = xasprintf("%s/%s", run->output, run->export_id);
     const char *const candidates[] = {first, below};
 
-    for (size_t i = 0; i < ARRAY_LEN(candidates); i++) {
+    for (size_t i = run->options.incremental ? 1 : 0; i < ARRAY_LEN(candidates); i++) {
         bool taken = false;
         if (try_dir(run, candidates[i], &taken, err) < 0)
             return -1;
         if (!taken)
             continue;
         run->dir = xstrdup(candidates[i]);
-        if (i > 0)
+        if (i > 0 && !run->options.incremental)
             worker_task_log(run->task, LOG_LEVEL_INFO,
                             "'%s' is not empty: this export goes to '%s'", first, run->dir);
         return 0;
@@ -274,7 +275,8 @@ int export_place_open(struct export_run *run, struct error *err)
         return -1;
     if (fit_generation(run, err) < 0)
         return -1;
-    export_disks_plan(run);
+    if (export_disks_plan(run, err) < 0)
+        return -1;
     worker_task_log(run->task, LOG_LEVEL_INFO, "writing to '%s'", run->dir);
     return 0;
 }

@@ -228,6 +228,8 @@ static void result_export(json_t *result, const struct export_record *record,
     json_set_text(export, "vm_id", json_str(source, "vm_id"));
     json_set_text(export, "vm_name", json_str(source, "vm_name"));
     copy_key(export, "format", record->document, "format");
+    json_set_text(export, "base_id",
+                  json_str(json_object_get(record->document, "incremental"), "base_id"));
     json_set_text(export, "path", place->dir);
     copy_key(export, "total_size", result, "total_size");
     copy_key(export, "created_at", record->document, "completed_at");
@@ -257,6 +259,8 @@ void export_record_result(const struct export_record *record, const struct expor
     copy_key(result, "duration_seconds", record->document, "duration_seconds");
     copy_key(result, "verified", record->document, "verified");
     copy_key(result, "warnings", record->document, "warnings");
+    if (json_object_get(record->document, "incremental") != NULL)
+        copy_key(result, "incremental", record->document, "incremental");
     result_export(result, record, place);
     *out = result;
 }

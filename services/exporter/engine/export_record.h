@@ -6,7 +6,9 @@
  *   duration_seconds, provider{kind,instance}, source{vm_id,vm_name,...,method}, format, convert,
  *   verified, options{the task's spec}, transferred_bytes, phases{<phase>: seconds},
  *   disks[{disk_id,label,capacity_bytes,data_bytes,root,leaves,mark,change_id,file,size_bytes,
- *          sha256,images[]}], files[{name,type,size,sha256}], warnings[] */
+ *          sha256,images[]; of restore points changed_bytes, backing}],
+ *   incremental{mode: full|leaf,reason | base_id,base_dir,chain[],full_at_ms,changed_bytes,
+ *          total_bytes} of restore points (chain.h), files[{name,type,size,sha256}], warnings[] */
 #ifndef EXPORTER_EXPORT_RECORD_H
 #define EXPORTER_EXPORT_RECORD_H
 

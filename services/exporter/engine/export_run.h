@@ -7,6 +7,7 @@
  *   export_package.c descriptor, digests, manifests, verification, the plan
  *   export_upload.c  the way to a target outside
  *   export_finish.c  final names, and back
+ *   export_base.c    the restore point that an incremental one stands on
  *   export_record.c  export.json
  *
  * Design notes
@@ -22,6 +23,7 @@
 #ifndef EXPORTER_EXPORT_RUN_H
 #define EXPORTER_EXPORT_RUN_H
 
+#include "services/exporter/engine/chain.h"
 #include "services/exporter/engine/copy.h"
 #include "services/exporter/engine/export_record.h"
 #include "services/exporter/engine/session.h"
@@ -45,7 +47,10 @@ struct export_options {
     const char *compression; /* of qcow2 clusters: "zlib", "zstd"; NULL: none */
     const char *upload;      /* URL; "" for none */
     bool keep_local;         /* false: local files go when the upload is verified */
-    json_t *tags;            /* borrowed; may be NULL */
+    bool incremental; /* a restore point: below output_path, on the one before if that can be */
+    bool force_full;
+    int64_t incremental_max_age_ms; /* of the last full one */
+    json_t *tags;                   /* borrowed; may be NULL */
 };
 
 struct export_image { /* one output of one disk */
@@ -70,6 +75,31 @@ struct export_disk {
     char root[DIGEST_TEXT_SIZE];
     uint64_t bytes_data;
     uint64_t bytes_transferred;
+    char *backing;                    /* relative name of the image below; NULL: none */
+    const struct leaves *base_leaves; /* of that; run->base owns them */
+};
+
+#define EXPORT_REASON_MAX 400
+
+struct export_base {
+    char *root;                     /* canonical output_path; NULL: nothing is locked */
+    int lock_fd;                    /* of the VM's restore points */
+    struct chain *chain;            /* what the new point stands on; NULL: it is a full one */
+    char reason[EXPORT_REASON_MAX]; /* why it is */
+    int64_t full_at_ms;             /* of the chain's last full export, wall */
+    char dir[300];
+    struct leaves *leaves[VM_DISKS_MAX];
+};
+
+/* What export_base_choose looks at; borrowed. */
+struct export_base_wish {
+    const json_t *spec; /* with "bases": the catalogue's restore points of the directory */
+    const char *root;
+    const struct vm *vm;
+    bool force_full;
+    int64_t age_max_ms;
+    bool digests; /* read the images below and compare their digests */
+    const atomic_bool *stopped;
 };
 
 struct export_file { /* of the finished export */
@@ -118,6 +148,8 @@ struct export_run {
     } phases[EXPORT_PHASES_MAX];
     size_t phase_count;
 
+    struct export_base base;
+
     struct worker_disk_progress *progress_disks; /* disk_count */
     size_t progress_disk;                        /* the one being worked on */
 
@@ -150,10 +182,12 @@ MUST_CHECK int export_may_write(void *run, struct error *err);
 MUST_CHECK int export_spec_read(struct export_run *run, struct error *err);
 MUST_CHECK int export_find_vm(struct export_run *run, struct error *err);
 MUST_CHECK int export_freeze(struct export_run *run, struct error *err);
+/* ERR_LIMIT: there is no room for what the export will write. */
+MUST_CHECK int export_check_space(struct export_run *run, const struct vm *vm, struct error *err);
 /* Was the VM frozen by a snapshot (else it was off)? Needs run->frozen or run->plan. */
 bool export_uses_snapshot(const struct export_run *run);
 /* Names and outputs of the frozen disks; needs stem, dir and generation. */
-void export_disks_plan(struct export_run *run);
+MUST_CHECK int export_disks_plan(struct export_run *run, struct error *err);
 /* A digest of everything that partial files depend on: 64 hex. */
 void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE]);
 void export_disks_free(struct export_run *run);
@@ -180,7 +214,30 @@ MUST_CHECK int export_package(struct export_run *run, struct error *err);
 MUST_CHECK int export_verify(struct export_run *run, struct error *err);
 /* Digest lists, manifests, and the plan; run->plan is set. */
 MUST_CHECK int export_plan_store(struct export_run *run, struct error *err);
-json_t *export_document(const struct export_run *run);
+json_t *export_document(struct export_run *run);
+
+/* export_base.c */
+/* The catalogue's row of this VM among the task's; NULL: none. */
+const json_t *export_base_row(const json_t *spec, const char *vm_id);
+/* base->chain, or NULL there and the reason. */
+MUST_CHECK int export_base_choose(const struct export_base_wish *wish, struct export_base *base,
+                                  struct error *err);
+void export_base_release(struct export_base *base);
+/* With incremental: locks the VM's restore points and chooses. ERR_UNAVAILABLE: another job works
+ * on them. */
+MUST_CHECK int export_base_find(struct export_run *run, const struct vm *vm, struct error *err);
+/* Do the frozen disks still fit the base? Else it becomes a full export. */
+MUST_CHECK int export_base_fit(struct export_run *run, struct error *err);
+MUST_CHECK int export_base_disk(struct export_run *run, struct export_disk *disk,
+                                struct error *err);
+/* "../exp-1": of the base, seen from the new point. Valid while run lives. */
+const char *export_base_dir(struct export_run *run);
+/* Before the finish of a plan that an earlier attempt stored. */
+MUST_CHECK int export_base_recall(struct export_run *run, struct error *err);
+/* mode, base and chain of a restore point: new reference. */
+json_t *export_base_summary(struct export_run *run);
+/* "incremental" and the disks' part of it, into export.json. */
+void export_base_document(struct export_run *run, json_t *document, int64_t completed_ms);
 
 /* export_upload.c; nothing to do unless an upload is wanted */
 /* Credentials and target, as early as possible: ERR_DENIED ... before anything is read. A target

@@ -12,6 +12,7 @@
 #define SNAPSHOT_TIMEOUT_MS INT64_C(600000) /* --snapshot-timeout's default */
 #define METADATA_BYTES      (16 * MIB)      /* descriptor, manifests, leaves, qcow2 tables, slack */
 #define COMPRESS_LEVEL_MAX  9
+#define BASE_AGE_MAX_MS     UINT64_C(2592000000) /* --incremental-max-age's default, 720 h */
 
 static const char *const spec_keys[] = {"job_id",          "vm",
                                         "output_path",     "format",
@@ -21,7 +22,9 @@ static const char *const spec_keys[] = {"job_id",          "vm",
                                         "delete_snapshot", "consolidate_snapshots",
                                         "parallel",        "compress_level",
                                         "compress",        "upload",
-                                        "keep_local",      "tags",
+                                        "keep_local",      "incremental",
+                                        "force_full",      "incremental_max_age_ms",
+                                        "bases",           "tags",
                                         "metadata",        NULL};
 static const char *const formats[] = {"ovf", "vmdk", "raw", "qcow2"};
 
@@ -63,6 +66,19 @@ static int read_snapshot(const json_t *spec, struct prepare_options *out, struct
     return 0;
 }
 
+static int read_incremental(const json_t *spec, struct export_options *options, struct error *err)
+{
+    uint64_t age_ms = 0;
+
+    if (json_get_bool(spec, "incremental", false, &options->incremental, err) < 0 ||
+        json_get_bool(spec, "force_full", false, &options->force_full, err) < 0 ||
+        json_get_u64(spec, "incremental_max_age_ms", 0, INT64_MAX, BASE_AGE_MAX_MS, &age_ms, err) <
+            0)
+        return -1;
+    options->incremental_max_age_ms = (int64_t)age_ms;
+    return 0;
+}
+
 int export_spec_read(struct export_run *run, struct error *err)
 {
     const json_t *spec = worker_task_spec(run->task);
@@ -85,6 +101,7 @@ int export_spec_read(struct export_run *run, struct error *err)
         json_get_string(spec, "compress", "", &compress, err) < 0 ||
         json_get_string(spec, "upload", "", &options->upload, err) < 0 ||
         json_get_bool(spec, "keep_local", true, &options->keep_local, err) < 0 ||
+        read_incremental(spec, options, err) < 0 ||
         json_get_object(spec, "tags", &options->tags, err) < 0)
         return error_wrap(err, "export task");
     if (options->vm[0] == '\0' || options->output_path[0] == '\0')
@@ -95,6 +112,10 @@ int export_spec_read(struct export_run *run, struct error *err)
     options->compression = compress[0] == '\0' ? NULL : compress;
     if (check_format(options->format, err) < 0)
         return -1;
+    if (options->incremental && strcmp(options->format, "qcow2") != 0)
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "restore points exist with format qcow2 only, not '%.32s'",
+                         options->format);
     return check_compression(options, err);
 }
 
@@ -123,8 +144,9 @@ static size_t images_per_disk(const struct export_options *options)
     return options->convert && strcmp(options->format, "qcow2") != 0 ? 2 : 1;
 }
 
-/* Compression is not counted on: data that does not shrink is usual. */
-static int check_space(struct export_run *run, const struct vm *vm, struct error *err)
+/* Compression is not counted on: data that does not shrink is usual. What changed since the last
+ * restore point is not known before. */
+int export_check_space(struct export_run *run, const struct vm *vm, struct error *err)
 {
     const char *dir = run->dir != NULL ? run->dir : run->output;
     const char *stem = worker_task_record_get(run->task, EXPORT_KEY_STEM);
@@ -139,6 +161,8 @@ static int check_space(struct export_run *run, const struct vm *vm, struct error
             return error_set(err, ERR_LIMIT, "VM '%.128s' has disks of impossible size", vm->name);
     }
     bytes = vm->used_bytes > 0 ? min_u64(vm->used_bytes, capacity) : capacity;
+    if (run->base.chain != NULL)
+        bytes = 0;
     if (!checked_mul_u64(bytes, images_per_disk(&run->options), &needed) ||
         !checked_add_u64(needed, METADATA_BYTES, &needed))
         return error_set(err, ERR_LIMIT, "VM '%.128s' has disks of impossible size", vm->name);
@@ -176,7 +200,9 @@ int export_find_vm(struct export_run *run, struct error *err)
     worker_task_log(run->task, LOG_LEVEL_INFO, "VM found: %s (%s), %s, %s, %zu disk%s, %s", vm.name,
                     vm.id, vm.path, vm_power_name(vm.power), vm.disk_count,
                     vm.disk_count == 1 ? "" : "s", export_size_text(vm.storage_bytes, size));
-    return check_space(run, &vm, err);
+    if (export_base_find(run, &vm, err) < 0)
+        return -1;
+    return export_check_space(run, &vm, err);
 }
 
 /* A provider may leave disks out that it cannot freeze, or refuse the VM because of them. */
@@ -262,7 +288,7 @@ static void plan_disk(struct export_run *run, size_t index)
     disk->leaves_path = local_partial_path(run->dir, disk->leaves_name, run->generation);
 }
 
-void export_disks_plan(struct export_run *run)
+int export_disks_plan(struct export_run *run, struct error *err)
 {
     run->disk_count = run->frozen->disk_count;
     run->disks = xcalloc(run->disk_count, sizeof *run->disks);
@@ -270,12 +296,15 @@ void export_disks_plan(struct export_run *run)
     for (size_t i = 0; i < run->disk_count; i++) {
         struct worker_disk_progress *progress = &run->progress_disks[i];
         plan_disk(run, i);
+        if (export_base_disk(run, &run->disks[i], err) < 0)
+            return -1;
         (void)snprintf(progress->id, sizeof progress->id, "%s",
                        run->frozen->vm.disks[run->disks[i].vm_disk_index].id);
         (void)snprintf(progress->file, sizeof progress->file, "%s", run->disks[i].images[0].name);
         progress->bytes_total = run->disks[i].size_bytes;
         progress->state = "waiting";
     }
+    return 0;
 }
 
 void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE])
@@ -288,6 +317,8 @@ void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE])
                 run->options.compress_level,
                 run->options.compression == NULL ? "-" : run->options.compression,
                 run->exporter->export.chunk_size, run->stem);
+    if (run->base.chain != NULL)
+        strbuf_addf(&sb, "on %s\n", run->base.chain->points[0].record->export_id);
     for (size_t i = 0; i < run->frozen->disk_count; i++)
         strbuf_addf(&sb, "%" PRIu64 " %s\n", run->frozen->disks[i].size_bytes,
                     run->frozen->disks[i].mark);
@@ -306,6 +337,7 @@ void export_disks_free(struct export_run *run)
         free(disk->name);
         free(disk->leaves_name);
         free(disk->leaves_path);
+        free(disk->backing);
         leaves_free(disk->leaves);
     }
     free(run->disks);

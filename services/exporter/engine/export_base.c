@@ -1,0 +1,404 @@
+/* What an incremental export stands on: the youngest restore point of its VM, or nothing, and why.
+ *
+ * The catalogue's answer came with the lease (spec "bases"); what is on disk is looked at before it
+ * is believed. The lock of the VM's restore points is held until the task ends. */
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/clock.h"
+#include "common/json.h"
+#include "common/paths.h"
+#include "services/exporter/engine/chain.h"
+#include "services/exporter/engine/export_run.h"
+
+#define HOUR_MS INT64_C(3600000)
+
+/* ---- choosing ---- */
+
+/* Always 0: that there is no base is no failure. */
+PRINTF_LIKE(2, 3)
+static int full(struct export_base *base, const char *format, ...)
+{
+    va_list args;
+
+    va_start(args, format);
+    (void)vsnprintf(base->reason, sizeof base->reason, format, args);
+    va_end(args);
+    chain_free(STEAL(base->chain));
+    return 0;
+}
+
+const json_t *export_base_row(const json_t *spec, const char *vm_id)
+{
+    const json_t *row;
+    size_t i;
+
+    json_array_foreach(json_object_get(spec, "bases"), i, row)
+    {
+        if (strcmp(json_str(row, "vm_id"), vm_id) == 0)
+            return row;
+    }
+    return NULL;
+}
+
+/* The youngest point that stands on the row's: the catalogue may not know of it yet. */
+static int find_youngest(const char *root, const json_t *row, char **out_dir, struct error *err)
+{
+    autofree char *dir = xstrdup(json_str(row, "path"));
+    autofree char *id = xstrdup(json_str(row, "id"));
+
+    for (size_t i = 0; i < CHAIN_POINTS_MAX; i++) {
+        autofree char *child = NULL;
+        autofree char *path = NULL;
+        auto_export_record *record = NULL;
+        if (chain_child(root, id, &child, err) < 0)
+            return -1;
+        if (child == NULL) {
+            *out_dir = STEAL(dir);
+            return 0;
+        }
+        path = xasprintf("%s/%s", child, EXPORT_RECORD_NAME);
+        if (export_record_load(path, &record, err) < 0)
+            return -1;
+        free(dir);
+        dir = STEAL(child);
+        free(id);
+        id = xstrdup(record->export_id);
+    }
+    return error_set(err, ERR_LIMIT, "more than %d restore points stand on '%.64s'",
+                     CHAIN_POINTS_MAX, json_str(row, "id"));
+}
+
+/* Does the record on disk say what the catalogue says? */
+static bool is_as_catalogued(const struct chain *chain, const json_t *row)
+{
+    for (size_t p = 0; p < chain->count; p++) {
+        const struct export_record *record = chain->points[p].record;
+        const json_t *disk;
+        size_t i;
+        if (strcmp(record->export_id, json_str(row, "id")) != 0)
+            continue;
+        json_array_foreach(json_object_get(row, "disks"), i, disk)
+        {
+            bool same = false;
+            for (size_t k = 0; k < chain_disk_count(record) && !same; k++)
+                same =
+                    strcmp(chain_disk_text(record, k, "disk_id"), json_str(disk, "disk_id")) == 0 &&
+                    strcmp(chain_disk_text(record, k, "root"), json_str(disk, "root")) == 0;
+            if (!same)
+                return false;
+        }
+        return i > 0;
+    }
+    return false;
+}
+
+/* When the chain's last full export was made. One that was not asked to be incremental does not
+ * say it for this, the catalogue does. */
+static int64_t full_at_ms(const struct chain *chain, const json_t *row)
+{
+    const struct export_record *record = chain->points[chain->count - 1].record;
+    uint64_t ms = json_u64(json_object_get(record->document, "incremental"), "full_at_ms");
+
+    if (ms == 0 && strcmp(record->export_id, json_str(row, "id")) == 0)
+        ms = json_u64(row, "created_at_ms");
+    return (int64_t)min_u64(ms, INT64_MAX);
+}
+
+static bool is_usable(const struct vm_disk *disk)
+{
+    return disk->skip_reason[0] == '\0';
+}
+
+static int find_disk(const struct export_record *record, const char *disk_id)
+{
+    for (size_t i = 0; i < chain_disk_count(record); i++) {
+        if (strcmp(chain_disk_text(record, i, "disk_id"), disk_id) == 0)
+            return (int)i;
+    }
+    return -1;
+}
+
+/* "" or what differs. */
+static void compare_disks(const struct export_record *record, const struct vm *vm, char *out,
+                          size_t size)
+{
+    const json_t *disks = json_object_get(record->document, "disks");
+    size_t usable = 0;
+
+    out[0] = '\0';
+    for (size_t i = 0; i < vm->disk_count; i++) {
+        const struct vm_disk *disk = &vm->disks[i];
+        int known = find_disk(record, disk->id);
+        if (!is_usable(disk))
+            continue;
+        usable++;
+        if (known < 0)
+            (void)snprintf(out, size, "%s was added", disk->label);
+        else if (json_u64(json_array_get(disks, (size_t)known), "capacity_bytes") !=
+                 disk->capacity_bytes)
+            (void)snprintf(out, size, "%s has another size than before", disk->label);
+    }
+    if (out[0] == '\0' && usable != chain_disk_count(record))
+        (void)snprintf(out, size, "a disk was removed");
+}
+
+static int load_chain(const struct export_base_wish *wish, const json_t *row,
+                      struct export_base *base, struct error *err)
+{
+    autofree char *dir = NULL;
+
+    if (find_youngest(wish->root, row, &dir, err) < 0)
+        return -1;
+    return chain_load(wish->root, dir, &base->chain, err);
+}
+
+static bool is_too_old(const struct export_base_wish *wish, int64_t full_ms)
+{
+    return clock_wall_ms() - full_ms > wish->age_max_ms;
+}
+
+static int choose(const struct export_base_wish *wish, const json_t *row, struct export_base *base,
+                  struct error *err)
+{
+    struct error why = ERROR_NONE;
+    const struct export_record *youngest;
+    char differs[200];
+    int64_t full_ms;
+
+    if (load_chain(wish, row, base, &why) < 0)
+        return full(base, "restore point %s cannot be used: %.200s", json_str(row, "id"),
+                    why.message);
+    youngest = base->chain->points[0].record;
+    if (strcmp(chain_vm_id(youngest), wish->vm->id) != 0 || !is_as_catalogued(base->chain, row))
+        return full(base, "restore point %s is not as the catalogue knows it", json_str(row, "id"));
+    full_ms = full_at_ms(base->chain, row);
+    if (is_too_old(wish, full_ms))
+        return full(base, "the last full export is %" PRId64 " h old, over %" PRId64 " h",
+                    (clock_wall_ms() - full_ms) / HOUR_MS, wish->age_max_ms / HOUR_MS);
+    compare_disks(youngest, wish->vm, differs, sizeof differs);
+    if (differs[0] != '\0')
+        return full(base, "%s", differs);
+    if (base->chain->count == CHAIN_POINTS_MAX)
+        return full(base, "the chain has %d restore points; prune it", CHAIN_POINTS_MAX);
+    if (chain_check(base->chain, wish->digests, wish->stopped, &why) == 0) {
+        base->full_at_ms = full_ms;
+        return 0;
+    }
+    if (why.code == ERR_CANCELLED) {
+        *err = why;
+        return -1;
+    }
+    return full(base, "%.300s", why.message);
+}
+
+int export_base_choose(const struct export_base_wish *wish, struct export_base *base,
+                       struct error *err)
+{
+    const json_t *row = export_base_row(wish->spec, wish->vm->id);
+
+    if (wish->force_full)
+        return full(base, "force_full was asked for");
+    if (row == NULL)
+        return full(base, "there is no restore point of the VM in '%.200s' yet", wish->root);
+    return choose(wish, row, base, err);
+}
+
+void export_base_release(struct export_base *base)
+{
+    chain_free(base->chain);
+    for (size_t i = 0; i < VM_DISKS_MAX; i++)
+        leaves_free(base->leaves[i]);
+    if (base->lock_fd >= 0)
+        (void)close(base->lock_fd);
+    free(base->root);
+}
+
+/* ---- of a running export ---- */
+
+static void tell(struct export_run *run)
+{
+    const struct export_base *base = &run->base;
+
+    if (base->chain == NULL)
+        worker_task_log(run->task, LOG_LEVEL_INFO, "full export: %s", base->reason);
+    else
+        worker_task_log(run->task, LOG_LEVEL_INFO,
+                        "incremental export on restore point %s (%zu before it): disks are read "
+                        "and compared, what changed is written",
+                        base->chain->points[0].record->export_id, base->chain->count);
+}
+
+static int lock(struct export_run *run, const char *vm_id, struct error *err)
+{
+    if (run->base.root != NULL)
+        return 0;
+    if (path_make_dirs(run->output, err) < 0)
+        return -1;
+    run->base.root = realpath(run->output, NULL);
+    if (run->base.root == NULL)
+        return error_set(err, ERR_NOT_FOUND, "'%.200s' vanished", run->output);
+    return chain_lock(run->base.root, vm_id, true, &run->base.lock_fd, err);
+}
+
+int export_base_find(struct export_run *run, const struct vm *vm, struct error *err)
+{
+    struct export_base_wish wish = {.spec = worker_task_spec(run->task),
+                                    .vm = vm,
+                                    .force_full = run->options.force_full,
+                                    .age_max_ms = run->options.incremental_max_age_ms,
+                                    .digests = run->options.verify,
+                                    .stopped = worker_task_stopped(run->task)};
+
+    if (!run->options.incremental)
+        return 0;
+    if (export_may_write(run, err) < 0 || lock(run, vm->id, err) < 0)
+        return -1;
+    wish.root = run->base.root;
+    if (export_base_choose(&wish, &run->base, err) < 0)
+        return -1;
+    tell(run);
+    return 0;
+}
+
+int export_base_fit(struct export_run *run, struct error *err)
+{
+    const struct export_record *record;
+    char differs[200];
+
+    if (run->base.chain == NULL)
+        return 0;
+    record = run->base.chain->points[0].record;
+    compare_disks(record, &run->frozen->vm, differs, sizeof differs);
+    if (differs[0] == '\0' && run->frozen->disk_count != chain_disk_count(record))
+        (void)snprintf(differs, sizeof differs, "not all disks could be frozen");
+    for (size_t i = 0; i < run->frozen->disk_count && differs[0] == '\0'; i++) {
+        const struct frozen_disk *disk = &run->frozen->disks[i];
+        int known = find_disk(record, run->frozen->vm.disks[disk->vm_disk_index].id);
+        if (known < 0 ||
+            json_u64(json_array_get(json_object_get(record->document, "disks"), (size_t)known),
+                     "capacity_bytes") != disk->size_bytes)
+            (void)snprintf(differs, sizeof differs, "a disk has another size than before");
+    }
+    if (differs[0] == '\0')
+        return 0;
+    (void)full(&run->base, "%s", differs);
+    tell(run);
+    return export_check_space(run, &run->frozen->vm, err);
+}
+
+/* Name of the base's image as the new one says it, and the base's leaves. */
+int export_base_disk(struct export_run *run, struct export_disk *disk, struct error *err)
+{
+    const struct chain_point *point;
+    const char *file;
+    const char *leaves;
+    autofree char *path = NULL;
+    int known;
+
+    if (run->base.chain == NULL)
+        return 0;
+    point = &run->base.chain->points[0];
+    known = find_disk(point->record, run->frozen->vm.disks[disk->vm_disk_index].id);
+    assert(known >= 0); /* export_base_fit */
+    file = chain_disk_text(point->record, (size_t)known, "file");
+    leaves = chain_disk_text(point->record, (size_t)known, "leaves");
+    disk->backing = xasprintf("%s/%s", export_base_dir(run), file);
+    path = xasprintf("%s/%s", point->dir, leaves);
+    if (leaves_load(path, &run->base.leaves[disk->frozen_index], err) < 0)
+        return error_wrap(err, "restore point '%.64s'", point->record->export_id);
+    disk->base_leaves = run->base.leaves[disk->frozen_index];
+    return 0;
+}
+
+const char *export_base_dir(struct export_run *run)
+{
+    const struct chain_point *point = &run->base.chain->points[0];
+    const char *slash = strrchr(point->dir, '/');
+
+    if (strcmp(point->dir, run->base.root) == 0)
+        return "..";
+    (void)snprintf(run->base.dir, sizeof run->base.dir, "..%.255s", slash);
+    return run->base.dir;
+}
+
+/* An earlier attempt planned everything: is what it stands on still there? */
+int export_base_recall(struct export_run *run, struct error *err)
+{
+    auto_chain *chain = NULL;
+    const char *base_id = chain_base_id(run->plan);
+
+    if (!run->options.incremental || run->committed)
+        return 0;
+    if (lock(run, chain_vm_id(run->plan), err) < 0)
+        return -1;
+    if (base_id[0] == '\0')
+        return 0;
+    if (chain_load_base(run->base.root, run->plan, &chain, err) < 0)
+        return error_wrap(err, "what this export stands on");
+    return chain_check(chain, false, worker_task_stopped(run->task), err);
+}
+
+/* ---- what is told of it ---- */
+
+static uint64_t changed_bytes(const struct export_disk *disk)
+{
+    uint64_t changed = 0;
+
+    if (disk->base_leaves == NULL)
+        return disk->bytes_data;
+    for (size_t i = 0; i < leaves_count(disk->leaves); i++) {
+        if (memcmp(leaves_get(disk->leaves, i), leaves_get(disk->base_leaves, i), DIGEST_BYTES) !=
+            0)
+            changed += min_u64(LEAF_BYTES, disk->size_bytes - i * (uint64_t)LEAF_BYTES);
+    }
+    return changed;
+}
+
+json_t *export_base_summary(struct export_run *run)
+{
+    const struct export_base *base = &run->base;
+    json_t *object = json_object();
+    json_t *chain = json_array();
+
+    json_set_text(object, "mode", base->chain == NULL ? "full" : "leaf");
+    if (base->chain == NULL) {
+        json_set_text(object, "reason", base->reason);
+    } else {
+        json_set_text(object, "base_id", base->chain->points[0].record->export_id);
+        json_set_text(object, "base_dir", export_base_dir(run));
+    }
+    for (size_t i = base->chain == NULL ? 0 : base->chain->count; i > 0; i--) {
+        if (json_array_append_new(chain,
+                                  json_string(base->chain->points[i - 1].record->export_id)) < 0)
+            abort(); /* out of memory */
+    }
+    json_put(object, "chain", chain);
+    return object;
+}
+
+void export_base_document(struct export_run *run, json_t *document, int64_t completed_ms)
+{
+    json_t *object;
+    uint64_t changed = 0;
+    uint64_t total = 0;
+
+    if (!run->options.incremental)
+        return;
+    for (size_t i = 0; i < run->disk_count; i++) {
+        json_t *disk = json_array_get(json_object_get(document, "disks"), i);
+        uint64_t bytes = changed_bytes(&run->disks[i]);
+        export_set_u64(disk, "changed_bytes", bytes);
+        if (run->disks[i].backing != NULL)
+            json_set_text(disk, "backing", run->disks[i].backing);
+        changed += bytes;
+        total += run->disks[i].size_bytes;
+    }
+    object = export_base_summary(run);
+    json_put(document, "incremental", object);
+    export_set_u64(object, "full_at_ms",
+                   (uint64_t)(run->base.chain == NULL ? completed_ms : run->base.full_at_ms));
+    export_set_u64(object, "changed_bytes", changed);
+    export_set_u64(object, "total_bytes", total);
+}
