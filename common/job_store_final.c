@@ -13,7 +13,7 @@
 
 static const char INSERT_EXPORT[] =
     "INSERT INTO exports (id, job_id, provider, vm_id, vm_name, path, volume, format, total_size,"
-    " manifest) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, $10::jsonb)"
+    " manifest, base_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, $10::jsonb, $11)"
     " ON CONFLICT (id) DO NOTHING";
 
 static const char INSERT_DISKS[] =
@@ -75,7 +75,8 @@ int store_export(struct db *db, const struct store_row *row, const json_t *resul
     if (db_exec(db, INSERT_EXPORT,
                 DB_PARAMS(id, row->job_id, row->provider, json_str(export, "vm_id"),
                           json_str(export, "vm_name"), json_str(export, "path"),
-                          json_str(export, "volume"), json_str(export, "format"), size, manifest),
+                          json_str(export, "volume"), json_str(export, "format"), size, manifest,
+                          json_str(export, "base_id")),
                 NULL, err) < 0)
         return -1;
     if (db_exec(db, INSERT_DISKS, DB_PARAMS(id, disks), NULL, err) < 0)

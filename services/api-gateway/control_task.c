@@ -14,8 +14,8 @@
 /* A task waiting behind exports must not wait: control tasks have slots of their own, and among
  * them those that a person waits for come first. */
 static const char insert_sql[] =
-    "INSERT INTO tasks (id, kind, class, role, provider_kind, provider, spec, priority, expires_at)"
-    " VALUES ($1, $2, 'control', 'exporter', $3, $4, $5, 100,"
+    "INSERT INTO tasks (id, kind, class, role, provider_kind, provider, spec, volume, priority,"
+    " expires_at) VALUES ($1, $2, 'control', 'exporter', $3, $4, $5, $6, 100,"
     " now() + interval '" CONTROL_KEEP_TEXT "')";
 static const char under_way_sql[] =
     "SELECT id FROM tasks WHERE job_id IS NULL AND kind = $1 AND provider = $2 AND spec = $3"
@@ -70,10 +70,10 @@ static int insert(struct call *call, const struct control_request *request,
         }
     }
     id_new("task", out->id);
-    return db_exec(
-        call->db, insert_sql,
-        DB_PARAMS(out->id, request->kind, request->provider_kind, request->provider, spec), NULL,
-        err);
+    return db_exec(call->db, insert_sql,
+                   DB_PARAMS(out->id, request->kind, request->provider_kind, request->provider,
+                             spec, request->volume == NULL ? "" : request->volume),
+                   NULL, err);
 }
 
 int control_task_run(struct call *call, const struct control_request *request,

@@ -19,12 +19,13 @@ void control_task_release(struct control_task *task);
 #define auto_control_task CLEANUP(control_task_release) struct control_task
 
 struct control_request {
-    const char *kind; /* "inventory", "vm_info", "validate" */
+    const char *kind; /* "inventory", "vm_info", "validate", "incremental_info" */
     const char *provider;
     const char *provider_kind;
     json_t *spec; /* borrowed */
     int64_t wait_ms;
-    bool share; /* a task of this kind and provider that is under way already will do */
+    const char *volume; /* only workers that reach it; NULL or "": any */
+    bool share;         /* a task of this kind and provider that is under way already will do */
 };
 /* Inserts (or joins) and waits up to wait_ms; *out says how far it came: done, failed, or still
  * under way. -1 only when the database fails. */

@@ -4,6 +4,9 @@
 #define GATEWAY_HANDLERS_H
 
 #include "route.h"
+#include "submit.h"
+
+struct provider_row;
 
 /* handlers_service.c */
 int handle_health(struct call *call, struct error *err);  /* ROUTE_OPEN | ROUTE_NO_DB */
@@ -15,6 +18,11 @@ int handle_capabilities(struct call *call, struct error *err);
 /* handlers_jobs.c. Submit wants job.create (route) and vm.export (looked at inside). Cancel wants
  * job.cancel or, for one's own jobs, job.cancel.own: the route says "job.cancel.own", the handler
  * looks at the job's owner. */
+/* One element of a submit as job and export. problem->status stays 0 when the failure is not the
+ * element's fault. */
+MUST_CHECK int submit_element(struct call *call, const json_t *element, struct submit_request **out,
+                              struct provider_row *out_provider, struct field_problem *problem,
+                              struct error *err);
 int handle_job_submit(struct call *call, struct error *err);
 int handle_job_cancel(struct call *call, struct error *err);      /* /api/v1/jobs/{id}/cancel */
 int handle_job_cancel_many(struct call *call, struct error *err); /* POST /jobs/cancel */
@@ -42,8 +50,10 @@ int handle_export_verify_path(struct call *call, struct error *err); /* body.pat
 int handle_evidence_key(struct call *call, struct error *err);       /* PEM */
 
 /* handlers_vms.c; ROUTE_SLOW */
-int handle_vm_list(struct call *call, struct error *err);  /* GET by parameters, POST by body */
-int handle_vm_info(struct call *call, struct error *err);  /* {id} or vm_path */
+int handle_vm_list(struct call *call, struct error *err); /* GET by parameters, POST by body */
+int handle_vm_info(struct call *call, struct error *err); /* {id} or vm_path */
+/* handlers_incremental.c; ROUTE_SLOW. {id} or vm_path */
+int handle_incremental_analyze(struct call *call, struct error *err);
 int handle_task_get(struct call *call, struct error *err); /* /api/v1/tasks/{id}: of a 202 answer */
 
 /* handlers_providers.c; validate is ROUTE_SLOW */

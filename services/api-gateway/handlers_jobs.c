@@ -3,8 +3,10 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/autos.h"
 #include "common/job_store.h"
 #include "common/json.h"
+#include "common/restore_points.h"
 #include "handlers.h"
 #include "job_view.h"
 #include "provider_lookup.h"
@@ -24,7 +26,6 @@ static const char owner_sql[] = "SELECT submitted_by FROM jobs WHERE id = $1";
 /* ---- submit ---- */
 
 struct submit_run { /* one request while it is worked on */
-    struct submit_settings settings;
     struct submit_batch batch;
     struct submit_request *requests[SUBMIT_JOBS_MAX]; /* NULL: refused */
     struct provider_row providers[SUBMIT_JOBS_MAX];
@@ -59,27 +60,33 @@ static int inventory_name(struct call *call, const char *provider, const char *v
     return 0;
 }
 
-/* problem->status stays 0 when the failure is not the element's fault. */
-static int prepare_element(struct call *call, struct submit_run *run, size_t i,
-                           struct field_problem *problem, struct error *err)
+static struct submit_settings settings_of(struct call *call)
 {
+    return (struct submit_settings){&call->gateway->bases, &call->gateway->hyper2kvm,
+                                    &call->gateway->retry};
+}
+
+int submit_element(struct call *call, const json_t *element, struct submit_request **out,
+                   struct provider_row *out_provider, struct field_problem *problem,
+                   struct error *err)
+{
+    struct submit_settings settings = settings_of(call);
     auto_submit_request *request = NULL;
     autofree char *vm_name = NULL;
     struct job_submission *s;
 
-    if (submit_parse(&run->settings, run->batch.elements[i], NULL, &request, problem, err) < 0)
+    if (submit_parse(&settings, element, NULL, &request, problem, err) < 0)
         return -1;
     s = &request->submission;
-    if (provider_lookup(call->db, s->provider, true, &run->providers[i], problem, err) < 0 ||
+    if (provider_lookup(call->db, s->provider, true, out_provider, problem, err) < 0 ||
         inventory_name(call, s->provider, s->vm_path, &vm_name, err) < 0)
         return -1;
     if (vm_name != NULL) { /* the default directory has the VM's name, not its id */
         submit_request_free(STEAL(request));
-        if (submit_parse(&run->settings, run->batch.elements[i], vm_name, &request, problem, err) <
-            0)
+        if (submit_parse(&settings, element, vm_name, &request, problem, err) < 0)
             return -1;
     }
-    run->requests[i] = STEAL(request);
+    *out = STEAL(request);
     return 0;
 }
 
@@ -113,7 +120,8 @@ static int prepare_all(struct call *call, struct submit_run *run, struct error *
     for (size_t i = 0; i < run->batch.count; i++) {
         struct field_problem problem = {0};
         struct error why = ERROR_NONE;
-        if (prepare_element(call, run, i, &problem, &why) == 0)
+        if (submit_element(call, run->batch.elements[i], &run->requests[i], &run->providers[i],
+                           &problem, &why) == 0)
             continue;
         *err = why;
         if (run->batch.single && problem.status != 0)
@@ -126,13 +134,28 @@ static int prepare_all(struct call *call, struct submit_run *run, struct error *
     return 0;
 }
 
+/* An increment is written beside what it stands on, so by a worker that reaches that. */
+static int volume_of(struct db *db, const struct job_submission *s, char **out_volume,
+                     struct error *err)
+{
+    auto_json *spec = json_deep_copy(s->export_spec);
+
+    if (json_is_true(json_object_get(spec, "force_full")))
+        (void)json_object_del(spec, "incremental");
+    return restore_points_add(db, s->provider, spec, out_volume, err);
+}
+
 static int store_element(struct call *call, struct submit_run *run, size_t i, struct error *err)
 {
     struct job_submission *s = &run->requests[i]->submission;
     autofree char *key = NULL;
+    autofree char *volume = NULL;
     char id[64];
     bool existing = false;
 
+    if (volume_of(call->db, s, &volume, err) < 0)
+        return -1;
+    s->volume = volume;
     s->provider_kind = run->providers[i].kind;
     s->submitted_by = call->identity.username;
     s->trace_id = call->trace_id;
@@ -275,8 +298,6 @@ int handle_job_submit(struct call *call, struct error *err)
     CLEANUP(submit_run_auto) struct submit_run *run = xcalloc(1, sizeof *run);
     struct field_problem problem = {0};
 
-    run->settings = (struct submit_settings){&call->gateway->bases, &call->gateway->hyper2kvm,
-                                             &call->gateway->retry};
     run->job_ids = json_array();
     run->errors = json_array();
     if (!identity_may(&call->identity, "vm.export"))

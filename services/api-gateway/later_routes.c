@@ -31,7 +31,6 @@ static const struct route later[] = {
     LATER("DELETE", "/api/v1/vms/{id}/cbt"),
     LATER_BOTH("GET", "/cbt/status", "/api/v1/vms/{id}/cbt"),
     LATER("POST", "/cbt/status"),
-    LATER_BOTH("POST", "/incremental/analyze", "/api/v1/vms/{id}/incremental"),
     LATER_BOTH("GET", "/vsphere/{what}", "/api/v1/vsphere/{what}"),
     LATER("GET", "/vsphere/vcenter/info"),
     LATER_BOTH("POST", "/vsphere/clone", "/api/v1/vsphere/clone"),

@@ -57,6 +57,8 @@ const struct route routes[] = {
     {"GET", "/vms/info", "vm.list", "vm.view", "getVm", ROUTE_SLOW | ROUTE_SHORT, handle_vm_info},
     {"POST", "/vms/info", "vm.list", "vm.view", "getVm", ROUTE_SLOW | ROUTE_SHORT, handle_vm_info},
     {"GET", "/api/v1/vms/{id}", "vm.list", "vm.view", "getVm", ROUTE_SLOW, handle_vm_info},
+    {"POST", "/incremental/analyze", "vm.list", "vm.incremental", "analyzeIncremental", ROUTE_SLOW | ROUTE_SHORT, handle_incremental_analyze},
+    {"POST", "/api/v1/vms/{id}/incremental", "vm.list", "vm.incremental", "analyzeIncremental", ROUTE_SLOW, handle_incremental_analyze},
     {"GET", "/api/v1/tasks/{id}", "vm.list", "task.view", "getTask", 0, handle_task_get},
 
     /* providers */

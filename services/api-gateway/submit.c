@@ -11,6 +11,7 @@
 #include "common/upload_url.h"
 
 #define HOUR_MS            3600000
+#define DAY_MS             (UINT64_C(24) * HOUR_MS)
 #define JOB_ID_BYTES_MAX   63 /* fits char[64] of the store */
 #define RETRY_ATTEMPTS_MAX 100
 #define DEFAULT_PROVIDER   "vsphere"
@@ -58,6 +59,10 @@ static const struct field job_fields[] = {
     TEXT("format", 16),
     TEXT("method", 16),
     TEXT("export_method", 16), /* becomes format or method */
+    BOOL("incremental"),
+    BOOL("force_full"),
+    DURATION("incremental_max_age", 0, SUBMIT_FULL_DAYS_MAX *DAY_MS),
+    NUMBER("max_full_age_days", 1, SUBMIT_FULL_DAYS_MAX),
     BOOL("compress"),
     TEXT("compression", 8),
     NUMBER("compression_level", 1, 9),
@@ -75,9 +80,6 @@ static const struct field job_fields[] = {
     OBJECT("metadata"),
     OBJECT("tags"),
     LATER("keep_snapshots", "0"),
-    LATER("incremental", "false"),
-    LATER("force_full", "false"),
-    LATER("max_full_age_days", ""),
     {"bandwidth_limit_mbps", {"bandwidth_limit"}, FIELD_ANY, 0, 0, "0"},
     LATER("bandwidth_burst_mb", "0"),
     LATER("adaptive_bandwidth", "false"),
@@ -307,6 +309,41 @@ static int check_conversion(const json_t *job, struct field_problem *problem, st
     return check_word("hyper2kvm_integration.target_format", target, targets, none, problem, err);
 }
 
+/* force_full asks for a restore point as well: one that stands on nothing. */
+static bool wants_restore_point(const json_t *job)
+{
+    return field_bool(job, "incremental", false) || field_bool(job, "force_full", false);
+}
+
+/* Restore points are qcow2, so that is what they are without a format. */
+static int check_incremental(json_t *job, struct field_problem *problem, struct error *err)
+{
+    bool by_age = json_object_get(job, "incremental_max_age") != NULL;
+    bool by_days = json_object_get(job, "max_full_age_days") != NULL;
+
+    if (by_age && by_days) {
+        return field_fail(problem, 400, "max_full_age_days", err, ERR_INVALID,
+                          "'max_full_age_days' and 'incremental_max_age' say the same: give one");
+    }
+    if (!wants_restore_point(job)) {
+        const char *name = by_age ? "incremental_max_age" : "max_full_age_days";
+        return !by_age && !by_days ? 0
+                                   : field_fail(problem, 400, name, err, ERR_INVALID,
+                                                "'%s' means nothing without 'incremental'", name);
+    }
+    if (!field_bool(job, "keep_local", true)) {
+        return field_fail(problem, 422, "keep_local", err, ERR_NOT_AVAILABLE,
+                          "the next restore point stands on the local files of this one");
+    }
+    if (json_object_get(job, "format") == NULL)
+        json_set_text(job, "format", "qcow2");
+    if (strcmp(field_text(job, "format", ""), "qcow2") != 0) {
+        return field_fail(problem, 422, "incremental", err, ERR_NOT_AVAILABLE,
+                          "restore points exist with format qcow2 only");
+    }
+    return 0;
+}
+
 /* VMDKs are compressed anyway; a raw image has no room for it. */
 static int check_compression(const json_t *job, struct field_problem *problem, struct error *err)
 {
@@ -373,8 +410,8 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
                    err) < 0 ||
         check_id(field_text(job, "id", NULL), problem, err) < 0 ||
         check_retry(settings, job, problem, err) < 0 || check_conversion(job, problem, err) < 0 ||
-        check_compression(job, problem, err) < 0 || check_upload(job, problem, err) < 0 ||
-        check_free_size(job, problem, err) < 0)
+        check_incremental(job, problem, err) < 0 || check_compression(job, problem, err) < 0 ||
+        check_upload(job, problem, err) < 0 || check_free_size(job, problem, err) < 0)
         return -1;
     *out = STEAL(job);
     return 0;
@@ -442,6 +479,13 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     (void)json_object_set_new(
         spec, "compress_level",
         json_integer((json_int_t)field_number(job, "compression_level", SUBMIT_COMPRESS_LEVEL)));
+    set_bool(spec, "incremental", wants_restore_point(job));
+    if (wants_restore_point(job)) {
+        int64_t days = (int64_t)field_number(job, "max_full_age_days", SUBMIT_FULL_DAYS);
+        int64_t age_ms = field_duration_ms(job, "incremental_max_age", days * (int64_t)DAY_MS);
+        set_bool(spec, "force_full", field_bool(job, "force_full", false));
+        (void)json_object_set_new(spec, "incremental_max_age_ms", json_integer(age_ms));
+    }
     if (wants_compression(job))
         json_set_text(spec, "compress", field_text(job, "compression", SUBMIT_COMPRESSION));
     copy_member(spec, "upload", job, "upload");

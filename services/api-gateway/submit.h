@@ -13,6 +13,8 @@
 #define SUBMIT_PRIORITY       50
 #define SUBMIT_PARALLEL       4
 #define SUBMIT_COMPRESS_LEVEL 6
+#define SUBMIT_FULL_DAYS      30 /* then the restore points begin anew */
+#define SUBMIT_FULL_DAYS_MAX  3650
 #define SUBMIT_COMPRESSION    "zstd" /* 6 times as quick as zlib; QEMU reads it since 2020 */
 
 struct submit_settings { /* what the configuration says; borrowed */

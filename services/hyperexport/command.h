@@ -25,6 +25,8 @@ int interrupt_exit_status(void);
 
 /* export.c: --vm NAME */
 int export_command(struct program *program, struct error *err);
+/* incremental.c: --vm NAME --incremental-info */
+int incremental_info_command(struct program *program, struct error *err);
 /* vms.c */
 int vm_info_command(struct program *program, struct error *err); /* --vm NAME --vm-info */
 int vms_command(struct program *program, struct error *err);

@@ -41,6 +41,9 @@ static json_t *job_body(const struct command_line *line)
     add_text(body, "output_path", line, FLAG_OUTPUT);
     add_text(body, "format", line, FLAG_FORMAT);
     add_bool(body, "verify", line, FLAG_VERIFY);
+    add_bool(body, "incremental", line, FLAG_INCREMENTAL);
+    add_bool(body, "force_full", line, FLAG_FORCE_FULL);
+    add_text(body, "incremental_max_age", line, FLAG_INCREMENTAL_MAX_AGE);
     add_bool(body, "compress", line, FLAG_COMPRESS);
     add_text(body, "compression", line, FLAG_COMPRESSION);
     add_number(body, "compression_level", line, FLAG_COMPRESSION_LEVEL);

@@ -35,6 +35,8 @@ static int run_export_flags(struct program *program, struct error *err)
         return verify_path(program, flag_text(line, FLAG_VERIFY_ONLY), err);
     if (!flag_given(line, FLAG_VM))
         return error_set(err, ERR_INVALID, "--vm NAME is missing (--help lists what can be done)");
+    if (flag_on(line, FLAG_INCREMENTAL_INFO))
+        return incremental_info_command(program, err);
     return flag_on(line, FLAG_VM_INFO) ? vm_info_command(program, err)
                                        : export_command(program, err);
 }

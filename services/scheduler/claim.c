@@ -9,6 +9,7 @@
 #include "common/autos.h"
 #include "common/job_store.h"
 #include "common/json.h"
+#include "common/restore_points.h"
 #include "live.h"
 
 #define NUMBER_SIZE      24
@@ -85,6 +86,7 @@ struct claim { /* rows own the texts */
     const char *event; /* what history calls it */
     char task_id[64];
     uint8_t token[TOKEN_BYTES];
+    char *spec; /* the task's, with what the catalogue knows */
     uint8_t *sealed;
     size_t sealed_size;
     uint64_t epoch;
@@ -96,6 +98,7 @@ void claim_free(struct claim *claim)
         return;
     PQclear(claim->rows);
     PQclear(claim->records);
+    free(claim->spec);
     free(claim->sealed);
     free(claim);
 }
@@ -196,15 +199,34 @@ bool claim_same_wish(const Hypersdk__V1__LeaseRequest *a, const Hypersdk__V1__Le
 
 static int check_size(const struct claim *claim, struct error *err)
 {
-    size_t size = claim->sealed_size + OVERHEAD_BYTES;
+    size_t size = claim->sealed_size + OVERHEAD_BYTES + strlen(claim->spec);
 
-    for (int i = 4; i <= 6; i++)
+    for (int i = 5; i <= 6; i++)
         size += strlen(db_text(claim->rows, 0, i));
     for (int i = 0; i < PQntuples(claim->records); i++)
         size += strlen(db_text(claim->records, i, 0)) + strlen(db_text(claim->records, i, 1));
     if (size > BUS_MESSAGE_BYTES_MAX)
         return error_set(err, ERR_LIMIT, "task and settings of %zu bytes are too long for the bus",
                          size);
+    return 0;
+}
+
+/* What an increment may stand on is looked up at every lease: another job may have added a restore
+ * point meanwhile. */
+static int load_spec(struct db *db, struct claim *claim, struct error *err)
+{
+    auto_json *spec = NULL;
+
+    claim->spec = xstrdup(db_text(claim->rows, 0, 4));
+    if (strcmp(db_text(claim->rows, 0, 1), "export") != 0)
+        return 0;
+    spec = json_loads(claim->spec, JSON_REJECT_DUPLICATES, NULL);
+    if (!json_is_object(spec))
+        return error_set(err, ERR_INTERNAL, "the task's spec is no object");
+    if (restore_points_add(db, db_text(claim->rows, 0, 5), spec, NULL, err) < 0)
+        return -1;
+    free(claim->spec);
+    claim->spec = json_text(spec);
     return 0;
 }
 
@@ -224,6 +246,8 @@ static int load_lease(struct db *db, struct claim *claim, struct error *err)
             return error_wrap(err, "credentials of provider '%.63s'", db_text(claim->rows, 0, 5));
     }
     claim->epoch = (uint64_t)db_i64(claim->rows, 0, 3);
+    if (load_spec(db, claim, err) < 0)
+        return -1;
     return check_size(claim, err);
 }
 
@@ -357,7 +381,7 @@ void claim_reply(struct scheduler *scheduler, struct claim *claim, struct bus_re
     body.kind = (char *)(uintptr_t)db_text(claim->rows, 0, 1);
     body.attempt = (uint32_t)db_i64(claim->rows, 0, 2);
     body.lease_ms = scheduler->config.lease_ms;
-    body.spec_json = (char *)(uintptr_t)db_text(claim->rows, 0, 4);
+    body.spec_json = claim->spec;
     body.provider_name = (char *)(uintptr_t)db_text(claim->rows, 0, 5);
     body.settings_json = (char *)(uintptr_t)db_text(claim->rows, 0, 6);
     body.sealed_secrets = (ProtobufCBinaryData){claim->sealed_size, claim->sealed};

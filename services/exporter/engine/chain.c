@@ -287,3 +287,20 @@ int chain_lock(const char *root, const char *vm_id, bool exclusive, int *out_fd,
                      "'%.200s' cannot be locked; restore points need a file system with locks",
                      path);
 }
+
+int chain_reader_lock(const char *dir, const struct export_record *record, char **out_root,
+                      int *out_fd, struct error *err)
+{
+    autofree char *parent = xasprintf("%s/..", dir);
+    autofree char *root = NULL;
+
+    if (incremental(record) == NULL)
+        return 0;
+    root = realpath(parent, NULL);
+    if (root == NULL)
+        return error_set_errno(err, errno, "'%.200s' cannot be found", parent);
+    if (chain_lock(root, chain_vm_id(record), false, out_fd, err) < 0)
+        return -1;
+    *out_root = STEAL(root);
+    return 0;
+}

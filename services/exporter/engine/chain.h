@@ -61,5 +61,9 @@ MUST_CHECK int chain_check(const struct chain *chain, bool digests, const atomic
  * else has it. ERR_NOT_AVAILABLE: the file system has no locks. */
 MUST_CHECK int chain_lock(const char *root, const char *vm_id, bool exclusive, int *out_fd,
                           struct error *err);
+/* For reading the images of the export in dir: *out_root is what image_open_chain wants, NULL
+ * unless it is a restore point; then it is locked, shared. ERR_UNAVAILABLE: it is being changed. */
+MUST_CHECK int chain_reader_lock(const char *dir, const struct export_record *record,
+                                 char **out_root, int *out_fd, struct error *err);
 
 #endif

@@ -10,6 +10,8 @@ int exporter_run_vm_info(struct worker_task *task, void *arg, json_t **out_resul
                          struct error *err);
 int exporter_run_validate(struct worker_task *task, void *arg, json_t **out_result,
                           struct error *err);
+int exporter_run_incremental_info(struct worker_task *task, void *arg, json_t **out_result,
+                                  struct error *err);
 int exporter_run_release(struct worker_task *task, void *arg, json_t **out_result,
                          struct error *err);
 /* verify_task.c: class transfer, it reads whole exports. */

@@ -159,6 +159,15 @@ static bool is_too_old(const struct export_base_wish *wish, int64_t full_ms)
     return clock_wall_ms() - full_ms > wish->age_max_ms;
 }
 
+/* The base's directory as seen from a point beside it. */
+static void name_dir(struct export_base *base, const char *root)
+{
+    const char *dir = base->chain->points[0].dir;
+
+    (void)snprintf(base->dir, sizeof base->dir, "..%.255s",
+                   strcmp(dir, root) == 0 ? "" : strrchr(dir, '/'));
+}
+
 static int choose(const struct export_base_wish *wish, const json_t *row, struct export_base *base,
                   struct error *err)
 {
@@ -184,6 +193,7 @@ static int choose(const struct export_base_wish *wish, const json_t *row, struct
         return full(base, "the chain has %d restore points; prune it", CHAIN_POINTS_MAX);
     if (chain_check(base->chain, wish->digests, wish->stopped, &why) == 0) {
         base->full_at_ms = full_ms;
+        name_dir(base, wish->root);
         return 0;
     }
     if (why.code == ERR_CANCELLED) {
@@ -304,23 +314,12 @@ int export_base_disk(struct export_run *run, struct export_disk *disk, struct er
     assert(known >= 0); /* export_base_fit */
     file = chain_disk_text(point->record, (size_t)known, "file");
     leaves = chain_disk_text(point->record, (size_t)known, "leaves");
-    disk->backing = xasprintf("%s/%s", export_base_dir(run), file);
+    disk->backing = xasprintf("%s/%s", run->base.dir, file);
     path = xasprintf("%s/%s", point->dir, leaves);
     if (leaves_load(path, &run->base.leaves[disk->frozen_index], err) < 0)
         return error_wrap(err, "restore point '%.64s'", point->record->export_id);
     disk->base_leaves = run->base.leaves[disk->frozen_index];
     return 0;
-}
-
-const char *export_base_dir(struct export_run *run)
-{
-    const struct chain_point *point = &run->base.chain->points[0];
-    const char *slash = strrchr(point->dir, '/');
-
-    if (strcmp(point->dir, run->base.root) == 0)
-        return "..";
-    (void)snprintf(run->base.dir, sizeof run->base.dir, "..%.255s", slash);
-    return run->base.dir;
 }
 
 /* An earlier attempt planned everything: is what it stands on still there? */
@@ -356,7 +355,7 @@ static uint64_t changed_bytes(const struct export_disk *disk)
     return changed;
 }
 
-json_t *export_base_summary(struct export_run *run)
+json_t *export_base_summary(const struct export_run *run)
 {
     const struct export_base *base = &run->base;
     json_t *object = json_object();
@@ -367,7 +366,7 @@ json_t *export_base_summary(struct export_run *run)
         json_set_text(object, "reason", base->reason);
     } else {
         json_set_text(object, "base_id", base->chain->points[0].record->export_id);
-        json_set_text(object, "base_dir", export_base_dir(run));
+        json_set_text(object, "base_dir", run->base.dir);
     }
     for (size_t i = base->chain == NULL ? 0 : base->chain->count; i > 0; i--) {
         if (json_array_append_new(chain,
@@ -378,7 +377,7 @@ json_t *export_base_summary(struct export_run *run)
     return object;
 }
 
-void export_base_document(struct export_run *run, json_t *document, int64_t completed_ms)
+void export_base_document(const struct export_run *run, json_t *document, int64_t completed_ms)
 {
     json_t *object;
     uint64_t changed = 0;

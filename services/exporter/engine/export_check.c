@@ -13,6 +13,7 @@
 #include "common/autos.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "services/exporter/engine/chain.h"
 #include "services/exporter/engine/copy.h"
 #include "services/exporter/engine/export_evidence.h"
 #include "services/exporter/engine/export_record.h"
@@ -29,6 +30,7 @@ struct check {
     json_t *result;
     json_t *problems; /* borrowed from result */
     json_t *extra;
+    char *root; /* of a restore point's chain, else NULL */
     size_t problem_count;
     uint64_t done;
     uint64_t total;
@@ -195,8 +197,8 @@ static int check_image(struct check *check, const char *name, const struct leave
         return 0;
     }
     if (access(path, F_OK) == 0) { /* a missing one was told already */
-        if (copy_verify_all(path, format, leaves, check->options->threads, check->options->stopped,
-                            &found, err) < 0)
+        if (copy_verify_all(path, format, check->root, leaves, check->options->threads,
+                            check->options->stopped, &found, err) < 0)
             return note_failure(check, name, "content", err);
         if (found.count > 0)
             add_differences(check, name, &found);
@@ -442,7 +444,12 @@ static int run_check(struct check *check, struct error *err)
     auto_export_record *record = NULL;
 
     if (export_record_load(path, &record, err) == 0) {
+        autofree char *root = NULL;
+        autoclose int lock = -1;
         check->record = record;
+        if (chain_reader_lock(check->options->dir, record, &root, &lock, err) < 0)
+            return -1;
+        check->root = root;
         return check_export(check, err);
     }
     if (err->code != ERR_NOT_FOUND)

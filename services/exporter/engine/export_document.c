@@ -114,7 +114,7 @@ static void set_identity(json_t *document, const struct export_run *run)
     json_put(document, "provider", provider);
 }
 
-json_t *export_document(struct export_run *run)
+json_t *export_document(const struct export_run *run)
 {
     json_t *document = json_object();
     int64_t now_ms = clock_wall_ms();

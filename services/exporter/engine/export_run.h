@@ -87,7 +87,7 @@ struct export_base {
     struct chain *chain;            /* what the new point stands on; NULL: it is a full one */
     char reason[EXPORT_REASON_MAX]; /* why it is */
     int64_t full_at_ms;             /* of the chain's last full export, wall */
-    char dir[300];
+    char dir[260];                  /* "../exp-1": of the base, seen from the new point */
     struct leaves *leaves[VM_DISKS_MAX];
 };
 
@@ -214,7 +214,7 @@ MUST_CHECK int export_package(struct export_run *run, struct error *err);
 MUST_CHECK int export_verify(struct export_run *run, struct error *err);
 /* Digest lists, manifests, and the plan; run->plan is set. */
 MUST_CHECK int export_plan_store(struct export_run *run, struct error *err);
-json_t *export_document(struct export_run *run);
+json_t *export_document(const struct export_run *run);
 
 /* export_base.c */
 /* The catalogue's row of this VM among the task's; NULL: none. */
@@ -230,14 +230,12 @@ MUST_CHECK int export_base_find(struct export_run *run, const struct vm *vm, str
 MUST_CHECK int export_base_fit(struct export_run *run, struct error *err);
 MUST_CHECK int export_base_disk(struct export_run *run, struct export_disk *disk,
                                 struct error *err);
-/* "../exp-1": of the base, seen from the new point. Valid while run lives. */
-const char *export_base_dir(struct export_run *run);
 /* Before the finish of a plan that an earlier attempt stored. */
 MUST_CHECK int export_base_recall(struct export_run *run, struct error *err);
 /* mode, base and chain of a restore point: new reference. */
-json_t *export_base_summary(struct export_run *run);
+json_t *export_base_summary(const struct export_run *run);
 /* "incremental" and the disks' part of it, into export.json. */
-void export_base_document(struct export_run *run, json_t *document, int64_t completed_ms);
+void export_base_document(const struct export_run *run, json_t *document, int64_t completed_ms);
 
 /* export_upload.c; nothing to do unless an upload is wanted */
 /* Credentials and target, as early as possible: ERR_DENIED ... before anything is read. A target

@@ -66,9 +66,13 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
 
 /* control.c, export.c, verify_task.c. */
 static const struct worker_kind kinds[] = {
-    {"export", false, exporter_run_export},  {"inventory", true, exporter_run_inventory},
-    {"vm_info", true, exporter_run_vm_info}, {"validate", true, exporter_run_validate},
-    {"release", true, exporter_run_release}, {"verify", false, exporter_run_verify},
+    {"export", false, exporter_run_export},
+    {"inventory", true, exporter_run_inventory},
+    {"vm_info", true, exporter_run_vm_info},
+    {"validate", true, exporter_run_validate},
+    {"incremental_info", true, exporter_run_incremental_info},
+    {"release", true, exporter_run_release},
+    {"verify", false, exporter_run_verify},
 };
 
 static json_t *checked(json_t *json)

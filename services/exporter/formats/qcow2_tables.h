@@ -13,8 +13,8 @@
 #define QCOW2_CLUSTER_BITS  16
 #define QCOW2_CLUSTER_BYTES (UINT64_C(1) << QCOW2_CLUSTER_BITS)
 #define QCOW2_L2_ENTRIES    (QCOW2_CLUSTER_BYTES / 8)
-#define QCOW2_L2_SPAN_BYTES (QCOW2_L2_ENTRIES * QCOW2_CLUSTER_BYTES) /* 512 MiB of disk per table \
-                                                                      */
+/* Of the disk, per table: 512 MiB. */
+#define QCOW2_L2_SPAN_BYTES (QCOW2_L2_ENTRIES * QCOW2_CLUSTER_BYTES)
 
 /* Offset in the index file of the entry of this cluster. */
 static inline uint64_t qcow2_index_offset(uint64_t cluster)

@@ -185,9 +185,7 @@ static void paths_outside_the_bases_are_refused(void **state)
 static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
 {
     static const char *const fields[] = {
-        "\"incremental\": true",
-        "\"force_full\": true",
-        "\"max_full_age_days\": 30",
+        "\"format\": \"ovf\", \"incremental\": true",
         "\"bandwidth_limit_mbps\": 20",
         "\"bandwidth_limit\": 20",
         "\"bandwidth_burst_mb\": 5",
@@ -231,11 +229,11 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
 static void later_fields_that_ask_for_nothing_are_no_error(void **state)
 {
     auto_submit_request *request =
-        take("{\"vm\": \"a\", \"incremental\": false, \"bandwidth_limit_mbps\": 0, \"keep_local\": "
+        take("{\"vm\": \"a\", \"keep_snapshots\": 0, \"bandwidth_limit_mbps\": 0, \"keep_local\": "
              "true, \"pre_hooks\": [], \"upload\": null, \"options\": {\"remove_cdrom\": false}}");
 
     (void)state;
-    assert_null(json_object_get(request->definition, "incremental"));
+    assert_null(json_object_get(request->definition, "keep_snapshots"));
 }
 
 static void uploads_name_a_place_and_no_secret(void **state)
@@ -286,6 +284,44 @@ static void defaults_are_those_of_the_reference(void **state)
     assert_true(json_is_true(json_object_get(spec, "snapshot_quiesce")));
     assert_true(json_is_true(json_object_get(spec, "delete_snapshot")));
     assert_true(json_is_false(json_object_get(spec, "convert")));
+}
+
+static void restore_points_are_qcow2_and_a_month_old_at_most(void **state)
+{
+    static const struct {
+        const char *fields;
+        bool force_full;
+        uint64_t age_ms;
+    } cases[] = {{"\"incremental\": true", false, UINT64_C(2592000000)},
+                 {"\"incremental\": true, \"format\": \"qcow2\", \"max_full_age_days\": 2", false,
+                  172800000},
+                 {"\"force_full\": true, \"incremental_max_age\": \"12h\"", true, 43200000}};
+    static const struct refusal refusals[] = {
+        {"{\"vm\": \"a\", \"max_full_age_days\": 3}", "max_full_age_days", 400, ERR_INVALID,
+         "without 'incremental'"},
+        {"{\"vm\": \"a\", \"incremental\": false, \"incremental_max_age\": 3}",
+         "incremental_max_age", 400, ERR_INVALID, "without 'incremental'"},
+        {"{\"vm\": \"a\", \"incremental\": true, \"incremental_max_age\": 3, "
+         "\"max_full_age_days\": 3}",
+         "max_full_age_days", 400, ERR_INVALID, "give one"},
+        {"{\"vm\": \"a\", \"incremental\": true, \"format\": \"vmdk\"}", "incremental", 422,
+         ERR_NOT_AVAILABLE, "qcow2"},
+        {"{\"vm\": \"a\", \"incremental\": true, \"keep_local\": false, \"upload\": \"s3://b/x\"}",
+         "keep_local", 422, ERR_NOT_AVAILABLE, "stands on the local files"},
+    };
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        autofree char *body = xasprintf("{\"vm\": \"a\", %s}", cases[i].fields);
+        auto_submit_request *request = take(body);
+        const json_t *spec = request->export_spec;
+        assert_string_equal(json_str(spec, "format"), "qcow2");
+        assert_string_equal(request->submission.format, "qcow2");
+        assert_true(json_is_true(json_object_get(spec, "incremental")));
+        assert_int_equal(json_is_true(json_object_get(spec, "force_full")), cases[i].force_full);
+        assert_int_equal(json_u64(spec, "incremental_max_age_ms"), cases[i].age_ms);
+    }
+    check_refusals(refusals, ARRAY_LEN(refusals));
 }
 
 static void compression_is_zstd_unless_another_is_named(void **state)
@@ -492,6 +528,7 @@ int main(void)
         cmocka_unit_test(later_fields_that_ask_for_nothing_are_no_error),
         cmocka_unit_test(uploads_name_a_place_and_no_secret),
         cmocka_unit_test(defaults_are_those_of_the_reference),
+        cmocka_unit_test(restore_points_are_qcow2_and_a_month_old_at_most),
         cmocka_unit_test(compression_is_zstd_unless_another_is_named),
         cmocka_unit_test(retry_is_in_seconds_or_with_units),
         cmocka_unit_test(one_delay_alone_moves_the_default_of_the_other),

@@ -1,0 +1,135 @@
+/* --incremental-info: what an incremental export would do. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "command.h"
+#include "common/json.h"
+
+#define INFO_TRIES 8 /* the gateway waits 30 s for a worker each time */
+#define ROWS_MAX   9
+
+/* A number that may not be known before the disks are read. */
+static const char *number(const json_t *info, const char *key, char *out, size_t size, bool bytes)
+{
+    const json_t *value = json_object_get(info, key);
+
+    if (!json_is_integer(value)) {
+        (void)snprintf(out, size, "unknown");
+        return out;
+    }
+    if (bytes)
+        text_size((uint64_t)json_integer_value(value), out);
+    else
+        (void)snprintf(out, size, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+    return out;
+}
+
+static void show_quiet(const json_t *info)
+{
+    static const char *const texts[] = {"reason", "base_id", "base_time"};
+    static const char *const numbers[] = {"changed_bytes", "total_bytes", "saving_percent"};
+    const json_t *disks = json_object_get(info, "disks");
+    char text[TEXT_NUMBER_SIZE];
+    const json_t *disk;
+    size_t i;
+    auto_strbuf out;
+
+    strbuf_init(&out, TEXT_BYTES_MAX);
+    output_pair(&out, "possible",
+                json_is_true(json_object_get(info, "possible")) ? "true" : "false");
+    for (i = 0; i < ARRAY_LEN(texts); i++)
+        output_pair(&out, texts[i], json_str(info, texts[i]));
+    for (i = 0; i < ARRAY_LEN(numbers); i++)
+        output_pair(&out, numbers[i], number(info, numbers[i], text, sizeof text, false));
+    json_array_foreach(disks, i, disk)
+    {
+        strbuf_addf(&out, "disk.%zu.changed=%s\n", i + 1,
+                    number(disk, "changed_bytes", text, sizeof text, false));
+    }
+    output_text(&out);
+}
+
+static void show_box(const struct program *program, const json_t *info)
+{
+    bool possible = json_is_true(json_object_get(info, "possible"));
+    size_t count = json_array_size(json_object_get(info, "chain"));
+    struct text_row rows[ROWS_MAX];
+    char texts[3][TEXT_NUMBER_SIZE];
+    char chain[TEXT_NUMBER_SIZE];
+    size_t n = 0;
+    auto_strbuf out;
+
+    (void)snprintf(chain, sizeof chain, "%zu", count);
+    rows[n++] = (struct text_row){.label = "VM Name", .value = json_str(info, "vm_name")};
+    rows[n++] = (struct text_row){.label = "Next export",
+                                  .value = possible ? "incremental" : "full",
+                                  .color = possible ? "32" : "33"};
+    if (possible) {
+        rows[n++] = (struct text_row){.label = "Stands on", .value = json_str(info, "base_id")};
+        rows[n++] = (struct text_row){.label = "Made at", .value = json_str(info, "base_time")};
+        rows[n++] = (struct text_row){.label = "Restore points", .value = chain};
+        rows[n++] = (struct text_row){
+            .label = "Last change",
+            .value = number(info, "last_changed_bytes", texts[0], sizeof texts[0], true)};
+    } else {
+        rows[n++] = (struct text_row){.label = "Reason", .value = json_str(info, "reason")};
+    }
+    rows[n++] =
+        (struct text_row){.label = "To be read",
+                          .value = number(info, "read_bytes", texts[1], sizeof texts[1], true)};
+    rows[n++] = (struct text_row){
+        .label = "Capacity", .value = number(info, "total_bytes", texts[2], sizeof texts[2], true)};
+    strbuf_init(&out, TEXT_BYTES_MAX);
+    text_box(&out, "Incremental Export", true, rows, n, &program->style);
+    output_text(&out);
+}
+
+/* The flags that decide where the export would go and what it would stand on. */
+static json_t *body_of(const struct command_line *line)
+{
+    static const struct {
+        const char *key;
+        enum flag_id id;
+    } texts[] = {{"vm_path", FLAG_VM},
+                 {"provider", FLAG_PROVIDER},
+                 {"output_path", FLAG_OUTPUT},
+                 {"format", FLAG_FORMAT},
+                 {"incremental_max_age", FLAG_INCREMENTAL_MAX_AGE}};
+    json_t *body = json_object();
+
+    for (size_t i = 0; i < ARRAY_LEN(texts); i++) {
+        if (flag_given(line, texts[i].id))
+            json_set_text(body, texts[i].key, flag_text(line, texts[i].id));
+    }
+    if (flag_on(line, FLAG_FORCE_FULL))
+        json_put(body, "force_full", json_true());
+    return body;
+}
+
+int incremental_info_command(struct program *program, struct error *err)
+{
+    auto_json *body = body_of(program->line);
+    const struct api_request request = {
+        .method = "POST", .path = "/incremental/analyze", .body = body};
+    auto_json *info = NULL;
+
+    if (api_check(program->api, err) < 0)
+        return -1;
+    for (int i = 0; i < INFO_TRIES; i++) {
+        json_decref(STEAL(info));
+        if (api_call(program->api, &request, &info, err) < 0)
+            return -1;
+        if (json_object_get(info, "possible") != NULL)
+            break; /* else 202: all workers are busy */
+    }
+    if (json_object_get(info, "possible") == NULL)
+        return error_set(err, ERR_TIMEOUT, "no worker has looked at VM '%.128s' yet",
+                         flag_text(program->line, FLAG_VM));
+    if (program->json)
+        output_json(info);
+    else if (program->quiet)
+        show_quiet(info);
+    else
+        show_box(program, info);
+    return EXIT_DONE;
+}
