@@ -565,6 +565,14 @@ int config_section(const struct config_file *file, const char *section, void *ou
     return -1;
 }
 
+void config_section_release(const char *section, void *out)
+{
+    const struct config_table *table = find_table(section);
+
+    assert(table != NULL);
+    config_release(table->keys, out);
+}
+
 /* A copy of the tree with every scalar expanded. */
 static int expand_tree(const struct config_file *file, const char *section,
                        const struct yaml_node *node, json_t **out, struct error *err)

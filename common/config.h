@@ -70,6 +70,8 @@ DEFINE_AUTO(config_file, struct config_file, config_file_free)
  * types, ranges. Problems with file and line are appended to *problems. */
 MUST_CHECK int config_section(const struct config_file *file, const char *section, void *out,
                               struct strbuf *problems, struct error *err);
+/* Frees what config_section put into *out. */
+void config_section_release(const char *section, void *out);
 /* A section as JSON, ${ENV} expanded; for free-form ones (providers, webhooks, roles).
  * New reference; JSON null when absent. */
 MUST_CHECK int config_section_json(const struct config_file *file, const char *section,

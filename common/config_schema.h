@@ -53,12 +53,15 @@ struct secrets_config { /* section "secrets" */
                            other services */
 };
 
-struct export_config {                /* section "export" */
-    char *base_path;                  /* default /exports */
-    struct config_list allowed_paths; /* further base directories */
-    uint32_t concurrent_exports;      /* transfer slots per worker process, 1-64, default 2 */
-    uint64_t chunk_size;              /* range request and journal unit, 1M-64M, default 10M */
-    uint32_t max_retries;             /* repeats of one failed read, 0-20, default 3 */
+struct export_config {                     /* section "export" */
+    char *base_path;                       /* default /exports */
+    struct config_list allowed_paths;      /* further base directories */
+    uint32_t concurrent_exports;           /* transfer slots per worker process, 1-64, default 2 */
+    uint64_t chunk_size;                   /* range request and journal unit, 1M-64M, default 10M */
+    uint32_t max_retries;                  /* repeats of one failed read, 0-20, default 3 */
+    uint32_t bandwidth_limit_mbps;         /* of a worker process, MB/s, 0 = no limit */
+    uint32_t bandwidth_burst_mb;           /* 0 = 2 x the limit */
+    struct config_list bandwidth_profiles; /* "mon-fri 08:00-18:00 20": engine/rate_profile.h */
     uint32_t provider_limit; /* exports at a time per provider instance, all workers; default 8 */
 };
 

@@ -48,6 +48,12 @@ MUST_CHECK int job_store_cancel(struct db *db, const char *job_id, const char *a
 MUST_CHECK int job_store_retry(struct db *db, const char *job_id, const char *actor,
                                struct error *err);
 
+/* fields: the job's bandwidth_... fields from now on; bandwidth: the same as spec of its transfer
+ * tasks (docs/tasks.md). ERR_NOT_FOUND; ERR_CONFLICT when there is nothing left to transfer. */
+MUST_CHECK int job_store_set_bandwidth(struct db *db, const char *job_id, const char *actor,
+                                       const json_t *fields, const json_t *bandwidth,
+                                       struct error *err);
+
 /* Loads job and task under row locks, decides, stores under WHERE epoch, writes the effects.
  * expect_epoch/token NULL for events of users and the reaper. ERR_CONFLICT with code "lost" text
  * when epoch or token are stale: nothing was changed. */

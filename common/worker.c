@@ -87,13 +87,11 @@ static void on_control(void *arg, const bus_envelope *envelope)
     if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN &&
         strcmp(control->instance, worker->instance) == 0)
         start_drain(worker);
-    if (control->kind != HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL)
-        return;
     LOCK_SCOPE(&worker->tasks_mutex);
     for (size_t i = 0; i < ARRAY_LEN(worker->tasks); i++) {
         struct worker_task *task = worker->tasks[i];
         if (task != NULL && strcmp(task->ref.task_id, control->task_id) == 0)
-            worker_task_stop(task, WORKER_CANCELLED);
+            worker_task_control(task, control);
     }
 }
 
@@ -360,8 +358,11 @@ int worker_run(struct service *service, const struct bus_config *bus,
         start_slots(worker, false, description->transfer_slots, err) < 0 ||
         start_slots(worker, true, description->control_slots, err) < 0)
         return -1;
-    while (!service_wait(service, WORKER_PROGRESS_MS))
+    while (!service_wait(service, WORKER_PROGRESS_MS)) {
         worker_progress_tick(worker);
+        if (description->tick != NULL)
+            description->tick(description->arg);
+    }
     drain(worker);
     return 0;
 }

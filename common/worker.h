@@ -51,7 +51,8 @@ struct worker_description { /* texts, kinds, bases and arg live as long as the p
     uint32_t control_slots;
     const struct config_list *bases; /* announced as volumes: .hypersdk-volume is made if missing */
     json_t *capabilities;            /* capability record; read by worker_run only */
-    void *arg;                       /* for run() */
+    void (*tick)(void *arg);         /* every WORKER_PROGRESS_MS, quick; may be NULL */
+    void *arg;                       /* for run() and tick() */
 };
 
 /* Returns after service_stopping() and the drain: running tasks are asked to stop, yielded or
@@ -104,6 +105,16 @@ struct worker_progress {
 /* The newest values; rate and ETA are made here (10 s moving average). Sent every
  * WORKER_PROGRESS_MS, may be lost. */
 void worker_task_progress(struct worker_task *task, const struct worker_progress *progress);
+
+struct worker_rate { /* the task's bandwidth: spec member "bandwidth", then what users set later */
+    uint64_t rate;   /* bytes per second (adaptive: at most); 0: no limit */
+    uint64_t burst;  /* bytes; 0: 2 x rate */
+    uint64_t floor;  /* > 0: adaptive, bytes per second at least */
+};
+/* Calls changed() at once with what holds now and then whenever it is changed, from any thread and
+ * never after a call with changed NULL has returned. It must not call worker_task functions. */
+void worker_task_on_rate(struct worker_task *task,
+                         void (*changed)(void *arg, const struct worker_rate *rate), void *arg);
 
 /* Committed before it returns. ERR_CANCELLED: lease lost. ERR_LIMIT: key over 128 bytes, value over
  * 4096, or more than 256 keys. */

@@ -86,6 +86,12 @@ struct worker_task {
 
     uint32_t page; /* of the inventory; its task thread only */
 
+    pthread_mutex_t rate_mutex; /* guards the next four; held over on_rate */
+    struct worker_rate rate;
+    uint64_t rate_stamp_ms;
+    void (*on_rate)(void *arg, const struct worker_rate *rate);
+    void *on_rate_arg;
+
     pthread_mutex_t renew_mutex; /* one renewal at a time; taken before mutex */
     pthread_t renewer;
 };
@@ -98,6 +104,8 @@ DEFINE_AUTO(worker_task, struct worker_task, worker_task_free)
 #define auto_worker_task CLEANUP(worker_task_auto) struct worker_task
 void worker_task_stop(struct worker_task *task, enum worker_stop reason);
 void worker_task_kick(struct worker_task *task);
+/* Does what a message of the scheduler to this task asks for. */
+void worker_task_control(struct worker_task *task, const Hypersdk__V1__TaskControl *control);
 /* Monotonic time after which nothing may be written. */
 int64_t worker_task_deadline_ms(const struct worker_task *task);
 /* Sends one body and repeats it (same message id) until an answer comes, the task is lost, or the

@@ -99,10 +99,8 @@ static void take_reply(struct worker_task *task, const Hypersdk__V1__RenewReply 
     }
     atomic_store(&task->lease_deadline_ms, sent_ms + reply->lease_ms - WORKER_LEASE_MARGIN_MS);
     acknowledge(task, reply->lines_stored);
-    for (size_t i = 0; i < reply->n_controls; i++) {
-        if (reply->controls[i]->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL)
-            worker_task_stop(task, WORKER_CANCELLED);
-    }
+    for (size_t i = 0; i < reply->n_controls; i++)
+        worker_task_control(task, reply->controls[i]);
 }
 
 int worker_renew_once(struct worker_task *task, struct error *err)

@@ -44,6 +44,48 @@ static void set_record(struct worker_task *task, const char *key, const char *va
     task->records[task->record_count++] = (struct worker_record){xstrdup(key), xstrdup(value)};
 }
 
+/* ---- bandwidth ---- */
+
+static void read_rate(struct worker_task *task)
+{
+    const json_t *bandwidth = json_object_get(task->spec, "bandwidth");
+
+    task->rate = (struct worker_rate){.rate = json_u64(bandwidth, "rate"),
+                                      .burst = json_u64(bandwidth, "burst"),
+                                      .floor = json_u64(bandwidth, "floor")};
+    task->rate_stamp_ms = json_u64(bandwidth, "stamp_ms");
+}
+
+/* Comes with every renewal and may overtake itself on the bus: only news counts. */
+static void set_rate(struct worker_task *task, const Hypersdk__V1__TaskControl *control)
+{
+    LOCK_SCOPE(&task->rate_mutex);
+    if (control->stamp_ms <= task->rate_stamp_ms)
+        return;
+    task->rate = (struct worker_rate){control->value, control->burst_bytes, control->floor_bytes};
+    task->rate_stamp_ms = control->stamp_ms;
+    if (task->on_rate != NULL)
+        task->on_rate(task->on_rate_arg, &task->rate);
+}
+
+void worker_task_on_rate(struct worker_task *task,
+                         void (*changed)(void *arg, const struct worker_rate *rate), void *arg)
+{
+    LOCK_SCOPE(&task->rate_mutex);
+    task->on_rate = changed;
+    task->on_rate_arg = arg;
+    if (changed != NULL)
+        changed(arg, &task->rate);
+}
+
+void worker_task_control(struct worker_task *task, const Hypersdk__V1__TaskControl *control)
+{
+    if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL)
+        worker_task_stop(task, WORKER_CANCELLED);
+    else if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT)
+        set_rate(task, control);
+}
+
 int worker_task_new(struct worker *worker, bus_envelope *lease_taken, struct worker_task **out,
                     struct error *err)
 {
@@ -56,6 +98,7 @@ int worker_task_new(struct worker *worker, bus_envelope *lease_taken, struct wor
     task->ref = *task->facts->ref; /* shares its buffers */
     (void)pthread_mutex_init(&task->mutex, NULL);
     (void)pthread_mutex_init(&task->renew_mutex, NULL);
+    (void)pthread_mutex_init(&task->rate_mutex, NULL);
     (void)pthread_condattr_init(&attributes);
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     (void)pthread_cond_init(&task->changed, &attributes);
@@ -72,10 +115,9 @@ int worker_task_new(struct worker *worker, bus_envelope *lease_taken, struct wor
         return error_wrap(err, "task '%.64s'", task->facts->ref->task_id);
     for (size_t i = 0; i < task->facts->n_records && i < WORKER_RECORDS_MAX; i++)
         set_record(task, task->facts->records[i]->key, task->facts->records[i]->value);
-    for (size_t i = 0; i < task->facts->n_controls; i++) {
-        if (task->facts->controls[i]->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL)
-            worker_task_stop(task, WORKER_CANCELLED);
-    }
+    read_rate(task);
+    for (size_t i = 0; i < task->facts->n_controls; i++)
+        worker_task_control(task, task->facts->controls[i]);
     *out = STEAL(task);
     return 0;
 }
@@ -100,6 +142,7 @@ void worker_task_free(struct worker_task *task)
     (void)pthread_cond_destroy(&task->changed);
     (void)pthread_mutex_destroy(&task->mutex);
     (void)pthread_mutex_destroy(&task->renew_mutex);
+    (void)pthread_mutex_destroy(&task->rate_mutex);
     free(task);
 }
 

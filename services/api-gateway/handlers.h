@@ -28,6 +28,9 @@ int handle_job_cancel(struct call *call, struct error *err);      /* /api/v1/job
 int handle_job_cancel_many(struct call *call, struct error *err); /* POST /jobs/cancel */
 int handle_job_retry(struct call *call, struct error *err);
 
+/* handlers_job_bandwidth.c; {id} in the path */
+int handle_job_bandwidth(struct call *call, struct error *err);
+
 /* handlers_job_query.c */
 int handle_job_query(struct call *call, struct error *err); /* GET by parameters, POST by body */
 

@@ -33,6 +33,7 @@ const struct route routes[] = {
     {"POST", "/jobs/cancel", "job.cancel.own", "job.cancel", "cancelJobs", ROUTE_SHORT, handle_job_cancel_many},
     {"POST", "/api/v1/jobs/{id}/cancel", "job.cancel.own", "job.cancel", "cancelJob", 0, handle_job_cancel},
     {"POST", "/api/v1/jobs/{id}/retry", "job.create", "job.retry", "retryJob", 0, handle_job_retry},
+    {"PUT", "/api/v1/jobs/{id}/bandwidth", "job.create", "job.bandwidth", "setJobBandwidth", 0, handle_job_bandwidth},
     {"GET", "/jobs/progress/{id}", "job.view", "job.progress", "getJobProgress", ROUTE_SHORT, handle_job_progress},
     {"GET", "/api/v1/jobs/{id}/progress", "job.view", "job.progress", "getJobProgress", 0, handle_job_progress},
     {"GET", "/jobs/logs/{id}", "job.view", "job.logs", "getJobLogs", ROUTE_STREAM | ROUTE_SHORT, handle_job_logs},

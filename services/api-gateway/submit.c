@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "bandwidth.h"
 #include "common/autos.h"
 #include "common/id.h"
 #include "common/json.h"
@@ -80,9 +81,7 @@ static const struct field job_fields[] = {
     OBJECT("metadata"),
     OBJECT("tags"),
     LATER("keep_snapshots", "0"),
-    {"bandwidth_limit_mbps", {"bandwidth_limit"}, FIELD_ANY, 0, 0, "0"},
-    LATER("bandwidth_burst_mb", "0"),
-    LATER("adaptive_bandwidth", "false"),
+    BANDWIDTH_FIELDS,
     LATER("email_notify", "false"),
     LATER("email", ""),
     TEXT("upload", UPLOAD_URL_BYTES_MAX),
@@ -409,9 +408,10 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
         check_word("method", field_text(job, "method", "auto"), methods, methods_later, problem,
                    err) < 0 ||
         check_id(field_text(job, "id", NULL), problem, err) < 0 ||
-        check_retry(settings, job, problem, err) < 0 || check_conversion(job, problem, err) < 0 ||
-        check_incremental(job, problem, err) < 0 || check_compression(job, problem, err) < 0 ||
-        check_upload(job, problem, err) < 0 || check_free_size(job, problem, err) < 0)
+        bandwidth_check(job, problem, err) < 0 || check_retry(settings, job, problem, err) < 0 ||
+        check_conversion(job, problem, err) < 0 || check_incremental(job, problem, err) < 0 ||
+        check_compression(job, problem, err) < 0 || check_upload(job, problem, err) < 0 ||
+        check_free_size(job, problem, err) < 0)
         return -1;
     *out = STEAL(job);
     return 0;
@@ -490,6 +490,8 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
         json_set_text(spec, "compress", field_text(job, "compression", SUBMIT_COMPRESSION));
     copy_member(spec, "upload", job, "upload");
     copy_member(spec, "keep_local", job, "keep_local");
+    if (bandwidth_is_given(job))
+        (void)json_object_set_new(spec, "bandwidth", bandwidth_spec(job));
     copy_member(spec, "tags", job, "tags");
     copy_member(spec, "metadata", job, "metadata");
     return spec;

@@ -23,6 +23,14 @@ const atomic_bool *interrupt_flag(void);
 /* 130 or 143 after a signal, else 0. */
 int interrupt_exit_status(void);
 
+/* body.c: members of a request's body, each only when its flag was given: the defaults are the
+ * server's. */
+void body_add_text(json_t *body, const char *key, const struct command_line *line, enum flag_id id);
+void body_add_bool(json_t *body, const char *key, const struct command_line *line, enum flag_id id);
+void body_add_number(json_t *body, const char *key, const struct command_line *line,
+                     enum flag_id id);
+void body_add_bandwidth(json_t *body, const struct command_line *line); /* all but the limit */
+
 /* export.c: --vm NAME */
 int export_command(struct program *program, struct error *err);
 /* incremental.c: --vm NAME --incremental-info */

@@ -10,51 +10,31 @@
 #define SUBMIT_BASE_MS 500
 #define SUBMIT_MAX_MS  8000
 
-/* A field is sent only when the flag was given: the defaults are the server's. */
-static void add_text(json_t *body, const char *key, const struct command_line *line,
-                     enum flag_id id)
-{
-    if (flag_given(line, id))
-        json_set_text(body, key, flag_text(line, id));
-}
-
-static void add_bool(json_t *body, const char *key, const struct command_line *line,
-                     enum flag_id id)
-{
-    if (flag_given(line, id))
-        (void)json_object_set_new(body, key, json_boolean(flag_on(line, id)));
-}
-
-static void add_number(json_t *body, const char *key, const struct command_line *line,
-                       enum flag_id id)
-{
-    if (flag_given(line, id))
-        (void)json_object_set_new(body, key, json_integer(flag_number(line, id)));
-}
-
 static json_t *job_body(const struct command_line *line)
 {
     json_t *body = json_object();
 
-    add_text(body, "vm_path", line, FLAG_VM);
-    add_text(body, "provider", line, FLAG_PROVIDER);
-    add_text(body, "output_path", line, FLAG_OUTPUT);
-    add_text(body, "format", line, FLAG_FORMAT);
-    add_bool(body, "verify", line, FLAG_VERIFY);
-    add_bool(body, "incremental", line, FLAG_INCREMENTAL);
-    add_bool(body, "force_full", line, FLAG_FORCE_FULL);
-    add_text(body, "incremental_max_age", line, FLAG_INCREMENTAL_MAX_AGE);
-    add_bool(body, "compress", line, FLAG_COMPRESS);
-    add_text(body, "compression", line, FLAG_COMPRESSION);
-    add_number(body, "compression_level", line, FLAG_COMPRESSION_LEVEL);
-    add_bool(body, "snapshot", line, FLAG_SNAPSHOT);
-    add_text(body, "snapshot_name", line, FLAG_SNAPSHOT_NAME);
-    add_bool(body, "snapshot_memory", line, FLAG_SNAPSHOT_MEMORY);
-    add_bool(body, "snapshot_quiesce", line, FLAG_SNAPSHOT_QUIESCE);
-    add_bool(body, "delete_snapshot", line, FLAG_DELETE_SNAPSHOT);
-    add_bool(body, "consolidate_snapshots", line, FLAG_CONSOLIDATE_SNAPSHOTS);
-    add_text(body, "upload", line, FLAG_UPLOAD);
-    add_bool(body, "keep_local", line, FLAG_KEEP_LOCAL);
+    body_add_text(body, "vm_path", line, FLAG_VM);
+    body_add_text(body, "provider", line, FLAG_PROVIDER);
+    body_add_text(body, "output_path", line, FLAG_OUTPUT);
+    body_add_text(body, "format", line, FLAG_FORMAT);
+    body_add_bool(body, "verify", line, FLAG_VERIFY);
+    body_add_bool(body, "incremental", line, FLAG_INCREMENTAL);
+    body_add_bool(body, "force_full", line, FLAG_FORCE_FULL);
+    body_add_text(body, "incremental_max_age", line, FLAG_INCREMENTAL_MAX_AGE);
+    body_add_bool(body, "compress", line, FLAG_COMPRESS);
+    body_add_text(body, "compression", line, FLAG_COMPRESSION);
+    body_add_number(body, "compression_level", line, FLAG_COMPRESSION_LEVEL);
+    body_add_bool(body, "snapshot", line, FLAG_SNAPSHOT);
+    body_add_text(body, "snapshot_name", line, FLAG_SNAPSHOT_NAME);
+    body_add_bool(body, "snapshot_memory", line, FLAG_SNAPSHOT_MEMORY);
+    body_add_bool(body, "snapshot_quiesce", line, FLAG_SNAPSHOT_QUIESCE);
+    body_add_bool(body, "delete_snapshot", line, FLAG_DELETE_SNAPSHOT);
+    body_add_bool(body, "consolidate_snapshots", line, FLAG_CONSOLIDATE_SNAPSHOTS);
+    body_add_text(body, "upload", line, FLAG_UPLOAD);
+    body_add_bool(body, "keep_local", line, FLAG_KEEP_LOCAL);
+    body_add_number(body, "bandwidth_limit_mbps", line, FLAG_BANDWIDTH_LIMIT);
+    body_add_bandwidth(body, line);
     if (flag_given(line, FLAG_PARALLEL))
         (void)json_object_set_new(
             body, "options",

@@ -1,12 +1,15 @@
-/* Jobs: list, get, cancel, retry, logs, watch. */
+/* Jobs: list, get, cancel, retry, limit, logs, watch. */
 #include <string.h>
 
 #include "command.h"
 #include "common/json.h"
+#include "common/parse.h"
+#include "progress.h"
 
 #define LIST_COLUMNS       6
 #define LIST_LIMIT_DEFAULT 100
 #define LIST_PAGE          1000 /* the gateway's largest */
+#define LIMIT_MB_MAX       1000000
 
 static const char *vm_of(const json_t *job)
 {
@@ -127,7 +130,8 @@ static int get(struct program *program, const char *job_id, struct error *err)
         "job_id",     "status",     "substatus",    "phase",          "vm_name", "vm_path",
         "provider",   "format",     "output_path",  "pending_reason", "error",   "error_code",
         "created_at", "started_at", "completed_at", "worker_id"};
-    struct text_row rows[ARRAY_LEN(keys)];
+    struct text_row rows[ARRAY_LEN(keys) + 1];
+    const char *limited_by;
     autofree char *path = output_path("/api/v1/jobs/", job_id, "");
     auto_json *job = NULL;
     size_t count = 0;
@@ -150,6 +154,11 @@ static int get(struct program *program, const char *job_id, struct error *err)
             rows[count++] = (struct text_row){.label = keys[i], .value = value};
         }
     }
+    limited_by = progress_limit(json_object_get(job, "progress"));
+    if (limited_by[0] != '\0' && program->quiet)
+        output_pair(&out, "limited_by", limited_by);
+    else if (limited_by[0] != '\0')
+        rows[count++] = (struct text_row){.label = "limited_by", .value = limited_by};
     if (!program->quiet)
         text_box(&out, "Job", false, rows, count, &program->style);
     output_text(&out);
@@ -197,6 +206,31 @@ static int retry(struct program *program, const char *job_id, struct error *err)
     return EXIT_DONE;
 }
 
+static int limit(struct program *program, const char *job_id, struct error *err)
+{
+    const struct command_line *line = program->line;
+    autofree char *path = output_path("/api/v1/jobs/", job_id, "/bandwidth");
+    auto_json *body = json_object();
+    auto_json *answer = NULL;
+    uint32_t mb = 0;
+
+    if (line->word_count < 4)
+        return error_set(err, ERR_INVALID, "jobs limit: MB/s is missing (0: no limit)");
+    if (parse_u32("MB/s", line->words[3], 0, LIMIT_MB_MAX, &mb, err) < 0)
+        return -1;
+    json_put(body, "bandwidth_limit_mbps", json_integer(mb));
+    body_add_bandwidth(body, line);
+    if (api_check(program->api, err) < 0 ||
+        api_call(program->api, &(struct api_request){.method = "PUT", .path = path, .body = body},
+                 &answer, err) < 0)
+        return -1;
+    if (program->json)
+        output_json(answer);
+    else
+        (void)printf("limited: %s\n", job_id);
+    return EXIT_DONE;
+}
+
 static bool print_piece(void *arg, const char *data, size_t size)
 {
     (void)arg;
@@ -231,7 +265,7 @@ static int logs(struct program *program, const char *job_id, struct error *err)
 
 int jobs_command(struct program *program, struct error *err)
 {
-    static const char *const one_job[] = {"get", "cancel", "retry", "logs", "watch"};
+    static const char *const one_job[] = {"get", "cancel", "retry", "logs", "limit", "watch"};
     const struct command_line *line = program->line;
     const char *what = line->word_count > 1 ? line->words[1] : "list";
     const char *job_id;
@@ -245,7 +279,8 @@ int jobs_command(struct program *program, struct error *err)
         if (strcmp(what, one_job[i]) != 0)
             continue;
         job_id = command_argument(program, "a job id", err);
-        if (job_id == NULL || command_words_max(program, 3, err) < 0)
+        if (job_id == NULL ||
+            command_words_max(program, strcmp(what, "limit") == 0 ? 4 : 3, err) < 0)
             return -1;
         switch (i) {
         case 0:
@@ -256,10 +291,13 @@ int jobs_command(struct program *program, struct error *err)
             return retry(program, job_id, err);
         case 3:
             return logs(program, job_id, err);
+        case 4:
+            return limit(program, job_id, err);
         default:
             return follow_job(program, job_id, false, err);
         }
     }
     return error_set(err, ERR_INVALID,
-                     "unknown command 'jobs %.40s' (list, get, cancel, retry, logs, watch)", what);
+                     "unknown command 'jobs %.40s' (list, get, cancel, retry, limit, logs, watch)",
+                     what);
 }

@@ -16,7 +16,8 @@ struct facts {
     uint64_t rate;
     bool eta_known;
     uint64_t eta_seconds;
-    size_t disk, disks; /* the disk being copied, from 1; disks 0: not told */
+    const char *limited_by; /* "" = nothing in particular */
+    size_t disk, disks;     /* the disk being copied, from 1; disks 0: not told */
 };
 
 static uint64_t positive(const json_t *object, const char *key, bool *known)
@@ -26,6 +27,21 @@ static uint64_t positive(const json_t *object, const char *key, bool *known)
 
     *known = number >= 0 && number < 1e18;
     return *known ? (uint64_t)number : 0;
+}
+
+const char *progress_limit(const json_t *progress)
+{
+    static const struct {
+        const char *word, *shown;
+    } limits[] = {
+        {"source", "source"}, {"disk", "disk"}, {"cpu", "cpu"}, {"rate_limit", "rate limit"}};
+    const char *word = json_str(progress, "limited_by");
+
+    for (size_t i = 0; i < ARRAY_LEN(limits); i++) {
+        if (strcmp(limits[i].word, word) == 0)
+            return limits[i].shown;
+    }
+    return "";
 }
 
 static void read_disks(const json_t *progress, struct facts *facts)
@@ -63,11 +79,12 @@ static struct facts read_facts(const json_t *progress)
     facts.transferred = positive(progress, "bytes_transferred", &ignored);
     facts.rate = positive(progress, "rate_bytes_per_second", &ignored);
     facts.eta_seconds = positive(progress, "eta_seconds", &facts.eta_known);
+    facts.limited_by = progress_limit(progress);
     read_disks(progress, &facts);
     return facts;
 }
 
-/* "24.1 MB of 512.0 MB  31.5 MB/s  ETA 8s  disk 1/2" */
+/* "24.1 MB of 512.0 MB  31.5 MB/s  ETA 8s  disk 1/2  limited by source" */
 static void add_numbers(struct strbuf *out, const struct facts *facts, const char *gap)
 {
     char size[TEXT_NUMBER_SIZE];
@@ -85,6 +102,8 @@ static void add_numbers(struct strbuf *out, const struct facts *facts, const cha
     }
     if (facts->disks > 1)
         strbuf_addf(out, "%sdisk %zu/%zu", gap, facts->disk, facts->disks);
+    if (facts->limited_by[0] != '\0')
+        strbuf_addf(out, "%slimited by %s", gap, facts->limited_by);
 }
 
 void progress_bar(struct strbuf *out, const json_t *progress, size_t columns, bool utf8)

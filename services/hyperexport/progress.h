@@ -15,4 +15,7 @@ void progress_bar(struct strbuf *out, const json_t *progress, size_t columns, bo
 /* Without, for logs: the same facts as words. */
 void progress_words(struct strbuf *out, const json_t *progress);
 
+/* What limits the transfer, in words: "source", "disk", "cpu", "rate limit"; "" = not told. */
+const char *progress_limit(const json_t *progress);
+
 #endif

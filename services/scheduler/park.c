@@ -325,7 +325,7 @@ static int work(struct scheduler *scheduler, struct db *db, struct parked *items
     int rc = look(scheduler, db, items, count, err);
 
     looked(scheduler->park);
-    return rc < 0 ? rc : scheduler_repeat_cancels(scheduler, db, err);
+    return rc < 0 ? rc : scheduler_repeat_controls(scheduler, db, err);
 }
 
 void *park_main(void *arg)

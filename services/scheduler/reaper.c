@@ -19,6 +19,12 @@ static const char EXPIRED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'f
 static const char CANCELLED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'finishing')"
                                 " AND cancel LIMIT 500";
 
+/* Quickly, and once or twice more; a renewal brings it anyway. */
+static const char LIMITED[] =
+    "SELECT t.id, " SCHEDULER_SQL_BANDWIDTH " FROM tasks t WHERE state IN ('leased', 'finishing')"
+    " AND (t.spec->'bandwidth'->>'stamp_ms')::bigint"
+    "     > extract(epoch FROM now() - interval '5 seconds') * 1000 LIMIT 500";
+
 /* A parked request comes again every 20 s, a renewal every 5 s. */
 static const char WORKERS_DOWN[] = "UPDATE workers SET state = 'down' WHERE state <> 'down'"
                                    " AND seen_at < now() - interval '45 seconds'"
@@ -138,14 +144,24 @@ static int reap(struct scheduler *scheduler, struct db *db, struct error *err)
     return err->code == ERR_NONE ? 0 : -1;
 }
 
-int scheduler_repeat_cancels(struct scheduler *scheduler, struct db *db, struct error *err)
+int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db, struct error *err)
 {
-    auto_pgresult *rows = NULL;
+    auto_pgresult *cancelled = NULL;
+    auto_pgresult *limited = NULL;
+    Hypersdk__V1__TaskControl control;
 
-    if (db_exec(db, CANCELLED, DB_NO_PARAMS, &rows, err) < 0)
+    if (db_exec(db, CANCELLED, DB_NO_PARAMS, &cancelled, err) < 0 ||
+        db_exec(db, LIMITED, DB_NO_PARAMS, &limited, err) < 0)
         return -1;
-    for (int i = 0; i < PQntuples(rows); i++)
-        scheduler_announce_cancel(scheduler, db_text(rows, i, 0));
+    for (int i = 0; i < PQntuples(cancelled); i++) {
+        scheduler_control_cancel(&control, db_text(cancelled, i, 0));
+        scheduler_announce_control(scheduler, &control);
+    }
+    for (int i = 0; i < PQntuples(limited); i++) {
+        struct scheduler_bandwidth bandwidth = scheduler_bandwidth_of(limited, i, 1);
+        scheduler_control_rate(&control, db_text(limited, i, 0), &bandwidth);
+        scheduler_announce_control(scheduler, &control);
+    }
     return 0;
 }
 

@@ -29,8 +29,8 @@ static const char SET_LINES[] =
     " RETURNING lines_stored, cancel, coalesce(job_id, '')";
 
 static const char TASK_FACTS[] =
-    "SELECT t.lines_stored, t.cancel, coalesce(t.job_id, ''), coalesce(j.vm_name, '')"
-    " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1";
+    "SELECT t.lines_stored, t.cancel, coalesce(t.job_id, ''), coalesce(j.vm_name, ''),"
+    " " SCHEDULER_SQL_BANDWIDTH " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1";
 
 /* Locked: the lease cannot be taken away while the record is stored. */
 static const char HOLDS[] =
@@ -136,6 +136,7 @@ struct work {
     char reason[256];
     uint64_t lines_stored;
     bool cancel;
+    struct scheduler_bandwidth bandwidth;
     char job_id[65];
     char vm_name[256];
 };
@@ -181,6 +182,7 @@ static int store_lines(struct work *work, Hypersdk__V1__LogLine *const *lines, s
     work->cancel = db_bool(rows, 0, 1);
     (void)snprintf(work->job_id, sizeof work->job_id, "%s", db_text(rows, 0, 2));
     (void)snprintf(work->vm_name, sizeof work->vm_name, "%s", db_text(rows, 0, 3));
+    work->bandwidth = scheduler_bandwidth_of(rows, 0, 4);
     if (count == 0)
         return 0;
     for (size_t i = 0; i < count; i++) {
@@ -439,20 +441,22 @@ static int perform(struct work *work, work_fn fn, struct error *err)
 
 static void reply_renew(struct bus_request *request, const struct work *work)
 {
-    Hypersdk__V1__TaskControl control;
-    Hypersdk__V1__TaskControl *controls[] = {&control};
+    Hypersdk__V1__TaskControl cancel, rate;
+    Hypersdk__V1__TaskControl *controls[2];
     Hypersdk__V1__RenewReply body;
     struct bus_envelope_store store;
     bus_envelope reply;
 
-    hypersdk__v1__task_control__init(&control);
     hypersdk__v1__renew_reply__init(&body);
-    control.task_id = work->ref->task_id;
-    control.kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL;
+    scheduler_control_cancel(&cancel, work->ref->task_id);
+    scheduler_control_rate(&rate, work->ref->task_id, &work->bandwidth);
+    if (work->cancel)
+        controls[body.n_controls++] = &cancel;
+    if (work->bandwidth.stamp_ms > 0)
+        controls[body.n_controls++] = &rate;
     body.lost = work->lost;
     body.lease_ms = work->scheduler->config.lease_ms;
     body.lines_stored = work->lines_stored;
-    body.n_controls = work->cancel ? 1 : 0;
     body.controls = controls;
     bus_envelope_init(&reply, &store, service_instance(work->scheduler->service), NULL);
     reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_RENEW_REPLY;

@@ -48,18 +48,45 @@ void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, con
     publish_wake();
 }
 
-void scheduler_announce_cancel(struct scheduler *scheduler, const char *task_id)
+/* ---- control of tasks ---- */
+
+struct scheduler_bandwidth scheduler_bandwidth_of(const PGresult *rows, int row, int column)
 {
-    Hypersdk__V1__TaskControl body;
+    return (struct scheduler_bandwidth){
+        .rate = (uint64_t)db_i64(rows, row, column),
+        .burst = (uint64_t)db_i64(rows, row, column + 1),
+        .floor = (uint64_t)db_i64(rows, row, column + 2),
+        .stamp_ms = (uint64_t)db_i64(rows, row, column + 3),
+    };
+}
+
+void scheduler_control_cancel(Hypersdk__V1__TaskControl *out, const char *task_id)
+{
+    hypersdk__v1__task_control__init(out);
+    out->task_id = (char *)(uintptr_t)task_id;
+    out->kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL;
+}
+
+void scheduler_control_rate(Hypersdk__V1__TaskControl *out, const char *task_id,
+                            const struct scheduler_bandwidth *bandwidth)
+{
+    hypersdk__v1__task_control__init(out);
+    out->task_id = (char *)(uintptr_t)task_id;
+    out->kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT;
+    out->value = bandwidth->rate;
+    out->burst_bytes = bandwidth->burst;
+    out->floor_bytes = bandwidth->floor;
+    out->stamp_ms = bandwidth->stamp_ms;
+}
+
+void scheduler_announce_control(struct scheduler *scheduler, Hypersdk__V1__TaskControl *control)
+{
     struct bus_envelope_store store;
     bus_envelope envelope;
 
-    hypersdk__v1__task_control__init(&body);
-    body.task_id = (char *)(uintptr_t)task_id;
-    body.kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL;
     bus_envelope_init(&envelope, &store, service_instance(scheduler->service), NULL);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_CONTROL;
-    envelope.task_control = &body;
+    envelope.task_control = control;
     bus_publish(scheduler->publisher, "control", &envelope);
 }
 

@@ -40,9 +40,26 @@ int scheduler_run(struct service *service, struct error *err);
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread);
 /* Announces to workers and others; may be lost. */
 void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event);
-void scheduler_announce_cancel(struct scheduler *scheduler, const char *task_id);
+void scheduler_announce_control(struct scheduler *scheduler, Hypersdk__V1__TaskControl *control);
 void scheduler_announce_worker(struct scheduler *scheduler, const char *instance,
                                const char *worker_state);
+
+/* Bandwidth of a task as its spec has it (docs/tasks.md); stamp_ms 0: not changed since it was
+ * submitted. */
+struct scheduler_bandwidth {
+    uint64_t rate, burst, floor, stamp_ms;
+};
+#define SCHEDULER_SQL_BANDWIDTH                              \
+    "coalesce((t.spec->'bandwidth'->>'rate')::bigint, 0),"   \
+    " coalesce((t.spec->'bandwidth'->>'burst')::bigint, 0)," \
+    " coalesce((t.spec->'bandwidth'->>'floor')::bigint, 0)," \
+    " coalesce((t.spec->'bandwidth'->>'stamp_ms')::bigint, 0)"
+/* From the four columns of SCHEDULER_SQL_BANDWIDTH (of tasks t). */
+struct scheduler_bandwidth scheduler_bandwidth_of(const PGresult *rows, int row, int column);
+/* Messages to a worker; out borrows task_id. */
+void scheduler_control_cancel(Hypersdk__V1__TaskControl *out, const char *task_id);
+void scheduler_control_rate(Hypersdk__V1__TaskControl *out, const char *task_id,
+                            const struct scheduler_bandwidth *bandwidth);
 
 /* leader.c: waits for the leader's row; renews it until the process stops; gives it back. The
  * process starts anew as a standby when the row is lost (sockets of the bus cannot be closed
@@ -53,9 +70,9 @@ void leader_keep(struct scheduler *scheduler, struct db *db);
 void leader_release(struct scheduler *scheduler, struct db *db);
 void *leader_watch_main(void *scheduler);
 
-/* Tells workers again which of their tasks were cancelled. */
-MUST_CHECK int scheduler_repeat_cancels(struct scheduler *scheduler, struct db *db,
-                                        struct error *err);
+/* Tells workers which of their tasks were cancelled, and which have a new bandwidth. */
+MUST_CHECK int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db,
+                                         struct error *err);
 
 /* reaper.c, publish.c: threads for the life of the process. */
 void *reaper_main(void *scheduler);

@@ -160,7 +160,7 @@ def test_submit_ova_in_queue_mode(curl):
 
 
 def test_features_of_the_command_line_over_rest(curl):
-    comes_later(*curl(FEATURES), "incremental, bandwidth_limit_mbps, email_notify")
+    comes_later(*curl(FEATURES), "incremental, email_notify")
 
 
 def test_backup_policy(curl):

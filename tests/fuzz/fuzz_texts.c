@@ -1,6 +1,6 @@
 /* Small texts from settings, requests and names: addresses, numbers, durations, sizes, trace ids,
- * file names, paths, and what makes text fit for JSON, XML and URLs. The first byte says which
- * reader gets the rest. Names are not resolved here. */
+ * file names, paths, bandwidth profiles, and what makes text fit for JSON, XML and URLs. The first
+ * byte says which reader gets the rest. Names are not resolved here. */
 #include <assert.h>
 #include <dlfcn.h>
 #include <netdb.h>
@@ -12,6 +12,7 @@
 #include "common/parse.h"
 #include "common/paths.h"
 #include "common/strbuf.h"
+#include "services/exporter/engine/rate_profile.h"
 
 #define TEXT_BYTES_MAX 8192
 
@@ -90,6 +91,17 @@ static void read_path(const char *text)
     assert(strncmp(path, base, strlen(base)) == 0 && strstr(path, "/../") == NULL);
 }
 
+static void read_profile(const char *text)
+{
+    struct rate_profile profile = {0};
+    struct error err = ERROR_NONE;
+
+    if (rate_profile_parse(text, &profile, &err) < 0)
+        return;
+    assert(profile.days > 0 && profile.days < 128 && profile.from < RATE_PROFILE_DAY_MINUTES);
+    assert(profile.until <= RATE_PROFILE_DAY_MINUTES && profile.mb <= RATE_PROFILE_MB_MAX);
+}
+
 static void write_text(const char *text)
 {
     auto_strbuf sb;
@@ -115,8 +127,8 @@ static void write_text(const char *text)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static void (*const readers[])(const char *) = {read_address, read_numbers, read_trace,
-                                                    read_name,    read_path,    write_text};
+    static void (*const readers[])(const char *) = {
+        read_address, read_numbers, read_trace, read_name, read_path, write_text, read_profile};
     autofree char *text = NULL;
 
     if (size < 1 || size > TEXT_BYTES_MAX)

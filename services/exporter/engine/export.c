@@ -325,6 +325,7 @@ static void give_up(struct export_run *run, const struct error *cause, json_t **
 
 static void run_release(struct export_run *run)
 {
+    export_rate_stop(run);
     if (run->frozen != NULL)
         run->exporter->provider->frozen_free(run->frozen);
     exporter_session_close(&run->session);
@@ -358,6 +359,7 @@ int exporter_run_export(struct worker_task *task, void *arg, json_t **out_result
     run->base.lock_fd = -1;
     atomic_init(&run->never, false);
     exporter_records_init(&run->records, task);
+    export_rate_start(run);
     result = run_export(run, out_result, err);
     if (result < 0)
         give_up(run, err, out_result);

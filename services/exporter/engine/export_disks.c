@@ -47,6 +47,7 @@ static void on_progress(void *arg, const struct copy_progress *progress)
 {
     struct export_run *run = arg;
 
+    export_rate_tell(run);
     run->disks[run->progress_disk].bytes_transferred = progress->bytes_transferred;
     export_progress(run, "copying", progress->bytes_done, progress->limited_by);
 }
@@ -234,6 +235,7 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
         .output_count = disk->image_count,
         .hash = true,
         .base_leaves = disk->base_leaves,
+        .rate = run->rate,
         .stopped = worker_task_stopped(run->task),
         .may_write = export_may_write,
         .progress = on_progress,

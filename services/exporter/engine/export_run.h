@@ -2,6 +2,7 @@
  *
  *   export.c         the flow, and what happens when it fails
  *   export_spec.c    options, the VM, its disks, free space
+ *   export_rate.c    bandwidth: what the job may take, and telling so
  *   export_place.c   directory, claim, lock, generation
  *   export_disks.c   copying, progress, the source's marks
  *   export_package.c descriptor, digests, manifests, verification, the plan
@@ -121,6 +122,12 @@ struct export_run {
     struct exporter_records records;
     struct exporter_session session;
     struct export_options options;
+    struct rate_transfer *rate; /* what all its transfers take their bytes from */
+    struct {
+        pthread_mutex_t mutex; /* guards settings */
+        struct rate_settings settings;
+        atomic_bool changed; /* not told yet */
+    } bandwidth;
     atomic_bool never; /* stays false: for tidying up after a cancel */
 
     char *vm_id;
@@ -191,6 +198,13 @@ MUST_CHECK int export_disks_plan(struct export_run *run, struct error *err);
 /* A digest of everything that partial files depend on: 64 hex. */
 void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE]);
 void export_disks_free(struct export_run *run);
+
+/* export_rate.c */
+/* run->rate, by the task's bandwidth, which may change until export_rate_stop. */
+void export_rate_start(struct export_run *run);
+void export_rate_stop(struct export_run *run); /* NULL-safe */
+/* Writes into the job's log what limit holds since the last call, if that is news. */
+void export_rate_tell(struct export_run *run);
 
 /* export_place.c */
 /* What the records say: id, start, and, if there is one, the directory: it is claimed and locked

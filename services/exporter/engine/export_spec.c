@@ -14,18 +14,31 @@
 #define COMPRESS_LEVEL_MAX  9
 #define BASE_AGE_MAX_MS     UINT64_C(2592000000) /* --incremental-max-age's default, 720 h */
 
-static const char *const spec_keys[] = {"job_id",          "vm",
-                                        "output_path",     "format",
-                                        "convert",         "verify",
-                                        "snapshot",        "snapshot_name",
-                                        "snapshot_memory", "snapshot_quiesce",
-                                        "delete_snapshot", "consolidate_snapshots",
-                                        "parallel",        "compress_level",
-                                        "compress",        "upload",
-                                        "keep_local",      "incremental",
-                                        "force_full",      "incremental_max_age_ms",
-                                        "bases",           "tags",
-                                        "metadata",        NULL};
+static const char *const spec_keys[] = {"job_id",
+                                        "vm",
+                                        "output_path",
+                                        "format",
+                                        "convert",
+                                        "verify",
+                                        "snapshot",
+                                        "snapshot_name",
+                                        "snapshot_memory",
+                                        "snapshot_quiesce",
+                                        "delete_snapshot",
+                                        "consolidate_snapshots",
+                                        "parallel",
+                                        "compress_level",
+                                        "compress",
+                                        "upload",
+                                        "keep_local",
+                                        "incremental",
+                                        "force_full",
+                                        "incremental_max_age_ms",
+                                        "bases",
+                                        "bandwidth",
+                                        "tags",
+                                        "metadata",
+                                        NULL};
 static const char *const formats[] = {"ovf", "vmdk", "raw", "qcow2"};
 
 static int check_format(const char *format, struct error *err)

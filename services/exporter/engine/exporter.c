@@ -2,9 +2,11 @@
 #include "services/exporter/engine/exporter.h"
 
 #include <string.h>
+#include <time.h>
 
 #include "common/autos.h"
 #include "services/exporter/engine/control.h"
+#include "services/exporter/engine/worker_limit.h"
 #include "services/exporter/targets/target.h"
 
 #define KEY_WAIT_MS 1000 /* the gateway's operator writes the keys, maybe after our start */
@@ -15,6 +17,8 @@ static struct {
     struct bus_config bus;
     struct secrets_config secrets;
     struct exporter exporter;
+    struct worker_limit limit;
+    struct service *service;
     char service_name[64];
 } state;
 
@@ -53,14 +57,13 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
         config_section(file, "secrets", &state.secrets, problems, err) < 0 ||
         config_section(file, "export", &state.exporter.export, problems, err) < 0)
         return -1;
-    if (state.exporter.bases.count > 0)
-        return 0; /* a reload: directories and targets stay as they were */
     if (configure_uploads(file, problems, err) < 0)
         return -1;
     add_path(&state.exporter.bases, state.exporter.export.base_path);
     for (size_t i = 0; i < state.exporter.export.allowed_paths.count; i++)
         add_path(&state.exporter.bases, state.exporter.export.allowed_paths.items[i]);
     check_bases(problems);
+    worker_limit_read(&state.exporter.export, &state.limit, problems);
     return 0;
 }
 
@@ -92,12 +95,12 @@ static json_t *capabilities(const struct provider *provider)
         (void)json_array_append_new(
             methods, checked(json_pack("{s:s, s:s, s:I}", "name", m->name, "version",
                                        HYPERSDK_VERSION, "priority", (json_int_t)m->priority)));
-    return checked(json_pack("{s:s, s:o, s:o, s:i, s:{s:b, s:b, s:b, s:b, s:b, s:b, s:b}}", "title",
-                             provider->title, "formats", formats, "methods", methods,
-                             "parallel_reads_max", (int)provider->parallel_reads_max, "features",
-                             "snapshot", provider->snapshots, "resume", true, "verify", true,
-                             "upload", true, "extents", provider->disk_extents != NULL, "cbt",
-                             false, "inventory", provider->vm_list != NULL));
+    return checked(json_pack(
+        "{s:s, s:o, s:o, s:i, s:{s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b}}", "title",
+        provider->title, "formats", formats, "methods", methods, "parallel_reads_max",
+        (int)provider->parallel_reads_max, "features", "bandwidth_limit", true, "snapshot",
+        provider->snapshots, "resume", true, "verify", true, "upload", true, "extents",
+        provider->disk_extents != NULL, "cbt", false, "inventory", provider->vm_list != NULL));
 }
 
 static int load_key(struct service *service, struct error *err)
@@ -127,6 +130,23 @@ static void load_evidence_key(void)
         LOG(WARN, "no_evidence_key", F_ERR(&err));
 }
 
+static void apply_limit(void)
+{
+    time_t now = time(NULL);
+    struct tm local;
+
+    if (localtime_r(&now, &local) != NULL)
+        worker_limit_apply(&state.limit, &local, state.exporter.limiter);
+}
+
+static void tick(void *arg)
+{
+    (void)arg;
+    if (service_reload_requested(state.service))
+        worker_limit_reload(service_config_path(state.service), &state.limit);
+    apply_limit();
+}
+
 static int run(struct service *service, struct error *err)
 {
     auto_json *record = capabilities(state.exporter.provider);
@@ -139,9 +159,13 @@ static int run(struct service *service, struct error *err)
         .control_slots = state.daemon.workers,
         .bases = &state.exporter.bases,
         .capabilities = record,
+        .tick = tick,
         .arg = &state.exporter,
     };
 
+    state.service = service;
+    tzset(); /* localtime_r need not */
+    apply_limit();
     if (load_key(service, err) < 0) {
         if (!service_stopping(service))
             return -1;
@@ -163,6 +187,7 @@ int exporter_main(int argc, char **argv, const struct provider *provider)
     };
 
     state.exporter.provider = provider;
+    state.exporter.limiter = rate_limiter_new();
     (void)snprintf(state.service_name, sizeof state.service_name, "exporter-%s", provider->name);
     return service_main(argc, argv, &description);
 }

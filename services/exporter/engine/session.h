@@ -7,14 +7,16 @@
 #include "common/seal.h"
 #include "common/worker.h"
 #include "services/exporter/engine/provider.h"
+#include "services/exporter/engine/rate_limit.h"
 
 struct exporter { /* one per process; read-only while tasks run */
     const struct provider *provider;
     struct seal_key *key;          /* audience provider:<kind> */
     struct seal_key *evidence_key; /* signs (export_evidence.h); NULL: exports have no evidence */
     struct export_config export;
-    struct config_list bases; /* base_path, then allowed_paths */
-    json_t *uploads;          /* section "uploads"; secrets inside */
+    struct config_list bases;     /* base_path, then allowed_paths */
+    json_t *uploads;              /* section "uploads"; secrets inside */
+    struct rate_limiter *limiter; /* what all transfers of the process share */
 };
 
 struct exporter_session {

@@ -186,10 +186,6 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
 {
     static const char *const fields[] = {
         "\"format\": \"ovf\", \"incremental\": true",
-        "\"bandwidth_limit_mbps\": 20",
-        "\"bandwidth_limit\": 20",
-        "\"bandwidth_burst_mb\": 5",
-        "\"adaptive_bandwidth\": true",
         "\"email_notify\": true",
         "\"email\": {}",
         "\"upload\": \"gs://bucket/x\"",
@@ -229,8 +225,8 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
 static void later_fields_that_ask_for_nothing_are_no_error(void **state)
 {
     auto_submit_request *request =
-        take("{\"vm\": \"a\", \"keep_snapshots\": 0, \"bandwidth_limit_mbps\": 0, \"keep_local\": "
-             "true, \"pre_hooks\": [], \"upload\": null, \"options\": {\"remove_cdrom\": false}}");
+        take("{\"vm\": \"a\", \"keep_snapshots\": 0, \"keep_local\": true, \"pre_hooks\": [], "
+             "\"upload\": null, \"options\": {\"remove_cdrom\": false}}");
 
     (void)state;
     assert_null(json_object_get(request->definition, "keep_snapshots"));
@@ -256,6 +252,33 @@ static void uploads_name_a_place_and_no_secret(void **state)
     assert_string_equal(json_str(request->export_spec, "upload"), "s3://bkt/p");
     assert_true(json_is_false(json_object_get(request->export_spec, "keep_local")));
     check_refusals(refusals, ARRAY_LEN(refusals));
+}
+
+static void bandwidth_becomes_bytes_per_second_for_the_worker(void **state)
+{
+    static const struct {
+        const char *fields;
+        uint64_t rate, burst, floor;
+    } cases[] = {
+        {"\"bandwidth_limit\": 20", 20 * MIB, 0, 0},
+        {"\"bandwidth_limit_mbps\": 20, \"bandwidth_burst_mb\": 5", 20 * MIB, 5 * MIB, 0},
+        {"\"adaptive_bandwidth\": true", 100 * MIB, 0, MIB},
+        {"\"adaptive_bandwidth\": true, \"bandwidth_limit_mbps\": 30", 30 * MIB, 0, MIB},
+        {"\"adaptive_bandwidth\": true, \"bandwidth_min_mbps\": 7, \"bandwidth_max_mbps\": 9",
+         9 * MIB, 0, 7 * MIB},
+    };
+    auto_submit_request *none = take("{\"vm\": \"a\", \"bandwidth_limit_mbps\": 0}");
+
+    (void)state;
+    assert_null(json_object_get(none->export_spec, "bandwidth"));
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        autofree char *body = xasprintf("{\"vm\": \"a\", %s}", cases[i].fields);
+        auto_submit_request *request = take(body);
+        const json_t *spec = json_object_get(request->export_spec, "bandwidth");
+        assert_int_equal(json_u64(spec, "rate"), cases[i].rate);
+        assert_int_equal(json_u64(spec, "burst"), cases[i].burst);
+        assert_int_equal(json_u64(spec, "floor"), cases[i].floor);
+    }
 }
 
 static void defaults_are_those_of_the_reference(void **state)
@@ -527,6 +550,7 @@ int main(void)
         cmocka_unit_test(fields_that_come_later_are_never_accepted_and_ignored),
         cmocka_unit_test(later_fields_that_ask_for_nothing_are_no_error),
         cmocka_unit_test(uploads_name_a_place_and_no_secret),
+        cmocka_unit_test(bandwidth_becomes_bytes_per_second_for_the_worker),
         cmocka_unit_test(defaults_are_those_of_the_reference),
         cmocka_unit_test(restore_points_are_qcow2_and_a_month_old_at_most),
         cmocka_unit_test(compression_is_zstd_unless_another_is_named),

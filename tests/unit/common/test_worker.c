@@ -79,6 +79,39 @@ static int step_log(struct worker_task *task, const json_t *step)
     return 0;
 }
 
+struct rates { /* all that were told */
+    pthread_mutex_t mutex;
+    json_t *seen;
+};
+
+static void on_rate(void *arg, const struct worker_rate *rate)
+{
+    struct rates *rates = arg;
+
+    LOCK_SCOPE(&rates->mutex);
+    (void)json_array_append_new(rates->seen,
+                                json_pack("[I,I,I]", (json_int_t)rate->rate,
+                                          (json_int_t)rate->burst, (json_int_t)rate->floor));
+}
+
+/* The result is what was told until there were so many. */
+static int step_rates(struct worker_task *task, uint64_t count, json_t **out_result)
+{
+    struct rates rates = {.mutex = PTHREAD_MUTEX_INITIALIZER, .seen = json_array()};
+    bool enough = false;
+
+    worker_task_on_rate(task, on_rate, &rates);
+    worker_task_phase(task, "exporting");
+    while (!enough) {
+        clock_sleep_ms(5);
+        LOCK_SCOPE(&rates.mutex);
+        enough = json_array_size(rates.seen) >= count;
+    }
+    worker_task_on_rate(task, NULL, NULL);
+    *out_result = json_pack("{s:o}", "rates", rates.seen);
+    return 0;
+}
+
 static int run_step(struct worker_task *task, const json_t *step, json_t **out_result,
                     struct error *err)
 {
@@ -86,6 +119,8 @@ static int run_step(struct worker_task *task, const json_t *step, json_t **out_r
 
     if (json_object_get(step, "log") != NULL)
         return step_log(task, step);
+    if (json_object_get(step, "rates") != NULL)
+        return step_rates(task, json_u64(step, "rates"), out_result);
     if (json_object_get(step, "phase") != NULL)
         worker_task_phase(task, json_str(step, "phase"));
     if (key[0] != '\0')
@@ -518,6 +553,43 @@ static void an_announced_cancel_stops_the_task(void **state)
     scheduler_end(s);
 }
 
+static void publish_rate(struct scheduler *s, uint64_t rate, uint64_t stamp_ms)
+{
+    struct bus_envelope_store store;
+    Hypersdk__V1__TaskControl body;
+    bus_envelope envelope;
+
+    hypersdk__v1__task_control__init(&body);
+    body.task_id = (char *)(uintptr_t) "task-1";
+    body.kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT;
+    body.value = rate;
+    body.burst_bytes = rate + 1;
+    body.floor_bytes = 2;
+    body.stamp_ms = stamp_ms;
+    bus_envelope_init(&envelope, &store, "scheduler-test", NULL);
+    envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_CONTROL;
+    envelope.task_control = &body;
+    bus_publish(s->publisher, "control", &envelope);
+}
+
+static void an_announced_bandwidth_reaches_the_task_unless_it_is_an_older_one(void **state)
+{
+    struct scheduler *s = start();
+
+    (void)state;
+    scheduler_lease(s, "script",
+                    "{\"bandwidth\": {\"rate\": 1000, \"burst\": 5, \"stamp_ms\": 7},"
+                    " \"steps\": [{\"rates\": 3}]}",
+                    NULL);
+    scheduler_until(s, strcmp(s->phase, "exporting") == 0);
+    publish_rate(s, 60, 7); /* the same again */
+    publish_rate(s, 50, 9);
+    publish_rate(s, 70, 8);
+    publish_rate(s, 40, 10);
+    expect_finish(s, "{\"rates\":[[1000,5,0],[50,51,2],[40,41,2]]}");
+    scheduler_end(s);
+}
+
 static void a_missed_announcement_is_made_good_by_a_renewal(void **state)
 {
     struct scheduler *s = start();
@@ -846,6 +918,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_report_that_is_refused_becomes_a_failure),
         cmocka_unit_test(a_lost_lease_stops_the_task_without_a_report),
         cmocka_unit_test(an_announced_cancel_stops_the_task),
+        cmocka_unit_test(an_announced_bandwidth_reaches_the_task_unless_it_is_an_older_one),
         cmocka_unit_test(a_missed_announcement_is_made_good_by_a_renewal),
         cmocka_unit_test(a_task_cancelled_before_its_lease_still_cleans_up),
         cmocka_unit_test(a_record_is_there_when_it_was_acknowledged),

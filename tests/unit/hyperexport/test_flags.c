@@ -143,10 +143,22 @@ static void a_value_that_comes_later_says_so(void **state)
 static void a_variable_of_a_later_flag_stops_an_export_but_not_a_listing(void **state)
 {
     (void)state;
-    assert_int_equal(setenv("HYPEREXPORT_BANDWIDTH_LIMIT", "20", 1), 0);
-    fails("--vm web", ERR_NOT_AVAILABLE, "HYPEREXPORT_BANDWIDTH_LIMIT");
+    assert_int_equal(setenv("HYPEREXPORT_SMTP_PORT", "25", 1), 0);
+    fails("--vm web", ERR_NOT_AVAILABLE, "HYPEREXPORT_SMTP_PORT");
     assert_int_equal(parse("jobs list"), 0);
+    assert_int_equal(unsetenv("HYPEREXPORT_SMTP_PORT"), 0);
+}
+
+static void the_bandwidth_limit_may_come_from_the_environment(void **state)
+{
+    (void)state;
+    assert_int_equal(setenv("HYPEREXPORT_BANDWIDTH_LIMIT", "20", 1), 0);
+    assert_int_equal(parse("--vm web"), 0);
+    assert_int_equal(flag_number(&line, FLAG_BANDWIDTH_LIMIT), 20);
+    assert_int_equal(parse("--vm web --bandwidth-limit=30"), 0);
+    assert_int_equal(flag_number(&line, FLAG_BANDWIDTH_LIMIT), 30);
     assert_int_equal(unsetenv("HYPEREXPORT_BANDWIDTH_LIMIT"), 0);
+    fails("--vm web --bandwidth-limit much", ERR_INVALID, "--bandwidth-limit");
 }
 
 static void connection_flags_belong_to_providers_add(void **state)
@@ -244,6 +256,7 @@ int main(void)
         cmocka_unit_test_teardown(a_value_that_comes_later_says_so, forget),
         cmocka_unit_test_teardown(a_variable_of_a_later_flag_stops_an_export_but_not_a_listing,
                                   forget),
+        cmocka_unit_test_teardown(the_bandwidth_limit_may_come_from_the_environment, forget),
         cmocka_unit_test_teardown(connection_flags_belong_to_providers_add, forget),
         cmocka_unit_test_teardown(a_secret_is_wiped_from_the_arguments, forget),
         cmocka_unit_test_teardown(numbers_have_bounds, forget),

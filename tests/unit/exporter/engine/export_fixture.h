@@ -172,6 +172,15 @@ int worker_task_permit(struct worker_task *task, struct error *err)
         task->on_permit(task);
     return task->refuse_permit ? error_set(err, ERR_CANCELLED, "job was cancelled") : 0;
 }
+void worker_task_on_rate(struct worker_task *task,
+                         void (*changed)(void *arg, const struct worker_rate *rate), void *arg)
+{
+    const json_t *bandwidth = json_object_get(task->spec, "bandwidth");
+    struct worker_rate rate = {.rate = json_u64(bandwidth, "rate")};
+
+    if (changed != NULL)
+        changed(arg, &rate);
+}
 int worker_task_inventory(struct worker_task *task, const struct worker_inventory_vm *vms,
                           size_t count, bool last, struct error *err)
 {
@@ -444,7 +453,8 @@ __attribute__((unused)) static int world_make(void **state)
     world_bases.items = xcalloc(1, sizeof *world_bases.items);
     world_bases.items[0] = xstrdup(dir);
     world_bases.count = 1;
-    world_exporter = (struct exporter){.provider = &scripted, .bases = world_bases};
+    world_exporter = (struct exporter){
+        .provider = &scripted, .bases = world_bases, .limiter = rate_limiter_new()};
     world_exporter.export.chunk_size = 2 * MIB;
     world_exporter.export.max_retries = 2;
     memset(&source, 0, sizeof source);
@@ -483,6 +493,7 @@ __attribute__((unused)) static int world_remove(void **state)
     json_decref(world_task.settings);
     json_decref(world_result);
     world_result = NULL;
+    rate_limiter_free(world_exporter.limiter);
     free(world_bases.items[0]);
     free(world_bases.items);
     free(world_base);
