@@ -33,8 +33,11 @@ const char *progress_limit(const json_t *progress)
 {
     static const struct {
         const char *word, *shown;
-    } limits[] = {
-        {"source", "source"}, {"disk", "disk"}, {"cpu", "cpu"}, {"rate_limit", "rate limit"}};
+    } limits[] = {{"source", "source"},
+                  {"disk", "disk"},
+                  {"cpu", "cpu"},
+                  {"rate_limit", "rate limit"},
+                  {"target", "target"}};
     const char *word = json_str(progress, "limited_by");
 
     for (size_t i = 0; i < ARRAY_LEN(limits); i++) {
