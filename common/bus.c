@@ -397,6 +397,7 @@ int bus_server_open(const struct bus_config *config, size_t contexts, bus_handle
     if (rv != 0)
         return bus_fail(err, rv, "open", "rep");
     set_limits(server->socket);
+    metric_describe("hypersdk_bus_refused_total", "Malformed messages that were received");
     (void)pthread_mutex_init(&server->mutex, NULL);
     server->handler = handler;
     server->arg = arg;
@@ -459,6 +460,7 @@ int bus_pusher_open(const struct bus_config *config, struct bus_pusher **out, st
     if (rv != 0)
         return bus_fail(err, rv, "open", "push");
     set_limits(pusher->socket);
+    metric_describe("hypersdk_bus_dropped_total", "Messages that had no place in the queue");
     (void)nng_socket_set_int(pusher->socket, NNG_OPT_SENDBUF, BUS_PUSH_BUFFER);
     if (dial_all(pusher->socket, config, &config->events, err) < 0)
         return -1;
@@ -487,6 +489,14 @@ struct bus_puller {
     void *arg;
 };
 
+static void log_refused(struct log_throttle *throttle, const struct error *err)
+{
+    uint64_t suppressed = 0;
+
+    if (log_throttle_pass(throttle, err->message, &suppressed))
+        LOG(WARN, "bus_message_refused", F_ERR(err), F_U64("suppressed", suppressed));
+}
+
 static void *pull_loop(void *raw)
 {
     struct bus_puller *puller = raw;
@@ -495,7 +505,6 @@ static void *pull_loop(void *raw)
     for (;;) {
         struct error err = ERROR_NONE;
         auto_bus_envelope *envelope = NULL;
-        uint64_t suppressed = 0;
         nng_msg *msg = NULL;
 
         if (nng_recvmsg(puller->socket, &msg, 0) != 0)
@@ -504,8 +513,7 @@ static void *pull_loop(void *raw)
             puller->fn(puller->arg, envelope);
         } else {
             metric_add("hypersdk_bus_refused_total", "", 1);
-            if (log_throttle_pass(&throttle, err.message, &suppressed))
-                LOG(WARN, "bus_message_refused", F_ERR(&err), F_U64("suppressed", suppressed));
+            log_refused(&throttle, &err);
         }
         nng_msg_free(msg);
     }
@@ -533,6 +541,7 @@ int bus_puller_start(const struct bus_config *config,
     if (rv != 0)
         return bus_fail(err, rv, "open", "pull");
     set_limits(puller->socket);
+    metric_describe("hypersdk_bus_refused_total", "Malformed messages that were received");
     puller->fn = fn;
     puller->arg = arg;
     if (listen_on(puller->socket, config, config->listen_events, &config->events, err) < 0)
@@ -632,15 +641,14 @@ static void *subscribe_loop(void *raw)
 
     for (;;) {
         struct error err = ERROR_NONE;
-        uint64_t suppressed = 0;
         nng_msg *msg = NULL;
 
         if (nng_recvmsg(subscriber->socket, &msg, 0) != 0)
             continue;
         take_announcement(subscriber, nng_msg_body(msg), nng_msg_len(msg), &err);
         nng_msg_free(msg);
-        if (err.code != ERR_NONE && log_throttle_pass(&throttle, err.message, &suppressed))
-            LOG(WARN, "bus_message_refused", F_ERR(&err), F_U64("suppressed", suppressed));
+        if (err.code != ERR_NONE)
+            log_refused(&throttle, &err);
     }
     return NULL;
 }

@@ -257,17 +257,6 @@ fail:
     return -1;
 }
 
-json_t *config_mask_secrets(const struct config_key *keys, const json_t *object)
-{
-    json_t *copy = json_deep_copy(object);
-
-    for (const struct config_key *key = keys; key->name != NULL; key++) {
-        if ((key->flags & CONFIG_SECRET) != 0 && json_object_get(copy, key->name) != NULL)
-            (void)json_object_set_new(copy, key->name, json_string("***"));
-    }
-    return copy;
-}
-
 /* ---- the file ---- */
 
 static void problem(struct strbuf *problems, const struct config_file *file, unsigned int line,
@@ -574,6 +563,7 @@ void config_section_release(const char *section, void *out)
 }
 
 /* A copy of the tree with every scalar expanded. */
+/* NOLINTNEXTLINE(misc-no-recursion): the parser stops at YAML_DEPTH_MAX */
 static int expand_tree(const struct config_file *file, const char *section,
                        const struct yaml_node *node, json_t **out, struct error *err)
 {

@@ -53,8 +53,6 @@ struct config_key {
 MUST_CHECK int config_from_json(const struct config_key *keys, const json_t *object, void *out,
                                 struct error *err);
 void config_release(const struct config_key *keys, void *config);
-/* Copy of the object with the values of CONFIG_SECRET keys replaced by "***". New reference. */
-json_t *config_mask_secrets(const struct config_key *keys, const json_t *object);
 
 struct config_file; /* a parsed file: tree with line numbers */
 

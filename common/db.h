@@ -52,7 +52,8 @@ bool db_bool(const PGresult *rows, int row, int column);
 size_t db_affected(const PGresult *rows);
 /* bytea parameters and cells travel as "\x<hex>" text. Caller frees. */
 char *db_bytea_text(const void *data, size_t size);
-MUST_CHECK int db_bytea(const PGresult *rows, int row, int column, void *out, size_t size_max,
+/* A cell of the first row. */
+MUST_CHECK int db_bytea(const PGresult *rows, int column, void *out, size_t size_max,
                         size_t *out_size, struct error *err);
 
 /* Applies what is missing of schema_files under an advisory lock. ERR_CONFLICT: the database is

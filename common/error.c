@@ -111,7 +111,7 @@ int error_wrap(struct error *err, const char *format, ...)
 
 void error_clear(struct error *err)
 {
-    *err = (struct error)ERROR_NONE;
+    memset(err, 0, sizeof *err);
 }
 
 bool error_is_retryable(const struct error *err)

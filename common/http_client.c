@@ -251,8 +251,10 @@ static size_t on_body(char *data, size_t unit, size_t count, void *arg)
     return size;
 }
 
-static bool set_method(CURL *curl, const char *method, const void *body, size_t body_size)
+static bool set_method(CURL *curl, const struct http_call *call)
 {
+    const char *method = call->method;
+    const void *body = call->body;
     bool get = strcmp(method, "GET") == 0;
     bool head = strcmp(method, "HEAD") == 0;
 
@@ -265,7 +267,7 @@ static bool set_method(CURL *curl, const char *method, const void *body, size_t 
     }
     if (body != NULL || strcmp(method, "POST") == 0) {
         if (!set_long(curl, CURLOPT_POST, 1L) ||
-            curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)body_size) !=
+            curl_easy_setopt(curl, CURLOPT_POSTFIELDSIZE_LARGE, (curl_off_t)call->body_size) !=
                 CURLE_OK ||
             curl_easy_setopt(curl, CURLOPT_POSTFIELDS, body == NULL ? "" : body) != CURLE_OK)
             return false;
@@ -274,11 +276,11 @@ static bool set_method(CURL *curl, const char *method, const void *body, size_t 
            CURLE_OK;
 }
 
-static bool set_request(CURL *curl, const char *url, const struct curl_slist *headers,
-                        struct collector *body, char *error_text)
+static bool set_request(CURL *curl, const struct http_call *call, struct collector *body,
+                        char *error_text)
 {
-    return curl_easy_setopt(curl, CURLOPT_URL, url) == CURLE_OK &&
-           curl_easy_setopt(curl, CURLOPT_HTTPHEADER, headers) == CURLE_OK &&
+    return set_method(curl, call) && curl_easy_setopt(curl, CURLOPT_URL, call->url) == CURLE_OK &&
+           curl_easy_setopt(curl, CURLOPT_HTTPHEADER, call->headers) == CURLE_OK &&
            curl_easy_setopt(curl, CURLOPT_WRITEFUNCTION, on_body) == CURLE_OK &&
            curl_easy_setopt(curl, CURLOPT_WRITEDATA, body) == CURLE_OK &&
            curl_easy_setopt(curl, CURLOPT_ERRORBUFFER, error_text) == CURLE_OK;
@@ -293,9 +295,8 @@ static void clear_request(CURL *curl)
     (void)curl_easy_setopt(curl, CURLOPT_POSTFIELDS, NULL);
 }
 
-int http_request(CURL *handle, const char *method, const char *url,
-                 const struct curl_slist *headers, const void *body, size_t body_size,
-                 struct http_response *out, struct error *err)
+int http_request(CURL *handle, const struct http_call *call, struct http_response *out,
+                 struct error *err)
 {
     char error_text[CURL_ERROR_SIZE] = "";
     char *limit = NULL;
@@ -309,12 +310,8 @@ int http_request(CURL *handle, const char *method, const char *url,
     received.capacity = BODY_START_BYTES;
     received.data = xcalloc(1, received.capacity);
     peer.address_refused = false;
-    if (set_method(handle, method, body, body_size) &&
-        set_request(handle, url, headers, &received, error_text)) {
-        code = curl_easy_perform(handle);
-    } else {
-        code = CURLE_URL_MALFORMAT;
-    }
+    code = set_request(handle, call, &received, error_text) ? curl_easy_perform(handle)
+                                                            : CURLE_URL_MALFORMAT;
     clear_request(handle);
     data = received.data;
     if (received.over)

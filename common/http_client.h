@@ -39,13 +39,19 @@ struct http_response {
 void http_response_release(struct http_response *response);
 #define auto_http_response CLEANUP(http_response_release) struct http_response
 
-/* One request; headers may be NULL ("Name: value" items); body NULL for GET. Any HTTP status is
- * success here: look at response->status. Transport failures: ERR_UNAVAILABLE, ERR_TIMEOUT,
- * ERR_DENIED (certificate; the message tells the presented thumbprint), ERR_CANCELLED,
- * ERR_LIMIT (body too big). */
-MUST_CHECK int http_request(CURL *handle, const char *method, const char *url,
-                            const struct curl_slist *headers, const void *body, size_t body_size,
-                            struct http_response *out, struct error *err);
+struct http_call {
+    const char *method;
+    const char *url;
+    const struct curl_slist *headers; /* "Name: value" items, or NULL */
+    const void *body;                 /* NULL for GET */
+    size_t body_size;
+};
+
+/* One request. Any HTTP status is success here: look at response->status. Transport failures:
+ * ERR_UNAVAILABLE, ERR_TIMEOUT, ERR_DENIED (certificate; the message tells the presented
+ * thumbprint), ERR_CANCELLED, ERR_LIMIT (body too big). */
+MUST_CHECK int http_request(CURL *handle, const struct http_call *call, struct http_response *out,
+                            struct error *err);
 /* Maps a CURLcode to an error, for callers with their own callbacks. */
 int http_error_set(struct error *err, CURL *handle, CURLcode code, const char *what);
 

@@ -104,7 +104,7 @@ static int read_token(const PGresult *rows, struct store_row *row, struct error 
 
     if (db_is_null(rows, 0, 11))
         return 0;
-    if (db_bytea(rows, 0, 11, row->token, sizeof row->token, &size, err) < 0)
+    if (db_bytea(rows, 11, row->token, sizeof row->token, &size, err) < 0)
         return -1;
     row->has_token = size == sizeof row->token;
     return 0;

@@ -223,6 +223,7 @@ bool json_is_secret_name(const char *key)
     return false;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): our own documents, parsed to JSON_DEPTH_MAX */
 json_t *json_mask_secrets(const json_t *json)
 {
     json_t *copy;

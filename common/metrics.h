@@ -11,7 +11,7 @@
 void metric_add(const char *name, const char *labels, double value);     /* counter */
 void metric_set(const char *name, const char *labels, double value);     /* gauge */
 void metric_observe(const char *name, const char *labels, double value); /* histogram, seconds */
-/* Help text for name; optional. */
+/* Help text for name: said once, where the module starts. */
 void metric_describe(const char *name, const char *help);
 /* name="value" with escaping, appended after a comma when labels is not empty. */
 void metric_label(struct strbuf *labels, const char *name, const char *value);

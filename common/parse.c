@@ -72,8 +72,9 @@ static uint64_t take_duration_unit(const char **text)
 
     for (size_t i = 0; i < ARRAY_LEN(units); i++) {
         size_t n = strlen(units[i].unit);
-        const char after = strncmp(*text, units[i].unit, n) == 0 ? (*text)[n] : 'x';
-        if (after == '\0' || (after >= '0' && after <= '9')) {
+        const char *after = *text + n;
+        if (strncmp(*text, units[i].unit, n) == 0 &&
+            (*after == '\0' || (*after >= '0' && *after <= '9'))) {
             *text += n;
             return units[i].ms;
         }

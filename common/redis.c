@@ -236,14 +236,15 @@ void redis_subscribe(const struct redis_config *config, const atomic_bool *stop,
         struct error err = ERROR_NONE;
         uint64_t suppressed = 0;
         int64_t heard_ms = clock_mono_ms();
+        int rc = subscribe(redis, &err);
 
-        if (subscribe(redis, &err) == 0) {
+        if (rc == 0) {
             attempt = 0;
             LOG(INFO, "redis_subscribed");
             gap(arg);
-            while (!atomic_load(stop) && read_once(redis, &heard_ms, fn, arg, &err) == 0) {
-            }
         }
+        while (rc == 0 && !atomic_load(stop))
+            rc = read_once(redis, &heard_ms, fn, arg, &err);
         if (atomic_load(stop))
             break;
         if (err.code != ERR_NONE && log_throttle_pass(&throttle, err.message, &suppressed))

@@ -160,6 +160,12 @@ static _Noreturn void end_at_once(const struct service *service, int number)
     end_process(EXIT_FORCED);
 }
 
+static void ask_reload(struct service *service)
+{
+    LOG(INFO, "reload_requested");
+    atomic_store(&service->reload, true);
+}
+
 static void *on_signal_thread(void *arg)
 {
     struct service *service = arg;
@@ -170,8 +176,7 @@ static void *on_signal_thread(void *arg)
     for (;;) {
         int number = next_signal(service, &set, deadline_ms);
         if (number == SIGHUP) {
-            LOG(INFO, "reload_requested");
-            atomic_store(&service->reload, true);
+            ask_reload(service);
             continue;
         }
         if (service_stopping(service))

@@ -51,6 +51,7 @@ static enum MHD_Result answer(const struct small_http *server, struct MHD_Connec
     return rv;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): libmicrohttpd's signature */
 static enum MHD_Result on_request(void *arg, struct MHD_Connection *connection, const char *path,
                                   const char *method, const char *version, const char *upload,
                                   size_t *upload_size, void **state)

@@ -178,6 +178,15 @@ static void lose(struct worker_task *task)
     worker_task_stop(task, WORKER_LOST);
 }
 
+static void check_deadline(struct worker_task *task)
+{
+    if (clock_mono_ms() < worker_task_deadline_ms(task) ||
+        worker_task_stop_reason(task) == WORKER_LOST)
+        return;
+    LOG(WARN, "lease_expired", F_STR("task_id", task->ref.task_id));
+    lose(task);
+}
+
 static void *renewer(void *arg)
 {
     struct worker_task *task = arg;
@@ -194,11 +203,7 @@ static void *renewer(void *arg)
         failed = worker_renew_once(task, &err) < 0;
         if (failed && log_throttle_pass(&throttle, err.message, &held))
             LOG(WARN, "renewal_failed", F_STR("task_id", task->ref.task_id), F_ERR(&err));
-        if (clock_mono_ms() >= worker_task_deadline_ms(task) &&
-            worker_task_stop_reason(task) != WORKER_LOST) {
-            LOG(WARN, "lease_expired", F_STR("task_id", task->ref.task_id));
-            lose(task);
-        }
+        check_deadline(task);
         if (worker_task_stop_reason(task) == WORKER_LOST)
             break;
     }

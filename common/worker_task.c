@@ -290,14 +290,14 @@ int worker_task_ask(struct worker_task *task, bus_envelope *request,
         struct error why = ERROR_NONE;
         auto_bus_envelope *reply = NULL;
         uint64_t held = 0;
-        if (bus_client_call(task->worker->client, request, WORKER_CALL_MS, &reply, &why) == 0) {
+        if (bus_client_call(task->worker->client, request, WORKER_CALL_MS, &reply, &why) == 0)
             atomic_store(&task->worker->contact_ms, clock_mono_ms());
-            if (reply->body_case == expected && !is_again(reply)) {
-                *out = STEAL(reply);
-                return 0;
-            }
-            not_expected(reply, &why);
+        if (reply != NULL && reply->body_case == expected && !is_again(reply)) {
+            *out = STEAL(reply);
+            return 0;
         }
+        if (reply != NULL)
+            not_expected(reply, &why);
         if (!error_is_retryable(&why)) {
             *err = why;
             return -1;
@@ -491,6 +491,7 @@ static int send_page(struct worker_task *task, const struct worker_inventory_vm 
                      bool last, struct error *err)
 {
     autofree Hypersdk__V1__InventoryVm *items = xcalloc(count + 1, sizeof *items);
+    /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     autofree Hypersdk__V1__InventoryVm **pointers = xcalloc(count + 1, sizeof *pointers);
     Hypersdk__V1__InventoryPage body;
     struct bus_envelope_store store;

@@ -20,6 +20,7 @@ static void event_cleanup(yaml_event_t *event)
 }
 #define auto_event CLEANUP(event_cleanup) yaml_event_t
 
+/* NOLINTNEXTLINE(misc-no-recursion): the parser stops at YAML_DEPTH_MAX */
 void yaml_node_free(struct yaml_node *node)
 {
     if (node == NULL)
@@ -28,7 +29,7 @@ void yaml_node_free(struct yaml_node *node)
     for (size_t i = 0; i < node->count; i++) {
         if (node->keys != NULL)
             free(node->keys[i]);
-        yaml_node_free(node->items[i]); /* depth is bounded by the parser */
+        yaml_node_free(node->items[i]);
     }
     free(node->keys);
     free(node->items);
@@ -93,6 +94,7 @@ static int parse_scalar(struct reader *reader, yaml_event_t *event, struct yaml_
 
 static void append(struct yaml_node *node, char *key, struct yaml_node *item)
 {
+    /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     node->items = xreallocarray(node->items, node->count + 1, sizeof *node->items);
     node->items[node->count] = item;
     if (node->kind == YAML_MAP) {
@@ -102,6 +104,7 @@ static void append(struct yaml_node *node, char *key, struct yaml_node *item)
     node->count++;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): parse_node stops at YAML_DEPTH_MAX */
 static int parse_list(struct reader *reader, const yaml_event_t *start, unsigned int depth,
                       struct yaml_node **out)
 {
@@ -122,6 +125,7 @@ static int parse_list(struct reader *reader, const yaml_event_t *start, unsigned
     return 0;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): parse_node stops at YAML_DEPTH_MAX */
 static int parse_map_entry(struct reader *reader, yaml_event_t *key_event, unsigned int depth,
                            struct yaml_node *map)
 {
@@ -146,6 +150,7 @@ static int parse_map_entry(struct reader *reader, yaml_event_t *key_event, unsig
     return 0;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): parse_node stops at YAML_DEPTH_MAX */
 static int parse_map(struct reader *reader, const yaml_event_t *start, unsigned int depth,
                      struct yaml_node **out)
 {
@@ -164,6 +169,7 @@ static int parse_map(struct reader *reader, const yaml_event_t *start, unsigned 
     return 0;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): YAML_DEPTH_MAX */
 static int parse_node(struct reader *reader, yaml_event_t *event, unsigned int depth,
                       struct yaml_node **out)
 {
@@ -274,6 +280,7 @@ static json_t *scalar_to_json(const struct yaml_node *node)
     return value != NULL ? value : json_string(t); /* the parser checked the UTF-8 */
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): the parser stops at YAML_DEPTH_MAX */
 json_t *yaml_to_json(const struct yaml_node *node)
 {
     json_t *json;

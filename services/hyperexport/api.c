@@ -271,8 +271,10 @@ static int send_request(struct api *api, const struct api_request *request,
     int result = -1;
 
     if (request_url(api, request->path, &url, err) == 0 && ensure_handle(api, err) == 0) {
-        result = http_request(api->handle, request->method, url.data, headers, body,
-                              body == NULL ? 0 : strlen(body), out, err);
+        result = http_request(api->handle,
+                              &(struct http_call){request->method, url.data, headers, body,
+                                                  body == NULL ? 0 : strlen(body)},
+                              out, err);
     }
     if (body != NULL)
         explicit_bzero(body, strlen(body)); /* a new provider's password may be in it */

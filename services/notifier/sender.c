@@ -71,8 +71,10 @@ static void attempt(const struct notifier *notifier, const struct delivery *deli
 
     if (message_make(delivery, notifier->config->secrets.key_dir, &message, why) == 0 &&
         http_handle_new(&options, &curl, why) == 0 &&
-        http_request(curl, "POST", delivery->url, message.headers, message.body,
-                     strlen(message.body), &response, why) == 0) {
+        http_request(curl,
+                     &(struct http_call){"POST", delivery->url, message.headers, message.body,
+                                         strlen(message.body)},
+                     &response, why) == 0) {
         judge_status(delivery, response.status, result, why);
         return;
     }

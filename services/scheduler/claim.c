@@ -241,8 +241,7 @@ static int load_lease(struct db *db, struct claim *claim, struct error *err)
                          db_text(claim->rows, 0, 5));
     if (!db_is_null(claim->rows, 0, 7)) {
         claim->sealed = xmalloc(SEALED_BYTES_MAX);
-        if (db_bytea(claim->rows, 0, 7, claim->sealed, SEALED_BYTES_MAX, &claim->sealed_size, err) <
-            0)
+        if (db_bytea(claim->rows, 7, claim->sealed, SEALED_BYTES_MAX, &claim->sealed_size, err) < 0)
             return error_wrap(err, "credentials of provider '%.63s'", db_text(claim->rows, 0, 5));
     }
     claim->epoch = (uint64_t)db_i64(claim->rows, 0, 3);

@@ -59,7 +59,7 @@ static int get(const struct http_server *server, const char *path,
     auto_curl *curl = handle_of(options);
     autofree char *url = server_url(server, "127.0.0.1", path);
 
-    return http_request(curl, "GET", url, NULL, NULL, 0, out, err);
+    return http_request(curl, &(struct http_call){.method = "GET", .url = url}, out, err);
 }
 
 static const struct http_options http_ok = {.allow_http = true, .timeout_ms = 10000};
@@ -125,8 +125,10 @@ static void one_handle_serves_many_methods(void **state)
         auto_curl_slist *headers = curl_slist_append(NULL, "X-Unit: yes");
         size_t n = strlen(calls[i].ends);
         const char *body = calls[i].body;
-        assert_ok(http_request(curl, calls[i].method, url, i == 0 ? headers : NULL, body,
-                               body == NULL ? 0 : strlen(body), &r, &err),
+        assert_ok(http_request(curl,
+                               &(struct http_call){calls[i].method, url, i == 0 ? headers : NULL,
+                                                   body, body == NULL ? 0 : strlen(body)},
+                               &r, &err),
                   err);
         assert_memory_equal(r.body, calls[i].starts, strlen(calls[i].starts));
         assert_string_equal(r.body + r.body_size - n, calls[i].ends);
@@ -134,7 +136,8 @@ static void one_handle_serves_many_methods(void **state)
         assert_int_equal(strstr(r.body, "ontent-Length") != NULL,
                          body != NULL || strcmp(calls[i].method, "POST") == 0);
     }
-    assert_ok(http_request(curl, "HEAD", hello, NULL, NULL, 0, &head, &err), err);
+    assert_ok(http_request(curl, &(struct http_call){.method = "HEAD", .url = hello}, &head, &err),
+              err);
     assert_int_equal(head.status, 200);
     assert_int_equal(head.body_size, 0);
 }
@@ -172,13 +175,18 @@ static void broken_peers_are_told_apart(void **state)
     options.timeout_ms = 200;
     assert_fails(get(plain, "/silent", &options, &none, &err), err, ERR_TIMEOUT, "no answer");
     assert_fails(get(plain, "/drip", &options, &none, &err), err, ERR_TIMEOUT, "no answer");
-    assert_fails(http_request(curl, "GET", "http://127.0.0.1:1/", NULL, NULL, 0, &none, &err), err,
-                 ERR_UNAVAILABLE, "Connection refused");
+    assert_fails(http_request(curl,
+                              &(struct http_call){.method = "GET", .url = "http://127.0.0.1:1/"},
+                              &none, &err),
+                 err, ERR_UNAVAILABLE, "Connection refused");
     assert_fails(
-        http_request(curl, "GET", "http://no-such-host.invalid/", NULL, NULL, 0, &none, &err), err,
-        ERR_UNAVAILABLE, "no-such-host.invalid");
-    assert_fails(http_request(curl, "GET", "::nonsense", NULL, NULL, 0, &none, &err), err,
-                 ERR_INVALID, "");
+        http_request(curl,
+                     &(struct http_call){.method = "GET", .url = "http://no-such-host.invalid/"},
+                     &none, &err),
+        err, ERR_UNAVAILABLE, "no-such-host.invalid");
+    assert_fails(
+        http_request(curl, &(struct http_call){.method = "GET", .url = "::nonsense"}, &none, &err),
+        err, ERR_INVALID, "");
     assert_null(none.body);
 }
 
@@ -192,12 +200,16 @@ static void only_wanted_protocols_are_spoken(void **state)
     autofree char *url = server_url(plain, "127.0.0.1", "/hello");
 
     (void)state;
-    assert_fails(http_request(secure, "GET", url, NULL, NULL, 0, &none, &err), err, ERR_INVALID,
-                 "http");
-    assert_fails(http_request(both, "GET", "file:///etc/passwd", NULL, NULL, 0, &none, &err), err,
-                 ERR_INVALID, "file");
-    assert_fails(http_request(both, "GET", "ftp://127.0.0.1/", NULL, NULL, 0, &none, &err), err,
-                 ERR_INVALID, "ftp");
+    assert_fails(
+        http_request(secure, &(struct http_call){.method = "GET", .url = url}, &none, &err), err,
+        ERR_INVALID, "http");
+    assert_fails(http_request(both,
+                              &(struct http_call){.method = "GET", .url = "file:///etc/passwd"},
+                              &none, &err),
+                 err, ERR_INVALID, "file");
+    assert_fails(http_request(both, &(struct http_call){.method = "GET", .url = "ftp://127.0.0.1/"},
+                              &none, &err),
+                 err, ERR_INVALID, "ftp");
 }
 
 static void cancelling_stops_a_transfer(void **state)
@@ -299,17 +311,22 @@ static void private_targets_are_refused_by_address_not_by_name(void **state)
 
     (void)state;
     assert_fails(get(plain, "/hello", &options, &none, &err), err, ERR_DENIED, "private");
-    assert_fails(http_request(curl, "GET", by_name, NULL, NULL, 0, &none, &err), err, ERR_DENIED,
-                 "private");
-    assert_fails(http_request(curl, "GET", by_number, NULL, NULL, 0, &none, &err), err, ERR_DENIED,
-                 "private");
-    assert_fails(http_request(curl, "GET", "http://[::1]:1/", NULL, NULL, 0, &none, &err), err,
-                 ERR_DENIED, "private");
+    assert_fails(
+        http_request(curl, &(struct http_call){.method = "GET", .url = by_name}, &none, &err), err,
+        ERR_DENIED, "private");
+    assert_fails(
+        http_request(curl, &(struct http_call){.method = "GET", .url = by_number}, &none, &err),
+        err, ERR_DENIED, "private");
+    assert_fails(http_request(curl, &(struct http_call){.method = "GET", .url = "http://[::1]:1/"},
+                              &none, &err),
+                 err, ERR_DENIED, "private");
     /* the refusal belongs to that request: another failure later is told as what it is */
     curl_easy_cleanup(curl);
     curl = handle_of(&http_ok);
-    assert_fails(http_request(curl, "GET", "http://127.0.0.1:1/", NULL, NULL, 0, &none, &err), err,
-                 ERR_UNAVAILABLE, "refused");
+    assert_fails(http_request(curl,
+                              &(struct http_call){.method = "GET", .url = "http://127.0.0.1:1/"},
+                              &none, &err),
+                 err, ERR_UNAVAILABLE, "refused");
 }
 
 int main(void)

@@ -168,7 +168,8 @@ static int exchange(struct provider_session *session, const char *method, const 
     headers = curl_slist_append(headers, action);
     if (headers == NULL)
         abort();
-    if (http_request(session->curl, "POST", url, headers, request, size, &response, err) < 0)
+    if (http_request(session->curl, &(struct http_call){"POST", url, headers, request, size},
+                     &response, err) < 0)
         return error_wrap(err, "%s", method);
     atomic_store(&session->last_call_ms, clock_mono_ms());
     if (response.status != 200 && response.status != 500)
