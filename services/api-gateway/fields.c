@@ -208,30 +208,36 @@ static int check_later(const struct field *f, const char *name, const json_t *va
                       "'%s' is not available in this version", name);
 }
 
-static int take(const struct field *f, const char *prefix, const char *key, json_t *value,
-                json_t *canonical, struct field_problem *problem, struct error *err)
+struct taking {
+    const char *prefix;
+    json_t *canonical; /* what is taken */
+    struct field_problem *problem;
+};
+
+static int take(const struct taking *t, const struct field *f, const char *key, json_t *value,
+                struct error *err)
 {
-    const json_t *before = json_object_get(canonical, f->name);
+    const json_t *before = json_object_get(t->canonical, f->name);
     char name[FIELD_NAME_MAX];
 
-    (void)snprintf(name, sizeof name, "%s%s", prefix, key);
+    (void)snprintf(name, sizeof name, "%s%s", t->prefix, key);
     if (f->later != NULL)
-        return check_later(f, name, value, problem, err);
-    if (check_value(f, name, value, problem, err) < 0)
+        return check_later(f, name, value, t->problem, err);
+    if (check_value(f, name, value, t->problem, err) < 0)
         return -1;
     if (before != NULL && !json_equal(before, value)) {
-        return field_fail(problem, 400, name, err, ERR_INVALID,
+        return field_fail(t->problem, 400, name, err, ERR_INVALID,
                           "'%s' is another name of '%s%s', which has a different value", name,
-                          prefix, f->name);
+                          t->prefix, f->name);
     }
     if (f->type == FIELD_DURATION) { /* one form for everyone behind us */
         int64_t ms = 0;
         if (duration_of(f, name, value, &ms, err) < 0)
             return -1;
-        (void)json_object_set_new(canonical, f->name, json_integer((json_int_t)ms));
+        (void)json_object_set_new(t->canonical, f->name, json_integer((json_int_t)ms));
         return 0;
     }
-    (void)json_object_set(canonical, f->name, value);
+    (void)json_object_set(t->canonical, f->name, value);
     return 0;
 }
 
@@ -239,6 +245,7 @@ int fields_canonical(const struct field *table, const char *prefix, const json_t
                      json_t **out, struct field_problem *problem, struct error *err)
 {
     auto_json *canonical = json_object();
+    const struct taking t = {prefix, canonical, problem};
     const char *key;
     json_t *value;
 
@@ -254,7 +261,7 @@ int fields_canonical(const struct field *table, const char *prefix, const json_t
         const struct field *f = find(table, key);
         if (f == NULL)
             return unknown(table, prefix, key, problem, err);
-        if (!json_is_null(value) && take(f, prefix, key, value, canonical, problem, err) < 0)
+        if (!json_is_null(value) && take(&t, f, key, value, err) < 0)
             return -1;
     }
     *out = STEAL(canonical);

@@ -64,9 +64,15 @@ static int count_rows(struct call *call, const char *const *filters, json_t *ans
     return 0;
 }
 
+struct page {
+    uint64_t limit;
+    uint64_t offset;
+    uint64_t cursor; /* 0 = from the newest */
+};
+
 /* Newest first; the page ends at the id that the next one starts below. */
-static int read_page(struct call *call, const char *const *filters, uint64_t limit, uint64_t offset,
-                     uint64_t cursor, json_t *answer, struct error *err)
+static int read_page(struct call *call, const char *const *filters, const struct page *page,
+                     json_t *answer, struct error *err)
 {
     static const char sql[] =
         "SELECT id, json_build_object('id', id, 'timestamp', to_char(at, '" SQL_TIME "'), 'user',"
@@ -81,9 +87,9 @@ static int read_page(struct call *call, const char *const *filters, uint64_t lim
     json_t *list = json_array();
 
     (void)json_object_set_new(answer, "logs", list);
-    (void)snprintf(numbers[0], sizeof numbers[0], "%llu", (unsigned long long)cursor);
-    (void)snprintf(numbers[1], sizeof numbers[1], "%llu", (unsigned long long)limit);
-    (void)snprintf(numbers[2], sizeof numbers[2], "%llu", (unsigned long long)offset);
+    (void)snprintf(numbers[0], sizeof numbers[0], "%llu", (unsigned long long)page->cursor);
+    (void)snprintf(numbers[1], sizeof numbers[1], "%llu", (unsigned long long)page->limit);
+    (void)snprintf(numbers[2], sizeof numbers[2], "%llu", (unsigned long long)page->offset);
     memcpy(params, filters, FILTERS * sizeof *filters);
     for (size_t i = 0; i < 3; i++)
         params[FILTERS + i] = numbers[i];
@@ -95,7 +101,7 @@ static int read_page(struct call *call, const char *const *filters, uint64_t lim
             return -1;
         (void)json_array_append_new(list, row);
     }
-    if ((uint64_t)PQntuples(rows) == limit)
+    if ((uint64_t)PQntuples(rows) == page->limit)
         json_set_text(answer, "next_cursor", db_text(rows, PQntuples(rows) - 1, 0));
     return 0;
 }
@@ -105,21 +111,19 @@ int handle_audit_logs(struct call *call, struct error *err)
     static const char *const names[] = {"user",  "action", "resource", "result", "ip", "since",
                                         "until", "limit",  "offset",   "cursor", NULL};
     const char *filters[FILTERS];
-    uint64_t limit = 0;
-    uint64_t offset = 0;
-    uint64_t cursor = 0;
+    struct page page = {.limit = 100};
     auto_json *answer = json_object();
 
     if (call_check_query(call, names, err) < 0 ||
-        call_query_u64(call, "limit", 1, 1000, 100, &limit, err) < 0 ||
-        call_query_u64(call, "offset", 0, 10000, 0, &offset, err) < 0 ||
-        call_query_u64(call, "cursor", 1, INT64_MAX, 0, &cursor, err) < 0)
+        call_query_u64(call, "limit", 1, 1000, &page.limit, err) < 0 ||
+        call_query_u64(call, "offset", 0, 10000, &page.offset, err) < 0 ||
+        call_query_u64(call, "cursor", 1, INT64_MAX, &page.cursor, err) < 0)
         return -1;
     for (size_t i = 0; i < FILTERS; i++)
         filters[i] = call_query(call, filter_names[i]);
     if (check_time(call, "since", filters[SINCE], err) < 0 ||
         check_time(call, "until", filters[UNTIL], err) < 0 ||
-        read_page(call, filters, limit, offset, cursor, answer, err) < 0 ||
+        read_page(call, filters, &page, answer, err) < 0 ||
         count_rows(call, filters, answer, err) < 0)
         return -1;
     call_answer_json(call, 200, json_incref(answer));

@@ -243,9 +243,17 @@ static int key_expiry(const struct call *call, char out[CLOCK_RFC3339_SIZE], str
     return 0;
 }
 
+struct new_key {
+    const char *id;
+    const char *name;
+    const char *prefix; /* shown in lists */
+    const char *hash;
+    const json_t *roles;
+    const char *expires; /* "": never */
+};
+
 /* The limit is checked where the row is made: two calls at once may pass one check before. */
-static int store_key(struct call *call, const char *id, const char *name, const char *prefix,
-                     const char *hash, const json_t *roles, const char *expires, struct error *err)
+static int store_key(struct call *call, const struct new_key *key, struct error *err)
 {
     static const char lock[] = "SELECT 1 FROM users WHERE id = $1 FOR UPDATE";
     static const char insert[] =
@@ -253,7 +261,7 @@ static int store_key(struct call *call, const char *id, const char *name, const 
         " SELECT $1, $2, $3, $4, $5::bytea, ARRAY(SELECT json_array_elements_text($6::json)),"
         " nullif($7, '')::timestamptz"
         " WHERE (SELECT count(*) FROM api_keys WHERE user_id = $2) < $8::integer";
-    autofree char *roles_text = json_text(roles);
+    autofree char *roles_text = json_text(key->roles);
     char limit[16];
     auto_pgresult *result = NULL;
     const char *user = call->identity.user_id;
@@ -263,8 +271,9 @@ static int store_key(struct call *call, const char *id, const char *name, const 
         return -1;
     if (db_exec(call->db, lock, DB_PARAMS(user), NULL, err) < 0 ||
         db_exec(call->db, insert,
-                DB_PARAMS(id, user, name, prefix, hash, roles_text, expires, limit), &result,
-                err) < 0) {
+                DB_PARAMS(key->id, user, key->name, key->prefix, key->hash, roles_text,
+                          key->expires, limit),
+                &result, err) < 0) {
         db_rollback(call->db);
         return -1;
     }
@@ -300,7 +309,7 @@ int handle_key_generate(struct call *call, struct error *err)
     prefix[KEY_SHOWN_BYTES] = 0;
     id_new("key", id);
     call_resource(call, "api_key", id);
-    if (store_key(call, id, name, prefix, hash, roles, expires, err) < 0)
+    if (store_key(call, &(struct new_key){id, name, prefix, hash, roles, expires}, err) < 0)
         return -1;
     answer = json_pack("{s:s, s:s, s:s, s:s, s:O}", "id", id, "name", name, "key", key, "prefix",
                        prefix, "roles", roles);

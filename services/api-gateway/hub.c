@@ -28,6 +28,9 @@ int hub_start(struct gateway *gateway, struct hub **out, struct error *err)
     (void)pthread_cond_init(&hub->requested, &attributes);
     (void)pthread_condattr_destroy(&attributes);
     hub->head.next = hub->head.previous = &hub->head;
+    metric_describe("hypersdk_live_clients", "Connected WebSocket and event-stream clients");
+    metric_describe("hypersdk_live_clients_closed_total",
+                    "Live clients that were closed, by reason");
     if (websockets_start(hub, &hub->websockets, err) < 0 ||
         log_feed_start(hub, &hub->logs, err) < 0)
         return -1;

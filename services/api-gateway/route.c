@@ -175,15 +175,11 @@ void call_resource(struct call *call, const char *kind, const char *id)
 }
 
 int call_query_u64(const struct call *call, const char *name, uint64_t min, uint64_t max,
-                   uint64_t fallback, uint64_t *out, struct error *err)
+                   uint64_t *out, struct error *err)
 {
     const char *text = call_query(call, name);
 
-    if (text == NULL) {
-        *out = fallback;
-        return 0;
-    }
-    return parse_u64(name, text, min, max, out, err);
+    return text == NULL ? 0 : parse_u64(name, text, min, max, out, err);
 }
 
 static bool is_one_of(const char *name, const char *const *names)

@@ -96,9 +96,9 @@ void call_set_header(struct call *call, const char *name, const char *value);
  * and `extra` (members of the error object, e.g. candidates; taken, may be NULL). */
 int call_fail(struct call *call, unsigned int status, json_t *extra_taken, struct error *err,
               enum error_code code, const char *format, ...) PRINTF_LIKE(6, 7);
-/* The next page's position etc.: a whole number from the query. Absent: fallback. ERR_INVALID. */
+/* The next page's position etc.: a whole number from the query. Absent: *out stays. ERR_INVALID. */
 MUST_CHECK int call_query_u64(const struct call *call, const char *name, uint64_t min, uint64_t max,
-                              uint64_t fallback, uint64_t *out, struct error *err);
+                              uint64_t *out, struct error *err);
 /* ERR_INVALID naming the first query parameter that is not in names (NULL-terminated). */
 MUST_CHECK int call_check_query(const struct call *call, const char *const *names,
                                 struct error *err);

@@ -424,6 +424,7 @@ static enum MHD_Result first_call(struct request *request)
     return MHD_YES;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): libmicrohttpd's signature */
 static enum MHD_Result on_request(void *cls, struct MHD_Connection *connection, const char *url,
                                   const char *method, const char *version, const char *data,
                                   size_t *data_size, void **con_cls)
@@ -514,20 +515,30 @@ static int load_tls(struct server *server, struct error *err)
     return 0;
 }
 
+static void describe_metrics(void)
+{
+    metric_describe("hypersdk_api_requests_total", "Answered requests");
+    metric_describe("hypersdk_api_request_duration_seconds", "From the request to its answer");
+    metric_describe("hypersdk_api_requests_shed_total", "Requests refused by rate or load");
+    metric_describe("hypersdk_api_connections_late_total",
+                    "Connections that did not send a whole request in time");
+}
+
 static int start_pools(struct server *server, struct error *err)
 {
     struct gateway *gateway = server->gateway;
-    struct workers **pools = server->pools;
+    const struct workers_options pools[] = {
+        [DISPATCH_LIGHT] = {"light", LIGHT_THREADS, QUEUE_MAX, false},
+        [DISPATCH_FAST] = {"requests", gateway->database.pool_size, QUEUE_MAX, true},
+        [DISPATCH_SLOW] = {"listings", SLOW_THREADS, QUEUE_MAX, true},
+        [DISPATCH_PASSWORD] = {"passwords", PASSWORD_THREADS, QUEUE_MAX / 4, true},
+    };
 
-    if (workers_start(gateway, "light", LIGHT_THREADS, QUEUE_MAX, false, &pools[DISPATCH_LIGHT],
-                      err) < 0 ||
-        workers_start(gateway, "requests", gateway->database.pool_size, QUEUE_MAX, true,
-                      &pools[DISPATCH_FAST], err) < 0 ||
-        workers_start(gateway, "listings", SLOW_THREADS, QUEUE_MAX, true, &pools[DISPATCH_SLOW],
-                      err) < 0)
-        return -1;
-    return workers_start(gateway, "passwords", PASSWORD_THREADS, QUEUE_MAX / 4, true,
-                         &pools[DISPATCH_PASSWORD], err);
+    for (size_t i = 0; i < ARRAY_LEN(pools); i++) {
+        if (workers_start(gateway, &pools[i], &server->pools[i], err) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 static int start_daemon(struct server *server, int fd, struct error *err)
@@ -576,6 +587,7 @@ int server_start(struct gateway *gateway, struct server **out, struct error *err
     server->gateway = gateway;
     server->deadlines = deadlines_new();
     server->rate = limiter_new(gateway->security.rate_limit_per_min);
+    describe_metrics();
     if (load_tls(server, err) < 0 ||
         address_parse("daemon.address", gateway->daemon.address, &address, err) < 0 ||
         start_pools(server, err) < 0 || address_listen(&address, &fd, &port, err) < 0 ||

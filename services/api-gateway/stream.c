@@ -183,7 +183,7 @@ static int take_position(const struct call *call, uint64_t *out, struct error *e
 
     *out = UINT64_MAX;
     if (call_query(call, "resume_from") != NULL)
-        return call_query_u64(call, "resume_from", 0, INT64_MAX, 0, out, err);
+        return call_query_u64(call, "resume_from", 0, INT64_MAX, out, err);
     if (last != NULL && last[0] != '\0')
         return parse_u64("Last-Event-ID", last, 0, INT64_MAX, out, err);
     return 0;

@@ -598,6 +598,7 @@ int handle_websocket(struct call *call, struct error *err)
 }
 
 /* Runs on the library's thread: hands the socket over, nothing else. */
+/* NOLINTNEXTLINE(readability-function-size): libmicrohttpd's signature */
 static void on_upgrade(void *cls, struct MHD_Connection *connection, void *con_cls,
                        const char *extra, size_t extra_size, MHD_socket fd,
                        struct MHD_UpgradeResponseHandle *urh)

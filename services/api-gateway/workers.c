@@ -75,8 +75,8 @@ static void *on_worker_thread(void *arg)
     return NULL;
 }
 
-int workers_start(const struct gateway *gateway, const char *name, size_t threads, size_t queue_max,
-                  bool with_db, struct workers **out, struct error *err)
+int workers_start(const struct gateway *gateway, const struct workers_options *options,
+                  struct workers **out, struct error *err)
 {
     struct workers *workers = xcalloc(1, sizeof *workers);
     pthread_condattr_t attributes;
@@ -86,16 +86,16 @@ int workers_start(const struct gateway *gateway, const char *name, size_t thread
     (void)pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
     (void)pthread_cond_init(&workers->wanted, &attributes);
     (void)pthread_condattr_destroy(&attributes);
-    workers->queue_max = queue_max;
+    workers->queue_max = options->queue_max;
     workers->gateway = gateway;
-    workers->name = name;
-    workers->with_db = with_db;
+    workers->name = options->name;
+    workers->with_db = options->with_db;
     *out = workers; /* lives until the process ends: its threads never stop */
-    for (size_t i = 0; i < threads; i++) {
+    for (size_t i = 0; i < options->threads; i++) {
         pthread_t thread;
         int rv = pthread_create(&thread, NULL, on_worker_thread, workers);
         if (rv != 0)
-            return error_set_errno(err, rv, "thread of pool '%s' cannot be started", name);
+            return error_set_errno(err, rv, "thread of pool '%s' cannot be started", options->name);
         (void)pthread_detach(thread);
     }
     return 0;

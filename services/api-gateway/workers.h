@@ -13,10 +13,14 @@ struct work { /* embedded in what is to be done */
     void (*run)(struct work *work, struct db *db);
 };
 
-/* name: literal, shown in pg_stat_activity. with_db false: run gets NULL. */
-MUST_CHECK int workers_start(const struct gateway *gateway, const char *name, size_t threads,
-                             size_t queue_max, bool with_db, struct workers **out,
-                             struct error *err);
+struct workers_options {
+    const char *name; /* literal, shown in pg_stat_activity */
+    size_t threads;
+    size_t queue_max;
+    bool with_db; /* false: run gets NULL */
+};
+MUST_CHECK int workers_start(const struct gateway *gateway, const struct workers_options *options,
+                             struct workers **out, struct error *err);
 /* false: the queue is full. Any thread. */
 MUST_CHECK bool workers_submit(struct workers *workers, struct work *work);
 #endif
