@@ -93,8 +93,10 @@ static int op_open(const json_t *command, json_t *answer, struct error *err)
     (void)answer;
     driver.exporter.provider = &PROVIDER;
     if (records_load(json_str(command, "records"), err) < 0 ||
-        exporter_session_open(&driver.exporter, json_object_get(command, "settings"), NULL, 0,
-                              &driver.cancelled, &driver.session, err) < 0)
+        exporter_session_open(
+            &driver.exporter,
+            &(struct exporter_settings){.plain = json_object_get(command, "settings")},
+            &driver.cancelled, &driver.session, err) < 0)
         return -1;
     driver.open = true;
     return 0;

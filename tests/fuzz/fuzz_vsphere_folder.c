@@ -34,7 +34,8 @@ static void path(const char *text)
     if (strstr(rest, "/../") != NULL || strncmp(rest, "../", 3) == 0)
         abort();
     flat = folder_flat_path(rest);
-    if (folder_url("https://h:443", rest, datastore, rest, 2, &url, &err) == 0 &&
+    if (folder_url(&(struct folder_place){"https://h:443", rest, datastore}, rest, 2, &url, &err) ==
+            0 &&
         strpbrk(url, " \n\"<>") != NULL)
         abort();
 }

@@ -13,11 +13,10 @@
 int exporter_task_session(struct worker_task *task, struct exporter *exporter,
                           struct exporter_session *out, struct error *err)
 {
-    size_t size = 0;
-    const void *sealed = worker_task_sealed(task, &size);
+    struct exporter_settings settings = {.plain = worker_task_settings(task)};
 
-    return exporter_session_open(exporter, worker_task_settings(task), sealed, size,
-                                 worker_task_stopped(task), out, err);
+    settings.sealed = worker_task_sealed(task, &settings.sealed_size);
+    return exporter_session_open(exporter, &settings, worker_task_stopped(task), out, err);
 }
 
 /* ---- inventory ---- */
@@ -114,8 +113,8 @@ static int override_session(struct worker_task *task, struct exporter *exporter,
     size = strlen(hex) / 2;
     if (size > sizeof sealed || !hex_decode(hex, sealed, size))
         return error_set(err, ERR_INVALID, "sealed_secrets_hex is not hex text");
-    return exporter_session_open(exporter, settings, sealed, size, worker_task_stopped(task), out,
-                                 err);
+    return exporter_session_open(exporter, &(struct exporter_settings){settings, sealed, size},
+                                 worker_task_stopped(task), out, err);
 }
 
 static json_t *check_json(const char *provider, const struct provider_check *check, int64_t took_ms)

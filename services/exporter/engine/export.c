@@ -81,12 +81,11 @@ static void back_off(uint32_t attempt, const atomic_bool *stopped)
 static int release_once(struct export_run *run, const atomic_bool *stopped, struct error *err)
 {
     const struct provider *provider = run->exporter->provider;
-    size_t size = 0;
-    const void *sealed = worker_task_sealed(run->task, &size);
+    struct exporter_settings settings = {.plain = worker_task_settings(run->task)};
 
+    settings.sealed = worker_task_sealed(run->task, &settings.sealed_size);
     if (run->session.session == NULL &&
-        exporter_session_open(run->exporter, worker_task_settings(run->task), sealed, size, stopped,
-                              &run->session, err) < 0)
+        exporter_session_open(run->exporter, &settings, stopped, &run->session, err) < 0)
         return -1;
     return provider->release(run->session.session, &run->records.base,
                              !run->options.prepare.delete_snapshot, err);

@@ -28,16 +28,16 @@ static int merge(json_t *into, const json_t *from)
     return 0;
 }
 
-static int open_secrets(const struct exporter *exporter, const void *sealed, size_t sealed_size,
+static int open_secrets(const struct exporter *exporter, const struct exporter_settings *settings,
                         json_t *into, struct error *err)
 {
     auto_secret *text = NULL;
     json_t *secrets = NULL;
     size_t size = 0;
 
-    if (sealed_size == 0)
+    if (settings->sealed_size == 0)
         return 0;
-    if (seal_open(exporter->key, sealed, sealed_size, &text, &size, err) < 0)
+    if (seal_open(exporter->key, settings->sealed, settings->sealed_size, &text, &size, err) < 0)
         return error_wrap(err, "secrets of the provider");
     if (json_parse(text, size, SEAL_SECRET_BYTES_MAX, &secrets, err) < 0)
         return error_wrap(err, "secrets of the provider");
@@ -57,17 +57,17 @@ static int refuse_files(const struct config_key *keys, const json_t *settings, s
     return 0;
 }
 
-int exporter_session_open(struct exporter *exporter, const json_t *settings, const void *sealed,
-                          size_t sealed_size, const atomic_bool *stopped,
-                          struct exporter_session *out, struct error *err)
+int exporter_session_open(struct exporter *exporter, const struct exporter_settings *settings,
+                          const atomic_bool *stopped, struct exporter_session *out,
+                          struct error *err)
 {
     struct exporter_session session = {.exporter = exporter};
     json_t *all = json_object();
     int rc;
 
-    (void)merge(all, settings);
+    (void)merge(all, settings->plain);
     session.config = xcalloc(1, exporter->provider->config_size);
-    rc = open_secrets(exporter, sealed, sealed_size, all, err);
+    rc = open_secrets(exporter, settings, all, err);
     if (rc == 0)
         rc = refuse_files(exporter->provider->config_keys, all, err);
     if (rc == 0)

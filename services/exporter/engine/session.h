@@ -25,10 +25,16 @@ struct exporter_session {
     struct provider_session *session; /* open, not necessarily logged in */
 };
 
-/* settings/sealed: the task's own, or an override (validate). ERR_INVALID: a setting is wrong or
- * missing; ERR_DENIED: the secrets were sealed with another key. */
-MUST_CHECK int exporter_session_open(struct exporter *exporter, const json_t *settings,
-                                     const void *sealed, size_t sealed_size,
+/* The task's own, or an override (validate). */
+struct exporter_settings {
+    const json_t *plain;
+    const void *sealed;
+    size_t sealed_size; /* 0: no secrets */
+};
+/* ERR_INVALID: a setting is wrong or missing; ERR_DENIED: the secrets were sealed with another key.
+ */
+MUST_CHECK int exporter_session_open(struct exporter *exporter,
+                                     const struct exporter_settings *settings,
                                      const atomic_bool *stopped, struct exporter_session *out,
                                      struct error *err);
 void exporter_session_close(struct exporter_session *session);

@@ -110,12 +110,13 @@ static size_t isal_run(struct compressor *c, int level, const void *data, size_t
 }
 
 int grain_codec_deflate(struct grain_codec *codec, const void *data, size_t size, void *out,
-                        size_t capacity, size_t *out_size, struct error *err)
+                        size_t *out_size, struct error *err)
 {
     struct compressor *c = compressor_get(codec);
+    const size_t capacity = grain_codec_bound(size);
     size_t n;
 
-    assert(size <= UINT32_MAX / 2 && capacity >= grain_codec_bound(size));
+    assert(size <= UINT32_MAX / 2);
     if (c->stream != NULL) {
         n = isal_run(c, codec->level, data, size, out, capacity);
     } else {

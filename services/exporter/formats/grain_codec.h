@@ -16,8 +16,8 @@ struct grain_codec *grain_codec_new(int level);
 void grain_codec_free(struct grain_codec *codec); /* NULL-safe */
 /* Room that deflate needs for `size` bytes of any content. */
 size_t grain_codec_bound(size_t size);
-/* Thread-safe. capacity must be at least grain_codec_bound(size). */
+/* Thread-safe. out has room for grain_codec_bound(size) bytes. */
 MUST_CHECK int grain_codec_deflate(struct grain_codec *codec, const void *data, size_t size,
-                                   void *out, size_t capacity, size_t *out_size, struct error *err);
+                                   void *out, size_t *out_size, struct error *err);
 
 #endif

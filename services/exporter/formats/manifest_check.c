@@ -111,9 +111,12 @@ static int check_pipeline(const json_t *manifest, struct error *err)
 
 static bool mac_is_valid(const char *mac)
 {
-    char separator = mac[0] != '\0' && mac[1] != '\0' ? mac[2] : '\0';
+    char separator;
 
-    if (strlen(mac) != MAC_LENGTH || (separator != ':' && separator != '-'))
+    if (strlen(mac) != MAC_LENGTH)
+        return false;
+    separator = mac[2];
+    if (separator != ':' && separator != '-')
         return false;
     for (size_t i = 0; i < MAC_LENGTH; i++) {
         bool hex = (mac[i] >= '0' && mac[i] <= '9') || (mac[i] >= 'a' && mac[i] <= 'f') ||

@@ -72,6 +72,8 @@ static int append(struct sink *sink, const void *data, size_t size, struct error
 
 static void header_fill(const struct sink *sink, uint64_t directory_offset, uint8_t *header)
 {
+    static const uint8_t newline_test[] = {'\n', ' ', '\r', '\n'};
+
     memset(header, 0, VMDK_SECTOR);
     put_le32(header + VMDK_AT_MAGIC, VMDK_MAGIC);
     put_le32(header + VMDK_AT_VERSION, FORMAT_VERSION);
@@ -84,7 +86,7 @@ static void header_fill(const struct sink *sink, uint64_t directory_offset, uint
     put_le32(header + VMDK_AT_TABLE_ENTRIES, VMDK_TABLE_ENTRIES);
     put_le64(header + VMDK_AT_GD_OFFSET, directory_offset);
     put_le64(header + VMDK_AT_OVERHEAD, OVERHEAD_SECTORS);
-    memcpy(header + VMDK_AT_NEWLINE_TEST, "\n \r\n", 4);
+    memcpy(header + VMDK_AT_NEWLINE_TEST, newline_test, sizeof newline_test);
     put_le16(header + VMDK_AT_COMPRESSION, VMDK_COMPRESS_DEFLATE);
 }
 
@@ -114,7 +116,7 @@ static int identity(const char *uuid, uint8_t out[16], struct error *err)
 static void add_extent_name(struct strbuf *sb, const char *name)
 {
     for (const char *p = name; *p != '\0'; p++)
-        strbuf_addc(sb, (unsigned char)*p < 0x20 || *p == '"' ? '_' : *p);
+        strbuf_addc(sb, (char)((unsigned char)*p < 0x20 || *p == '"' ? '_' : *p));
 }
 
 static int descriptor_make(const struct sink_options *options, struct strbuf *sb, struct error *err)
@@ -345,7 +347,7 @@ static ssize_t encode_grain(struct sink *sink, uint64_t sector, const uint8_t *d
         data = full;
     }
     if (grain_codec_deflate(sink->codec, data, VMDK_GRAIN_BYTES, out + VMDK_RECORD_HEADER,
-                            grain_codec_bound(VMDK_GRAIN_BYTES), &compressed, err) < 0)
+                            &compressed, err) < 0)
         return -1;
     put_le64(out, sector);
     put_le32(out + 8, (uint32_t)compressed);

@@ -111,6 +111,7 @@ static void add_indent(struct strbuf *sb, size_t level)
 static void add_block(struct strbuf *sb, const json_t *json, size_t level);
 
 /* What follows "key:" or "-": on the same line, or a deeper block. */
+/* NOLINTNEXTLINE(misc-no-recursion): ends at JSON_DEPTH_MAX */
 static void add_value(struct strbuf *sb, const json_t *json, size_t level)
 {
     if (!has_members(json) || level >= JSON_DEPTH_MAX) {
@@ -123,7 +124,8 @@ static void add_value(struct strbuf *sb, const json_t *json, size_t level)
     add_block(sb, json, level + 1);
 }
 
-/* Recursion ends at JSON_DEPTH_MAX; yaml_format refuses deeper trees before. */
+/* yaml_format refuses deeper trees before. */
+/* NOLINTNEXTLINE(misc-no-recursion): ends at JSON_DEPTH_MAX */
 static void add_block(struct strbuf *sb, const json_t *json, size_t level)
 {
     const char *key;
@@ -147,6 +149,7 @@ static void add_block(struct strbuf *sb, const json_t *json, size_t level)
     }
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): ends at JSON_DEPTH_MAX */
 static bool is_too_deep(const json_t *json, size_t depth)
 {
     const char *key;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "services/exporter/providers/vsphere/property.h"
 #include "services/exporter/providers/vsphere/soap.h"
 
 #define TYPE_BYTES_MAX 96
@@ -261,7 +262,7 @@ static void nic_read_device(const xmlNode *device, const char *xsi_type,
     vm_set_text(&nic->id, soap_text(device, "key"));
     vm_set_text(&nic->mac, soap_text(device, "macAddress"));
     for (char *p = nic->mac; *p != '\0'; p++)
-        *p = *p == '-' ? ':' : (char)tolower((unsigned char)*p);
+        *p = (char)(*p == '-' ? ':' : tolower((unsigned char)*p));
     free(nic->network);
     nic->network = nic_network(soap_child(device, "backing"), network_name, arg);
     free(nic->model);
@@ -270,10 +271,11 @@ static void nic_read_device(const xmlNode *device, const char *xsi_type,
 
 /* ---- all of them ---- */
 
-int devices_read(const xmlNode *devices, const xmlNode *boot_options, bool encrypted,
-                 network_name_fn *network_name, const void *arg, struct vm *vm,
-                 struct disk_backing backings[VM_DISKS_MAX], struct error *err)
+int devices_read(const xmlNode *object, network_name_fn *network_name, const void *arg,
+                 struct vm *vm, struct disk_backing backings[VM_DISKS_MAX], struct error *err)
 {
+    const xmlNode *devices = property_value(object, "config.hardware.device");
+    const bool encrypted = property_value(object, "config.keyId") != NULL;
     size_t count = 0;
 
     assert(vm->disk_count == 0 && vm->nic_count == 0);
@@ -300,6 +302,6 @@ int devices_read(const xmlNode *devices, const xmlNode *boot_options, bool encry
             nic_read_device(node, type, network_name, arg, vm_add_nic(vm));
         }
     }
-    sort_disks(vm, backings, boot_options);
+    sort_disks(vm, backings, property_value(object, "config.bootOptions"));
     return 0;
 }

@@ -21,11 +21,10 @@ struct disk_backing {
 typedef const char *network_name_fn(const void *arg, const char *id);
 
 /* Adds disks (boot order) and cards to vm, which has none yet; backings[i] belongs to disk i.
- * `devices` is an ArrayOfVirtualDevice element; boot_options a VirtualMachineBootOptions element
- * or NULL; encrypted: the VM itself has a key.
+ * `object`: the VM's ObjectContent with config.hardware.device, .bootOptions and .keyId.
  * ERR_LIMIT: more disks or cards than we can take. ERR_PROTOCOL: a disk without its facts. */
-MUST_CHECK int devices_read(const xmlNode *devices, const xmlNode *boot_options, bool encrypted,
-                            network_name_fn *network_name, const void *arg, struct vm *vm,
-                            struct disk_backing backings[VM_DISKS_MAX], struct error *err);
+MUST_CHECK int devices_read(const xmlNode *object, network_name_fn *network_name, const void *arg,
+                            struct vm *vm, struct disk_backing backings[VM_DISKS_MAX],
+                            struct error *err);
 
 #endif

@@ -413,8 +413,10 @@ static void search_release(struct search *search)
 static int search_url(const struct search *search, const char *path, int encodings, char **out,
                       struct error *err)
 {
-    return folder_url(search->reader->session->origin, search->datacenter_path, search->datastore,
-                      path, encodings, out, err);
+    const struct folder_place place = {search->reader->session->origin, search->datacenter_path,
+                                       search->datastore};
+
+    return folder_url(&place, path, encodings, out, err);
 }
 
 /* HEAD of a path in the encoding that this server understands: vCenter documents two, ESXi and

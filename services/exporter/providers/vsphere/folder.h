@@ -55,8 +55,13 @@ struct folder_descriptor {
 MUST_CHECK int folder_descriptor_parse(const char *text, size_t size, struct folder_descriptor *out,
                                        struct error *err);
 /* `encodings`: how often dcPath and dsName are percent-encoded (vCenter wants 2, ESXi 1). */
-MUST_CHECK int folder_url(const char *origin, const char *datacenter_path, const char *datastore,
-                          const char *path, int encodings, char **out, struct error *err);
+struct folder_place {
+    const char *origin;
+    const char *datacenter_path; /* "": the server finds it by the datastore */
+    const char *datastore;
+};
+MUST_CHECK int folder_url(const struct folder_place *place, const char *path, int encodings,
+                          char **out, struct error *err);
 /* "[ds] dir/x.vmdk" to "ds" and "dir/x.vmdk". ERR_PROTOCOL: anything else, or a path with "..". */
 MUST_CHECK int folder_path_split(const char *source_path, char **out_datastore, char **out_path,
                                  struct error *err);

@@ -37,24 +37,25 @@ int folder_path_split(const char *source_path, char **out_datastore, char **out_
 
 static void add_encoded(struct strbuf *sb, const char *text, int times)
 {
-    auto_strbuf once = {0};
+    autofree char *encoded = xstrdup(text);
 
-    if (times <= 1) {
-        strbuf_add_url(sb, text);
-        return;
+    for (int i = 1; i < times; i++) {
+        auto_strbuf once;
+        strbuf_init(&once, FOLDER_URL_BYTES_MAX);
+        strbuf_add_url(&once, encoded);
+        free(STEAL(encoded));
+        encoded = xstrdup(once.data);
     }
-    strbuf_init(&once, FOLDER_URL_BYTES_MAX);
-    strbuf_add_url(&once, text);
-    add_encoded(sb, once.data, times - 1);
+    strbuf_add_url(sb, encoded);
 }
 
-int folder_url(const char *origin, const char *datacenter_path, const char *datastore,
-               const char *path, int encodings, char **out, struct error *err)
+int folder_url(const struct folder_place *place, const char *path, int encodings, char **out,
+               struct error *err)
 {
     auto_strbuf url;
 
     strbuf_init(&url, FOLDER_URL_BYTES_MAX);
-    strbuf_addf(&url, "%s/folder", origin);
+    strbuf_addf(&url, "%s/folder", place->origin);
     for (const char *p = path; *p != '\0';) {
         size_t length = strcspn(p, "/");
         autofree char *segment = xstrndup(p, length);
@@ -64,13 +65,13 @@ int folder_url(const char *origin, const char *datacenter_path, const char *data
         p += *p == '/';
     }
     strbuf_add(&url, "?");
-    if (datacenter_path[0] != '\0') {
+    if (place->datacenter_path[0] != '\0') {
         strbuf_add(&url, "dcPath=");
-        add_encoded(&url, datacenter_path, encodings);
+        add_encoded(&url, place->datacenter_path, encodings);
         strbuf_add(&url, "&");
     }
     strbuf_add(&url, "dsName=");
-    add_encoded(&url, datastore, encodings);
+    add_encoded(&url, place->datastore, encodings);
     return strbuf_finish(&url, out, err);
 }
 

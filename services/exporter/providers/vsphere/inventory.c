@@ -95,7 +95,7 @@ static char *name_unescape(const char *text)
     for (const char *from = out; *from != '\0'; to++) {
         if (strncasecmp(from, "%2f", 3) == 0 || strncasecmp(from, "%5c", 3) == 0 ||
             strncmp(from, "%25", 3) == 0) {
-            *to = from[1] == '5' ? '\\' : from[2] == '5' ? '%' : '/';
+            *to = (char)(from[1] == '5' ? '\\' : from[2] == '5' ? '%' : '/');
             from += 3;
         } else {
             *to = *from++;
@@ -274,6 +274,7 @@ static enum vm_firmware firmware_of(const char *text)
 }
 
 /* Snapshots in the tree below, the deepest chain vSphere allows is 32. */
+/* NOLINTNEXTLINE(misc-no-recursion): ends at SOAP_DEPTH_MAX */
 static uint32_t snapshot_count(const xmlNode *parent, const char *list, int depth)
 {
     uint32_t count = 0;
@@ -392,10 +393,7 @@ int inventory_read_vm(const xmlNode *object, const struct inventory_names *names
     vm->name = name_unescape(property_text(object, "name"));
     read_facts(object, out);
     set_path(names, object, out);
-    if (devices_read(property_value(object, "config.hardware.device"),
-                     property_value(object, "config.bootOptions"),
-                     property_value(object, "config.keyId") != NULL, network_name, names, vm,
-                     out->backings, err) < 0)
+    if (devices_read(object, network_name, names, vm, out->backings, err) < 0)
         return error_wrap(err, "VM '%.128s' (%s)", vm->name, id);
     mark_independent(out);
     for (size_t i = 0; i < vm->disk_count; i++)
@@ -412,10 +410,7 @@ int inventory_replace_devices(struct provider_session *session, const xmlNode *o
 
     vm_init(&fresh);
     if (names_load(session, err) < 0 ||
-        devices_read(property_value(object, "config.hardware.device"),
-                     property_value(object, "config.bootOptions"),
-                     property_value(object, "config.keyId") != NULL, network_name, session->names,
-                     &fresh, vm->backings, err) < 0)
+        devices_read(object, network_name, session->names, &fresh, vm->backings, err) < 0)
         return -1;
     struct vm swapped = *old;
     old->disks = fresh.disks;

@@ -33,19 +33,6 @@ uint64_t property_u64(const xmlNode *object, const char *path, uint64_t fallback
     return soap_u64(property_find(object, path), "val", fallback);
 }
 
-bool property_is_missing(const xmlNode *object, const char *path)
-{
-    for (const xmlNode *set = soap_child(object, "missingSet"); set != NULL; set = soap_next(set)) {
-        const char *missing = soap_text(set, "path");
-        size_t length = strlen(missing);
-
-        if (length > 0 && strncmp(path, missing, length) == 0 &&
-            (path[length] == '\0' || path[length] == '.'))
-            return true;
-    }
-    return false;
-}
-
 static void add_property_set(struct strbuf *sb, const struct property_set *set)
 {
     strbuf_add(sb, "<propSet>");

@@ -42,7 +42,5 @@ const xmlNode *property_value(const xmlNode *object, const char *path);
 const char *property_text(const xmlNode *object, const char *path);
 bool property_bool(const xmlNode *object, const char *path);
 uint64_t property_u64(const xmlNode *object, const char *path, uint64_t fallback);
-/* Is the property one that the server refused to show (missingSet)? */
-bool property_is_missing(const xmlNode *object, const char *path);
 
 #endif

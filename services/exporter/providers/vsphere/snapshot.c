@@ -122,6 +122,7 @@ static bool snapshot_matches(const xmlNode *node, const struct snapshot_spec *sp
 }
 
 /* The tree node of our snapshot below parent. */
+/* NOLINTNEXTLINE(misc-no-recursion): ends at SOAP_DEPTH_MAX */
 static const xmlNode *tree_find(const xmlNode *parent, const char *list,
                                 const struct snapshot_spec *spec, int depth)
 {
@@ -137,13 +138,23 @@ static const xmlNode *tree_find(const xmlNode *parent, const char *list,
     return NULL;
 }
 
-/* Id of a queued or running creation among the VM's recent tasks, or NULL; *out_ended: one of them
- * ended well, maybe after the caller looked at the tree. */
-static int running_creation(struct provider_session *session, const xmlNode *recent,
-                            char **out_task, bool *out_ended, struct error *err)
+/* What the server knows of our snapshot. */
+struct sighting {
+    char *id;   /* it is in the tree */
+    char *task; /* else: a queued or running creation */
+    bool ended; /* a creation ended well, maybe after the look at the tree */
+};
+
+static void sighting_release(struct sighting *sighting)
 {
-    *out_task = NULL;
-    *out_ended = false;
+    free(sighting->id);
+    free(sighting->task);
+}
+
+/* Looks for a creation among the VM's recent tasks. */
+static int running_creation(struct provider_session *session, const xmlNode *recent,
+                            struct sighting *out, struct error *err)
+{
     for (const xmlNode *ref = soap_child(recent, "ManagedObjectReference"); ref != NULL;
          ref = soap_next(ref)) {
         auto_soap_reply reply = {0};
@@ -161,18 +172,17 @@ static int running_creation(struct provider_session *session, const xmlNode *rec
         if (strcmp(soap_text(info, "descriptionId"), "VirtualMachine.createSnapshot") != 0)
             continue;
         if (strcmp(state, "running") == 0 || strcmp(state, "queued") == 0) {
-            *out_task = xstrdup(soap_content(ref));
+            out->task = xstrdup(soap_content(ref));
             return 0;
         }
-        *out_ended = *out_ended || strcmp(state, "success") == 0;
+        out->ended = out->ended || strcmp(state, "success") == 0;
     }
     return 0;
 }
 
 /* Looks at the tree; when there is nothing and a creation is under way, names its task. */
 static int find_once(struct provider_session *session, const char *vm_id,
-                     const struct snapshot_spec *spec, char **out_id, char **out_task,
-                     bool *out_ended, struct error *err)
+                     const struct snapshot_spec *spec, struct sighting *out, struct error *err)
 {
     auto_soap_reply reply = {0};
     const xmlNode *object = NULL, *node;
@@ -184,34 +194,37 @@ static int find_once(struct provider_session *session, const char *vm_id,
         const char *id = soap_text(node, "snapshot");
         if (!soap_id_is_sane(id))
             return error_set(err, ERR_PROTOCOL, "a snapshot of VM '%s' has no usable id", vm_id);
-        *out_id = xstrdup(id);
+        out->id = xstrdup(id);
         return 0;
     }
-    return running_creation(session, property_value(object, "recentTask"), out_task, out_ended,
-                            err);
+    return running_creation(session, property_value(object, "recentTask"), out, err);
 }
 
 int snapshot_find(struct provider_session *session, const char *vm_id,
                   const struct snapshot_spec *spec, char **out_id, struct error *err)
 {
-    autofree char *task = NULL;
+    CLEANUP(sighting_release) struct sighting seen = {0};
+    CLEANUP(sighting_release) struct sighting again = {0};
     struct error failed = ERROR_NONE;
-    bool ended = false;
 
     *out_id = NULL;
-    if (find_once(session, vm_id, spec, out_id, &task, &ended, err) < 0)
+    if (find_once(session, vm_id, spec, &seen, err) < 0)
         return -1;
-    if (*out_id != NULL || (task == NULL && !ended))
+    if (seen.id != NULL || (seen.task == NULL && !seen.ended)) {
+        *out_id = STEAL(seen.id);
         return 0;
-    if (task != NULL &&
-        task_wait(session, task, "a snapshot of the VM being made", spec->timeout_ms, NULL,
+    }
+    if (seen.task != NULL &&
+        task_wait(session, seen.task, "a snapshot of the VM being made", spec->timeout_ms, NULL,
                   &failed) < 0 &&
         (failed.code == ERR_CANCELLED || error_is_retryable(&failed))) {
         *err = failed;
         return -1;
     }
-    free(STEAL(task));
-    return find_once(session, vm_id, spec, out_id, &task, &ended, err);
+    if (find_once(session, vm_id, spec, &again, err) < 0)
+        return -1;
+    *out_id = STEAL(again.id);
+    return 0;
 }
 
 /* ---- making ---- */

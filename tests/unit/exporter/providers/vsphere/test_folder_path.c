@@ -58,7 +58,8 @@ static void url(int encodings, const char *datacenter, const char *datastore, co
     struct error err = ERROR_NONE;
     autofree char *got = NULL;
 
-    assert_ok(folder_url("https://vc:443", datacenter, datastore, path, encodings, &got, &err),
+    assert_ok(folder_url(&(struct folder_place){"https://vc:443", datacenter, datastore}, path,
+                         encodings, &got, &err),
               err);
     assert_string_equal(got, wanted);
 }
