@@ -311,15 +311,16 @@ static void collect(void *arg, const char *line)
     strbuf_addc(sb, '\n');
 }
 
-int child_output(const char *const *argv, const atomic_bool *stopped, int64_t timeout_ms,
-                 size_t size_max, char **out, int *out_status, struct error *err)
+int child_output(const struct child_options *options, size_t size_max, char **out, int *out_status,
+                 struct error *err)
 {
     auto_strbuf sb;
-    struct child_options options = {
-        .argv = argv, .stopped = stopped, .timeout_ms = timeout_ms, .line = collect, .arg = &sb};
+    struct child_options collecting = *options;
 
     strbuf_init(&sb, size_max);
-    if (child_run(&options, out_status, err) < 0)
+    collecting.line = collect;
+    collecting.arg = &sb;
+    if (child_run(&collecting, out_status, err) < 0)
         return -1;
     *out = xstrdup(sb.data); /* cut at size_max, which is enough for looking for words */
     return 0;

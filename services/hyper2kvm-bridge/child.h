@@ -28,9 +28,9 @@ struct child_options {
  * However it ends, nothing of the child's group runs any more. ERR_NOT_FOUND: no such program.
  * ERR_CANCELLED, ERR_TIMEOUT: it was stopped. */
 MUST_CHECK int child_run(const struct child_options *options, int *out_status, struct error *err);
-/* Output of a short run as text (stdout and stderr), cut at size_max. */
-MUST_CHECK int child_output(const char *const *argv, const atomic_bool *stopped, int64_t timeout_ms,
-                            size_t size_max, char **out, int *out_status, struct error *err);
+/* Output of a short run as text (stdout and stderr), cut at size_max; options->line is not used. */
+MUST_CHECK int child_output(const struct child_options *options, size_t size_max, char **out,
+                            int *out_status, struct error *err);
 
 /* A child that a process which is gone may have left running: text (caller frees) that says
  * which process of which boot `pid` is. */

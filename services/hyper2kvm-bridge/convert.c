@@ -45,12 +45,11 @@ const json_t *convert_disk(const struct conversion *c, size_t index)
     return json_array_get(json_object_get(c->manifest, "disks"), index);
 }
 
-int convert_domain(const struct conversion *c, const char *const *images, const char *final_dir,
-                   bool guest_fixed, json_t *warnings, char **out, struct error *err)
+int convert_domain(const struct conversion *c, const char *const *images,
+                   const struct domain_options *options, json_t *warnings, char **out,
+                   struct error *err)
 {
     auto_json *manifest = json_deep_copy(c->manifest);
-    struct domain_options options = {
-        .kvm = true, .guest_fixed = guest_fixed, .final_dir = final_dir};
     json_t *disk;
     size_t i;
 
@@ -63,7 +62,7 @@ int convert_domain(const struct conversion *c, const char *const *images, const 
         json_set_text(disk, "source_format", c->format);
         json_put(disk, "bytes", json_integer(st.st_size));
     }
-    if (domain_xml_build(manifest, &options, warnings, out, err) < 0)
+    if (domain_xml_build(manifest, options, warnings, out, err) < 0)
         return error_wrap(err, "domain of '%.128s'", c->vm_file);
     return 0;
 }

@@ -10,6 +10,7 @@
 #include <jansson.h>
 
 #include "bridge.h"
+#include "services/exporter/formats/domain_xml.h"
 
 #define CONVERT_DISKS_MAX 64 /* VM_DISKS_MAX */
 
@@ -43,10 +44,9 @@ void convert_remark(json_t *array, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Boot order: the first one is the boot disk. */
 const json_t *convert_disk(const struct conversion *c, size_t index);
 size_t convert_disk_count(const struct conversion *c);
-/* Domain for images[i] (one per disk of the manifest), whose XML names them in final_dir (NULL:
- * where they are). Caller frees *out. warnings may be NULL. */
+/* Domain for images[i] (one per disk of the manifest). Caller frees *out. warnings may be NULL. */
 MUST_CHECK int convert_domain(const struct conversion *c, const char *const *images,
-                              const char *final_dir, bool guest_fixed, json_t *warnings, char **out,
+                              const struct domain_options *options, json_t *warnings, char **out,
                               struct error *err);
 /* The task's result {"conversion": {...}}. New reference. */
 json_t *convert_result(const struct conversion *c);

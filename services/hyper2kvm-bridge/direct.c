@@ -49,13 +49,14 @@ static int try_program(const struct conversion *c, const struct program *program
 {
     static const char *const arguments[] = {"--help", NULL};
     const char *argv[WORDS_MAX];
+    const struct child_options options = {
+        .argv = argv, .stopped = worker_task_stopped(c->task), .timeout_ms = HELP_TIMEOUT_MS};
     autofree char *help = NULL;
     int status = 0;
 
     command_line(program, arguments, argv);
     *out_absent = false;
-    if (child_output(argv, worker_task_stopped(c->task), HELP_TIMEOUT_MS, HELP_BYTES_MAX, &help,
-                     &status, err) < 0) {
+    if (child_output(&options, HELP_BYTES_MAX, &help, &status, err) < 0) {
         *out_absent = err->code == ERR_NOT_FOUND || err->code == ERR_DENIED;
         return -1;
     }

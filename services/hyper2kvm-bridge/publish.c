@@ -140,11 +140,13 @@ static int write_domain(struct conversion *c, const struct stage *stage, const c
     autofree char *path = xasprintf("%s/%s.xml", stage->final, c->vm_file);
     autofree char *xml = NULL;
     char *images[CONVERT_DISKS_MAX] = {0};
+    const struct domain_options domain = {
+        .kvm = true, .guest_fixed = guest_fixed, .final_dir = target};
     int rc;
 
     for (size_t i = 0; i < stage->count; i++)
         images[i] = publish_image(c, stage->final, i);
-    rc = convert_domain(c, (const char *const *)images, target, guest_fixed, warnings, &xml, err);
+    rc = convert_domain(c, (const char *const *)images, &domain, warnings, &xml, err);
     for (size_t i = 0; i < stage->count; i++)
         free(images[i]);
     return rc < 0 ? -1 : file_write_atomic(path, xml, strlen(xml), FILE_MODE, err);

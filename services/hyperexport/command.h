@@ -67,6 +67,9 @@ bool output_confirm(const struct program *program, const char *question);
 char *output_path(const char *prefix, const char *id, const char *suffix);
 /* The word after the sub-command ("jobs get ID"), or NULL with ERR_INVALID. */
 const char *command_argument(const struct program *program, const char *what, struct error *err);
+/* --password-file, --password, or asked for on the terminal. Caller frees. */
+MUST_CHECK int command_password(const struct program *program, const char *prompt, char **out,
+                                struct error *err);
 /* ERR_INVALID when more than count words were typed. */
 MUST_CHECK int command_words_max(const struct program *program, size_t count, struct error *err);
 

@@ -5,7 +5,8 @@
 #include "common/json.h"
 #include "settings.h"
 
-static int find_password(const struct program *program, char **out, struct error *err)
+int command_password(const struct program *program, const char *prompt, char **out,
+                     struct error *err)
 {
     const struct command_line *line = program->line;
 
@@ -15,7 +16,7 @@ static int find_password(const struct program *program, char **out, struct error
         *out = xstrdup(flag_text(line, FLAG_PASSWORD));
         return 0;
     }
-    return settings_ask_secret("Password: ", out, err);
+    return settings_ask_secret(prompt, out, err);
 }
 
 int login_command(struct program *program, struct error *err)
@@ -31,7 +32,7 @@ int login_command(struct program *program, struct error *err)
     if (!flag_given(line, FLAG_USERNAME))
         return error_set(err, ERR_INVALID, "'login' needs --username NAME");
     if (api_check_secret_allowed(program->api, err) < 0 || api_check(program->api, err) < 0 ||
-        find_password(program, &password, err) < 0)
+        command_password(program, "Password: ", &password, err) < 0)
         return -1;
     json_set_text(body, "username", flag_text(line, FLAG_USERNAME));
     json_set_text(body, "password", password);

@@ -47,23 +47,17 @@ static int list(struct program *program, struct error *err)
     return EXIT_DONE;
 }
 
-/* --password-file, --password, or asked for on a terminal. */
 static int find_password(const struct program *program, char **out, struct error *err)
 {
     const struct command_line *line = program->line;
 
-    if (flag_given(line, FLAG_PASSWORD_FILE))
-        return settings_read_secret(flag_text(line, FLAG_PASSWORD_FILE), out, err);
-    if (flag_given(line, FLAG_PASSWORD)) {
-        *out = xstrdup(flag_text(line, FLAG_PASSWORD));
-        return 0;
-    }
-    if (!program->terminal || program->quiet) {
+    if (!flag_given(line, FLAG_PASSWORD_FILE) && !flag_given(line, FLAG_PASSWORD) &&
+        (!program->terminal || program->quiet)) {
         return error_set(err, ERR_INVALID,
                          "--password-file is missing ('-' reads it from "
                          "standard input)");
     }
-    return settings_ask_secret("Password of that account: ", out, err);
+    return command_password(program, "Password of that account: ", out, err);
 }
 
 static void add_given(json_t *body, const char *key, const struct command_line *line,

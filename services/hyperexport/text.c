@@ -152,16 +152,23 @@ struct box_glyphs {
 static const struct box_glyphs glyphs_utf8 = {"─", "│", "┌", "┐", "├", "┤", "└", "┘", "┼"};
 static const struct box_glyphs glyphs_ascii = {"-", "|", "+", "+", "+", "+", "+", "+", "+"};
 
-static void box_row(struct strbuf *out, const struct box_glyphs *glyphs, const char *label,
-                    size_t label_width, const char *value, size_t value_columns, size_t value_width)
-{
-    size_t label_columns = text_width(label);
+struct box {
+    struct strbuf *out;
+    const struct box_glyphs *glyphs;
+    size_t label_width;
+    size_t value_width;
+};
 
-    strbuf_addf(out, "%s %s", glyphs->bar, label);
-    add_repeated(out, " ", label_width - label_columns);
-    strbuf_addf(out, " %s %s", glyphs->bar, value);
-    add_repeated(out, " ", value_width - value_columns);
-    strbuf_addf(out, " %s\n", glyphs->bar);
+static void box_row(const struct box *box, const char *label, const char *value,
+                    size_t value_columns)
+{
+    const char *bar = box->glyphs->bar;
+
+    strbuf_addf(box->out, "%s %s", bar, label);
+    add_repeated(box->out, " ", box->label_width - text_width(label));
+    strbuf_addf(box->out, " %s %s", bar, value);
+    add_repeated(box->out, " ", box->value_width - value_columns);
+    strbuf_addf(box->out, " %s\n", bar);
 }
 
 /* The cell as shown, and how wide it is without its colour codes. */
@@ -183,47 +190,45 @@ static size_t box_value(struct strbuf *out, const struct text_row *row,
     return columns + text_width(clean.data);
 }
 
-static void box_frame(struct strbuf *out, const struct box_glyphs *glyphs, const char *left,
-                      const char *middle, const char *right, size_t label_width, size_t value_width)
+static void box_frame(const struct box *box, const char *left, const char *middle,
+                      const char *right)
 {
-    strbuf_add(out, left);
-    add_repeated(out, glyphs->line, label_width + 2);
-    strbuf_add(out, middle);
-    add_repeated(out, glyphs->line, value_width + 2);
-    strbuf_addf(out, "%s\n", right);
+    strbuf_add(box->out, left);
+    add_repeated(box->out, box->glyphs->line, box->label_width + 2);
+    strbuf_add(box->out, middle);
+    add_repeated(box->out, box->glyphs->line, box->value_width + 2);
+    strbuf_addf(box->out, "%s\n", right);
 }
 
 void text_box(struct strbuf *out, const char *title, bool headings, const struct text_row *rows,
               size_t count, const struct text_style *style)
 {
     const struct box_glyphs *glyphs = style->utf8 ? &glyphs_utf8 : &glyphs_ascii;
-    size_t label_width = 13; /* the reference's layout; longer labels widen it */
-    size_t value_width = TEXT_BOX_VALUE_MIN;
+    struct box box = {out, glyphs, 13 /* the reference's layout; longer labels widen it */,
+                      TEXT_BOX_VALUE_MIN};
     auto_strbuf cell;
 
     strbuf_init(&cell, TEXT_BYTES_MAX);
     for (size_t i = 0; i < count; i++) {
         strbuf_reset(&cell);
-        label_width = max_u64(label_width, text_width(rows[i].label));
-        value_width = max_u64(value_width, box_value(&cell, &rows[i], style));
+        box.label_width = max_u64(box.label_width, text_width(rows[i].label));
+        box.value_width = max_u64(box.value_width, box_value(&cell, &rows[i], style));
     }
-    value_width = max_u64(value_width, text_width(title));
+    box.value_width = max_u64(box.value_width, text_width(title));
     strbuf_addf(out, "%s%s %s ", glyphs->top_left, glyphs->line, title);
-    add_repeated(out, glyphs->line, label_width + value_width + 2 - text_width(title));
+    add_repeated(out, glyphs->line, box.label_width + box.value_width + 2 - text_width(title));
     strbuf_addf(out, "%s\n", glyphs->top_right);
     if (headings) {
-        box_row(out, glyphs, "Property", label_width, "Value", strlen("Value"), value_width);
-        box_frame(out, glyphs, glyphs->left, glyphs->cross, glyphs->right, label_width,
-                  value_width);
+        box_row(&box, "Property", "Value", strlen("Value"));
+        box_frame(&box, glyphs->left, glyphs->cross, glyphs->right);
     }
     for (size_t i = 0; i < count; i++) {
         size_t columns;
         strbuf_reset(&cell);
         columns = box_value(&cell, &rows[i], style);
-        box_row(out, glyphs, rows[i].label, label_width, cell.data, columns, value_width);
+        box_row(&box, rows[i].label, cell.data, columns);
     }
-    box_frame(out, glyphs, glyphs->bottom_left, glyphs->line, glyphs->bottom_right, label_width,
-              value_width);
+    box_frame(&box, glyphs->bottom_left, glyphs->line, glyphs->bottom_right);
 }
 
 void text_table(struct strbuf *out, const char *const *cells, size_t columns, size_t rows,

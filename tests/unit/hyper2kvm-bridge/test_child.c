@@ -155,7 +155,9 @@ static void output_is_cut_at_its_limit(void **state)
     int status = -1;
 
     (void)state;
-    assert_ok(child_output(argv, NULL, TIMEOUT_MS, 8, &text, &status, &err), err);
+    assert_ok(child_output(&(struct child_options){.argv = argv, .timeout_ms = TIMEOUT_MS}, 8,
+                           &text, &status, &err),
+              err);
     assert_int_equal(status, 3);
     assert_true(strlen(text) <= 8 && strncmp(text, "12345\n", 6) == 0);
 }
