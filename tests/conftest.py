@@ -12,6 +12,13 @@ from tests.harness.targets import Sshd, Swift, missing  # noqa: E402
 from tests.harness.vsphere import Vsphere  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+    """One Swift is enough: what uses it runs in the same worker."""
+    for item in items:
+        if "swift" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.xdist_group("swift"))
+
+
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory):
     """One cluster for all tests of a run; each Suite makes a database of its own in it."""

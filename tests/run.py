@@ -94,7 +94,8 @@ def pytest(folder):
     xml_file = OUT / f"{folder}.xml"
     xml_file.unlink(missing_ok=True)
     status, text = run(["/usr/bin/python3", "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider",
-                        "-n", str(PYTEST_WORKERS), f"--junitxml={xml_file}", f"tests/{folder}"],
+                        "-n", str(PYTEST_WORKERS), "--dist", "loadgroup",
+                        f"--junitxml={xml_file}", f"tests/{folder}"],
                        OUT / f"{folder}.log", PART_SECONDS_MAX)
     if xml_file.exists():
         for suite in xml.etree.ElementTree.parse(xml_file).getroot().iter("testsuite"):

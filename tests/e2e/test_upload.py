@@ -7,6 +7,7 @@ import subprocess
 
 import pytest
 
+from tests.fakes.s3 import S3
 from tests.harness import images
 from tests.harness.process import BIN
 from tests.harness.vsphere import make_image, vm
@@ -31,6 +32,14 @@ def bucket(swift, request):
     name = "e" + hashlib.md5(request.node.name.encode()).hexdigest()[:12]
     swift.client().create_bucket(Bucket=name)
     return name
+
+
+@pytest.fixture
+def fake():
+    """An S3 server that does what the test tells it."""
+    server = S3().start()
+    yield server
+    server.stop()
 
 
 def start(make_suite, sim, uploads, **options):
@@ -74,3 +83,112 @@ def test_export_to_s3(make_suite, sim, disk, swift, bucket, tmp_path):
     assert artifacts["uploaded"] == result["uploaded"]
     assert swift.SECRET not in suite.tails() and swift.SECRET not in json.dumps(
         suite.sql("SELECT spec FROM tasks"), default=str)
+
+
+def test_export_to_an_ssh_server_without_local_copy(make_suite, sim, disk, sshd):
+    suite = start(make_suite, sim, {"nas": sshd.entry()})
+    job = suite.client.submit(vm_path="web", format="qcow2", upload=sshd.url(), keep_local=False)
+    result = suite.wait_job(job, "completed")["result"]
+    directory = sshd.root / "web" / result["uploaded_to"].rsplit("/", 1)[1]
+    check_objects(result, lambda name: (directory / name).read_bytes())
+    images.check(directory / "web-disk1.qcow2", "qcow2")
+    images.compare(disk, directory / "web-disk1.qcow2", "qcow2")
+    assert {p.name for p in directory.iterdir()} == {f["name"] for f in result["files"]}
+    # nothing is left here, and nobody is told that it were
+    assert result["local_kept"] is False and "manifest_path" not in result
+    assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
+    artifacts = suite.client.get(f"/api/v1/jobs/{job}/artifacts")
+    assert {a["path"] for a in artifacts["artifacts"]} == {None}
+    assert artifacts["export"]["path"] == result["uploaded_to"]
+
+
+def test_a_worker_killed_while_uploading_is_replaced_by_one_that_goes_on(make_suite, sim, disk,
+                                                                         fake, tmp_path):
+    entry = dict(fake.entry("s3://bucket"), parallel=1)
+    suite = start(make_suite, sim, {"main": entry})
+    fake.hold = 3
+    job = suite.client.submit(vm_path="web", format="raw", upload="s3://bucket/p",
+                              keep_local=False)
+    wait_for(lambda: 2 in fake.puts, 60, lambda: suite.explain(job))
+    suite.wait_phase(job, "uploading")
+    state = suite.exports / "web" / ".hypersdk-upload.0"
+    wait_for(lambda: any(p.read_text().count('"part":') == 2
+                         for p in state.parent.glob(".hypersdk-upload.*")), 30, "two parts noted")
+    suite["exporter-vsphere"].kill()
+    fake.release()
+    before = list(fake.puts)
+    suite["exporter-vsphere"].start()
+    result = suite.wait_job(job, "completed", deadline=90)["result"]
+    assert not {1, 2} & set(fake.puts[len(before):]), "parts were sent again"
+    prefix = result["uploaded_to"].removeprefix("s3://bucket/")
+    check_objects(result, lambda name: fake.objects[f"{prefix}/{name}"][0])
+    back = tmp_path / "back.raw"
+    back.write_bytes(fake.objects[f"{prefix}/web-disk1.raw"][0])
+    images.compare(disk, back, "raw")
+    # the commit mark came last
+    assert fake.puts[-1] == f"{prefix}/export.json"
+    assert fake.uploads == {}
+    assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
+
+
+def test_a_wrong_secret_fails_the_job_before_anything_is_read(make_suite, sim, swift, bucket):
+    entry = dict(swift.entry(f"s3://{bucket}"), secret_access_key="Tr0ub4dor-wrong")
+    suite = start(make_suite, sim, {"main": entry})
+    job = suite.client.submit(vm_path="web", format="raw", upload=f"s3://{bucket}/x")
+    done = suite.wait_job(job, "failed", deadline=30)
+    assert (done["error_code"], done["phase"], done["attempt"]) == ("denied", "uploading", 1)
+    assert "secret_access_key" in done["error"]
+    assert list(suite.exports.rglob("*.raw*")) == [] and sim.snapshots("web") == []
+    told = suite.tails() + suite.explain(job) + json.dumps(suite.client.job(job))
+    assert "Tr0ub4dor" not in told
+
+
+def test_an_upload_that_fails_leaves_the_export_and_a_retry_only_uploads(make_suite, sim, disk,
+                                                                         fake, tmp_path):
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    fake.fault("status", part=2, status=403, code="AccessDenied", times=1000)
+    env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), HYPERSDK_URL=suite.url())
+    done = subprocess.run([BIN / "hyperexport", "--vm", "web", "--format", "raw", "--quiet",
+                           "--upload", "s3://bucket/p"], capture_output=True, text=True,
+                          timeout=90, env=env)
+    assert done.returncode == 5, done.stderr
+    assert f"is complete in '{suite.exports}/web', its upload failed" in done.stderr
+    images.compare(disk, suite.exports / "web" / "web-disk1.raw", "raw")
+    assert (suite.exports / "web" / "export.json").exists()
+    assert images.leftovers(suite.exports) == [] and sim.snapshots("web") == []
+    assert not any(key.endswith("export.json") for key in fake.objects)
+    fake.faults.clear()
+    sim.stop()  # a retry needs the source no more
+    job = suite.client.get("/api/v1/jobs")["jobs"][0]["job_id"]
+    suite.client.post(f"/api/v1/jobs/{job}/retry", {})
+    result = suite.wait_job(job, "completed")["result"]
+    prefix = result["uploaded_to"].removeprefix("s3://bucket/")
+    check_objects(result, lambda name: fake.objects[f"{prefix}/{name}"][0])
+    assert fake.puts.count(1) == 1
+    assert not list(suite.exports.rglob(".hypersdk-upload*"))
+
+
+def test_a_cancel_with_discard_aborts_the_upload(make_suite, sim, fake):
+    suite = start(make_suite, sim, {"main": dict(fake.entry("s3://bucket"), parallel=1)})
+    fake.hold = 2
+    job = suite.client.submit(vm_path="web", format="raw", upload="s3://bucket")
+    wait_for(lambda: 1 in fake.puts, 60, lambda: suite.explain(job))
+    suite.client.post("/jobs/cancel", {"job_ids": [job], "discard": True})
+    suite.wait_job(job, "cancelled", deadline=30)
+    fake.release()
+    wait_for(lambda: fake.uploads == {}, 30, lambda: suite.explain(job))
+    wait_for(lambda: not list(suite.exports.rglob("*.raw*")), 30, "partial files are removed")
+    assert fake.objects == {}
+
+
+def test_the_command_line_tells_where_the_copy_is(make_suite, sim, fake, tmp_path):
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), HYPERSDK_URL=suite.url())
+    done = subprocess.run([BIN / "hyperexport", "--vm", "web", "--quiet", "--upload",
+                           "s3://bucket/p", "--keep-local=false"], capture_output=True, text=True,
+                          timeout=90, env=env)
+    assert done.returncode == 0, done.stderr
+    urls = [x.removeprefix("uploaded: ") for x in done.stdout.splitlines()
+            if x.startswith("uploaded: ")]
+    assert {u.removeprefix("s3://bucket/") for u in urls} == set(fake.objects)
+    assert done.stdout.startswith("success: web exported to s3://bucket/p/web/exp-")

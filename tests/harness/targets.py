@@ -80,6 +80,18 @@ class Swift:
                        capture_output=True, timeout=120)
 
     def start(self):
+        """Its five ports were free a moment ago; when one is taken meanwhile it tries others."""
+        for attempt in range(3):
+            try:
+                return self._start()
+            except GiveUp:
+                self.stop()
+                if attempt == 2:
+                    raise
+                shutil.rmtree(self.directory)
+                self.__init__(self.directory)
+
+    def _start(self):
         self._files()
         self._run("memcached", ["memcached", "-u", "nobody", "-l", "127.0.0.1", "-p", self.cache,
                                 "-U", "0"])

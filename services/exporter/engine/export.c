@@ -7,6 +7,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "services/exporter/engine/control.h"
+#include "services/exporter/engine/export_keys.h"
 #include "services/exporter/engine/export_run.h"
 
 #define RELEASE_TRIES       3
@@ -120,10 +121,14 @@ static int release_after_plan(struct export_run *run, struct error *err)
 {
     struct error release_error = ERROR_NONE;
 
+    if (worker_task_record_get(run->task, EXPORT_KEY_RELEASED) != NULL)
+        return 0; /* by an attempt whose upload failed */
     export_phase(run, "cleanup");
     if (release_source(run, worker_task_stopped(run->task), &release_error) == 0) {
         log_released(run, export_uses_snapshot(run));
-        return 0;
+        return run->upload == NULL
+                   ? 0
+                   : worker_task_record_put(run->task, EXPORT_KEY_RELEASED, "yes", err);
     }
     if (worker_task_check(run->task, err) < 0)
         return -1;
@@ -246,6 +251,7 @@ static int run_export(struct export_run *run, json_t **out_result, struct error 
 
 /* ---- failure ---- */
 
+/* The phase stays the one that the job fails in. */
 static void tidy_source(struct export_run *run)
 {
     bool snapshot = run->frozen != NULL && export_uses_snapshot(run);
@@ -255,7 +261,6 @@ static void tidy_source(struct export_run *run)
     if (run->frozen != NULL)
         run->exporter->provider->frozen_free(STEAL(run->frozen));
     exporter_session_close(&run->session);
-    export_phase(run, "cleanup");
     if (release_source(run, &run->never, &err) == 0) {
         log_released(run, snapshot);
     } else {
@@ -295,8 +300,6 @@ static bool tidy_files(struct export_run *run, bool worthless)
 static void give_up(struct export_run *run, const struct error *cause, json_t **out_result)
 {
     enum worker_stop stop = worker_task_stop_reason(run->task);
-    const char *failed_in =
-        run->phase_count > 0 ? run->phases[run->phase_count - 1].name : "connecting";
     bool kept = run->dir != NULL;
 
     if (stop == WORKER_LOST)
@@ -316,7 +319,6 @@ static void give_up(struct export_run *run, const struct error *cause, json_t **
         tidy_source(run);
         kept = tidy_files(run, true);
     }
-    worker_task_phase(run->task, failed_in); /* what the job failed in, not its tidying */
     *out_result = json_object();
     json_set_text(*out_result, "output_path", run->dir != NULL ? run->dir : "");
     json_put(*out_result, "kept", json_boolean(kept));

@@ -440,17 +440,18 @@ static int recall(struct sender *s, const struct upload_state *state, size_t cou
     return 0;
 }
 
-static int open_state(struct sender *s, bool fresh, struct error *err)
+/* Keeps the first whole_bytes of it. */
+static int open_state(struct sender *s, size_t whole_bytes, struct error *err)
 {
     if (s->file->state_path == NULL)
         return 0;
-    s->state_fd =
-        open(s->file->state_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC | (fresh ? O_TRUNC : 0),
-             STATE_MODE);
-    if (s->state_fd < 0)
+    s->state_fd = open(s->file->state_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, STATE_MODE);
+    if (s->state_fd < 0 || ftruncate(s->state_fd, (off_t)whole_bytes) < 0)
         return error_set_errno(err, errno, "state file '%.200s' cannot be written",
                                s->file->state_path);
-    return fresh ? state_append(s->state_fd, head_line(s->target, s->file, s->id), err) : 0;
+    if (whole_bytes > 0)
+        return 0;
+    return state_append(s->state_fd, head_line(s->target, s->file, s->id), err);
 }
 
 /* What a state that is lost had begun at the target. */
@@ -470,7 +471,7 @@ static int begin(struct sender *s, const struct upload_state *state, size_t coun
         return -1;
     if (*out_id != NULL) {
         s->id = *out_id;
-        return open_state(s, false, err);
+        return open_state(s, state->whole_bytes, err);
     }
     if (s->file->may_write(s->file->arg, err) < 0 || abort_old(s, err) < 0 ||
         s->target->base.class->begin(s->target, &s->file->object, count, out_id, err) < 0)
@@ -478,7 +479,7 @@ static int begin(struct sender *s, const struct upload_state *state, size_t coun
     s->id = *out_id;
     if (s->id[0] != '\0' && s->file->note_id(s->file->arg, s->id, err) < 0)
         return -1;
-    return open_state(s, true, err);
+    return open_state(s, 0, err);
 }
 
 static int send_and_publish(struct sender *s, size_t count, struct error *err)

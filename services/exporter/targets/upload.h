@@ -47,6 +47,7 @@ struct upload_state {
     bool done;
     struct target_part *parts; /* part_count; tag "" where none is noted */
     size_t part_count;
+    size_t whole_bytes; /* without a last line that was being written */
 };
 /* ERR_CORRUPT: no state, or a line but the last is damaged. */
 MUST_CHECK int upload_state_parse(const char *text, size_t size, struct upload_state **out,

@@ -96,6 +96,7 @@ int upload_state_parse(const char *text, size_t size, struct upload_state **out,
         if ((first ? read_head(line, state, err) : read_line(line, state, err)) < 0)
             return -1;
         first = false;
+        state->whole_bytes += (size_t)(newline + 1 - text);
     }
     if (first)
         return error_set(err, ERR_CORRUPT, "state file is empty");
