@@ -189,6 +189,24 @@ static const struct config_key scheduler_keys[] = {
     {0},
 };
 
+static const struct config_key cleanup_keys[] = {
+    {"schedule", CONFIG_DURATION_MS, KEY(cleanup, schedule_ms), "0", 0, 8760 * HOUR_MS, 0,
+     "exports are cleaned up at this interval; 0: only when asked for"},
+    {"max_age", CONFIG_DURATION_MS, KEY(cleanup, max_age_ms), "0", 0, 87600 * HOUR_MS, 0,
+     "older exports go; 0: no limit, and 720h when there is no other limit"},
+    {"max_count", CONFIG_U32, KEY(cleanup, max_count), "0", 0, 1000000, 0,
+     "so many of the newest stay; 0: no limit"},
+    {"per_vm", CONFIG_BOOL, KEY(cleanup, per_vm), "true", 0, 0, 0,
+     "max_count counts per VM, else all together"},
+    {"max_size", CONFIG_SIZE, KEY(cleanup, max_size), "0", 0, INT64_MAX, 0,
+     "the oldest go until all take at most this; 0: no limit"},
+    {"min_free", CONFIG_SIZE, KEY(cleanup, min_free), "0", 0, INT64_MAX, 0,
+     "with this much free nothing goes, else the oldest until it is; 0: no limit"},
+    {"preserve", CONFIG_STRING_LIST, KEY(cleanup, preserve), "", 0, 0, 0,
+     "globs on path, directory name, VM name or export id that never go"},
+    {0},
+};
+
 const struct config_table config_tables[] = {
     {"daemon", daemon_keys, sizeof(struct daemon_config), NULL},
     {"database", database_keys, sizeof(struct database_config), NULL},
@@ -203,6 +221,7 @@ const struct config_table config_tables[] = {
     {"metrics", metrics_keys, sizeof(struct metrics_config), NULL},
     {"retry", retry_keys, sizeof(struct retry_config), NULL},
     {"scheduler", scheduler_keys, sizeof(struct scheduler_config), NULL},
+    {"cleanup", cleanup_keys, sizeof(struct cleanup_config), NULL},
 };
 const size_t config_tables_count = ARRAY_LEN(config_tables);
 

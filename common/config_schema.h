@@ -103,6 +103,16 @@ struct retry_config {         /* section "retry": defaults of a job's retry obje
     int64_t max_delay_ms;     /* default 30m */
 };
 
+struct cleanup_config {  /* section "cleanup": what the scheduler repeats; 0: no such limit */
+    int64_t schedule_ms; /* 0: never */
+    int64_t max_age_ms;
+    uint32_t max_count;
+    bool per_vm;
+    uint64_t max_size;
+    uint64_t min_free;
+    struct config_list preserve;
+};
+
 struct scheduler_config {     /* section "scheduler" */
     int64_t lease_ms;         /* default 30s; worker's write deadline is lease - 5 s */
     int64_t poll_interval_ms; /* reaper and queue poll, default 1500ms */

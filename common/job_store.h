@@ -12,7 +12,7 @@
 struct job_submission {
     const char *id; /* NULL: generated */
     const char *name;
-    const char *kind;     /* "export" | "verify" */
+    const char *kind;     /* "export" | "verify" | "cleanup" */
     const char *provider; /* instance */
     const char *provider_kind;
     const char *vm_path;

@@ -191,6 +191,7 @@ static char *shown_result(const json_t *result)
     auto_json *shown = json_copy((json_t *)(uintptr_t)result);
 
     (void)json_object_del(shown, "export");
+    (void)json_object_del(shown, "recalled");
     return json_text(shown);
 }
 
@@ -202,14 +203,16 @@ static const char *next_phase(const struct job_store_event *event, const struct 
                : "";
 }
 
-/* A verification that finds damage fails, and its result says what was found. */
+/* A verification that finds damage fails, and its result says what was found; a clean-up that
+ * failed has removed what it names. */
 static bool shows_result(const struct store_row *row, const struct job_store_event *event,
                          const struct job_decision *d)
 {
     if (event->result == NULL)
         return false;
     return d->row.task == TASK_DONE ||
-           (d->row.task == TASK_FAILED && strcmp(row->task_kind, "verify") == 0);
+           (d->row.task == TASK_FAILED &&
+            (strcmp(row->task_kind, "verify") == 0 || strcmp(row->task_kind, "cleanup") == 0));
 }
 
 /* An error is shown only while it counts. */
@@ -265,6 +268,9 @@ static int store_effects(struct db *db, const struct store_row *row,
         return -1;
     if (exported && (store_export(db, row, event->result, err) < 0 ||
                      store_next_spec(db, row, event->result, err) < 0))
+        return -1;
+    if (strcmp(row->task_kind, "cleanup") == 0 && event->result != NULL &&
+        store_cleanup(db, event->result, err) < 0)
         return -1;
     if ((d->effects & JOB_EFFECT_RELEASE_NEXT) != 0 && store_release_next(db, row, err) < 0)
         return -1;

@@ -40,7 +40,7 @@ static const char INSERT_RELEASE[] =
     " CASE WHEN coalesce(j.cancel_discard, false) THEN t.volume ELSE '' END,"
     " jsonb_build_object('task_id', t.id, 'keep', false, 'discard',"
     "   coalesce(j.cancel_discard, false), 'output_path', coalesce(j.output_path, '')), 90"
-    " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1 AND t.role = 'exporter'"
+    " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1 AND t.kind = 'export'"
     " AND EXISTS (SELECT 1 FROM task_records r WHERE r.task_id = t.id)";
 
 /* The job may be deleted before a worker comes: the release has records of its own. */
@@ -53,6 +53,10 @@ static const char LOAD_END[] =
     " coalesce((SELECT e.manifest->'vm'->>'os_hint' FROM exports e WHERE e.job_id = j.id"
     "           ORDER BY e.created_at DESC LIMIT 1), 'unknown')"
     " FROM jobs j WHERE j.id = $1";
+
+static const char DELETE_EXPORTS[] =
+    "DELETE FROM exports WHERE id IN (SELECT d->>'export_id' FROM jsonb_array_elements($1::jsonb) d"
+    " UNION ALL SELECT jsonb_array_elements_text($2::jsonb))";
 
 static const char INSERT_OUTBOX[] =
     "INSERT INTO outbox (event, job_id, payload) VALUES ($1, $2, $3::jsonb)";
@@ -86,6 +90,21 @@ int store_export(struct db *db, const struct store_row *row, const json_t *resul
     metric_batch_add(&batch, "hypersdk_bytes_exported_total", NULL,
                      (double)json_u64(export, "total_size"));
     return metric_batch_store(db, &batch, err);
+}
+
+int store_cleanup(struct db *db, const json_t *result, struct error *err)
+{
+    const json_t *deleted = json_object_get(result, "deleted");
+    const json_t *recalled = json_object_get(result, "recalled");
+    autofree char *deleted_text = NULL;
+    autofree char *recalled_text = NULL;
+
+    if (!json_is_array(deleted) || !json_is_array(recalled) ||
+        json_is_true(json_object_get(result, "dry_run")))
+        return 0;
+    deleted_text = json_text(deleted);
+    recalled_text = json_text(recalled);
+    return db_exec(db, DELETE_EXPORTS, DB_PARAMS(deleted_text, recalled_text), NULL, err);
 }
 
 int store_next_spec(struct db *db, const struct store_row *row, const json_t *result,

@@ -52,6 +52,12 @@ int handle_export_verify(struct call *call, struct error *err);      /* {id}: 20
 int handle_export_verify_path(struct call *call, struct error *err); /* body.path */
 int handle_evidence_key(struct call *call, struct error *err);       /* PEM */
 
+/* handlers_cleanup.c */
+int handle_export_cleanup(struct call *call, struct error *err); /* 202 with a job */
+int handle_cleanup_schedule_get(struct call *call, struct error *err);
+int handle_cleanup_schedule_put(struct call *call, struct error *err);
+int handle_cleanup_schedule_delete(struct call *call, struct error *err);
+
 /* handlers_vms.c; ROUTE_SLOW */
 int handle_vm_list(struct call *call, struct error *err); /* GET by parameters, POST by body */
 int handle_vm_info(struct call *call, struct error *err); /* {id} or vm_path */

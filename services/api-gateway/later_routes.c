@@ -105,7 +105,6 @@ static const struct route later[] = {
     LATER("POST", "/carbon/{what}"),
     LATER("POST", "/migration/{what}"),
     LATER("POST", "/api/v1/plan/{what}"),
-    LATER("POST", "/api/v1/exports/cleanup"),
 };
 
 bool later_route(const char *method, const char *path)

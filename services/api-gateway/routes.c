@@ -48,6 +48,10 @@ const struct route routes[] = {
     {"GET", "/api/v1/exports/{id}", "job.view", "export.view", "getExport", 0, handle_export_get},
     {"POST", "/api/v1/exports/verify", "job.create", "export.verify", "verifyExportPath", 0, handle_export_verify_path},
     {"POST", "/api/v1/exports/{id}/verify", "job.create", "export.verify", "verifyExport", 0, handle_export_verify},
+    {"POST", "/api/v1/exports/cleanup", "job.delete", "export.cleanup", "cleanupExports", 0, handle_export_cleanup},
+    {"GET", "/api/v1/exports/cleanup/schedule", "job.view", "cleanup.view", "getCleanupSchedule", 0, handle_cleanup_schedule_get},
+    {"PUT", "/api/v1/exports/cleanup/schedule", "settings.manage", "cleanup.schedule", "putCleanupSchedule", 0, handle_cleanup_schedule_put},
+    {"DELETE", "/api/v1/exports/cleanup/schedule", "settings.manage", "cleanup.unschedule", "deleteCleanupSchedule", 0, handle_cleanup_schedule_delete},
     {"GET", "/api/v1/evidence/public-key", "job.view", "evidence.key", "getEvidenceKey", 0, handle_evidence_key},
 
     /* VMs */

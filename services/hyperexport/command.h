@@ -46,6 +46,13 @@ int jobs_cancel(struct program *program, const char *job_id, struct error *err);
 int exports_command(struct program *program, struct error *err);
 int verify_command(struct program *program, struct error *err); /* verify DIR */
 int verify_path(struct program *program, const char *path, struct error *err);
+/* Posts a request that is answered with a job; follows it unless --detach. */
+int submit_and_follow(struct program *program, const char *path, const json_t *body,
+                      struct error *err);
+/* cleanup.c: --cleanup once, or --cleanup-schedule */
+bool cleanup_wanted(const struct command_line *line);
+int cleanup_command(struct program *program, struct error *err);
+void cleanup_show(const json_t *result); /* of the finished job */
 int providers_command(struct program *program, struct error *err);
 int status_command(struct program *program, struct error *err);
 int login_command(struct program *program, struct error *err);

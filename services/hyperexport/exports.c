@@ -145,8 +145,8 @@ static int show(struct program *program, const char *id, struct error *err)
 
 /* ---- jobs on files that exist ---- */
 
-/* Submits and, unless detached, follows. */
-static int run_job(struct program *program, const char *path, const json_t *body, struct error *err)
+int submit_and_follow(struct program *program, const char *path, const json_t *body,
+                      struct error *err)
 {
     const struct api_request request = {.method = "POST", .path = path, .body = body};
     auto_json *answer = NULL;
@@ -170,7 +170,7 @@ int verify_path(struct program *program, const char *path, struct error *err)
     auto_json *body = json_object();
 
     json_set_text(body, "path", path);
-    return run_job(program, "/api/v1/exports/verify", body, err);
+    return submit_and_follow(program, "/api/v1/exports/verify", body, err);
 }
 
 int verify_command(struct program *program, struct error *err)
@@ -189,7 +189,7 @@ static int verify_export(struct program *program, const char *id, struct error *
     autofree char *path = output_path("/api/v1/exports/", id, "/verify");
     auto_json *body = json_object();
 
-    return run_job(program, path, body, err);
+    return submit_and_follow(program, path, body, err);
 }
 
 int exports_command(struct program *program, struct error *err)

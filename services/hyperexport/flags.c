@@ -127,6 +127,12 @@ static int set_value(const struct flag *flag, const char *what, const char *valu
             return error_set(err, ERR_INVALID, "%s: must not be empty", what);
         break;
     }
+    if ((flag->properties & FLAG_IS_LIST) != 0 && slot->given) {
+        char *joined = xasprintf("%s,%s", slot->text, value);
+        free(slot->text);
+        slot->text = joined;
+        return 0;
+    }
     free(slot->text);
     slot->text = xstrdup(value);
     slot->given = true;
@@ -230,6 +236,37 @@ static int fill_up(struct command_line *line, struct error *err)
     return 0;
 }
 
+/* The two with a variable may stand in the environment for other calls. */
+static int check_cleanup(const struct command_line *line, struct error *err)
+{
+    static const struct {
+        enum flag_id id;
+        const char *name;
+    } limits[] = {{FLAG_CLEANUP_MAX_SIZE, "max-size"},
+                  {FLAG_CLEANUP_MIN_FREE, "min-free"},
+                  {FLAG_CLEANUP_PRESERVE, "preserve"},
+                  {FLAG_CLEANUP_DIR, "dir"},
+                  {FLAG_CLEANUP_PER_VM, "per-vm"}};
+    static const enum flag_id others[] = {FLAG_DAEMON_WATCH, FLAG_DAEMON_LIST, FLAG_DAEMON_STATUS,
+                                          FLAG_DAEMON_CANCEL, FLAG_VERIFY_ONLY};
+    bool wanted = flag_on(line, FLAG_CLEANUP) || flag_on(line, FLAG_CLEANUP_DRY_RUN) ||
+                  flag_given(line, FLAG_CLEANUP_SCHEDULE);
+
+    for (size_t i = 0; i < ARRAY_LEN(limits); i++) {
+        if (flag_given(line, limits[i].id) && !wanted)
+            return error_set(err, ERR_INVALID, "--cleanup-%s needs --cleanup", limits[i].name);
+    }
+    for (size_t i = 0; i < ARRAY_LEN(others); i++) {
+        if (wanted && flag_given(line, others[i]))
+            return error_set(err, ERR_INVALID, "--cleanup goes with --vm, or alone");
+    }
+    if (wanted && !flag_given(line, FLAG_CLEANUP_SCHEDULE) && flag_given(line, FLAG_VM) &&
+        (flag_on(line, FLAG_DETACH) || flag_on(line, FLAG_USE_DAEMON)))
+        return error_set(err, ERR_INVALID,
+                         "--cleanup comes after the export and so cannot be detached from it");
+    return 0;
+}
+
 /* What only makes sense together. */
 static int check_together(const struct command_line *line, struct error *err)
 {
@@ -251,6 +288,8 @@ static int check_together(const struct command_line *line, struct error *err)
     }
     if (line->command != FLAG_IN_EXPORT)
         return 0;
+    if (check_cleanup(line, err) < 0)
+        return -1;
     for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
         given += flag_given(line, tasks[i]) ? 1 : 0;
     if (given > 1)
@@ -349,13 +388,15 @@ void flags_help(struct strbuf *out, unsigned int command)
         "                   logs ID [--follow]|watch ID\n"
         "  hyperexport exports list|show ID|verify ID\n"
         "  hyperexport verify DIR                    read an export back and compare it\n"
+        "  hyperexport --cleanup [--cleanup-...]     remove old exports\n"
         "  hyperexport vms list|info --vm NAME\n"
         "  hyperexport providers list|add|validate NAME|remove NAME\n"
         "  hyperexport status                        workers, queue, why jobs wait\n"
         "  hyperexport login --username NAME         keep a session for this gateway\n\n"
         "Booleans are written --flag, --flag=true or --flag=false; -flag works like --flag.\n"
         "Exit status: 0 done, 1 connection or authentication, 2 export failed, 4 verification,\n"
-        "6 conversion, 64 usage, 65 not available, 130/143 interrupted.\n\nFlags:\n";
+        "6 conversion, 8 exported, but the clean-up failed, 64 usage, 65 not available,\n"
+        "130/143 interrupted.\n\nFlags:\n";
 
     strbuf_add(out, usage);
     for (size_t i = 0; i < flags_table_count; i++) {

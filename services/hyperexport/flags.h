@@ -22,6 +22,16 @@ enum flag_id {
     FLAG_PROVIDER,
     FLAG_VERIFY,
     FLAG_VERIFY_ONLY,
+    FLAG_CLEANUP,
+    FLAG_CLEANUP_MAX_AGE,
+    FLAG_CLEANUP_MAX_COUNT,
+    FLAG_CLEANUP_MAX_SIZE,
+    FLAG_CLEANUP_DRY_RUN,
+    FLAG_CLEANUP_SCHEDULE,
+    FLAG_CLEANUP_PRESERVE,
+    FLAG_CLEANUP_DIR,
+    FLAG_CLEANUP_PER_VM,
+    FLAG_CLEANUP_MIN_FREE,
     FLAG_CONVERT,
     FLAG_PARALLEL,
     FLAG_INCREMENTAL,
@@ -93,6 +103,7 @@ enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 #define FLAG_IS_SECRET       1U /* its value is overwritten in argv */
 #define FLAG_IS_ALIAS        2U /* another spelling: help does not list it */
 #define FLAG_LATER_IN_EXPORT 4U /* with exports: not available yet */
+#define FLAG_IS_LIST         8U /* typed again: the values are joined by commas */
 
 struct flag {
     const char *name;

@@ -269,6 +269,10 @@ static void show_success(const struct program *program, const json_t *job)
         show_verified(result);
         return;
     }
+    if (strcmp(json_str(job, "kind"), "cleanup") == 0) {
+        cleanup_show(result);
+        return;
+    }
     if (!program->quiet) {
         show_box(program, job);
         return;

@@ -17,6 +17,20 @@ static void set_up(struct program *program, const struct command_line *line)
     program->style.color = isatty(STDOUT_FILENO) != 0 && (no_color == NULL || no_color[0] == '\0');
 }
 
+/* A clean-up that fails does not undo the export. */
+static int export_and_clean(struct program *program, struct error *err)
+{
+    struct error why = ERROR_NONE;
+    int status = export_command(program, err);
+
+    if (status != EXIT_DONE || !cleanup_wanted(program->line))
+        return status;
+    status = cleanup_command(program, &why);
+    if (status < 0)
+        output_error(why.message);
+    return status == EXIT_DONE ? EXIT_DONE : EXIT_AFTERWARDS;
+}
+
 static int run_export_flags(struct program *program, struct error *err)
 {
     const struct command_line *line = program->line;
@@ -33,12 +47,14 @@ static int run_export_flags(struct program *program, struct error *err)
         return status_command(program, err);
     if (flag_given(line, FLAG_VERIFY_ONLY))
         return verify_path(program, flag_text(line, FLAG_VERIFY_ONLY), err);
+    if (!flag_given(line, FLAG_VM) && cleanup_wanted(line))
+        return cleanup_command(program, err);
     if (!flag_given(line, FLAG_VM))
         return error_set(err, ERR_INVALID, "--vm NAME is missing (--help lists what can be done)");
     if (flag_on(line, FLAG_INCREMENTAL_INFO))
         return incremental_info_command(program, err);
     return flag_on(line, FLAG_VM_INFO) ? vm_info_command(program, err)
-                                       : export_command(program, err);
+                                       : export_and_clean(program, err);
 }
 
 static int run(struct program *program, struct error *err)

@@ -67,8 +67,12 @@ static const char CONTROL_CANDIDATE[] =
     " AND t.role = $4 AND t.not_before <= now()"
     " ORDER BY t.priority DESC, t.seq LIMIT 1 FOR UPDATE OF t SKIP LOCKED";
 
+/* A clean-up keeps off where jobs work now. */
 static const char LOAD_LEASE[] =
-    "SELECT coalesce(t.job_id, ''), t.kind, t.attempt, t.epoch, t.spec, t.provider,"
+    "SELECT coalesce(t.job_id, ''), t.kind, t.attempt, t.epoch, CASE WHEN t.kind = 'cleanup'"
+    "  THEN t.spec || jsonb_build_object('busy', (SELECT coalesce(jsonb_agg(b.output_path), '[]')"
+    "   FROM jobs b WHERE b.status IN ('running', 'paused', 'cancelling') AND b.kind <> 'cleanup'"
+    "   AND b.output_path <> '')) ELSE t.spec END, t.provider,"
     " coalesce(p.settings, '{}'::jsonb), c.sealed, coalesce(c.audience, ''),"
     " coalesce(j.trace_id, ''), coalesce(j.vm_name, ''),"
     " t.job_id IS NOT NULL AND t.role = 'exporter' AND t.provider <> '' AND p.name IS NULL"

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cleanup_schedule.h"
 #include "common/autos.h"
 #include "common/clock.h"
 #include "common/job_store.h"
@@ -204,7 +205,7 @@ static int seal(struct scheduler *scheduler, struct db *db, struct error *err)
 static int tidy(struct scheduler *scheduler, struct db *db, bool with_seal, struct error *err)
 {
     int (*const steps[])(struct scheduler *, struct db *, struct error *) = {
-        reap, watch_workers, explain, sweep, with_seal ? seal : NULL};
+        reap, watch_workers, explain, sweep, cleanup_schedule_run, with_seal ? seal : NULL};
 
     for (size_t i = 0; i < ARRAY_LEN(steps); i++) {
         struct error why = ERROR_NONE;

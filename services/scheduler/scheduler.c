@@ -24,6 +24,9 @@ int scheduler_configure(const struct config_file *file, struct strbuf *problems,
         config_section(file, "bus", &state.bus, problems, err) < 0 ||
         config_section(file, "export", &state.export, problems, err) < 0)
         return -1;
+    if (config_section(file, "cleanup", &state.cleanup, problems, err) < 0 ||
+        config_section(file, "retry", &state.retry, problems, err) < 0)
+        return -1;
     return config_section(file, "scheduler", &state.config, problems, err);
 }
 

@@ -26,6 +26,8 @@ struct scheduler {
     struct bus_config bus;
     struct export_config export;
     struct scheduler_config config;
+    struct cleanup_config cleanup;
+    struct retry_config retry; /* of jobs that the scheduler submits */
     struct bus_server *server;
     struct bus_publisher *publisher;
     struct park *park;         /* park.h */

@@ -1,4 +1,5 @@
 """Exports that exist: the catalogue, and reading one back later."""
+import datetime
 import json
 import os
 import pathlib
@@ -10,6 +11,7 @@ import pytest
 
 from tests.harness.process import BIN
 from tests.harness.vsphere import make_image, vm
+from tests.harness.wait import wait_for
 
 MB = 1 << 20
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -29,9 +31,9 @@ def suite(make_suite, make_vsphere, disk):
 
 @pytest.fixture
 def cli(suite, tmp_path):
-    def call(*args, timeout=60):
+    def call(*args, timeout=60, env=None):
         env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), LC_ALL="C.UTF-8",
-                   HYPERSDK_URL=suite.url())
+                   HYPERSDK_URL=suite.url(), **(env or {}))
         return subprocess.run([BIN / "hyperexport", *args], capture_output=True, text=True,
                               timeout=timeout, env=env)
     return call
@@ -167,3 +169,140 @@ def test_a_third_party_checks_the_evidence_with_the_documented_command(suite, cl
     (directory / "export.json").write_text(json.dumps(record))
     done = cli("verify", "web", "--quiet")
     assert done.returncode == 4 and "differ about 'source'" in done.stderr
+
+
+# ---- clean-up ----
+
+def age(directory, days):
+    """Makes an export look so many days older."""
+    path = directory / "export.json"
+    record = json.loads(path.read_text())
+    then = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=days)
+    record["completed_at"] = then.strftime("%Y-%m-%dT%H:%M:%S.000Z")
+    path.write_text(json.dumps(record))
+    return record["export_id"]
+
+
+def catalogue(suite):
+    return {e["export_id"] for e in suite.client.get("/api/v1/exports")["exports"]}
+
+
+def cleaned(suite, **policy):
+    answer = suite.client.post("/api/v1/exports/cleanup", policy, status=202)
+    result = suite.wait_job(answer["job_id"], "completed")["result"]
+    return {d["export_id"]: d["reason"] for d in result["deleted"]}, result
+
+
+def test_cleanup_by_every_rule(suite, cli):
+    dirs = [export(suite, format="raw")[0] for _ in range(4)]
+    ids = [age(d, days) for d, days in zip(dirs, (90, 60, 20, 0))]
+    lone, _ = export(suite, vm_path="db", format="raw")
+    lone_id = age(lone, 200)
+    (dirs[0] / "mine.txt").write_text("not of the export")
+    assert dirs[1].parent == dirs[0]  # later ones stand below the first
+    every = set(ids) | {lone_id}
+    # what would go is what goes; nothing is touched meanwhile
+    listed, result = cleaned(suite, dry_run=True)
+    assert listed == {ids[0]: "age", ids[1]: "age"} and result["dry_run"] is True
+    assert [p["reason"] for p in result["preserved"]] == ["newest export of its VM"]
+    assert catalogue(suite) == every and (dirs[0] / "web-disk1.raw").exists()
+    listed, _ = cleaned(suite, dry_run=True, max_count=3)
+    assert listed == {ids[0]: "count"}
+    listed, _ = cleaned(suite, dry_run=True, max_count=3, per_vm=False)
+    assert listed == {ids[0]: "count"}  # the only one of db is out of count's reach
+    size = suite.client.get(f"/api/v1/exports/{ids[0]}")["total_size"]
+    listed, _ = cleaned(suite, dry_run=True, max_size=4 * size + size // 2)
+    assert listed == {ids[0]: "size"}
+    listed, _ = cleaned(suite, dry_run=True, max_age="30d", preserve=[f"*{ids[1]}"])
+    assert listed == {ids[0]: "age"}
+    listed, _ = cleaned(suite, dry_run=True, max_age="1d", dir=str(dirs[1]))
+    assert listed == {ids[1]: "age"}
+    listed, _ = cleaned(suite, dry_run=True, min_free=1)
+    assert listed == {}
+    listed, _ = cleaned(suite, dry_run=True, min_free=(1 << 62))
+    assert listed == {i: "free space" for i in ids[:3]}
+    # a base that a younger export names stays; the record says so
+    path = dirs[2] / "export.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(record, incremental={"base_id": ids[1]})))
+    done = cli("--cleanup-dry-run", "--cleanup-max-age", "30d", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"cleanup: deleted=1 bytes={size_of(suite, ids[0])} preserved=2 dry_run=true",
+        f"delete: {dirs[0]}\t{size_of(suite, ids[0])}\tage"]
+    path.write_text(json.dumps(record))
+    done = cli("--cleanup", "--cleanup-max-age", "30d", "--cleanup-preserve", "x*",
+               "--cleanup-preserve", dirs[1].name, "--quiet")
+    assert done.stdout.startswith("cleanup: deleted=1 "), done.stderr
+    assert catalogue(suite) == every - {ids[0]}
+    assert sorted(p.name for p in dirs[0].iterdir() if p.is_file()) == ["mine.txt"]
+    assert cli("verify", str(dirs[1])).returncode in (0, 4) and lone.exists()
+    # a removal that was cut short is finished, and the catalogue hears of it
+    trash = dirs[1] / f".hypersdk-trash-{ids[1]}"
+    trash.mkdir()
+    (dirs[1] / "export.json").rename(trash / "export.json")
+    listed, _ = cleaned(suite, max_age="3650d")
+    assert listed == {ids[1]: "unfinished removal"} and not dirs[1].exists()
+    assert catalogue(suite) == every - set(ids[:2])
+    # limits of the environment; with an export, the clean-up comes after it
+    done = cli("--vm", "web", "--format", "raw", "--cleanup", "--quiet",
+               env={"HYPEREXPORT_CLEANUP_MAX_COUNT": "1"})
+    assert done.returncode == 0 and "cleanup: deleted=2 " in done.stdout, done.stderr
+    assert len(catalogue(suite)) == 2 and not dirs[2].exists()
+
+
+def size_of(suite, export_id):
+    """Bytes as the record has them: export.json was rewritten by the test."""
+    directory = pathlib.Path(suite.client.get(f"/api/v1/exports/{export_id}")["path"])
+    record = json.loads((directory / "export.json").read_text())
+    return sum(f["size"] for f in record["files"]) + (directory / "export.json").stat().st_size
+
+
+def test_cleanup_keeps_off_what_a_job_works_in(suite, make_vsphere):
+    first, _ = export(suite, format="raw")
+    second, _ = export(suite, format="raw")
+    first_id = age(first, 90)
+    suite.sql("INSERT INTO jobs (id, provider, vm_path, output_path, definition, status)"
+              " VALUES ('job-other', 'vsphere', 'web', %s, '{}', 'running')", str(first))
+    listed, result = cleaned(suite)
+    assert listed == {} and result["preserved"][0]["reason"] == "in use by a job"
+    suite.sql("UPDATE jobs SET status = 'completed' WHERE id = 'job-other'")
+    assert cleaned(suite)[0] == {first_id: "age"} and second.exists()
+
+
+def test_cleanup_repeats_by_schedule(make_suite, make_vsphere, disk):
+    suite = make_suite(config={"cleanup": {"schedule": "1s", "max_age": "30d",
+                                           "preserve": ["db"]}})
+    suite.add_vsphere(make_vsphere([vm("web", disk, power="off"), vm("db", disk, power="off")]))
+    dirs = [export(suite, format="raw", vm_path=name)[0] for name in ("web", "web", "db", "db")]
+    for directory in (dirs[0], dirs[2]):
+        age(directory, 90)
+    wait_for(lambda: not (dirs[0] / "export.json").exists(), 40, "the configured clean-up")
+    assert len(catalogue(suite)) == 3 and (dirs[2] / "export.json").exists()
+    # over REST: wins, can be off, and has its own rules
+    schedule = "/api/v1/exports/cleanup/schedule"
+    put = suite.client.put(schedule, {"interval": "0s"}, status=200)
+    assert put["interval_ms"] == 0
+    wait_for(lambda: suite.sql("SELECT count(*) AS n FROM jobs WHERE kind = 'cleanup' AND status"
+                               " NOT IN ('completed')")[0]["n"] == 0, 20, "no clean-up runs")
+    before = suite.sql("SELECT count(*) AS n FROM jobs WHERE kind = 'cleanup'")[0]["n"]
+    answer = suite.client.put(schedule, {"interval": "1h", "max_count": 1}, status=200)
+    assert answer["max_count"] == 1 and suite.client.get(schedule)["interval_ms"] == 3600000
+    wait_for(lambda: not (dirs[2] / "export.json").exists(), 40, "the clean-up of the row")
+    wait_for(lambda: len(catalogue(suite)) == 2, 20, "the catalogue follows")
+    assert suite.sql("SELECT count(*) AS n FROM jobs WHERE kind = 'cleanup'")[0]["n"] == before + 1
+    assert suite.client.request("PUT", schedule, {"max_count": 1}).status_code == 400
+    suite.client.delete(schedule, status=200)
+    assert suite.client.request("GET", schedule).status_code == 404
+
+
+def test_cleanup_schedule_of_the_command_line(suite, cli):
+    done = cli("--cleanup-schedule", "24h", "--cleanup-max-size", "10GB", "--cleanup-min-free",
+               "5M", "--cleanup-per-vm=false", "--quiet")
+    assert done.stdout == "schedule-created: cleanup every 24h\n", done.stderr
+    stored = suite.client.get("/api/v1/exports/cleanup/schedule")
+    assert (stored["interval_ms"], stored["max_size"]) == (86400000, 10 << 30)
+    assert (stored["min_free"], stored["per_vm"]) == (5 << 20, False)
+    assert cli("--cleanup-max-size", "1").returncode == 64
+    assert cli("--vm", "web", "--detach", "--cleanup").returncode == 64
+    assert cli("--cleanup", "--daemon-status").returncode == 64

@@ -17,6 +17,9 @@ int exporter_run_release(struct worker_task *task, void *arg, json_t **out_resul
 /* verify_task.c: class transfer, it reads whole exports. */
 int exporter_run_verify(struct worker_task *task, void *arg, json_t **out_result,
                         struct error *err);
+/* cleanup_task.c: class transfer, its job is followed like an export. */
+int exporter_run_cleanup(struct worker_task *task, void *arg, json_t **out_result,
+                         struct error *err);
 /* Session of the task's own provider instance. */
 MUST_CHECK int exporter_task_session(struct worker_task *task, struct exporter *exporter,
                                      struct exporter_session *out, struct error *err);

@@ -67,7 +67,7 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
     return 0;
 }
 
-/* control.c, export.c, verify_task.c. */
+/* control.c, export.c, verify_task.c, cleanup_task.c. */
 static const struct worker_kind kinds[] = {
     {"export", false, exporter_run_export},
     {"inventory", true, exporter_run_inventory},
@@ -76,6 +76,7 @@ static const struct worker_kind kinds[] = {
     {"incremental_info", true, exporter_run_incremental_info},
     {"release", true, exporter_run_release},
     {"verify", false, exporter_run_verify},
+    {"cleanup", false, exporter_run_cleanup},
 };
 
 static json_t *checked(json_t *json)

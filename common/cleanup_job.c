@@ -1,0 +1,49 @@
+/* See cleanup_job.h. */
+#include "common/cleanup_job.h"
+
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/job_store.h"
+#include "common/json.h"
+
+#define CLEANUP_PRIORITY 50
+
+static const char FIND_VOLUME[] =
+    "SELECT v->>'id' FROM workers w, jsonb_array_elements(w.volumes) v WHERE w.state = 'up'"
+    " AND w.role = 'exporter' AND ($1 = v->>'path' OR starts_with($1, (v->>'path') || '/')) LIMIT "
+    "1";
+
+int cleanup_submit(struct db *db, const json_t *spec, const char *dir, const char *submitted_by,
+                   const char *trace_id, const struct retry_config *retry, char out_id[64],
+                   struct error *err)
+{
+    auto_json *complete = json_deep_copy(spec);
+    const char *slash = strrchr(dir, '/');
+    auto_pgresult *volume = NULL;
+    bool existing = false;
+    struct job_submission submission = {
+        .name = "",
+        .kind = "cleanup",
+        .provider = "",
+        .any_exporter = true,
+        .vm_path = slash == NULL ? dir : slash + 1,
+        .output_path = dir,
+        .format = "",
+        .definition = complete,
+        .export_spec = complete,
+        .priority = CLEANUP_PRIORITY,
+        .max_attempts = retry->max_attempts,
+        .retry_initial_ms = retry->initial_delay_ms,
+        .retry_max_ms = retry->max_delay_ms,
+        .submitted_by = submitted_by,
+        .trace_id = trace_id,
+    };
+
+    json_set_text(complete, "dir", dir);
+    if (db_exec(db, FIND_VOLUME, DB_PARAMS(dir), &volume, err) < 0)
+        return -1;
+    if (PQntuples(volume) == 1)
+        submission.volume = db_text(volume, 0, 0);
+    return job_store_submit(db, &submission, out_id, &existing, err);
+}

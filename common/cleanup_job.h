@@ -1,0 +1,20 @@
+/* A clean-up of exports as a job (docs/tasks.md, kind "cleanup"), and the schedule that repeats it:
+ * what the gateway and the scheduler share. */
+#ifndef COMMON_CLEANUP_JOB_H
+#define COMMON_CLEANUP_JOB_H
+
+#include <jansson.h>
+
+#include "common/config_schema.h"
+#include "common/db.h"
+
+#define CLEANUP_SCHEDULE_KEY "cleanup.schedule" /* settings: {"interval_ms", "spec"} */
+#define CLEANUP_LAST_KEY     "cleanup.last"     /* settings: {"at": milliseconds} */
+
+/* Queues the job for an exporter that reaches dir (absolute, confined). spec: the policy; "dir" is
+ * put in. Durable on return. */
+MUST_CHECK int cleanup_submit(struct db *db, const json_t *spec, const char *dir,
+                              const char *submitted_by, const char *trace_id,
+                              const struct retry_config *retry, char out_id[64], struct error *err);
+
+#endif

@@ -1,0 +1,179 @@
+/* Clean-up of exports: once, and its schedule (rest-api.md 2.8). */
+#include <string.h>
+
+#include "common/cleanup_job.h"
+#include "common/json.h"
+#include "common/paths.h"
+#include "handler_util.h"
+#include "handlers.h"
+
+#define INTERVAL_MIN_MS 1000
+#define AGE_MAX_MS      UINT64_C(315360000000) /* ten years */
+
+#define POLICY_FIELDS                                                   \
+    {"max_age", {NULL}, FIELD_DURATION, 1, AGE_MAX_MS, NULL},           \
+        {"max_count", {NULL}, FIELD_NUMBER, 0, 1000000, NULL},          \
+        {"max_size", {NULL}, FIELD_NUMBER, 0, INT64_MAX, NULL},         \
+        {"min_free", {NULL}, FIELD_NUMBER, 0, INT64_MAX, NULL},         \
+        {"per_vm", {NULL}, FIELD_BOOL, 0, 0, NULL},                     \
+        {"preserve", {NULL}, FIELD_TEXT_LIST, 1, FIELD_LIST_MAX, NULL}, \
+        {"dir", {"path", NULL}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL},   \
+    {                                                                   \
+        "dry_run", {NULL}, FIELD_BOOL, 0, 0, NULL                       \
+    }
+
+static const struct field cleanup_fields[] = {POLICY_FIELDS, {0}};
+static const struct field schedule_fields[] = {
+    {"interval", {NULL}, FIELD_DURATION, 0, AGE_MAX_MS, NULL}, POLICY_FIELDS, {0}};
+
+static const char get_sql[] = "SELECT value, (SELECT (value->>'at')::bigint FROM settings"
+                              " WHERE key = '" CLEANUP_LAST_KEY "') FROM settings"
+                              " WHERE key = '" CLEANUP_SCHEDULE_KEY "'";
+static const char put_sql[] =
+    "INSERT INTO settings (key, value) VALUES ('" CLEANUP_SCHEDULE_KEY "', $1::jsonb)"
+    " ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = now()";
+static const char forget_last_sql[] =
+    "DELETE FROM settings WHERE key = '" CLEANUP_LAST_KEY "'"; /* the first run comes at once */
+static const char delete_sql[] =
+    "DELETE FROM settings WHERE key = '" CLEANUP_SCHEDULE_KEY "' RETURNING 1";
+
+static void copy_member(json_t *to, const json_t *from, const char *name)
+{
+    json_t *value = json_object_get(from, name);
+
+    if (value != NULL)
+        (void)json_object_set(to, name, value);
+}
+
+/* The task's spec, and the confined directory. */
+static int read_policy(struct call *call, const json_t *body, json_t **out_spec, char **out_dir,
+                       struct error *err)
+{
+    static const char *const same[] = {"max_count", "max_size", "min_free",
+                                       "per_vm",    "preserve", "dry_run"};
+    const char *wanted = field_text(body, "dir", call->gateway->bases.items[0]);
+    auto_json *spec = json_object();
+    struct error why = ERROR_NONE;
+
+    for (size_t i = 0; i < ARRAY_LEN(same); i++)
+        copy_member(spec, body, same[i]);
+    json_set_i64(spec, "max_age_ms", field_duration_ms(body, "max_age", 0));
+    if (path_confine(&call->gateway->bases, wanted, out_dir, &why) < 0) {
+        return call_fail(call, why.code == ERR_INVALID ? 400 : 422,
+                         json_pack("{s:s}", "field", "dir"), err, why.code, "%s", why.message);
+    }
+    json_set_text(spec, "dir", *out_dir);
+    *out_spec = STEAL(spec);
+    return 0;
+}
+
+static int read_body(struct call *call, const struct field *fields, json_t **out, struct error *err)
+{
+    auto_json *empty = json_object();
+    struct field_problem problem = {0};
+
+    if (fields_canonical(fields, "", call->body == NULL ? empty : call->body, out, &problem, err) <
+        0)
+        return call_fail_field(call, &problem, err);
+    return 0;
+}
+
+int handle_export_cleanup(struct call *call, struct error *err)
+{
+    auto_json *body = NULL;
+    auto_json *spec = NULL;
+    autofree char *dir = NULL;
+    autofree char *location = NULL;
+    char id[64];
+    json_t *answer;
+
+    if (read_body(call, cleanup_fields, &body, err) < 0 ||
+        read_policy(call, body, &spec, &dir, err) < 0 ||
+        cleanup_submit(call->db, spec, dir, call->identity.username, call->trace_id,
+                       &call->gateway->retry, id, err) < 0)
+        return -1;
+    gateway_poke(call->gateway, id);
+    call_resource(call, "job", id);
+    answer = json_object();
+    json_set_text(answer, "job_id", id);
+    json_set_text(answer, "status", "pending");
+    json_set_text(answer, "path", dir);
+    json_set_now(answer, "timestamp");
+    location = xasprintf("/api/v1/jobs/%s", id);
+    call_set_header(call, "Location", location);
+    call_answer_json(call, 202, answer);
+    return 0;
+}
+
+/* ---- the schedule ---- */
+
+/* As it was put: durations as milliseconds. */
+static int answer_schedule(struct call *call, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    auto_json *value = NULL;
+    json_t *answer;
+
+    if (db_exec(call->db, get_sql, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return error_set(err, ERR_NOT_FOUND,
+                         "no schedule was put here (the section 'cleanup' of the configuration "
+                         "may have one)");
+    value = cell_json(rows, 0, 0);
+    answer = json_deep_copy(json_object_get(value, "spec"));
+    copy_member(answer, value, "interval_ms");
+    if (!db_is_null(rows, 0, 1))
+        json_set_i64(answer, "last_run_ms", db_i64(rows, 0, 1));
+    call_answer_json(call, 200, answer);
+    return 0;
+}
+
+int handle_cleanup_schedule_get(struct call *call, struct error *err)
+{
+    return answer_schedule(call, err);
+}
+
+int handle_cleanup_schedule_put(struct call *call, struct error *err)
+{
+    auto_json *body = NULL;
+    auto_json *spec = NULL;
+    auto_json *schedule = json_object();
+    autofree char *dir = NULL;
+    autofree char *text = NULL;
+    int64_t interval;
+
+    if (read_body(call, schedule_fields, &body, err) < 0)
+        return -1;
+    if (json_object_get(body, "interval") == NULL)
+        return call_bad_field(call, "interval", err, "'interval' is missing");
+    interval = field_duration_ms(body, "interval", 0);
+    if (interval != 0 && interval < INTERVAL_MIN_MS)
+        return call_bad_field(call, "interval", err, "'interval' must be 0 (off) or at least 1s");
+    if (read_policy(call, body, &spec, &dir, err) < 0)
+        return -1;
+    json_set_i64(schedule, "interval_ms", interval);
+    (void)json_object_set(schedule, "spec", spec);
+    text = json_text(schedule);
+    if (db_begin(call->db, err) < 0 || db_exec(call->db, put_sql, DB_PARAMS(text), NULL, err) < 0 ||
+        db_exec(call->db, forget_last_sql, DB_NO_PARAMS, NULL, err) < 0 ||
+        db_commit(call->db, err) < 0)
+        return -1;
+    return answer_schedule(call, err);
+}
+
+int handle_cleanup_schedule_delete(struct call *call, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    json_t *answer;
+
+    if (db_exec(call->db, delete_sql, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return error_set(err, ERR_NOT_FOUND, "no schedule was put here");
+    answer = json_object();
+    json_set_text(answer, "deleted", "cleanup");
+    json_set_now(answer, "timestamp");
+    call_answer_json(call, 200, answer);
+    return 0;
+}
