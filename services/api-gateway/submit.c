@@ -17,8 +17,8 @@
 #define RETRY_ATTEMPTS_MAX 100
 #define DEFAULT_PROVIDER   "vsphere"
 
-const char *const submit_formats[] = {"ovf", "vmdk", "raw", "qcow2", NULL};
-const char *const submit_formats_later[] = {"ova", "vhd", "vhdx", NULL};
+const char *const submit_formats[] = {"ovf", "ova", "vmdk", "raw", "qcow2", NULL};
+const char *const submit_formats_later[] = {"vhd", "vhdx", NULL};
 static const char *const methods[] = {"auto", NULL};
 static const char *const methods_later[] = {"nfc",  "web", "govc",  "ovftool",
                                             "vddk", "ctl", "agent", NULL};

@@ -58,6 +58,18 @@ def test_other_formats(suite, disk, form):
     assert images.check_digests(result["output_path"]) >= 1
 
 
+def test_one_ova(suite, disk, tmp_path):
+    job = suite.client.submit(vm_path="web", format="ova")
+    result = suite.wait_job(job, "completed")["result"]
+    directory = pathlib.Path(result["output_path"])
+    assert result["exported_files"] == [str(directory / "web.ova")]
+    names = images.unpack_ova(directory / "web.ova", tmp_path / "unpacked")
+    assert names == ["web.ovf", "web.mf", "web-disk1.vmdk"]
+    images.compare(disk, tmp_path / "unpacked" / "web-disk1.vmdk", "vmdk")
+    assert images.check_digests(directory) >= 1
+    assert images.leftovers(suite.exports) == []
+
+
 def test_a_snapshot_that_is_to_stay_has_its_name(suite, sim):
     job = suite.client.submit(vm_path="web", format="raw", snapshot=True,
                               snapshot_name="before the move", delete_snapshot=False)

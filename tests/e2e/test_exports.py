@@ -306,3 +306,13 @@ def test_cleanup_schedule_of_the_command_line(suite, cli):
     assert cli("--cleanup-max-size", "1").returncode == 64
     assert cli("--vm", "web", "--detach", "--cleanup").returncode == 64
     assert cli("--cleanup", "--daemon-status").returncode == 64
+
+
+def test_a_flipped_byte_in_an_ova_is_found_in_its_member(suite, cli):
+    directory, _ = export(suite, format="ova")
+    good = cli("verify", str(directory))
+    assert good.returncode == 0, good.stdout + good.stderr
+    flip(directory / "web.ova", (directory / "web.ova").stat().st_size // 2)
+    bad = cli("verify", str(directory))
+    assert bad.returncode == 4
+    assert "web-disk1.vmdk" in bad.stdout + bad.stderr and "web.ova" in bad.stdout + bad.stderr

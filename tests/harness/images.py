@@ -50,6 +50,21 @@ def check_digests(directory):
     return count
 
 
+def unpack_ova(path, directory):
+    """With GNU tar, then by its digest list. The members' names, in order."""
+    pathlib.Path(directory).mkdir(parents=True)
+    names = subprocess.run(["tar", "tf", path], capture_output=True, text=True, check=True,
+                           timeout=60).stdout.split()
+    assert names[0].endswith(".ovf") and names[1].endswith(".mf"), names
+    subprocess.run(["tar", "xf", path, "-C", directory], check=True, timeout=120)
+    lines = (pathlib.Path(directory) / names[1]).read_text().splitlines()
+    assert len(lines) == len(names) - 1
+    for line in lines:
+        name, digest = re.fullmatch(r"SHA256\((.+)\)= ([0-9a-f]{64})", line).groups()
+        assert sha256(pathlib.Path(directory) / name) == digest, name
+    return names
+
+
 def leftovers(directory):
     """Files of an unfinished export below a directory."""
     return [str(p) for p in pathlib.Path(directory).rglob("*")

@@ -18,6 +18,7 @@
 
 #include "services/exporter/engine/provider.h"
 #include "services/exporter/formats/digest.h"
+#include "services/exporter/formats/image.h"
 #include "services/exporter/formats/sink.h"
 
 #define COPY_OUTPUTS_MAX       3 /* raw | vmdk, and qcow2 */
@@ -32,6 +33,7 @@ struct source;
 struct copy_output {
     const struct sink_format *format;
     const char *path;      /* partial file */
+    uint64_t file_offset;  /* the image begins there in it (sink.h); 0: it is the file */
     const char *file_name; /* final base name */
     int compression_level;
     const char *compression; /* sink.h; NULL: none */
@@ -100,18 +102,16 @@ MUST_CHECK int copy_disk(const struct copy_options *options, struct copy_result 
 void copy_result_release(struct copy_result *result);
 #define auto_copy_result CLEANUP(copy_result_release) struct copy_result
 
-/* Reads an image back in full and compares it with the leaves: ERR_CORRUPT names the first MiB
- * that differs. Uses `threads` readers. progress may be NULL. root: image_open_chain's. */
-MUST_CHECK int copy_verify_chain(const char *path, const char *format, const char *root,
-                                 const struct leaves *leaves, unsigned int threads,
-                                 const atomic_bool *stopped,
-                                 void (*progress)(void *arg, uint64_t bytes_done), void *arg,
-                                 struct error *err);
 /* The same of an image without backing files elsewhere. */
 MUST_CHECK int copy_verify(const char *path, const char *format, const struct leaves *leaves,
                            unsigned int threads, const atomic_bool *stopped,
                            void (*progress)(void *arg, uint64_t bytes_done), void *arg,
                            struct error *err);
+/* The same for an image that is part of a file. */
+MUST_CHECK int copy_verify_part(const struct image_part *part, const struct leaves *leaves,
+                                unsigned int threads, const atomic_bool *stopped,
+                                void (*progress)(void *arg, uint64_t bytes_done), void *arg,
+                                struct error *err);
 
 #define COPY_DIFFERENCES_MAX 100 /* who has more flipped MiB than that needs no longer list */
 struct copy_differences {
@@ -120,9 +120,8 @@ struct copy_differences {
 };
 /* The same, but goes on behind a MiB that differs or cannot be decoded, and names them all up to
  * the bound, where it ends. ERR_CORRUPT only when it is no image of that size at all. */
-MUST_CHECK int copy_verify_all(const char *path, const char *format, const char *root,
-                               const struct leaves *leaves, unsigned int threads,
-                               const atomic_bool *stopped, struct copy_differences *out,
-                               struct error *err);
+MUST_CHECK int copy_verify_all(const struct image_part *part, const struct leaves *leaves,
+                               unsigned int threads, const atomic_bool *stopped,
+                               struct copy_differences *out, struct error *err);
 
 #endif

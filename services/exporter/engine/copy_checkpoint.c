@@ -93,6 +93,7 @@ static int open_sinks(struct copy_run *run, bool resume, struct error *err)
         const struct copy_output *output = &options->outputs[i];
         struct sink_options sink = {
             .path = output->path,
+            .file_offset = output->file_offset,
             .size_bytes = run->size_bytes,
             .file_name = output->file_name,
             .uuid = options->uuid,

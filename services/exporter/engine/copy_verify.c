@@ -4,15 +4,12 @@
 
 #include "common/clock.h"
 #include "services/exporter/engine/copy.h"
-#include "services/exporter/formats/image.h"
 
 #define PROGRESS_MS 100
 #define POLL_MS     20 /* the caller's thread looks that often */
 
 struct verify {
-    const char *path;
-    const char *format;
-    const char *root;
+    const struct image_part *part;
     const struct leaves *leaves;
     const atomic_bool *stopped;
     atomic_size_t next; /* leaf to be read next; they are taken in order */
@@ -28,12 +25,12 @@ static int open_and_check(const struct verify *verify, struct image **out, struc
 {
     auto_image *image = NULL;
 
-    if (image_open_chain(verify->path, verify->format, verify->root, &image, err) < 0)
+    if (image_open_part(verify->part, &image, err) < 0)
         return -1;
     if (image_size_bytes(image) != leaves_disk_bytes(verify->leaves))
-        return error_set(err, ERR_CORRUPT,
-                         "'%.200s' holds a disk of %" PRIu64 " bytes, it should be %" PRIu64,
-                         verify->path, image_size_bytes(image), leaves_disk_bytes(verify->leaves));
+        return error_set(
+            err, ERR_CORRUPT, "'%.200s' holds a disk of %" PRIu64 " bytes, it should be %" PRIu64,
+            verify->part->path, image_size_bytes(image), leaves_disk_bytes(verify->leaves));
     *out = STEAL(image);
     return 0;
 }
@@ -55,7 +52,7 @@ static int check_leaf(struct verify *verify, struct image *image, size_t index, 
     if (memcmp(digest, leaves_get(verify->leaves, index), DIGEST_BYTES) != 0)
         return error_set(err, ERR_CORRUPT,
                          "'%.200s' differs from the source in the MiB at offset %" PRIu64,
-                         verify->path, offset);
+                         verify->part->path, offset);
     atomic_fetch_add(&verify->bytes_done, length);
     return 0;
 }
@@ -168,17 +165,12 @@ static int run_verify(struct verify *verify, unsigned int threads,
     return -1;
 }
 
-int copy_verify_chain(const char *path, const char *format, const char *root,
-                      const struct leaves *leaves, unsigned int threads, const atomic_bool *stopped,
-                      void (*progress)(void *arg, uint64_t bytes_done), void *arg,
-                      struct error *err)
+int copy_verify_part(const struct image_part *part, const struct leaves *leaves,
+                     unsigned int threads, const atomic_bool *stopped,
+                     void (*progress)(void *arg, uint64_t bytes_done), void *arg, struct error *err)
 {
-    struct verify verify = {.path = path,
-                            .format = format,
-                            .root = root,
-                            .leaves = leaves,
-                            .stopped = stopped,
-                            .differs = SIZE_MAX};
+    struct verify verify = {
+        .part = part, .leaves = leaves, .stopped = stopped, .differs = SIZE_MAX};
 
     return run_verify(&verify, threads, progress, arg, err);
 }
@@ -191,17 +183,12 @@ static int compare_leaves(const void *a, const void *b)
     return left < right ? -1 : left > right;
 }
 
-int copy_verify_all(const char *path, const char *format, const char *root,
-                    const struct leaves *leaves, unsigned int threads, const atomic_bool *stopped,
-                    struct copy_differences *out, struct error *err)
+int copy_verify_all(const struct image_part *part, const struct leaves *leaves,
+                    unsigned int threads, const atomic_bool *stopped, struct copy_differences *out,
+                    struct error *err)
 {
-    struct verify verify = {.path = path,
-                            .format = format,
-                            .root = root,
-                            .leaves = leaves,
-                            .stopped = stopped,
-                            .differs = SIZE_MAX,
-                            .list = out};
+    struct verify verify = {
+        .part = part, .leaves = leaves, .stopped = stopped, .differs = SIZE_MAX, .list = out};
 
     out->count = 0;
     if (run_verify(&verify, threads, NULL, NULL, err) < 0)
@@ -214,5 +201,7 @@ int copy_verify(const char *path, const char *format, const struct leaves *leave
                 unsigned int threads, const atomic_bool *stopped,
                 void (*progress)(void *arg, uint64_t bytes_done), void *arg, struct error *err)
 {
-    return copy_verify_chain(path, format, NULL, leaves, threads, stopped, progress, arg, err);
+    const struct image_part whole = {.path = path, .format = format};
+
+    return copy_verify_part(&whole, leaves, threads, stopped, progress, arg, err);
 }

@@ -18,6 +18,7 @@
 #include "services/exporter/engine/export_evidence.h"
 #include "services/exporter/engine/export_record.h"
 #include "services/exporter/formats/mf.h"
+#include "services/exporter/formats/ova.h"
 #include "services/exporter/formats/ovf.h"
 #include "services/exporter/targets/local.h"
 
@@ -178,30 +179,49 @@ static void add_differences(struct check *check, const char *name,
         json_put(problem, "offsets", offsets);
 }
 
-static int check_image(struct check *check, const char *name, const struct leaves *leaves,
-                       struct error *err)
+/* Where the member of an OVA stands in it. */
+static int find_member(const char *name, struct image_part *part, struct error *err)
+{
+    const struct ova_member *member;
+    auto_ova *ova = NULL;
+
+    if (ova_read(part->path, &ova, err) < 0)
+        return -1;
+    member = ova_find(ova, name);
+    if (member == NULL || member->bytes == 0)
+        return error_set(err, ERR_CORRUPT, "it has no member '%.255s'", name);
+    part->offset = member->offset;
+    part->length = member->bytes;
+    return 0;
+}
+
+/* member: of the OVA `name`; "": the file is the image. */
+static int check_image(struct check *check, const char *name, const char *member,
+                       const struct leaves *leaves, struct error *err)
 {
     static const char *const formats[] = {"vmdk", "qcow2", "raw"};
     autofree char *path = path_of(check, name);
+    struct image_part part = {.path = path, .root = check->root};
     struct copy_differences found;
-    const char *dot = strrchr(name, '.');
-    const char *format = NULL;
+    const char *dot = strrchr(member[0] != '\0' ? member : name, '.');
 
     for (size_t i = 0; i < ARRAY_LEN(formats); i++) {
         if (dot != NULL && strcmp(dot + 1, formats[i]) == 0)
-            format = formats[i];
+            part.format = formats[i];
     }
     advance(check, 0, name);
-    if (format == NULL) {
+    if (part.format == NULL) {
         (void)add_problem(check, name, "structure", "'%.255s' is of no known disk format", name);
         return 0;
     }
     if (access(path, F_OK) == 0) { /* a missing one was told already */
-        if (copy_verify_all(path, format, check->root, leaves, check->options->threads,
-                            check->options->stopped, &found, err) < 0)
+        if (member[0] != '\0' && find_member(member, &part, err) < 0)
+            return note_failure(check, name, "structure", err);
+        if (copy_verify_all(&part, leaves, check->options->threads, check->options->stopped, &found,
+                            err) < 0)
             return note_failure(check, name, "content", err);
         if (found.count > 0)
-            add_differences(check, name, &found);
+            add_differences(check, member[0] != '\0' ? member : name, &found);
     }
     advance(check, leaves_disk_bytes(leaves), name);
     return 0;
@@ -220,7 +240,7 @@ static int check_disk(struct check *check, const json_t *disk, struct error *err
         const char *name = json_str(image, "name");
         if (!file_name_is_plain(name))
             return error_set(err, ERR_CORRUPT, "export.json names an image '%.80s'", name);
-        if (check_image(check, name, leaves, err) < 0)
+        if (check_image(check, name, json_str(image, "member"), leaves, err) < 0)
             return -1;
     }
     return 0;

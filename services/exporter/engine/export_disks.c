@@ -59,13 +59,15 @@ static char *identity_of(const struct export_run *run, const struct export_disk 
     return xasprintf("%s %s", run->export_id, run->frozen->disks[disk->frozen_index].mark);
 }
 
+/* How far the files reach behind where the images begin. */
 static int stat_images(struct export_disk *disk, struct error *err)
 {
     for (size_t i = 0; i < disk->image_count; i++) {
+        struct export_image *image = &disk->images[i];
         struct stat st;
-        if (stat(disk->images[i].path, &st) < 0)
-            return error_set_errno(err, errno, "'%.200s'", disk->images[i].path);
-        disk->images[i].file_bytes = (uint64_t)st.st_size;
+        if (stat(image->path, &st) < 0)
+            return error_set_errno(err, errno, "'%.200s'", image->path);
+        image->bytes = (uint64_t)st.st_size - min_u64(image->offset, (uint64_t)st.st_size);
     }
     return 0;
 }
@@ -86,7 +88,8 @@ static int note_store(const struct export_run *run, const struct export_disk *di
     for (size_t i = 0; i < disk->image_count; i++) {
         json_t *image = export_append(images);
         json_set_text(image, "name", disk->images[i].name);
-        export_set_u64(image, "size", disk->images[i].file_bytes);
+        export_set_u64(image, "offset", disk->images[i].offset);
+        export_set_u64(image, "size", disk->images[i].bytes);
         json_set_text(image, "sha256", disk->images[i].sha256);
     }
     text = json_text(note);
@@ -106,10 +109,13 @@ static bool note_fits(struct export_run *run, struct export_disk *disk, const js
     for (size_t i = 0; i < disk->image_count; i++) {
         const json_t *image = json_array_get(images, i);
         struct export_image *ours = &disk->images[i];
+        uint64_t bytes = json_u64(image, "size");
         uint8_t raw[DIGEST_BYTES];
         if (strcmp(json_str(image, "name"), ours->name) != 0 ||
-            json_u64(image, "size") != ours->file_bytes)
+            json_u64(image, "offset") != ours->offset || bytes == 0 || bytes > ours->bytes ||
+            (ours->member == NULL && bytes != ours->bytes))
             return false;
+        ours->bytes = bytes; /* in an OVA other disks follow */
         if (hex_decode(json_str(image, "sha256"), raw, sizeof raw))
             hex_encode(raw, sizeof raw, ours->sha256);
     }
@@ -158,8 +164,10 @@ static void fill_outputs(const struct export_run *run, const struct export_disk 
 {
     for (size_t i = 0; i < disk->image_count; i++) {
         const struct export_image *image = &disk->images[i];
-        outputs[i] = (struct copy_output){
-            .format = image->format, .path = image->path, .file_name = image->name};
+        outputs[i] = (struct copy_output){.format = image->format,
+                                          .path = image->path,
+                                          .file_offset = image->offset,
+                                          .file_name = export_image_name(image)};
         if (image->format == &sink_qcow2)
             outputs[i].compression = run->options.compression;
         if (disk->backing != NULL) {
@@ -205,7 +213,7 @@ static void log_copied(struct export_run *run, const struct export_disk *disk, i
     double seconds = (double)max_u64((uint64_t)took_ms, 1) / 1000.0;
 
     worker_task_log(run->task, LOG_LEVEL_INFO, "%s: %s, %s read in %.1f s (%.1f MB/s)%s%s",
-                    disk->images[0].name, export_size_text(disk->size_bytes, size),
+                    export_image_name(&disk->images[0]), export_size_text(disk->size_bytes, size),
                     export_size_text(disk->bytes_transferred, read), seconds,
                     (double)disk->bytes_transferred / (double)MIB / seconds,
                     bytes_resumed > 0 ? ", gone on at " : "",
@@ -261,6 +269,8 @@ int export_copy_disks(struct export_run *run, struct error *err)
         run->progress_disk = i;
         if (worker_task_check(run->task, err) < 0)
             return -1;
+        if (export_is_ova(run))
+            export_ova_place(run, i);
         if (note_believe(run, disk)) {
             worker_task_log(run->task, LOG_LEVEL_INFO, "%s: complete since an earlier attempt",
                             disk->name);

@@ -36,21 +36,26 @@ static json_t *disks_make(const struct export_run *run)
         const struct export_disk *disk = &run->disks[i];
         const struct vm_disk *source = &run->frozen->vm.disks[disk->vm_disk_index];
         const struct export_image *image = &disk->images[disk->image_count - 1];
+        bool in_ova = image->member != NULL;
         json_t *object = export_append(disks);
         json_t *images = json_array();
         json_set_text(object, "disk_id", source->id[0] != '\0' ? source->id : disk->name);
         json_set_text(object, "label", source->label);
         json_set_text(object, "file", image->name);
-        export_set_u64(object, "size_bytes", image->file_bytes);
-        json_set_text(object, "sha256", image->sha256);
+        export_set_u64(object, "size_bytes", in_ova ? run->ova.bytes : image->bytes);
+        json_set_text(object, "sha256", in_ova ? run->ova.sha256 : image->sha256);
         export_set_u64(object, "capacity_bytes", disk->size_bytes);
         export_set_u64(object, "data_bytes", disk->bytes_data);
         json_set_text(object, "root", disk->root);
         json_set_text(object, "leaves", disk->leaves_name);
         json_set_text(object, "mark", run->frozen->disks[disk->frozen_index].mark);
         json_set_text(object, "change_id", source->change_id);
-        for (size_t k = 0; k < disk->image_count; k++)
-            json_set_text(export_append(images), "name", disk->images[k].name);
+        for (size_t k = 0; k < disk->image_count; k++) {
+            json_t *item = export_append(images);
+            json_set_text(item, "name", disk->images[k].name);
+            if (disk->images[k].member != NULL)
+                json_set_text(item, "member", disk->images[k].member);
+        }
         json_put(object, "images", images);
     }
     return disks;

@@ -17,7 +17,7 @@
 
 #define VERIFY_THREADS_MAX 2 /* decompressing and hashing; the next task wants CPU as well */
 
-static int add_file(struct export_run *run, const char *name, const char *type, uint64_t size,
+int export_add_file(struct export_run *run, const char *name, const char *type, uint64_t size,
                     const char *sha256, struct error *err)
 {
     struct export_file *file;
@@ -40,7 +40,7 @@ int export_write_file(struct export_run *run, const char *name, const char *type
         file_write_atomic(path, text, size, LOCAL_FILE_MODE, err) < 0 ||
         file_sha256(path, sha256, err) < 0)
         return -1;
-    return add_file(run, name, type, size, sha256, err);
+    return export_add_file(run, name, type, size, sha256, err);
 }
 
 /* ---- images ---- */
@@ -69,33 +69,43 @@ static int add_disk_files(struct export_run *run, struct export_disk *disk, stru
 
     for (size_t i = 0; i < disk->image_count; i++) {
         struct export_image *image = &disk->images[i];
+        if (image->member != NULL)
+            continue; /* the package is the file */
         if (image->sha256[0] == '\0' && digest_image(run, image, err) < 0)
             return -1;
-        if (add_file(run, image->name, "disk", image->file_bytes, image->sha256, err) < 0)
+        if (export_add_file(run, image->name, "disk", image->bytes, image->sha256, err) < 0)
             return -1;
     }
     if (file_sha256_until(disk->leaves_path, worker_task_stopped(run->task), hex, err) < 0)
         return -1;
     if (stat(disk->leaves_path, &st) < 0)
         return error_set(err, ERR_CORRUPT, "'%.200s' is gone", disk->leaves_path);
-    return add_file(run, disk->leaves_name, "leaves", (uint64_t)st.st_size, hex, err);
+    return export_add_file(run, disk->leaves_name, "leaves", (uint64_t)st.st_size, hex, err);
+}
+
+int export_descriptor(const struct export_run *run, bool reserve, char **out, struct error *err)
+{
+    autofree struct ovf_disk *disks = xcalloc(run->disk_count, sizeof *disks);
+
+    for (size_t i = 0; i < run->disk_count; i++) {
+        const struct export_disk *disk = &run->disks[i];
+        const struct export_image *image = &disk->images[0];
+        disks[i] = (struct ovf_disk){.file_name = export_image_name(image),
+                                     .file_bytes = reserve ? UINT64_MAX
+                                                           : image->bytes, /* the longest number */
+                                     .capacity_bytes = disk->size_bytes,
+                                     .populated_bytes = reserve ? UINT64_MAX : disk->bytes_data,
+                                     .vm_disk_index = disk->vm_disk_index};
+    }
+    return ovf_write(&run->frozen->vm, disks, run->disk_count, out, err);
 }
 
 static int write_descriptor(struct export_run *run, struct error *err)
 {
-    autofree struct ovf_disk *disks = xcalloc(run->disk_count, sizeof *disks);
     autofree char *name = xasprintf("%s.ovf", run->stem);
     autofree char *text = NULL;
 
-    for (size_t i = 0; i < run->disk_count; i++) {
-        const struct export_disk *disk = &run->disks[i];
-        disks[i] = (struct ovf_disk){.file_name = disk->images[0].name,
-                                     .file_bytes = disk->images[0].file_bytes,
-                                     .capacity_bytes = disk->size_bytes,
-                                     .populated_bytes = disk->bytes_data,
-                                     .vm_disk_index = disk->vm_disk_index};
-    }
-    if (ovf_write(&run->frozen->vm, disks, run->disk_count, &text, err) < 0)
+    if (export_descriptor(run, false, &text, err) < 0)
         return -1;
     return export_write_file(run, name, "ovf", text, strlen(text), err);
 }
@@ -105,6 +115,8 @@ int export_package(struct export_run *run, struct error *err)
     export_phase(run, "packaging");
     if (strcmp(run->options.format, "ovf") == 0 && write_descriptor(run, err) < 0)
         return error_wrap(err, "descriptor");
+    if (export_is_ova(run) && export_ova_pack(run, err) < 0)
+        return error_wrap(err, "packing '%.200s'", run->ova.name);
     for (size_t i = 0; i < run->disk_count; i++) {
         if (worker_task_check(run->task, err) < 0 || add_disk_files(run, &run->disks[i], err) < 0)
             return -1;
@@ -123,14 +135,19 @@ static int verify_disk(struct export_run *run, struct export_disk *disk, struct 
 {
     for (size_t i = 0; i < disk->image_count; i++) {
         struct export_image *image = &disk->images[i];
-        if (copy_verify_chain(image->path, image->format->name, run->base.root, disk->leaves,
-                              VERIFY_THREADS_MAX, worker_task_stopped(run->task), on_verified, run,
-                              err) < 0)
-            return error_wrap(err, "verifying '%.200s'", image->name);
+        const struct image_part part = {.path = image->path,
+                                        .format = image->format->name,
+                                        .root = run->base.root,
+                                        .offset = image->offset,
+                                        .length = image->member != NULL ? image->bytes : 0};
+        const char *name = export_image_name(image);
+        if (copy_verify_part(&part, disk->leaves, VERIFY_THREADS_MAX,
+                             worker_task_stopped(run->task), on_verified, run, err) < 0)
+            return error_wrap(err, "verifying '%.200s'", name);
         if (!image->read_back && digest_image(run, image, err) < 0)
-            return error_wrap(err, "verifying '%.200s'", image->name);
-        worker_task_log(run->task, LOG_LEVEL_INFO, "verified: %s holds what was read (%s)",
-                        image->name, disk->root);
+            return error_wrap(err, "verifying '%.200s'", name);
+        worker_task_log(run->task, LOG_LEVEL_INFO, "verified: %s holds what was read (%s)", name,
+                        disk->root);
     }
     return 0;
 }
@@ -144,29 +161,47 @@ static const struct export_file *find_file(const struct export_run *run, const c
     return NULL;
 }
 
-/* The descriptor as it stands on disk, read as a stranger's: does it name our images, with their
- * sizes? */
+static const struct export_image *find_image(const struct export_run *run, const char *name)
+{
+    for (size_t i = 0; i < run->disk_count; i++) {
+        const struct export_image *image = &run->disks[i].images[0];
+        if (strcmp(export_image_name(image), name) == 0)
+            return image;
+    }
+    return NULL;
+}
+
+int export_check_descriptor(const struct export_run *run, const char *text, size_t size,
+                            struct error *err)
+{
+    auto_ovf *ovf = NULL;
+
+    if (ovf_read(text, size, &ovf, err) < 0)
+        return error_wrap(err, "verifying the descriptor");
+    if (ovf->disk_count != run->disk_count)
+        return error_set(err, ERR_CORRUPT, "the descriptor names %zu disks of %zu", ovf->disk_count,
+                         run->disk_count);
+    for (size_t i = 0; i < ovf->file_count; i++) {
+        const struct export_image *image = find_image(run, ovf->files[i].href);
+        if (image == NULL || image->bytes != ovf->files[i].bytes)
+            return error_set(err, ERR_CORRUPT,
+                             "the descriptor names '%.200s', which is not what it says",
+                             ovf->files[i].href);
+    }
+    return 0;
+}
+
+/* The descriptor as it stands on disk. */
 static int verify_descriptor(struct export_run *run, struct error *err)
 {
     autofree char *name = xasprintf("%s.ovf", run->stem);
     autofree char *path = local_partial_path(run->dir, name, run->generation);
     autofree char *text = NULL;
-    auto_ovf *ovf = NULL;
     size_t size = 0;
 
-    if (file_read(path, OVF_BYTES_MAX, &text, &size, err) < 0 ||
-        ovf_read(text, size, &ovf, err) < 0)
+    if (file_read(path, OVF_BYTES_MAX, &text, &size, err) < 0)
         return error_wrap(err, "verifying '%.200s'", name);
-    if (ovf->disk_count != run->disk_count)
-        return error_set(err, ERR_CORRUPT, "'%.200s' names %zu disks of %zu", name, ovf->disk_count,
-                         run->disk_count);
-    for (size_t i = 0; i < ovf->file_count; i++) {
-        const struct export_file *file = find_file(run, ovf->files[i].href);
-        if (file == NULL || file->size != ovf->files[i].bytes)
-            return error_set(err, ERR_CORRUPT, "'%.200s' names '%.200s', which is not what it says",
-                             name, ovf->files[i].href);
-    }
-    return 0;
+    return export_check_descriptor(run, text, size, err);
 }
 
 int export_verify(struct export_run *run, struct error *err)
@@ -180,6 +215,8 @@ int export_verify(struct export_run *run, struct error *err)
             return -1;
         export_progress(run, "done", run->disks[i].size_bytes, "");
     }
+    if (export_is_ova(run))
+        return export_ova_verify(run, err);
     return strcmp(run->options.format, "ovf") == 0 ? verify_descriptor(run, err) : 0;
 }
 
@@ -229,9 +266,15 @@ static void fill_manifest_disks(const struct export_run *run, struct manifest_di
         out[i] = (struct manifest_disk){.vm_disk_index = disk->vm_disk_index,
                                         .format = image->format->name,
                                         .path = paths[i],
-                                        .file_bytes = image->file_bytes,
+                                        .file_bytes = image->bytes,
                                         .file_sha256 = image->sha256,
                                         .content_digest = disk->root};
+        if (image->member != NULL) {
+            out[i].format = "ova";
+            out[i].member = image->member;
+            out[i].file_bytes = run->ova.bytes;
+            out[i].file_sha256 = run->ova.sha256;
+        }
     }
 }
 

@@ -15,8 +15,8 @@
 
 #define ID_BYTES_MAX 128
 
-static const char *const file_types[] = {"ovf",      "mf",        "disk",    "leaves",
-                                         "manifest", "checksums", "evidence"};
+static const char *const file_types[] = {"ovf",    "ova",      "mf",        "disk",
+                                         "leaves", "manifest", "checksums", "evidence"};
 
 void export_set_u64(json_t *object, const char *key, uint64_t value)
 {
@@ -197,7 +197,8 @@ static void result_files(json_t *result, const struct export_record *record, con
         total += file->size;
         if (strcmp(file->type, "ovf") == 0)
             set_path(result, "ovf_path", dir, file->name);
-        if (strcmp(file->type, "ovf") == 0 || strcmp(file->type, "disk") == 0)
+        if (strcmp(file->type, "ovf") == 0 || strcmp(file->type, "ova") == 0 ||
+            strcmp(file->type, "disk") == 0)
             append_path(exported, dir, file->name);
     }
     item = export_append(files);

@@ -6,7 +6,7 @@
  *   duration_seconds, provider{kind,instance}, source{vm_id,vm_name,...,method}, format, convert,
  *   verified, options{the task's spec}, transferred_bytes, phases{<phase>: seconds},
  *   disks[{disk_id,label,capacity_bytes,data_bytes,root,leaves,mark,change_id,file,size_bytes,
- *          sha256,images[]; of restore points changed_bytes, backing}],
+ *          sha256,images[{name,member}]; of restore points changed_bytes, backing}],
  *   incremental{mode: full|leaf,reason | base_id,base_dir,chain[],full_at_ms,changed_bytes,
  *          total_bytes} of restore points (chain.h), files[{name,type,size,sha256}], warnings[] */
 #ifndef EXPORTER_EXPORT_RECORD_H
@@ -23,7 +23,7 @@
 
 struct export_record_file { /* borrowed from the document */
     const char *name;       /* plain base name, never export.json */
-    const char *type;       /* ovf, mf, disk, leaves, manifest, checksums, evidence */
+    const char *type;       /* ovf, ova, mf, disk, leaves, manifest, checksums, evidence */
     const char *sha256;
     uint64_t size;
 };

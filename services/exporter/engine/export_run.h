@@ -6,6 +6,7 @@
  *   export_place.c   directory, claim, lock, generation
  *   export_disks.c   copying, progress, the source's marks
  *   export_package.c descriptor, digests, manifests, verification, the plan
+ *   export_ova.c     the same as members of one OVA
  *   export_upload.c  the way to a target outside
  *   export_finish.c  final names, and back
  *   export_base.c    the restore point that an incremental one stands on
@@ -56,12 +57,20 @@ struct export_options {
 
 struct export_image { /* one output of one disk */
     const struct sink_format *format;
-    char *name; /* final base name */
-    char *path; /* partial */
-    uint64_t file_bytes;
-    char sha256[DIGEST_HEX_SIZE]; /* "" until known */
+    char *name;      /* final base name of the file */
+    char *path;      /* partial */
+    char *member;    /* the image is that member of the OVA `name`; NULL: it is the file */
+    uint64_t offset; /* of the member's first byte in the OVA; else 0 */
+    uint64_t bytes;  /* of the image */
+    char sha256[DIGEST_HEX_SIZE]; /* of the image; "" until known */
     bool read_back;               /* the digest is that of the bytes on disk */
 };
+
+/* What its bytes are called. */
+static inline const char *export_image_name(const struct export_image *image)
+{
+    return image->member != NULL ? image->member : image->name;
+}
 
 struct export_disk {
     size_t frozen_index;
@@ -103,6 +112,17 @@ struct export_base_wish {
     const atomic_bool *stopped;
 };
 
+struct export_ova { /* format ova; else all zero */
+    char *name;     /* final base name */
+    char *path;     /* partial */
+    char *ovf_name; /* of the members in front */
+    char *mf_name;
+    uint64_t ovf_bytes; /* reserved, hence written */
+    uint64_t mf_bytes;
+    uint64_t bytes; /* of the whole, once it is packed */
+    char sha256[DIGEST_HEX_SIZE];
+};
+
 struct export_file { /* of the finished export */
     char *name;
     const char *type; /* literal */
@@ -134,6 +154,7 @@ struct export_run {
     struct frozen_vm *frozen;
     struct export_disk *disks;
     size_t disk_count;
+    struct export_ova ova;
 
     char *export_id;
     int64_t started_wall_ms;
@@ -268,6 +289,28 @@ void export_upload_result(const struct export_run *run, json_t *result);
 /* Removes the state files in dir. */
 void export_upload_forget(const char *dir);
 void export_upload_free(struct export_run *run);
+
+/* Every file has its entry in run->files. */
+MUST_CHECK int export_add_file(struct export_run *run, const char *name, const char *type,
+                               uint64_t size, const char *sha256, struct error *err);
+/* The descriptor of the images as they are. Caller frees *out. */
+MUST_CHECK int export_descriptor(const struct export_run *run, bool reserve, char **out,
+                                 struct error *err);
+/* Does a descriptor, read as a stranger's, name our images with their sizes? */
+MUST_CHECK int export_check_descriptor(const struct export_run *run, const char *text, size_t size,
+                                       struct error *err);
+
+/* export_ova.c */
+bool export_is_ova(const struct export_run *run);
+/* Names and reserved room; needs run->disks. */
+MUST_CHECK int export_ova_plan(struct export_run *run, struct error *err);
+/* Where disk `index` begins; the disks before it are complete. */
+void export_ova_place(struct export_run *run, size_t index);
+/* Headers, descriptor, digest list and end; then the whole is read back for its digest. */
+MUST_CHECK int export_ova_pack(struct export_run *run, struct error *err);
+/* The package as it stands on disk, read as a stranger's. */
+MUST_CHECK int export_ova_verify(struct export_run *run, struct error *err);
+void export_ova_free(struct export_run *run);
 
 /* export_finish.c */
 /* Final names by the plan, export.json last; repeatable. */

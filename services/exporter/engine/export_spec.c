@@ -39,7 +39,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "tags",
                                         "metadata",
                                         NULL};
-static const char *const formats[] = {"ovf", "vmdk", "raw", "qcow2"};
+static const char *const formats[] = {"ovf", "ova", "vmdk", "raw", "qcow2"};
 
 static int check_format(const char *format, struct error *err)
 {
@@ -48,7 +48,8 @@ static int check_format(const char *format, struct error *err)
             return 0;
     }
     return error_set(err, ERR_NOT_AVAILABLE,
-                     "format '%.32s' is not available: choose ovf, vmdk, raw or qcow2", format);
+                     "format '%.32s' is not available: choose ovf, ova, vmdk, raw or qcow2",
+                     format);
 }
 
 static int check_compression(const struct export_options *options, struct error *err)
@@ -294,7 +295,8 @@ static void plan_disk(struct export_run *run, size_t index)
     disk->vm_disk_index = frozen->vm_disk_index;
     disk->size_bytes = frozen->size_bytes;
     disk->name = xasprintf("%s-disk%zu", run->stem, frozen->vm_disk_index + 1);
-    add_image(run, disk, strcmp(format, "ovf") == 0 ? "vmdk" : format);
+    add_image(run, disk,
+              strcmp(format, "ovf") == 0 || strcmp(format, "ova") == 0 ? "vmdk" : format);
     if (images_per_disk(&run->options) > 1)
         add_image(run, disk, "qcow2");
     disk->leaves_name = xasprintf("%s.leaves", disk->name);
@@ -317,7 +319,7 @@ int export_disks_plan(struct export_run *run, struct error *err)
         progress->bytes_total = run->disks[i].size_bytes;
         progress->state = "waiting";
     }
-    return 0;
+    return export_is_ova(run) ? export_ova_plan(run, err) : 0;
 }
 
 void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE])
@@ -346,6 +348,7 @@ void export_disks_free(struct export_run *run)
         for (size_t k = 0; k < disk->image_count; k++) {
             free(disk->images[k].name);
             free(disk->images[k].path);
+            free(disk->images[k].member);
         }
         free(disk->name);
         free(disk->leaves_name);
@@ -353,6 +356,7 @@ void export_disks_free(struct export_run *run)
         free(disk->backing);
         leaves_free(disk->leaves);
     }
+    export_ova_free(run);
     free(run->disks);
     free(run->progress_disks);
     run->disks = NULL;

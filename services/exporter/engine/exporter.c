@@ -90,7 +90,7 @@ static json_t *checked(json_t *json)
 static json_t *capabilities(const struct provider *provider)
 {
     json_t *methods = checked(json_array());
-    json_t *formats = checked(json_pack("[s,s,s,s]", "ovf", "vmdk", "raw", "qcow2"));
+    json_t *formats = checked(json_pack("[s,s,s,s,s]", "ovf", "ova", "vmdk", "raw", "qcow2"));
 
     for (const struct provider_method *m = provider->methods; m->name != NULL; m++)
         (void)json_array_append_new(

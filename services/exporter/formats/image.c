@@ -33,29 +33,43 @@ static int file_open(struct image *image, const char *path, int flags, struct er
     return 0;
 }
 
-int image_open_file(const char *path, const char *format, int flags, const char *root,
+/* Narrows the file to the part. */
+static int take_part(struct image *image, const struct image_part *part, struct error *err)
+{
+    if (!range_is_inside(part->offset, part->length, image->file_bytes)) {
+        return error_set(err, ERR_CORRUPT,
+                         "the file ends before the part at %" PRIu64 " + %" PRIu64, part->offset,
+                         part->length);
+    }
+    image->base = part->offset;
+    image->file_bytes = part->length > 0 ? part->length : image->file_bytes - part->offset;
+    return 0;
+}
+
+int image_open_file(const struct image_part *part, int flags, const char *root,
                     const struct image *above,
                     int (*check)(const struct image *above, const struct image *image,
                                  struct error *err),
                     struct image **out, struct error *err)
 {
-    const struct image_ops *ops = ops_find(format);
+    const struct image_ops *ops = ops_find(part->format);
     auto_image *image = NULL;
 
     if (ops == NULL)
-        return error_set(err, ERR_NOT_AVAILABLE, "image format '%.32s' cannot be read", format);
+        return error_set(err, ERR_NOT_AVAILABLE, "image format '%.32s' cannot be read",
+                         part->format);
     image = xcalloc(1, sizeof *image);
     image->ops = ops;
     image->above = above;
-    image->path = xstrdup(path);
+    image->path = xstrdup(part->path);
     image->root = root == NULL ? NULL : xstrdup(root);
-    if (file_open(image, path, flags, err) < 0)
+    if (file_open(image, part->path, flags, err) < 0)
         return -1;
     if ((check != NULL && check(above, image, err) < 0) || image_root_check(image, err) < 0 ||
-        ops->open(image, err) < 0) {
+        take_part(image, part, err) < 0 || ops->open(image, err) < 0) {
         /* Of a chain, the first image and the one that fails are named. */
         bool below = image->backing_name != NULL && image->backing == NULL;
-        return above != NULL && below ? -1 : error_wrap(err, "'%.200s'", path);
+        return above != NULL && below ? -1 : error_wrap(err, "'%.200s'", part->path);
     }
     assert(image->size_bytes <= IMAGE_DISK_BYTES_MAX);
     *out = STEAL(image);
@@ -65,12 +79,19 @@ int image_open_file(const char *path, const char *format, int flags, const char 
 int image_open_chain(const char *path, const char *format, const char *root, struct image **out,
                      struct error *err)
 {
-    return image_open_file(path, format, 0, root, NULL, NULL, out, err);
+    const struct image_part whole = {.path = path, .format = format};
+
+    return image_open_file(&whole, 0, root, NULL, NULL, out, err);
 }
 
 int image_open(const char *path, const char *format, struct image **out, struct error *err)
 {
     return image_open_chain(path, format, NULL, out, err);
+}
+
+int image_open_part(const struct image_part *part, struct image **out, struct error *err)
+{
+    return image_open_file(part, 0, part->root, NULL, NULL, out, err);
 }
 
 const char *image_backing_name(const struct image *image)
@@ -126,7 +147,7 @@ int image_file_read(const struct image *image, void *out, size_t length, uint64_
     if (!range_is_inside(offset, length, image->file_bytes))
         return error_set(err, ERR_CORRUPT, "the file ends before %" PRIu64 " + %zu", offset,
                          length);
-    if (pread_all(image->fd, out, length, offset) < 0)
+    if (pread_all(image->fd, out, length, image->base + offset) < 0)
         return error_set_errno(err, errno, "cannot read at %" PRIu64, offset);
     return 0;
 }

@@ -7,6 +7,15 @@
 
 struct image;
 
+/* Where an image is: a file, or a part of one (a member of an OVA). */
+struct image_part {
+    const char *path;
+    const char *format;
+    uint64_t offset;
+    uint64_t length;  /* 0: up to the end of the file */
+    const char *root; /* of its chain, as in image_open_chain; NULL: its own directory */
+};
+
 #define IMAGE_CHAIN_MAX 64 /* images of one chain, itself included: each is an open file */
 
 /* format: "raw", "qcow2", "vmdk" (streamOptimized). A qcow2's backing files are read as well; they
@@ -21,6 +30,9 @@ MUST_CHECK int image_open_chain(const char *path, const char *format, const char
 /* Name of the backing file as the image says it, and that image; NULL: none. Borrowed. */
 const char *image_backing_name(const struct image *image);
 struct image *image_backing(struct image *image);
+/* ERR_CORRUPT also when the part does not lie in its file. */
+MUST_CHECK int image_open_part(const struct image_part *part, struct image **out,
+                               struct error *err);
 uint64_t image_size_bytes(const struct image *image);
 /* All of length or an error; ERR_CORRUPT names the offset. */
 MUST_CHECK int image_read(struct image *image, void *buffer, size_t length, uint64_t offset,

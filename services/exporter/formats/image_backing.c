@@ -127,6 +127,7 @@ int image_open_backing(struct image *image, const char *name, const char *format
                          "directory%s",
                          name, image->root == NULL ? "" : ", or beside it");
     image->backing_name = xstrdup(name);
-    return image_open_file(path, format, O_NOFOLLOW, image->root, image, check_chain,
-                           &image->backing, err);
+    const struct image_part whole = {.path = path, .format = format};
+    return image_open_file(&whole, O_NOFOLLOW, image->root, image, check_chain, &image->backing,
+                           err);
 }

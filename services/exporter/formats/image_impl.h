@@ -10,7 +10,8 @@
 
 struct image_ops {
     const char *format;
-    /* `image` has fd, path, file_bytes; sets size_bytes and data. On failure close() is called. */
+    /* `image` has fd, base, path, file_bytes; sets size_bytes and data. On failure close() is
+     * called. */
     int (*open)(struct image *image, struct error *err);
     /* Inside the disk. */
     int (*read)(struct image *image, uint8_t *out, size_t length, uint64_t offset,
@@ -22,8 +23,9 @@ struct image_ops {
 struct image {
     const struct image_ops *ops;
     int fd;
+    uint64_t base; /* of the image in its file: offsets count from here */
     char *path;
-    uint64_t file_bytes;
+    uint64_t file_bytes; /* of the image */
     uint64_t size_bytes;
     void *data; /* the format's own */
     dev_t device;
@@ -40,7 +42,7 @@ extern const struct image_ops image_vmdk;
 
 /* image.c: opens one file. flags: more of open(2)'s; above, and check with it: NULL for the first.
  */
-MUST_CHECK int image_open_file(const char *path, const char *format, int flags, const char *root,
+MUST_CHECK int image_open_file(const struct image_part *part, int flags, const char *root,
                                const struct image *above,
                                int (*check)(const struct image *above, const struct image *image,
                                             struct error *err),
@@ -50,7 +52,7 @@ MUST_CHECK int image_open_backing(struct image *image, const char *name, const c
                                   struct error *err);
 MUST_CHECK int image_root_check(const struct image *image, struct error *err);
 
-/* Exactly these bytes of the file; ERR_CORRUPT when they do not lie in it. */
+/* Exactly these bytes of the image's file; ERR_CORRUPT when they do not lie in it. */
 MUST_CHECK int image_file_read(const struct image *image, void *out, size_t length, uint64_t offset,
                                struct error *err);
 

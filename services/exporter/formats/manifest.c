@@ -109,6 +109,8 @@ static void add_disk(json_t *disks, const struct manifest_facts *facts, size_t i
     json_set_text(object, "id", id);
     set_known(object, "label", source->label);
     json_set_text(object, "source_format", disk->format);
+    if (disk->member != NULL)
+        json_set_text(object, "member", disk->member);
     set_u64(object, "bytes", disk->file_bytes);
     set_u64(object, "capacity_bytes", source->capacity_bytes);
     json_set_text(object, "local_path", disk->path);

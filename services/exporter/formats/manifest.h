@@ -17,7 +17,8 @@
 
 struct manifest_disk {    /* a finished file; borrowed */
     size_t vm_disk_index; /* into vm->disks: order, controller, label, change id */
-    const char *format;   /* vmdk, qcow2, raw */
+    const char *format;   /* vmdk, qcow2, raw; ova: the disk is the member of the file */
+    const char *member;   /* with ova: its name */
     const char *path;     /* absolute, final name; in the manifest's own directory */
     uint64_t file_bytes;
     const char *file_sha256;    /* 64 hex, or NULL */

@@ -15,7 +15,8 @@
 #define CHECKSUM_START "sha256:"
 #define MAC_LENGTH     17
 
-static const char *const disk_formats[] = {"vmdk", "qcow2", "raw", "vhd", "vhdx", "vdi", NULL};
+static const char *const disk_formats[] = {"vmdk", "qcow2", "raw", "vhd",
+                                           "vhdx", "vdi",   "ova", NULL};
 static const char *const firmwares[] = {"bios", "uefi", "unknown", NULL};
 static const char *const os_hints[] = {"linux", "windows", "unknown", NULL};
 static const char *const disk_types[] = {"boot", "data", "unknown", NULL};

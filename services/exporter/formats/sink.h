@@ -21,7 +21,10 @@
 struct sink; /* each format defines its own */
 
 struct sink_options {
-    const char *path;      /* file to create, or to go on with */
+    const char *path; /* file to create, or to go on with */
+    /* The image is the last part of the file, from here on; what stands before stays. Multiple of
+     * 512; only streamOptimized VMDK can do that (a member of an OVA). 0: the file is the image. */
+    uint64_t file_offset;
     uint64_t size_bytes;   /* virtual size of the disk, multiple of 512 */
     const char *file_name; /* final base name; VMDK writes it into its descriptor */
     const char *uuid;      /* for the image's identity; may be NULL */

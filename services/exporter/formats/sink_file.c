@@ -23,11 +23,18 @@ int sink_file_open(const struct sink_options *options, int *out_fd, struct error
     if (options->size_bytes > SINK_DISK_BYTES_MAX)
         return error_set(err, ERR_LIMIT, "disk size %" PRIu64 " is over the limit of 64 TiB",
                          options->size_bytes);
+    assert(options->file_offset % SECTOR_BYTES == 0);
     if (options->resume == NULL)
-        flags |= O_CREAT | O_TRUNC;
+        flags |= options->file_offset > 0 ? O_CREAT : O_CREAT | O_TRUNC;
     fd = open(options->path, flags, SINK_FILE_MODE);
     if (fd < 0)
         return error_set_errno(err, errno, "cannot open '%.256s'", options->path);
+    if (options->resume == NULL && options->file_offset > 0 &&
+        ftruncate(fd, (off_t)options->file_offset) < 0) {
+        (void)error_set_errno(err, errno, "cannot cut '%.256s'", options->path);
+        (void)close(fd);
+        return -1;
+    }
     *out_fd = fd;
     return 0;
 }

@@ -309,6 +309,7 @@ static struct sink *sink_new(const struct sink_options *options)
     writeback_init(&sink->writeback, -1);
     (void)pthread_mutex_init(&sink->mutex, NULL);
     (void)pthread_mutex_init(&sink->base_mutex, NULL);
+    assert(options->file_offset == 0);
     sink->size_bytes = options->size_bytes;
     sink->l2_count = qcow2_l2_count(options->size_bytes);
     sink->index_path = xasprintf("%s.index", options->path);

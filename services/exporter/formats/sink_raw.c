@@ -49,6 +49,7 @@ static int raw_open(const struct sink_options *options, struct sink **out, struc
     autoclose int fd = -1;
     struct sink *sink;
 
+    assert(options->file_offset == 0);
     if (sink_level_check(options, "raw", 0, err) < 0 || sink_file_open(options, &fd, err) < 0)
         return -1;
     if (options->resume != NULL && check_resume(fd, options, err) < 0)

@@ -27,13 +27,14 @@
 #define GEOMETRY_HEADS         255U
 #define GEOMETRY_SECTORS       63U
 #define GEOMETRY_CYLINDERS_MAX 65535U
-#define STATE_TAG              "vmdk1"
+#define STATE_TAG              "vmdk2"
 #define NO_SPAN                UINT64_MAX
 
 struct sink {
     int fd;
+    uint64_t base; /* the image begins there in the file; all other offsets count from it */
     uint64_t size_bytes;
-    uint64_t pos;  /* end of the file */
+    uint64_t pos;  /* end of the image */
     uint64_t next; /* disk offset that the next piece must not be below */
     uint64_t span; /* whose table is open; NO_SPAN: none */
     uint32_t table[VMDK_TABLE_ENTRIES];
@@ -61,11 +62,11 @@ DEFINE_AUTO(sink, struct sink, vmdk_close)
 
 static int append(struct sink *sink, const void *data, size_t size, struct error *err)
 {
-    if (pwrite_all(sink->fd, data, size, sink->pos) < 0)
+    if (pwrite_all(sink->fd, data, size, sink->base + sink->pos) < 0)
         return error_set_errno(err, errno, "cannot write VMDK at offset %" PRIu64, sink->pos);
     if (sink->digest != NULL && EVP_DigestUpdate(sink->digest, data, size) != 1)
         return error_set(err, ERR_INTERNAL, "SHA-256 of the VMDK failed");
-    writeback_wrote(&sink->writeback, sink->pos, size);
+    writeback_wrote(&sink->writeback, sink->base + sink->pos, size);
     sink->pos += size;
     return 0;
 }
@@ -261,7 +262,7 @@ static int walk_records(struct sink *sink, uint64_t end, uint64_t stop, uint64_t
 
     while (pos < end) {
         uint8_t head[VMDK_RECORD_HEADER + 4];
-        if (pread_all(sink->fd, head, sizeof head, pos) < 0)
+        if (pread_all(sink->fd, head, sizeof head, sink->base + pos) < 0)
             return error_set_errno(err, errno, "cannot read record at offset %" PRIu64, pos);
         if (get_le32(head + 8) != 0 && get_le64(head) >= stop / VMDK_SECTOR)
             break;
@@ -281,18 +282,21 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
     uint64_t size = 0;
     uint64_t end = 0;
     uint64_t next = 0;
+    uint64_t base = 0;
     struct stat st;
 
-    if (sink_state_u64(options->resume, STATE_TAG, "size", UINT64_MAX, &size, err) < 0 ||
+    if (sink_state_u64(options->resume, STATE_TAG, "base", INT64_MAX, &base, err) < 0 ||
+        sink_state_u64(options->resume, STATE_TAG, "size", UINT64_MAX, &size, err) < 0 ||
         sink_state_u64(options->resume, STATE_TAG, "end", INT64_MAX, &end, err) < 0 ||
         sink_state_u64(options->resume, STATE_TAG, "next", UINT64_MAX, &next, err) < 0)
         return -1;
     if (fstat(sink->fd, &st) < 0)
         return error_set_errno(err, errno, "cannot examine '%.256s'", options->path);
     header_fill(sink, VMDK_GD_AT_END, expected);
-    if (size != sink->size_bytes || end % VMDK_SECTOR != 0 || (uint64_t)st.st_size < end ||
-        end < OVERHEAD_SECTORS * VMDK_SECTOR || next > size || options->resume_offset > next ||
-        pread_all(sink->fd, header, sizeof header, 0) < 0 ||
+    if (size != sink->size_bytes || base != sink->base || end % VMDK_SECTOR != 0 ||
+        !range_is_inside(base, end, (uint64_t)st.st_size) || end < OVERHEAD_SECTORS * VMDK_SECTOR ||
+        next > size || options->resume_offset > next ||
+        pread_all(sink->fd, header, sizeof header, base) < 0 ||
         memcmp(header, expected, sizeof header) != 0)
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' does not fit its checkpoint '%.64s': start over", options->path,
@@ -302,7 +306,7 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
     if (sink->next > round_up_u64(options->resume_offset, VMDK_GRAIN_BYTES))
         return error_set(err, ERR_CORRUPT, "'%.256s' is ahead of its checkpoint: start over",
                          options->path);
-    if (ftruncate(sink->fd, (off_t)end) < 0)
+    if (ftruncate(sink->fd, (off_t)(base + end)) < 0)
         return error_set_errno(err, errno, "cannot cut '%.256s'", options->path);
     sink->pos = end;
     sink->next = options->resume_offset;
@@ -320,6 +324,7 @@ static int vmdk_open(const struct sink_options *options, struct sink **out, stru
         sink_file_open(options, &sink->fd, err) < 0)
         return -1;
     sink->writeback.fd = sink->fd;
+    sink->base = options->file_offset;
     sink->size_bytes = options->size_bytes;
     sink->directory_count = round_up_u64(options->size_bytes, VMDK_SPAN_BYTES) / VMDK_SPAN_BYTES;
     sink->directory = xcalloc(sink->directory_count, sizeof *sink->directory);
@@ -422,8 +427,8 @@ static int vmdk_write_zero(struct sink *sink, uint64_t offset, uint64_t length, 
 static int vmdk_state(struct sink *sink, struct strbuf *state, struct error *err)
 {
     (void)err;
-    strbuf_addf(state, STATE_TAG " size=%" PRIu64 " end=%" PRIu64 " next=%" PRIu64,
-                sink->size_bytes, sink->pos, sink->next);
+    strbuf_addf(state, STATE_TAG " base=%" PRIu64 " size=%" PRIu64 " end=%" PRIu64 " next=%" PRIu64,
+                sink->base, sink->size_bytes, sink->pos, sink->next);
     return 0;
 }
 

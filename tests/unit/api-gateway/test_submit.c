@@ -111,7 +111,8 @@ static void two_aliases_may_agree_but_not_differ(void **state)
 static void export_method_is_a_format_or_a_method(void **state)
 {
     static const struct refusal refusals[] = {
-        {"{\"vm\": \"a\", \"export_method\": \"ova\"}", "format", 422, ERR_NOT_AVAILABLE, "'ova'"},
+        {"{\"vm\": \"a\", \"export_method\": \"vhdx\"}", "format", 422, ERR_NOT_AVAILABLE,
+         "'vhdx'"},
         {"{\"vm\": \"a\", \"export_method\": \"vhdx\"}", "format", 422, ERR_NOT_AVAILABLE, "vhdx"},
         {"{\"vm\": \"a\", \"export_method\": \"vddk\"}", "method", 422, ERR_NOT_AVAILABLE, "vddk"},
         {"{\"vm\": \"a\", \"export_method\": \"qcow\"}", "export_method", 400, ERR_INVALID,
@@ -204,7 +205,7 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"options\": {\"power_on_after\": true}",
         "\"options\": {\"shutdown_timeout\": 300}",
         "\"retry\": {\"backoff\": \"linear\"}",
-        "\"format\": \"ova\"",
+        "\"format\": \"vhd\"",
         "\"method\": \"nfc\"",
     };
 

@@ -780,7 +780,7 @@ static void a_spec_with_unknown_or_wrong_keys_is_refused(void **state)
 {
     (void)state;
     source_add_disk(PATTERN_TEXT, SMALL);
-    task_wants("ova", false, "web-03");
+    task_wants("vhdx", false, "web-03");
     assert_fails_with(ERR_NOT_AVAILABLE);
     task_wants("ovf", false, "web-03");
     assert_int_equal(json_object_set_new(world_task.spec, "wings", json_true()), 0);
