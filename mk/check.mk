@@ -16,7 +16,7 @@ $(B)/helpers/%: $(B)/obj/tests/helpers/%.o $(call lib_of,common)
 	@mkdir -p $(@D)
 	@echo "ld $@"
 	@$(CC) $(LINK) -o $@ $< -Wl,--start-group $(filter %.a,$^) -Wl,--end-group $(PKG_LIBS)
-$(B)/helpers/upload_driver: $(foreach d,targets targets/s3 targets/sftp formats,$(call lib_of,services/exporter/$(d)))
+$(B)/helpers/upload_driver: $(foreach d,targets targets/s3 targets/sftp formats engine,$(call lib_of,services/exporter/$(d)))
 .SECONDARY: $(HELPERS:$(B)/helpers/%=$(B)/obj/tests/helpers/%.o)
 
 # Each provider's vtable behind a small command loop, for tests of what providers promise.

@@ -1,4 +1,5 @@
 """An export goes to a target outside: through every process, to real servers."""
+import datetime
 import hashlib
 import json
 import os
@@ -100,6 +101,24 @@ def test_export_to_an_ssh_server_without_local_copy(make_suite, sim, disk, sshd)
     artifacts = suite.client.get(f"/api/v1/jobs/{job}/artifacts")
     assert {a["path"] for a in artifacts["artifacts"]} == {None}
     assert artifacts["export"]["path"] == result["uploaded_to"]
+
+
+@pytest.mark.parametrize("kind", ["s3", "sftp"])
+def test_an_upload_keeps_the_jobs_limit(make_suite, sim, disk, fake, sshd, kind):
+    """Read and sent bytes come from one bucket; the upload alone is 40 MB."""
+    entry, url = ((fake.entry("s3://bucket"), "s3://bucket/p") if kind == "s3" else
+                  (sshd.entry(), sshd.url()))
+    suite = start(make_suite, sim, {"main": entry})
+    job = suite.client.submit(vm_path="web", format="raw", upload=url, bandwidth_limit_mbps=20,
+                              bandwidth_burst_mb=1)
+    suite.wait_phase(job, "uploading")
+    wait_for(lambda: suite.client.job(job)["phase"] == "uploading" and
+             suite.client.job(job)["progress"]["limited_by"] == "rate_limit", 30,
+             lambda: suite.explain(job))
+    done = suite.wait_job(job, "completed")
+    started, ended = (datetime.datetime.fromisoformat(done[k].replace("Z", "+00:00"))
+                      for k in ("started_at", "completed_at"))
+    assert (ended - started).total_seconds() >= (40 + 40 - 1) / 20
 
 
 def test_a_worker_killed_while_uploading_is_replaced_by_one_that_goes_on(make_suite, sim, disk,

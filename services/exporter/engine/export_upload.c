@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 
 #include "common/autos.h"
+#include "common/clock.h"
 #include "common/json.h"
 #include "common/paths.h"
 #include "services/exporter/engine/export_keys.h"
@@ -23,8 +24,9 @@
 #include "services/exporter/formats/manifest.h"
 #include "services/exporter/targets/upload.h"
 
-#define STATE_NAME      ".hypersdk-upload"
-#define RECORD_KEY_SIZE 32
+#define STATE_NAME        ".hypersdk-upload"
+#define RECORD_KEY_SIZE   32
+#define RATE_WAIT_PERCENT 30
 
 struct export_upload {
     struct upload_url url;
@@ -33,7 +35,9 @@ struct export_upload {
     struct target *target; /* NULL until it answers */
     uint64_t total;        /* bytes of all files */
     uint64_t before;       /* of the files that are through */
-    size_t index;          /* of the file under way, in the plan; file_count: export.json */
+    uint64_t waited_ns;    /* for bandwidth, and when that was looked at */
+    int64_t looked_ns;
+    size_t index; /* of the file under way, in the plan; file_count: export.json */
 };
 
 struct in_flight { /* the callbacks' argument */
@@ -55,10 +59,10 @@ void export_upload_free(struct export_run *run)
 /* ---- the target ---- */
 
 static int connect_target(struct export_upload *upload, const atomic_bool *stopped,
-                          struct error *err)
+                          struct rate_transfer *rate, struct error *err)
 {
     const struct target_options options = {
-        .url = &upload->url, .settings = &upload->settings, .stopped = stopped};
+        .url = &upload->url, .settings = &upload->settings, .stopped = stopped, .rate = rate};
 
     return upload->target != NULL ? 0 : target_open(&options, &upload->target, err);
 }
@@ -94,7 +98,7 @@ int export_upload_open(struct export_run *run, struct error *err)
     run->upload = xcalloc(1, sizeof *run->upload);
     if (read_target(run->exporter, run->options.upload, run->upload, err) < 0)
         return -1;
-    if (connect_target(run->upload, worker_task_stopped(run->task), err) == 0) {
+    if (connect_target(run->upload, worker_task_stopped(run->task), run->rate, err) == 0) {
         sweep_stale(run);
         return 0;
     }
@@ -161,15 +165,29 @@ static int may_write(void *arg, struct error *err)
     return export_may_write(flight->run, err);
 }
 
+/* "rate_limit" when threads spent a good part of the time since the last look waiting for it. */
+static const char *what_limits(struct export_upload *upload)
+{
+    uint64_t waited_ns = atomic_load(&upload->target->base.rate_wait_ns);
+    int64_t now_ns = clock_mono_ns();
+    uint64_t grown = waited_ns - upload->waited_ns;
+    bool limited = grown * 100 > (uint64_t)(now_ns - upload->looked_ns) * RATE_WAIT_PERCENT;
+
+    upload->waited_ns = waited_ns;
+    upload->looked_ns = now_ns;
+    return limited ? "rate_limit" : "target";
+}
+
 static void on_progress(void *arg, uint64_t bytes)
 {
     const struct in_flight *flight = arg;
-    const struct export_upload *upload = flight->run->upload;
+    struct export_upload *upload = flight->run->upload;
     struct worker_progress progress = {.bytes_transferred = upload->before + bytes,
                                        .bytes_done = upload->before + bytes,
                                        .bytes_total = upload->total,
-                                       .limited_by = "target"};
+                                       .limited_by = what_limits(upload)};
 
+    export_rate_tell(flight->run);
     worker_task_progress(flight->run->task, &progress);
 }
 
@@ -244,7 +262,7 @@ int export_upload_files(struct export_run *run, struct error *err)
     for (size_t i = 0; i < run->plan->file_count; i++)
         run->upload->total += run->plan->files[i].size;
     log_begin(run);
-    if (connect_target(run->upload, worker_task_stopped(run->task), err) < 0 ||
+    if (connect_target(run->upload, worker_task_stopped(run->task), run->rate, err) < 0 ||
         send_planned(run, false, err) < 0)
         return -1;
     return send_planned(run, true, err);
@@ -303,7 +321,7 @@ static int recall_text(struct export_run *run, const char *name, char **out, siz
         return 0;
     if (run->upload == NULL)
         return error_set(err, ERR_NOT_FOUND, "'%.200s' does not exist", final_path);
-    if (connect_target(run->upload, worker_task_stopped(run->task), err) < 0)
+    if (connect_target(run->upload, worker_task_stopped(run->task), run->rate, err) < 0)
         return -1;
     return upload_fetch(run->upload->target, object, EXPORT_RECORD_BYTES_MAX, out, out_size, err);
 }
@@ -413,7 +431,7 @@ int exporter_abort_uploads(struct worker_task *task, struct exporter *exporter, 
     if (url == NULL || worker_task_record_get(task, EXPORT_KEY_UPLOAD_DONE) != NULL)
         return 0;
     if (read_target(exporter, url, &upload, err) < 0 ||
-        connect_target(&upload, worker_task_stopped(task), err) < 0)
+        connect_target(&upload, worker_task_stopped(task), NULL, err) < 0)
         rc = -1;
     for (size_t i = 0; i <= EXPORT_FILES_MAX && rc == 0; i++)
         rc = abort_recorded(task, &upload, i, err);

@@ -236,6 +236,15 @@ int target_check(const struct target *target, struct error *err)
                : 0;
 }
 
+int target_pay(struct target *target, uint64_t bytes, struct error *err)
+{
+    int64_t start_ns = clock_mono_ns();
+    int rc = rate_take(target->base.options.rate, bytes, target->base.options.stopped, err);
+
+    atomic_fetch_add(&target->base.rate_wait_ns, (uint64_t)(clock_mono_ns() - start_ns));
+    return rc;
+}
+
 bool target_retry(struct target *target, uint32_t attempt, int64_t wait_ms, struct error *err)
 {
     struct error stop = ERROR_NONE;

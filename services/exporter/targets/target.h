@@ -20,6 +20,7 @@
 
 #include "common/error.h"
 #include "common/upload_url.h"
+#include "services/exporter/engine/rate_limit.h"
 
 #define TARGET_PARTS_MAX    10000 /* S3's */
 #define TARGET_TAG_SIZE     128
@@ -77,6 +78,7 @@ struct target_options { /* all of it outlives the target */
     const struct upload_url *url;
     const struct target_settings *settings;
     const atomic_bool *stopped;
+    struct rate_transfer *rate; /* what bytes of files are taken from; NULL: no limit */
 };
 
 struct target_class {
@@ -119,7 +121,8 @@ struct target_class {
 struct target_base {
     const struct target_class *class;
     struct target_options options;
-    atomic_uint slow_downs; /* how often the server asked for less */
+    atomic_uint slow_downs;            /* how often the server asked for less */
+    atomic_uint_fast64_t rate_wait_ns; /* of all threads, for bandwidth */
 };
 
 /* Any target begins with its target_base. */
@@ -135,6 +138,8 @@ DEFINE_AUTO(target, struct target, target_close)
 
 /* ERR_CANCELLED when the options' flag is set. */
 MUST_CHECK int target_check(const struct target *target, struct error *err);
+/* Before bytes of a file go out: waits until the limit allows them. ERR_CANCELLED: stopped. */
+MUST_CHECK int target_pay(struct target *target, uint64_t bytes, struct error *err);
 /* After a failure: true = *err is cleared and it has waited (at least wait_ms, 0: back-off), try
  * again. false: *err stands. */
 bool target_retry(struct target *target, uint32_t attempt, int64_t wait_ms, struct error *err);

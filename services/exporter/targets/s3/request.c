@@ -100,12 +100,14 @@ static void give_handle(struct s3_server *server, CURL *curl)
 /* ---- one exchange ---- */
 
 struct exchange {
+    struct target *target;
     const struct s3_call *call;
     struct s3_reply *reply;
     uint64_t sent;
     size_t capacity;
-    bool over;     /* the answer is longer than allowed */
-    int sys_errno; /* reading the file failed */
+    bool over;            /* the answer is longer than allowed */
+    int sys_errno;        /* reading the file failed */
+    struct error stopped; /* while it waited for bandwidth */
 };
 
 static size_t on_send(char *buffer, size_t unit, size_t count, void *arg)
@@ -115,6 +117,8 @@ static size_t on_send(char *buffer, size_t unit, size_t count, void *arg)
 
     if (x->call->data != NULL) {
         memcpy(buffer, (const char *)x->call->data + x->sent, size);
+    } else if (target_pay(x->target, size, &x->stopped) < 0) {
+        return CURL_READFUNC_ABORT;
     } else if (pread_all(x->call->fd, buffer, size, x->call->offset + x->sent) < 0) {
         x->sys_errno = errno;
         return CURL_READFUNC_ABORT;
@@ -265,6 +269,8 @@ static int exchange(struct s3_server *server, const char *url, const struct curl
     }
     if (x->over)
         (void)error_set(err, ERR_PROTOCOL, "the server's answer is longer than allowed");
+    else if (x->stopped.code != ERR_NONE)
+        *err = x->stopped;
     else if (x->sys_errno != 0)
         (void)error_set_errno(err, x->sys_errno, "the file cannot be read");
     else
@@ -479,7 +485,7 @@ static int perform_once(struct s3_server *server, const struct s3_call *call,
                         struct s3_reply *reply, struct error *err)
 {
     CLEANUP(prepared_release) struct prepared prepared = {0};
-    struct exchange x = {.call = call, .reply = reply};
+    struct exchange x = {.target = server->target, .call = call, .reply = reply};
     char region[S3_REGION_BYTES_MAX + 1];
 
     {

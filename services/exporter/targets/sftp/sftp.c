@@ -243,7 +243,7 @@ static int write_part(struct sftp_connection *connection, sftp_file file, const 
         return sftp_failed(connection, step->path, err);
     while (done < step->part->size) {
         size_t size = (size_t)min_u64(step->part->size - done, PIECE_BYTES);
-        if (target_check(step->target, err) < 0)
+        if (target_pay(step->target, size, err) < 0 || target_check(step->target, err) < 0)
             return -1;
         if (pread_all(step->fd, piece, size, step->part->offset + done) < 0)
             return error_set_errno(err, errno, "the file cannot be read");
