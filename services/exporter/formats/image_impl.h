@@ -31,7 +31,7 @@ struct image {
     dev_t device;
     ino_t inode;
     char *root;                /* where the chain may lie; NULL: the image's own directory */
-    const struct image *above; /* whose backing file this is */
+    const struct image *above; /* whose backing file or extent this is */
     struct image *backing;
     char *backing_name;
 };
@@ -39,6 +39,7 @@ struct image {
 extern const struct image_ops image_raw;
 extern const struct image_ops image_qcow2;
 extern const struct image_ops image_vmdk;
+extern const struct image_ops image_vmdk_extents; /* image_vmdk hands over to it */
 
 /* image.c: opens one file. flags: more of open(2)'s; above, and check with it: NULL for the first.
  */

@@ -1,5 +1,6 @@
-/* Reading sparse VMDK extents in one file: streamOptimized (grain directory behind the data, found
- * through the footer; or in front, as some writers do) and monolithicSparse. Deltas are refused.
+/* Reading VMDKs. Sparse extents in one file are read here: streamOptimized (grain directory behind
+ * the data, found through the footer; or in front, as some writers do) and monolithicSparse. Deltas
+ * are refused. A descriptor in a file of its own: image_vmdk_extents.c.
  *
  * Nothing in the file is believed: the directory is bounded before it is read, tables and grains
  * must lie inside the file, and a compressed grain must carry its own place on the disk and inflate
@@ -21,7 +22,6 @@
 #define TABLES               16U
 #define NONE                 UINT64_MAX
 #define GRAIN_ZERO           1U /* table entry, with VMDK_FLAG_ZERO_GRAINS */
-#define NO_PARENT            "ffffffff"
 
 struct table {
     uint64_t index; /* in the directory; NONE: empty */
@@ -60,6 +60,17 @@ static void vmdk_close(struct image *image)
 }
 
 /* ---- header ---- */
+
+/* A descriptor that is a file of its own begins with this line. */
+static bool is_descriptor(const struct image *image)
+{
+    static const char start[] = "# Disk DescriptorFile";
+    char line[sizeof start - 1];
+    struct error none = ERROR_NONE;
+
+    return image_file_read(image, line, sizeof line, 0, &none) == 0 &&
+           memcmp(line, start, sizeof line) == 0;
+}
 
 static int check_header(const uint8_t *header, const char *what, struct error *err)
 {
@@ -114,7 +125,7 @@ static int check_descriptor(const struct image *image, const uint8_t *header, st
     text = xcalloc(1, (size_t)(size * VMDK_SECTOR) + 1);
     if (image_file_read(image, text, (size_t)(size * VMDK_SECTOR), offset * VMDK_SECTOR, err) < 0)
         return error_wrap(err, "descriptor");
-    if (!descriptor_value_is(text, "parentCID", NO_PARENT))
+    if (!descriptor_value_is(text, "parentCID", VMDK_NO_PARENT))
         return error_set(err, ERR_NOT_AVAILABLE, "it is a delta and cannot be read alone");
     return 0;
 }
@@ -127,7 +138,8 @@ static int read_headers(const struct image *image, uint8_t *header, struct error
     if (image->file_bytes < VMDK_SECTOR)
         return error_set(err, ERR_CORRUPT, "it is too short for a VMDK");
     if (image_file_read(image, header, VMDK_SECTOR, 0, err) < 0 ||
-        check_header(header, "header", err) < 0 || check_descriptor(image, header, err) < 0)
+        check_header(header, "header", err) < 0 ||
+        (image->above == NULL && check_descriptor(image, header, err) < 0))
         return -1;
     if (get_le64(header + VMDK_AT_GD_OFFSET) != VMDK_GD_AT_END)
         return 0;
@@ -165,6 +177,10 @@ static int vmdk_open(struct image *image, struct error *err)
     uint32_t flags;
     struct vmdk *v;
 
+    if (is_descriptor(image)) {
+        image->ops = &image_vmdk_extents;
+        return image->ops->open(image, err);
+    }
     if (read_headers(image, header, err) < 0)
         return -1;
     flags = get_le32(header + VMDK_AT_FLAGS);

@@ -19,6 +19,7 @@
 #define VMDK_FLAG_ZERO_GRAINS  (1U << 2)
 #define VMDK_FLAG_COMPRESSED   (1U << 16)
 #define VMDK_FLAG_MARKERS      (1U << 17)
+#define VMDK_NO_PARENT         "ffffffff" /* parentCID of a disk that is no delta */
 #define VMDK_RECORD_HEADER     12U /* u64 sector, u32 compressed size; then the deflate stream */
 
 enum vmdk_marker { VMDK_MARKER_EOS, VMDK_MARKER_TABLE, VMDK_MARKER_DIRECTORY, VMDK_MARKER_FOOTER };

@@ -80,6 +80,9 @@ static void images_of_qemu_read_as_written(void **state)
         {"vmdk", "subformat=streamOptimized", false},
         {"vmdk", "subformat=monolithicSparse", false},
         {"vmdk", "subformat=monolithicSparse,zeroed_grain=on", false},
+        {"vmdk", "subformat=monolithicFlat", false},
+        {"vmdk", "subformat=twoGbMaxExtentFlat", false},
+        {"vmdk", "subformat=twoGbMaxExtentSparse", false},
     };
     static const enum pattern patterns[] = {PATTERN_SPARSE, PATTERN_TEXT, PATTERN_RANDOM,
                                             PATTERN_ZERO};
@@ -147,6 +150,100 @@ static void images_that_need_more_than_we_read_are_refused(void **state)
     assert_int_equal(run_program(delta), 0);
     refuse(path, "vmdk", ERR_NOT_AVAILABLE, "delta");
     (void)unlink(path);
+}
+
+/* Over two borders of extents; the disk's data is compared where there is some. */
+static void disks_over_4_gib_in_several_extents_are_read(void **state)
+{
+    static const char *const options[] = {
+        "subformat=twoGbMaxExtentFlat", "subformat=twoGbMaxExtentSparse",
+        "subformat=monolithicFlat", "subformat=monolithicSparse", "subformat=streamOptimized"};
+    /* qemu's extents of 2 GiB end 64 KiB before that */
+    static const uint64_t offsets[] = {0, 2 * GIB - 64 * KIB - 300 * KIB, 4 * GIB - 512 * KIB,
+                                       5 * GIB};
+    const uint64_t size = 5 * GIB + MIB + SECTOR;
+    struct test_disk data = test_disk_make(PATTERN_RANDOM, MIB);
+    autofree uint8_t *read = xmalloc(MIB);
+    autofree char *raw = test_path("big.raw");
+    autofree char *path = test_path("big.vmdk");
+    int fd = open(raw, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+
+    (void)state;
+    need_qemu_img();
+    assert_int_equal(ftruncate(fd, (off_t)size), 0);
+    for (size_t i = 0; i < ARRAY_LEN(offsets); i++)
+        assert_int_equal(pwrite_all(fd, data.data, MIB, offsets[i]), 0);
+    assert_int_equal(close(fd), 0);
+    for (size_t o = 0; o < ARRAY_LEN(options); o++) {
+        const char *argv[] = {QEMU_IMG, "convert",  "-f", "raw", "-O", "vmdk",
+                              "-o",     options[o], raw,  path,  NULL};
+        auto_image *image = NULL;
+        struct error err = ERROR_NONE;
+        print_message("%s\n", options[o]);
+        assert_int_equal(run_program(argv), 0);
+        assert_ok(image_open(path, "vmdk", &image, &err));
+        assert_int_equal(image_size_bytes(image), size);
+        for (size_t i = 0; i < ARRAY_LEN(offsets); i++) {
+            assert_ok(image_read(image, read, MIB, offsets[i], &err));
+            assert_memory_equal(read, data.data, MIB);
+            assert_false(image_is_hole(image, offsets[i], MIB));
+        }
+        assert_true(image_is_hole(image, GIB, MIB));
+        assert_ok(image_read(image, read, MIB, GIB, &err));
+        assert_true(mem_is_zero(read, MIB));
+    }
+    test_disk_free(&data);
+}
+
+static void hostile_descriptors_are_refused(void **state)
+{
+    static const struct {
+        const char *extent;
+        enum error_code code;
+        const char *part;
+    } cases[] = {
+        {"RW 8 FLAT \"../x.raw\" 0", ERR_DENIED, "same directory"},
+        {"RW 8 FLAT \"/etc/passwd\" 0", ERR_DENIED, "same directory"},
+        {"RW 8 FLAT \"link.raw\" 0", ERR_INTERNAL, "link.raw"},
+        {"RW 8 FLAT \"missing.raw\" 0", ERR_NOT_FOUND, "missing.raw"},
+        {"RW 8 FLAT \"d.vmdk\" 0", ERR_CORRUPT, "ends before"},
+        {"RW 9 FLAT \"x.raw\" 0", ERR_CORRUPT, "ends before"},
+        {"RW 8 FLAT \"x.raw\" 1", ERR_CORRUPT, "ends before"},
+        {"RW 8 FLAT", ERR_CORRUPT, "without a file"},
+        {"RW 0 FLAT \"x.raw\" 0", ERR_INVALID, "extent size"},
+        {"RW 99999999999999999999 ZERO", ERR_INVALID, "extent size"},
+        {"RW 137438953472 ZERO\nRW 1 ZERO", ERR_LIMIT, "64 TiB"},
+        {"RW 8 SPARSE \"x.raw\"", ERR_CORRUPT, "sparse VMDK"},
+        {"RW 8 SPARSE \"d.vmdk\"", ERR_CORRUPT, "another descriptor"},
+        {"RW 8 VMFSSPARSE \"x.raw\"", ERR_NOT_AVAILABLE, "VMFSSPARSE"},
+        {"NOACCESS 8 FLAT \"x.raw\" 0", ERR_NOT_AVAILABLE, "access"},
+        {"RW", ERR_CORRUPT, "without size"},
+        {"", ERR_CORRUPT, "no extents"},
+        {"parentCID=12345678\nRW 8 ZERO", ERR_NOT_AVAILABLE, "delta"},
+    };
+    static const uint8_t raw[8 * SECTOR];
+    autofree char *extent = test_path("x.raw");
+    autofree char *link = test_path("link.raw");
+    autofree char *path = test_path("d.vmdk");
+
+    (void)state;
+    write_file(extent, raw, sizeof raw);
+    assert_int_equal(symlink("x.raw", link), 0);
+    for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
+        autofree char *text =
+            xasprintf("# Disk DescriptorFile\nversion=1\nCID=fffffffe\nparentCID=ffffffff\n"
+                      "createType=\"monolithicFlat\"\n%s\n",
+                      cases[i].extent);
+        write_file(path, text, strlen(text));
+        refuse(path, "vmdk", cases[i].code, cases[i].part);
+    }
+    struct test_disk zeros = {.data = xcalloc(1, sizeof raw + 16 * SECTOR),
+                              .size = sizeof raw + 16 * SECTOR};
+    static const char good[] = "# Disk DescriptorFile\nparentCID=ffffffff\n"
+                               "RW 16 ZERO\r\nRW 8 VMFS \"x.raw\"\n";
+    write_file(path, good, sizeof good - 1);
+    read_and_compare(path, "vmdk", &zeros);
+    test_disk_free(&zeros);
 }
 
 static void what_is_no_image_is_refused(void **state)
@@ -298,6 +395,8 @@ int main(void)
         cmocka_unit_test(images_of_our_sinks_read_as_written),
         cmocka_unit_test(images_of_qemu_read_as_written),
         cmocka_unit_test(images_that_need_more_than_we_read_are_refused),
+        cmocka_unit_test(disks_over_4_gib_in_several_extents_are_read),
+        cmocka_unit_test(hostile_descriptors_are_refused),
         cmocka_unit_test(what_is_no_image_is_refused),
         cmocka_unit_test(hostile_headers_are_refused),
         cmocka_unit_test(damaged_images_end_in_errors_not_crashes),
