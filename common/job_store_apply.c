@@ -258,6 +258,11 @@ static int store_event(struct db *db, const struct store_row *row,
                          event->phase == NULL ? "" : event->phase, event->actor, detail, err);
 }
 
+static bool changes_points(const struct store_row *row)
+{
+    return strcmp(row->task_kind, "prune") == 0 || strcmp(row->task_kind, "flatten") == 0;
+}
+
 static int store_effects(struct db *db, const struct store_row *row,
                          const struct job_store_event *event, const struct job_decision *d,
                          struct error *err)
@@ -271,6 +276,8 @@ static int store_effects(struct db *db, const struct store_row *row,
         return -1;
     if (strcmp(row->task_kind, "cleanup") == 0 && event->result != NULL &&
         store_cleanup(db, event->result, err) < 0)
+        return -1;
+    if (d->row.task == TASK_DONE && changes_points(row) && store_points(db, event->result, err) < 0)
         return -1;
     if ((d->effects & JOB_EFFECT_RELEASE_NEXT) != 0 && store_release_next(db, row, err) < 0)
         return -1;

@@ -23,6 +23,18 @@ static const char INSERT_DISKS[] =
     " coalesce(d->>'change_id', '') FROM jsonb_array_elements($2::jsonb) d"
     " ON CONFLICT DO NOTHING";
 
+static const char REMOVE_POINTS[] =
+    "DELETE FROM exports WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1::jsonb)))";
+
+static const char UPDATE_POINTS[] =
+    "UPDATE exports e SET base_id = p->>'base_id', total_size = (p->>'total_size')::bigint"
+    " FROM jsonb_array_elements($1::jsonb) p WHERE e.id = p->>'id'";
+
+static const char UPDATE_POINT_DISKS[] =
+    "UPDATE export_disks d SET size_bytes = (k->>'size_bytes')::bigint, sha256 = k->>'sha256'"
+    " FROM jsonb_array_elements($1::jsonb) p, jsonb_array_elements(p->'disks') k"
+    " WHERE d.export_id = p->>'id' AND d.disk_id = k->>'disk_id'";
+
 static const char COMPLETE_SPEC[] = "UPDATE tasks SET volume = $2, spec = spec || $3::jsonb WHERE "
                                     "job_id = $1 AND state = 'blocked'";
 
@@ -105,6 +117,23 @@ int store_cleanup(struct db *db, const json_t *result, struct error *err)
     deleted_text = json_text(deleted);
     recalled_text = json_text(recalled);
     return db_exec(db, DELETE_EXPORTS, DB_PARAMS(deleted_text, recalled_text), NULL, err);
+}
+
+int store_points(struct db *db, const json_t *result, struct error *err)
+{
+    const json_t *removed_list = json_object_get(result, "removed");
+    const json_t *point_list = json_object_get(result, "points");
+    autofree char *removed = NULL;
+    autofree char *points = NULL;
+
+    if (!json_is_array(removed_list) || !json_is_array(point_list))
+        return error_set(err, ERR_PROTOCOL, "the result names no restore points");
+    removed = json_text(removed_list);
+    points = json_text(point_list);
+    if (db_exec(db, REMOVE_POINTS, DB_PARAMS(removed), NULL, err) < 0 ||
+        db_exec(db, UPDATE_POINTS, DB_PARAMS(points), NULL, err) < 0)
+        return -1;
+    return db_exec(db, UPDATE_POINT_DISKS, DB_PARAMS(points), NULL, err);
 }
 
 int store_next_spec(struct db *db, const struct store_row *row, const json_t *result,

@@ -40,6 +40,8 @@ MUST_CHECK int store_export(struct db *db, const struct store_row *row, const js
                             struct error *err);
 /* Exports that a clean-up removed leave the catalogue, also when it failed in the middle. */
 MUST_CHECK int store_cleanup(struct db *db, const json_t *result, struct error *err);
+/* The catalogue learns what became of restore points that a task changed. */
+MUST_CHECK int store_points(struct db *db, const json_t *result, struct error *err);
 /* What waits behind the export learns where its files are. */
 MUST_CHECK int store_next_spec(struct db *db, const struct store_row *row, const json_t *result,
                                struct error *err);

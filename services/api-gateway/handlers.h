@@ -48,6 +48,9 @@ int handle_job_logs(struct call *call, struct error *err);
 /* handlers_exports.c */
 int handle_export_list(struct call *call, struct error *err);
 int handle_export_get(struct call *call, struct error *err);         /* {id} */
+int handle_export_check_chain(struct call *call, struct error *err); /* {id} */
+int handle_export_prune(struct call *call, struct error *err);       /* {id} */
+int handle_export_flatten(struct call *call, struct error *err);     /* {id} */
 int handle_export_verify(struct call *call, struct error *err);      /* {id}: 202 with a job */
 int handle_export_verify_path(struct call *call, struct error *err); /* body.path */
 int handle_evidence_key(struct call *call, struct error *err);       /* PEM */

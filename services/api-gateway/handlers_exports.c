@@ -13,7 +13,10 @@
 #define EXPORT_COLUMNS                                                                           \
     "json_build_object('export_id', e.id, 'job_id', e.job_id, 'provider', e.provider, 'vm_id', " \
     "e.vm_id, 'vm_name', e.vm_name, 'path', e.path, 'volume', e.volume, 'format', e.format,"     \
+    " 'base_id', e.base_id,"                                                                     \
     " 'total_size', e.total_size, 'created_at', " SQL_TIME("e.created_at") ")"
+
+#define KEEP_MAX 64 /* a chain is never longer */
 
 /* By creation, then by id: a cursor is "<microseconds>.<id>". */
 static const char list_sql[] =
@@ -246,6 +249,63 @@ int handle_export_verify_path(struct call *call, struct error *err)
     if (db_exec(call->db, find_sql, DB_PARAMS(NULL, path), &rows, err) < 0)
         return -1;
     return submit_verify(call, path, rows, err);
+}
+
+/* ---- restore points ---- */
+
+/* A job on the chain that the export belongs to. keep: 0 for none. */
+static int submit_chain_job(struct call *call, const char *kind, uint64_t keep, struct error *err)
+{
+    const char *id = call_param(call, "id");
+    auto_pgresult *rows = NULL;
+    auto_json *spec = json_object();
+
+    call_resource(call, "export", id);
+    if (db_exec(call->db, find_sql, DB_PARAMS(id, NULL), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return error_set(err, ERR_NOT_FOUND, "export '%.64s' does not exist", id);
+    if (strcmp(db_text(rows, 0, 5), "qcow2") != 0)
+        return call_fail(call, 422, NULL, err, ERR_NOT_AVAILABLE,
+                         "only exports of format qcow2 have restore points");
+    json_set_text(spec, "path", db_text(rows, 0, 3));
+    json_set_text(spec, "export_id", id);
+    if (keep > 0)
+        json_set_i64(spec, "keep", (int64_t)keep);
+    return submit_file_job(call, kind, db_text(rows, 0, 3), rows, spec, err);
+}
+
+int handle_export_check_chain(struct call *call, struct error *err)
+{
+    static const char *const no_names[] = {NULL};
+
+    if (call->body != NULL && call_check_body(call, no_names, err) < 0)
+        return -1;
+    return submit_chain_job(call, "check_chain", 0, err);
+}
+
+int handle_export_flatten(struct call *call, struct error *err)
+{
+    static const char *const no_names[] = {NULL};
+
+    if (call->body != NULL && call_check_body(call, no_names, err) < 0)
+        return -1;
+    return submit_chain_job(call, "flatten", 0, err);
+}
+
+int handle_export_prune(struct call *call, struct error *err)
+{
+    static const struct field fields[] = {{"keep", {NULL}, FIELD_NUMBER, 1, KEEP_MAX, NULL}, {0}};
+    auto_json *empty = json_object();
+    auto_json *body = NULL;
+    struct field_problem problem = {0};
+
+    if (fields_canonical(fields, "", call->body == NULL ? empty : call->body, &body, &problem,
+                         err) < 0)
+        return call_fail_field(call, &problem, err);
+    if (json_object_get(body, "keep") == NULL)
+        return call_bad_field(call, "keep", err, "'keep' is missing: how many points stay");
+    return submit_chain_job(call, "prune", field_number(body, "keep", 0), err);
 }
 
 /* ---- evidence ---- */

@@ -3,8 +3,10 @@
 
 #include "command.h"
 #include "common/json.h"
+#include "common/parse.h"
 
 #define LIST_COLUMNS       6
+#define KEEP_MAX           64 /* restore points of one chain */
 #define LIST_LIMIT_DEFAULT 100
 #define LIST_PAGE          1000 /* the gateway's largest */
 
@@ -192,6 +194,35 @@ static int verify_export(struct program *program, const char *id, struct error *
     return submit_and_follow(program, path, body, err);
 }
 
+static bool is_chain_word(const char *what)
+{
+    return strcmp(what, "check") == 0 || strcmp(what, "prune") == 0 || strcmp(what, "flatten") == 0;
+}
+
+static int chain_job(struct program *program, const char *what, const char *id, struct error *err)
+{
+    bool prune = strcmp(what, "prune") == 0;
+    const struct command_line *line = program->line;
+    autofree char *path = NULL;
+    auto_json *body = json_object();
+    uint32_t keep = 0;
+
+    if (prune && (line->word_count < 4 || parse_u32("the number of points that stay",
+                                                    line->words[3], 1, KEEP_MAX, &keep, err) < 0))
+        return err->code != ERR_NONE ? -1
+                                     : error_set(err, ERR_INVALID,
+                                                 "'exports prune' needs an export id and how many "
+                                                 "restore points stay");
+    if (command_words_max(program, prune ? 4 : 3, err) < 0)
+        return -1;
+    if (prune)
+        json_put(body, "keep", json_integer((json_int_t)keep));
+    path = output_path("/api/v1/exports/", id,
+                       prune ? "/prune"
+                             : (strcmp(what, "flatten") == 0 ? "/flatten" : "/check-chain"));
+    return submit_and_follow(program, path, body, err);
+}
+
 int exports_command(struct program *program, struct error *err)
 {
     const struct command_line *line = program->line;
@@ -201,10 +232,14 @@ int exports_command(struct program *program, struct error *err)
 
     if (strcmp(what, "list") == 0)
         return command_words_max(program, 2, err) < 0 ? -1 : list(program, err);
-    if (!shows && strcmp(what, "verify") != 0)
-        return error_set(err, ERR_INVALID, "unknown command 'exports %.40s' (list, show, verify)",
+    if (!shows && strcmp(what, "verify") != 0 && !is_chain_word(what))
+        return error_set(err, ERR_INVALID,
+                         "unknown command 'exports %.40s' (list, show, verify, check, prune, "
+                         "flatten)",
                          what);
     id = command_argument(program, "an export id", err);
+    if (id != NULL && is_chain_word(what))
+        return chain_job(program, what, id, err);
     if (id == NULL || command_words_max(program, 3, err) < 0)
         return -1;
     return shows ? show(program, id, err) : verify_export(program, id, err);

@@ -134,3 +134,55 @@ def test_the_command_line_makes_and_foretells_points(suite, disk):
                                {"output_path": "web", "max_full_age_days": 1})
     assert answer["possible"] is True and len(answer["chain"]) == 2
     assert len(suite.sql("SELECT id FROM exports")) == 2
+
+
+def test_pruning_survives_the_worker_and_keeps_the_younger_points(suite, disk, tmp_path):
+    points = []
+    for i in range(5):
+        if i > 0:
+            guest_writes(disk, 20 + i)
+        then = tmp_path / f"then-{i}.raw"
+        shutil.copy(disk, then)
+        points.append((export(suite), then))
+    ids = [r["id"] for r in suite.sql("SELECT id FROM exports ORDER BY created_at")]
+    job = suite.client.post(f"/api/v1/exports/{ids[4]}/prune", {"keep": 2}, status=202)["job_id"]
+    suite.wait_phase(job, "pruning")
+    suite["exporter-vsphere"].kill()
+    suite["exporter-vsphere"].start()
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    assert result["removed"] == ids[:3]
+    assert [p["id"] for p in result["points"]] == ids[3:]
+    rows = suite.sql("SELECT id, base_id FROM exports ORDER BY created_at")
+    assert [(r["id"], r["base_id"]) for r in rows] == [(ids[3], ""), (ids[4], ids[3])]
+    for number, (point, then) in enumerate(points):
+        if number < 3:
+            assert not pathlib.Path(point["output_path"]).exists()
+            continue
+        images.check(image_of(point), "qcow2")
+        images.compare(then, image_of(point), "qcow2")
+        assert images.check_digests(point["output_path"]) >= 1
+        verify = suite.client.post(f"/api/v1/exports/{ids[number]}/verify", status=202)["job_id"]
+        assert suite.wait_job(verify, "completed")["result"]["intact"] is True
+    guest_writes(disk, 31)
+    assert export(suite)["incremental"]["base_id"] == ids[4]
+
+
+def test_a_flattened_point_stands_alone_and_a_chain_is_checked(suite, disk):
+    first = export(suite)
+    guest_writes(disk, 41)
+    second = export(suite)
+    ids = [r["id"] for r in suite.sql("SELECT id FROM exports ORDER BY created_at")]
+    checked = hyperexport(suite, "exports", "check", ids[0], "--quiet")
+    assert checked.returncode == 0, checked.stderr
+    flat = hyperexport(suite, "exports", "flatten", ids[1], "--quiet")
+    assert flat.returncode == 0, flat.stderr
+    shutil.rmtree(first["output_path"])
+    images.check(image_of(second), "qcow2")
+    images.compare(disk, image_of(second), "qcow2")
+    assert suite.sql("SELECT base_id FROM exports WHERE id = %s", ids[1])[0]["base_id"] == ""
+    assert hyperexport(suite, "exports", "prune", ids[1]).returncode == 64
+    with open(image_of(second), "r+b") as file:
+        file.seek(70000)
+        file.write(b"x")
+    damaged = hyperexport(suite, "exports", "check", ids[1], "--quiet")
+    assert damaged.returncode != 0 and "SHA-256" in damaged.stderr + damaged.stdout

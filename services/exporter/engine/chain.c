@@ -181,6 +181,34 @@ int chain_child(const char *root, const char *export_id, char **out_dir, struct 
     return 0;
 }
 
+int chain_youngest(const char *root, const char *dir, const char *export_id, char **out_dir,
+                   struct error *err)
+{
+    autofree char *at = xstrdup(dir);
+    autofree char *id = xstrdup(export_id);
+
+    for (size_t i = 0; i < CHAIN_POINTS_MAX; i++) {
+        autofree char *child = NULL;
+        autofree char *path = NULL;
+        auto_export_record *record = NULL;
+        if (chain_child(root, id, &child, err) < 0)
+            return -1;
+        if (child == NULL) {
+            *out_dir = STEAL(at);
+            return 0;
+        }
+        path = xasprintf("%s/%s", child, EXPORT_RECORD_NAME);
+        if (export_record_load(path, &record, err) < 0)
+            return -1;
+        free(at);
+        at = STEAL(child);
+        free(id);
+        id = xstrdup(record->export_id);
+    }
+    return error_set(err, ERR_LIMIT, "more than %d restore points stand on '%.64s'",
+                     CHAIN_POINTS_MAX, export_id);
+}
+
 /* ---- checking ---- */
 
 static int check_file(const struct chain_point *point, const struct export_record_file *file,
@@ -266,6 +294,13 @@ int chain_check(const struct chain *chain, bool digests, const atomic_bool *stop
 
 /* ---- lock ---- */
 
+char *chain_journal_path(const char *root, const char *vm_id)
+{
+    autofree char *vm = vm_file_name(vm_id);
+
+    return xasprintf("%s/" LOCK_NAME "%s.journal", root, vm);
+}
+
 int chain_lock(const char *root, const char *vm_id, bool exclusive, int *out_fd, struct error *err)
 {
     autofree char *vm = vm_file_name(vm_id);
@@ -293,6 +328,7 @@ int chain_reader_lock(const char *dir, const struct export_record *record, char 
 {
     autofree char *parent = xasprintf("%s/..", dir);
     autofree char *root = NULL;
+    autofree char *journal = NULL;
 
     if (incremental(record) == NULL)
         return 0;
@@ -301,6 +337,12 @@ int chain_reader_lock(const char *dir, const struct export_record *record, char 
         return error_set_errno(err, errno, "'%.200s' cannot be found", parent);
     if (chain_lock(root, chain_vm_id(record), false, out_fd, err) < 0)
         return -1;
+    journal = chain_journal_path(root, chain_vm_id(record));
+    if (access(journal, F_OK) == 0)
+        return error_set(err, ERR_UNAVAILABLE,
+                         "the restore points in '%.200s' were being changed when a worker died: "
+                         "the next prune, flatten or incremental export goes on with that",
+                         root);
     *out_root = STEAL(root);
     return 0;
 }

@@ -51,18 +51,25 @@ size_t chain_disk_count(const struct export_record *record);
 MUST_CHECK int chain_child(const char *root, const char *export_id, char **out_dir,
                            struct error *err);
 
+/* Directory of the youngest point that stands on the one in dir. Caller frees. */
+MUST_CHECK int chain_youngest(const char *root, const char *dir, const char *export_id,
+                              char **out_dir, struct error *err);
+
 /* Are all images and leaves of the points there, with their sizes and backing names, and does the
  * youngest one open? With digests their SHA-256 is compared, which reads them all.
  * ERR_CORRUPT or ERR_NOT_FOUND names the file. */
 MUST_CHECK int chain_check(const struct chain *chain, bool digests, const atomic_bool *stopped,
                            struct error *err);
 
+/* Journal of what is being done to the VM's points (chain_edit.h). Caller frees. */
+char *chain_journal_path(const char *root, const char *vm_id);
 /* The lock of the VM's points below root; closing *out_fd gives it back. ERR_UNAVAILABLE: somebody
  * else has it. ERR_NOT_AVAILABLE: the file system has no locks. */
 MUST_CHECK int chain_lock(const char *root, const char *vm_id, bool exclusive, int *out_fd,
                           struct error *err);
 /* For reading the images of the export in dir: *out_root is what image_open_chain wants, NULL
- * unless it is a restore point; then it is locked, shared. ERR_UNAVAILABLE: it is being changed. */
+ * unless it is a restore point; then it is locked, shared. ERR_UNAVAILABLE: it is being
+ * changed, or was and that is not finished. */
 MUST_CHECK int chain_reader_lock(const char *dir, const struct export_record *record,
                                  char **out_root, int *out_fd, struct error *err);
 

@@ -12,6 +12,12 @@ int exporter_run_validate(struct worker_task *task, void *arg, json_t **out_resu
                           struct error *err);
 int exporter_run_incremental_info(struct worker_task *task, void *arg, json_t **out_result,
                                   struct error *err);
+/* chain_task.c */
+int exporter_run_check_chain(struct worker_task *task, void *arg, json_t **out_result,
+                             struct error *err);
+int exporter_run_prune(struct worker_task *task, void *arg, json_t **out_result, struct error *err);
+int exporter_run_flatten(struct worker_task *task, void *arg, json_t **out_result,
+                         struct error *err);
 int exporter_run_release(struct worker_task *task, void *arg, json_t **out_result,
                          struct error *err);
 /* verify_task.c: class transfer, it reads whole exports. */

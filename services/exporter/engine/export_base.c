@@ -9,7 +9,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/paths.h"
-#include "services/exporter/engine/chain.h"
+#include "services/exporter/engine/chain_edit.h"
 #include "services/exporter/engine/export_run.h"
 
 #define HOUR_MS INT64_C(3600000)
@@ -40,34 +40,6 @@ const json_t *export_base_row(const json_t *spec, const char *vm_id)
             return row;
     }
     return NULL;
-}
-
-/* The youngest point that stands on the row's: the catalogue may not know of it yet. */
-static int find_youngest(const char *root, const json_t *row, char **out_dir, struct error *err)
-{
-    autofree char *dir = xstrdup(json_str(row, "path"));
-    autofree char *id = xstrdup(json_str(row, "id"));
-
-    for (size_t i = 0; i < CHAIN_POINTS_MAX; i++) {
-        autofree char *child = NULL;
-        autofree char *path = NULL;
-        auto_export_record *record = NULL;
-        if (chain_child(root, id, &child, err) < 0)
-            return -1;
-        if (child == NULL) {
-            *out_dir = STEAL(dir);
-            return 0;
-        }
-        path = xasprintf("%s/%s", child, EXPORT_RECORD_NAME);
-        if (export_record_load(path, &record, err) < 0)
-            return -1;
-        free(dir);
-        dir = STEAL(child);
-        free(id);
-        id = xstrdup(record->export_id);
-    }
-    return error_set(err, ERR_LIMIT, "more than %d restore points stand on '%.64s'",
-                     CHAIN_POINTS_MAX, json_str(row, "id"));
 }
 
 /* Does the record on disk say what the catalogue says? */
@@ -149,7 +121,7 @@ static int load_chain(const struct export_base_wish *wish, const json_t *row,
 {
     autofree char *dir = NULL;
 
-    if (find_youngest(wish->root, row, &dir, err) < 0)
+    if (chain_youngest(wish->root, json_str(row, "path"), json_str(row, "id"), &dir, err) < 0)
         return -1;
     return chain_load(wish->root, dir, &base->chain, err);
 }
@@ -240,6 +212,18 @@ static void tell(struct export_run *run)
                         base->chain->points[0].record->export_id, base->chain->count);
 }
 
+/* A prune that was cut short is finished first. */
+static int recover(struct export_run *run, const char *vm_id, struct error *err)
+{
+    struct chain_edit edit = {.root = run->base.root,
+                              .vm_id = vm_id,
+                              .evidence_key = run->exporter->evidence_key,
+                              .go_on = export_may_write,
+                              .arg = run};
+
+    return chain_recover(&edit, err);
+}
+
 static int lock(struct export_run *run, const char *vm_id, struct error *err)
 {
     if (run->base.root != NULL)
@@ -249,7 +233,9 @@ static int lock(struct export_run *run, const char *vm_id, struct error *err)
     run->base.root = realpath(run->output, NULL);
     if (run->base.root == NULL)
         return error_set(err, ERR_NOT_FOUND, "'%.200s' vanished", run->output);
-    return chain_lock(run->base.root, vm_id, true, &run->base.lock_fd, err);
+    if (chain_lock(run->base.root, vm_id, true, &run->base.lock_fd, err) < 0)
+        return -1;
+    return recover(run, vm_id, err);
 }
 
 int export_base_find(struct export_run *run, const struct vm *vm, struct error *err)

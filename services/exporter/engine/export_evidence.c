@@ -1,6 +1,7 @@
 /* See export_evidence.h. */
 #include "services/exporter/engine/export_evidence.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "common/autos.h"
@@ -12,14 +13,14 @@
 static const char *const shared_keys[] = {"export_id", "job_id", "tool",   "started_at",
                                           "provider",  "source", "format", "disks"};
 
-static json_t *evidence_make(const struct export_run *run)
+/* Of a document whose "files" are those that it speaks of. */
+static json_t *evidence_make(const json_t *document, const struct seal_key *key)
 {
-    auto_json *document = export_document(run);
     json_t *evidence = json_object();
     uint8_t public_key[SEAL_PUBLIC_BYTES];
     char hex[2 * SEAL_PUBLIC_BYTES + 1];
 
-    seal_public(run->exporter->evidence_key, public_key);
+    seal_public(key, public_key);
     hex_encode(public_key, sizeof public_key, hex);
     json_put(evidence, "evidence_version", json_integer(EVIDENCE_VERSION));
     for (size_t i = 0; i < ARRAY_LEN(shared_keys); i++)
@@ -30,25 +31,83 @@ static json_t *evidence_make(const struct export_run *run)
     return evidence;
 }
 
+/* Caller frees. */
+static char *signed_text(const json_t *document, const struct seal_key *key,
+                         uint8_t signature[SEAL_SIGNATURE_BYTES])
+{
+    auto_json *evidence = evidence_make(document, key);
+    autofree char *plain = json_dumps(evidence, JSON_INDENT(2));
+    char *text;
+
+    if (plain == NULL)
+        abort(); /* out of memory */
+    text = xasprintf("%s\n", plain);
+    seal_sign(key, text, strlen(text), signature);
+    return text;
+}
+
 int export_evidence_write(struct export_run *run, struct error *err)
 {
     uint8_t signature[SEAL_SIGNATURE_BYTES];
-    auto_json *evidence = NULL;
-    autofree char *plain = NULL;
+    auto_json *document = NULL;
     autofree char *text = NULL;
 
     if (run->exporter->evidence_key == NULL)
         return 0;
-    evidence = evidence_make(run);
-    plain = json_dumps(evidence, JSON_INDENT(2));
-    if (plain == NULL)
-        abort(); /* out of memory */
-    text = xasprintf("%s\n", plain);
-    seal_sign(run->exporter->evidence_key, text, strlen(text), signature);
+    document = export_document(run);
+    text = signed_text(document, run->exporter->evidence_key, signature);
     if (export_write_file(run, EVIDENCE_NAME, "evidence", text, strlen(text), err) < 0)
         return -1;
     return export_write_file(run, EVIDENCE_SIGNATURE, "evidence", (const char *)signature,
                              sizeof signature, err);
+}
+
+/* ---- renewing ---- */
+
+static int renew_file(const char *dir, json_t *files, const char *name, const void *data,
+                      size_t size, struct error *err)
+{
+    autofree char *path = xasprintf("%s/%s", dir, name);
+    char hex[DIGEST_HEX_SIZE];
+    json_t *entry;
+
+    if (file_write_atomic(path, data, size, LOCAL_FILE_MODE, err) < 0 ||
+        file_sha256(path, hex, err) < 0)
+        return -1;
+    entry = export_append(files);
+    json_set_text(entry, "name", name);
+    json_set_text(entry, "type", "evidence");
+    export_set_u64(entry, "size", size);
+    json_set_text(entry, "sha256", hex);
+    return 0;
+}
+
+int export_evidence_renew(const char *dir, json_t *document, const struct seal_key *key,
+                          struct error *err)
+{
+    json_t *files = json_object_get(document, "files");
+    uint8_t signature[SEAL_SIGNATURE_BYTES];
+    autofree char *text = NULL;
+    size_t before = json_array_size(files);
+
+    for (size_t i = before; i > 0; i--) {
+        if (strcmp(json_str(json_array_get(files, i - 1), "type"), "evidence") == 0)
+            (void)json_array_remove(files, i - 1);
+    }
+    if (json_array_size(files) == before)
+        return 0;
+    if (key == NULL) {
+        autofree char *path = xasprintf("%s/" EVIDENCE_NAME, dir);
+        autofree char *signature_path = xasprintf("%s/" EVIDENCE_SIGNATURE, dir);
+        if ((unlink(path) < 0 && errno != ENOENT) ||
+            (unlink(signature_path) < 0 && errno != ENOENT))
+            return error_set_errno(err, errno, "evidence in '%.200s' cannot be removed", dir);
+        return 0;
+    }
+    text = signed_text(document, key, signature);
+    if (renew_file(dir, files, EVIDENCE_NAME, text, strlen(text), err) < 0)
+        return -1;
+    return renew_file(dir, files, EVIDENCE_SIGNATURE, signature, sizeof signature, err);
 }
 
 /* ---- checking ---- */

@@ -77,6 +77,9 @@ static const struct worker_kind kinds[] = {
     {"release", true, exporter_run_release},
     {"verify", false, exporter_run_verify},
     {"cleanup", false, exporter_run_cleanup},
+    {"check_chain", false, exporter_run_check_chain},
+    {"prune", false, exporter_run_prune},
+    {"flatten", false, exporter_run_flatten},
 };
 
 static json_t *checked(json_t *json)

@@ -94,6 +94,11 @@ int image_open_part(const struct image_part *part, struct image **out, struct er
     return image_open_file(part, 0, part->root, NULL, NULL, out, err);
 }
 
+int image_file_stat(const struct image *image, struct stat *out)
+{
+    return fstat(image->fd, out);
+}
+
 const char *image_backing_name(const struct image *image)
 {
     return image->backing_name;

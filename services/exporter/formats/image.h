@@ -3,6 +3,8 @@
 #ifndef EXPORTER_IMAGE_H
 #define EXPORTER_IMAGE_H
 
+#include <sys/stat.h>
+
 #include "common/error.h"
 
 struct image;
@@ -41,6 +43,8 @@ MUST_CHECK int image_read(struct image *image, void *buffer, size_t length, uint
                           struct error *err);
 /* Is [offset, offset+length) known to read as zeros without looking at data? A hint. */
 bool image_is_hole(struct image *image, uint64_t offset, uint64_t length);
+/* fstat of the image's file. */
+MUST_CHECK int image_file_stat(const struct image *image, struct stat *out);
 void image_close(struct image *image); /* NULL-safe */
 DEFINE_AUTO(image, struct image, image_close)
 #define auto_image CLEANUP(image_auto) struct image

@@ -1,10 +1,11 @@
 /* Restore points: incremental exports of one VM, one upon the other. */
 #include <inttypes.h>
+#include <signal.h>
 
 #include "tests/unit/exporter/engine/export_fixture.h"
 
 #include "common/autos.h"
-#include "services/exporter/engine/chain.h"
+#include "services/exporter/engine/chain_edit.h"
 
 #define POINTS 7
 #define DISK   (20 * MIB + 5 * SECTOR)
@@ -455,6 +456,260 @@ static void records_do_not_lead_out_of_their_root(void **state)
     assert_non_null(strstr(err.message, "circle"));
 }
 
+/* ---- pruning and flattening ---- */
+
+/* The same by our own reader, which is quicker. */
+static void read_point(size_t point)
+{
+    autofree char *root_path = below_base("web-03");
+    autofree char *root = realpath(root_path, NULL);
+
+    for (size_t d = 0; d < 2; d++) {
+        struct error err = ERROR_NONE;
+        autofree char *path = image_of(point, d);
+        size_t size = source.disks[d].content.size;
+        autofree uint8_t *data = xmalloc(size);
+        auto_image *image = NULL;
+        assert_ok(image_open_chain(path, "qcow2", root, &image, &err));
+        assert_ok(image_read(image, data, size, 0, &err));
+        assert_true(memcmp(data, contents[point][d], size) == 0);
+    }
+}
+
+static int kill_at; /* that call of go_on is the process's last; 0: none */
+
+static int go_on(void *arg, struct error *err)
+{
+    (void)arg;
+    (void)err;
+    if (kill_at > 0 && --kill_at == 0)
+        (void)raise(SIGKILL);
+    return 0;
+}
+
+static struct chain_edit edit_of(char *root)
+{
+    return (struct chain_edit){.root = root, .vm_id = "vm-57", .go_on = go_on};
+}
+
+static char *real_root(void)
+{
+    autofree char *path = below_base("web-03");
+    char *root = realpath(path, NULL);
+
+    assert_non_null(root);
+    return root;
+}
+
+static void take_points(size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (i > 0)
+            guest_writes();
+        wants_point();
+        if (i == 0) /* one whose clusters are compressed */
+            json_set_text(world_task.spec, "compress", "zstd");
+        assert_exported();
+        remember(i);
+    }
+}
+
+static void check_chain_of(size_t point, size_t count)
+{
+    struct error err = ERROR_NONE;
+    auto_chain *chain = NULL;
+
+    load_chain(point, &chain);
+    assert_int_equal(chain->count, count);
+    assert_ok(chain_check(chain, true, NULL, &err));
+}
+
+static int shell_in(const char *dir, const char *script)
+{
+    autofree char *path = below_base(dir);
+    const char *argv[] = {"/bin/sh", "-ec", script, "sh", path, NULL};
+
+    return run_program(argv);
+}
+
+static void pruning_keeps_the_younger_points(void **state)
+{
+    autofree char *root = NULL;
+    struct chain_edit edit;
+
+    (void)state;
+    need_qemu_img();
+    take_points(6);
+    root = real_root();
+    edit = edit_of(root);
+    for (size_t left = 5; left >= 2; left--) {
+        struct error err = ERROR_NONE;
+        auto_chain *chain = NULL;
+        load_chain(5, &chain);
+        assert_ok(chain_prune_oldest(&edit, chain, &err));
+        assert_false(exists_below(point_dirs[5 - left]));
+        check_chain_of(5, left);
+        for (size_t i = 6 - left; i < 6; i++)
+            compare_point(i);
+        assert_int_equal(shell_in(point_dirs[6 - left],
+                                  "cd \"$1\" && sha256sum --strict -c checksums.txt && "
+                                  "! ls | grep -e index -e partial"),
+                         0);
+    }
+    /* and the chain grows on */
+    guest_writes();
+    take_point(6);
+    assert_string_equal(mode(), "leaf");
+    compare_point(6);
+    compare_point(5);
+}
+
+static void pruning_again_and_again_uses_room_again(void **state)
+{
+    autofree char *root = NULL;
+    struct chain_edit edit;
+    uint64_t bytes = 0;
+
+    (void)state;
+    take_points(1);
+    root = real_root();
+    edit = edit_of(root);
+    for (int round = 0; round < 5; round++) {
+        struct error err = ERROR_NONE;
+        auto_chain *chain = NULL;
+        fill_random(source.disks[0].content.data + 8 * MIB, 4 * MIB, &seed);
+        take_point(1);
+        load_chain(1, &chain);
+        assert_ok(chain_prune_oldest(&edit, chain, &err));
+        autofree char *image = image_of(1, 0);
+        if (round == 1)
+            bytes = file_bytes(image);
+        /* 64 clusters of data each time, but only the tables (four) go behind the end */
+        if (round > 1)
+            assert_true(file_bytes(image) <= bytes + (uint64_t)(round - 1) * 5 * 65536);
+        read_point(1);
+    }
+}
+
+/* A chain of three, copied for each round; a prune that is killed at its n-th step. */
+static void a_killed_prune_leaves_a_chain_that_goes_on(void **state)
+{
+    autofree char *root = NULL;
+    bool killed = true;
+    int rounds = 0;
+
+    (void)state;
+    take_points(3);
+    root = real_root();
+    assert_int_equal(shell_in("", "cp -a \"$1\"/web-03 \"$1\"/saved"), 0);
+    for (int step = 1; killed; step += 2) {
+        struct chain_edit edit = edit_of(root);
+        struct error err = ERROR_NONE;
+        int status = 0;
+        pid_t pid = fork();
+        assert_true(pid >= 0);
+        if (pid == 0) {
+            struct chain *chain = NULL;
+            autofree char *dir = below_base(point_dirs[2]);
+            autofree char *real = realpath(dir, NULL);
+            kill_at = step;
+            _exit(chain_load(root, real, &chain, &err) < 0 ||
+                  chain_prune_oldest(&edit, chain, &err) < 0);
+        }
+        assert_int_equal(waitpid(pid, &status, 0), pid);
+        killed = WIFSIGNALED(status);
+        assert_true(killed || WEXITSTATUS(status) == 0);
+        read_point(1); /* as they were, whatever the moment */
+        read_point(2);
+        assert_ok(chain_recover(&edit, &err));
+        read_point(1);
+        read_point(2);
+        check_chain_of(2, exists_below(point_dirs[0]) ? 3 : 2);
+        assert_true(step < 3 || !exists_below(point_dirs[0]));
+        rounds++;
+        assert_int_equal(shell_in("", "rm -rf \"$1\"/web-03 && cp -a \"$1\"/saved \"$1\"/web-03"),
+                         0);
+    }
+    print_message("%d moments\n", rounds);
+    assert_true(rounds > 8);
+}
+
+static void an_export_finishes_a_prune_that_was_cut_short(void **state)
+{
+    autofree char *root = NULL;
+    int status = 0;
+
+    (void)state;
+    need_qemu_img();
+    take_points(3);
+    root = real_root();
+    pid_t pid = fork();
+    if (pid == 0) {
+        struct chain_edit edit = edit_of(root);
+        struct error err = ERROR_NONE;
+        struct chain *chain = NULL;
+        load_chain(2, &chain);
+        kill_at = 9;
+        _exit(chain_prune_oldest(&edit, chain, &err) < 0);
+    }
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_true(WIFSIGNALED(status));
+    assert_true(exists_below(point_dirs[0]));
+    guest_writes();
+    take_point(3);
+    assert_false(exists_below(point_dirs[0]));
+    assert_int_equal(json_array_size(json_object_get(incremental(), "chain")), 2);
+    for (size_t i = 1; i < 4; i++)
+        compare_point(i);
+}
+
+static void a_flattened_point_stands_alone(void **state)
+{
+    struct error err = ERROR_NONE;
+    auto_chain *chain = NULL;
+    autofree char *root = NULL;
+    struct chain_edit edit;
+
+    (void)state;
+    need_qemu_img();
+    take_points(4);
+    root = real_root();
+    edit = edit_of(root);
+    load_chain(2, &chain);
+    assert_ok(chain_flatten(&edit, chain, &err));
+    check_chain_of(2, 1);
+    check_chain_of(3, 2);
+    check_chain_of(1, 2);
+    for (size_t i = 0; i < 4; i++)
+        compare_point(i);
+    autofree char *first = below_base(point_dirs[0]);
+    autofree char *away = below_base("away");
+    assert_int_equal(rename(first, away), 0);
+    compare_point(2);
+    compare_point(3);
+}
+
+static void a_chain_that_is_read_is_not_pruned(void **state)
+{
+    struct error err = ERROR_NONE;
+    autofree char *root = NULL;
+    autofree char *found = NULL;
+    auto_chain *chain = NULL;
+    autoclose int reader = -1;
+    autoclose int writer = -1;
+
+    (void)state;
+    take_points(2);
+    root = real_root();
+    load_chain(1, &chain);
+    assert_ok(
+        chain_reader_lock(chain->points[0].dir, chain->points[0].record, &found, &reader, &err));
+    assert_string_equal(found, root);
+    assert_int_equal(chain_lock(root, "vm-57", true, &writer, &err), -1);
+    assert_int_equal(err.code, ERR_UNAVAILABLE);
+    assert_non_null(strstr(err.message, "in use by another job"));
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, make, unmake)
 
 int main(void)
@@ -478,6 +733,12 @@ int main(void)
         TEST(a_vm_whose_points_are_in_use_is_tried_again_later),
         TEST(other_formats_have_no_points),
         TEST(records_do_not_lead_out_of_their_root),
+        TEST(pruning_keeps_the_younger_points),
+        TEST(pruning_again_and_again_uses_room_again),
+        TEST(a_killed_prune_leaves_a_chain_that_goes_on),
+        TEST(an_export_finishes_a_prune_that_was_cut_short),
+        TEST(a_flattened_point_stands_alone),
+        TEST(a_chain_that_is_read_is_not_pruned),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
