@@ -86,6 +86,7 @@ static const struct field job_fields[] = {
     LATER("email", ""),
     TEXT("upload", UPLOAD_URL_BYTES_MAX),
     BOOL("keep_local"),
+    LATER("stream_upload", "false"),
     LATER("encrypt", ""),
     LATER("cleanup", ""),
     LATER("libvirt", ""),

@@ -211,3 +211,18 @@ def test_the_command_line_tells_where_the_copy_is(make_suite, sim, fake, tmp_pat
             if x.startswith("uploaded: ")]
     assert {u.removeprefix("s3://bucket/") for u in urls} == set(fake.objects)
     assert done.stdout.startswith("success: web exported to s3://bucket/p/web/exp-")
+
+
+def test_an_upload_keeps_the_jobs_bandwidth_limit(make_suite, sim, fake):
+    """Downloading and uploading together: 6 MiB of data are read, 40 MiB are sent."""
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    job = suite.client.submit(vm_path="web", format="raw", upload="s3://bucket",
+                              bandwidth_limit_mbps=10, bandwidth_burst_mb=1)
+    wait_for(lambda: suite.client.job(job)["phase"] == "uploading" and
+             suite.client.job(job)["progress"]["limited_by"] == "rate_limit", 60,
+             lambda: suite.explain(job))
+    progress = suite.client.job(job)["progress"]
+    assert progress["total_bytes"] >= 40 * MB
+    suite.wait_job(job, "completed")
+    times = {name: at for name, at in fake.finished}
+    assert times["export.json"] - fake.first_put >= (40 - 1 - 4) / 10

@@ -35,6 +35,7 @@ class S3:
         self.lock = threading.Lock()
         self.objects, self.uploads = {}, {}
         self.faults, self.puts, self.requests = [], [], []
+        self.first_put, self.finished = None, []  # monotonic; (file name, monotonic)
         self.region, self.clock, self.page, self.hold = None, 0, page, None
         self.conditions = True
         self.released = threading.Event()
@@ -140,6 +141,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     # ---- objects and parts ----
 
     def on_put(self):
+        if self.fake.first_put is None:
+            self.fake.first_put = time.monotonic()
         part = int(self.query.get("partNumber", 0))
         fault = self.fake.take_fault(("cut", "status", "etag"), part)
         if fault and fault["kind"] == "cut":
@@ -164,6 +167,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.key in self.fake.objects:
             return self.error(412, "PreconditionFailed")
         self.fake.puts.append(self.key)
+        self.fake.finished.append((self.key.rsplit("/", 1)[1], time.monotonic()))
         self.fake.objects[self.key] = (body, md5(body))
         return self.answer(200, headers=[("ETag", f'"{md5(body)}"')])
 

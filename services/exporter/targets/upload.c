@@ -13,6 +13,7 @@
 #include <openssl/evp.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 
 #include "common/autos.h"
 #include "common/json.h"
@@ -22,6 +23,8 @@
 #define READ_BACK_BYTES ((size_t)(4 * MIB))
 #define RISE_AFTER      8 /* parts without trouble */
 #define STATE_MODE      0640
+#define TICK_NS         500000000L /* between two looks at the progress */
+#define SECOND_NS       1000000000L
 #define RESTARTS_MAX    1 /* when the server forgot the upload */
 
 struct sender {
@@ -178,15 +181,32 @@ static void *send_parts(void *arg)
     return NULL;
 }
 
-/* Waits for room; returns at once when sending has failed. */
-static void enqueue(struct sender *s, uint32_t index)
+/* Mutex held: waits for news, but not so long that nobody hears of the bytes under way. */
+static void wait_tick(struct sender *s)
+{
+    struct timespec until;
+
+    (void)clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_nsec += TICK_NS;
+    if (until.tv_nsec >= SECOND_NS) {
+        until.tv_sec++;
+        until.tv_nsec -= SECOND_NS;
+    }
+    (void)pthread_cond_timedwait(&s->changed, &s->mutex, &until);
+}
+
+/* true: it is in the queue, or sending has failed; else it has waited for a while. */
+static bool try_enqueue(struct sender *s, uint32_t index)
 {
     LOCK_SCOPE(&s->mutex);
-    while (!s->failed && s->queued == s->allowed_max)
-        (void)pthread_cond_wait(&s->changed, &s->mutex);
+    if (!s->failed && s->queued == s->allowed_max) {
+        wait_tick(s);
+        return false;
+    }
     if (!s->failed)
         s->queue[s->queued++] = index;
     (void)pthread_cond_broadcast(&s->changed);
+    return true;
 }
 
 static bool has_failed(struct sender *s, uint64_t *out_stored)
@@ -258,6 +278,16 @@ static int hash_part(struct hashing *h, const struct target *target, int fd,
     return 0;
 }
 
+static void enqueue(struct sender *s, uint32_t index)
+{
+    uint64_t stored = 0;
+
+    while (!try_enqueue(s, index)) {
+        (void)has_failed(s, &stored);
+        s->file->progress(s->file->arg, stored);
+    }
+}
+
 /* Hashes part by part; send: gives those to the senders that the target does not hold. */
 static int walk(struct sender *s, size_t count, bool send, struct error *err)
 {
@@ -306,7 +336,7 @@ static void wait_idle(struct sender *s)
             LOCK_SCOPE(&s->mutex);
             if (s->failed || (s->queued == 0 && s->active == 0))
                 return;
-            (void)pthread_cond_wait(&s->changed, &s->mutex);
+            wait_tick(s);
             stored = s->stored;
         }
         s->file->progress(s->file->arg, stored);

@@ -190,6 +190,7 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"email_notify\": true",
         "\"email\": {}",
         "\"upload\": \"gs://bucket/x\"",
+        "\"stream_upload\": true",
         "\"encrypt\": {}",
         "\"cleanup\": {}",
         "\"libvirt\": {}",

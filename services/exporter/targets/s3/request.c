@@ -103,6 +103,7 @@ struct exchange {
     struct target *target;
     const struct s3_call *call;
     struct s3_reply *reply;
+    struct error stop; /* why sending was given up */
     uint64_t sent;
     size_t capacity;
     bool over;            /* the answer is longer than allowed */
@@ -115,12 +116,14 @@ static size_t on_send(char *buffer, size_t unit, size_t count, void *arg)
     struct exchange *x = arg;
     size_t size = (size_t)min_u64(unit * count, x->call->size - x->sent);
 
+    if (target_pace(x->target, size, &x->stop) < 0)
+        return CURL_READFUNC_ABORT;
     if (x->call->data != NULL) {
         memcpy(buffer, (const char *)x->call->data + x->sent, size);
     } else if (target_pay(x->target, size, &x->stopped) < 0) {
         return CURL_READFUNC_ABORT;
     } else if (pread_all(x->call->fd, buffer, size, x->call->offset + x->sent) < 0) {
-        x->sys_errno = errno;
+        (void)error_set_errno(&x->stop, errno, "the file cannot be read");
         return CURL_READFUNC_ABORT;
     }
     x->sent += size;

@@ -191,6 +191,8 @@ static int s3_read(struct target *target, const char *name, uint64_t offset, voi
 
     add_header(&call, "range", range);
     *out_got = 0;
+    if (target_pace(target, size, err) < 0)
+        return -1;
     if (s3_perform(&s3->server, &call, &reply, err) < 0) {
         if (reply.status != 416)
             return -1;

@@ -347,7 +347,7 @@ static int read_path(struct target *target, const char *path, uint64_t offset, v
 {
     struct step step = {.path = path, .offset = offset, .buffer = buffer, .size = size};
 
-    if (perform(sftp_of(target), &step, run_read, err) < 0)
+    if (target_pace(target, size, err) < 0 || perform(sftp_of(target), &step, run_read, err) < 0)
         return -1;
     *out_got = step.got;
     return 0;
