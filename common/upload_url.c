@@ -29,19 +29,21 @@ static int parse_scheme(const char *text, struct upload_url *out, const char **o
     const char *end = strstr(text, "://");
     const char *later;
 
-    if (end == NULL)
+    if (end == NULL) {
         return error_set(err, ERR_INVALID,
                          "upload is no URL like s3://bucket/prefix or sftp://user@host/path");
+    }
     out->scheme = find_scheme(schemes, ARRAY_LEN(schemes), text, (size_t)(end - text));
     if (out->scheme != NULL) {
         *out_rest = end + 3;
         return 0;
     }
     later = find_scheme(schemes_later, ARRAY_LEN(schemes_later), text, (size_t)(end - text));
-    if (later != NULL)
+    if (later != NULL) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "upload to %s:// is not available in this version: use s3:// or sftp://",
                          later);
+    }
     return error_set(err, ERR_INVALID, "upload: unknown kind of URL: use s3:// or sftp://");
 }
 
@@ -49,10 +51,11 @@ static int parse_scheme(const char *text, struct upload_url *out, const char **o
 static int check_characters(const char *text, struct error *err)
 {
     for (const char *p = text; *p != '\0'; p++) {
-        if ((unsigned char)*p < 0x20 || *p == 0x7f || strchr("?#\\%", *p) != NULL)
+        if ((unsigned char)*p < 0x20 || *p == 0x7f || strchr("?#\\%", *p) != NULL) {
             return error_set(err, ERR_INVALID,
                              "upload: control characters, '?', '#', '%%' and '\\' have no place in "
                              "the URL");
+        }
     }
     return 0;
 }
@@ -70,9 +73,10 @@ static int parse_path(const char *text, struct upload_url *out, struct error *er
     (void)snprintf(out->path, sizeof out->path, "%.*s", (int)length, text);
     for (const char *p = out->path; *p != '\0';) {
         size_t n = strcspn(p, "/");
-        if (n == 0 || (n == 1 && p[0] == '.') || (n == 2 && p[0] == '.' && p[1] == '.'))
+        if (n == 0 || (n == 1 && p[0] == '.') || (n == 2 && p[0] == '.' && p[1] == '.')) {
             return error_set(err, ERR_INVALID,
                              "upload: empty, '.' and '..' parts have no place in the path");
+        }
         p += n + (p[n] == '/');
     }
     return 0;
@@ -81,9 +85,10 @@ static int parse_path(const char *text, struct upload_url *out, struct error *er
 static int copy_name(const char *what, const char *text, size_t length, char *out,
                      struct error *err)
 {
-    if (length == 0 || length > UPLOAD_NAME_BYTES_MAX)
+    if (length == 0 || length > UPLOAD_NAME_BYTES_MAX) {
         return error_set(err, ERR_INVALID, "upload: %s is missing or over %d bytes", what,
                          UPLOAD_NAME_BYTES_MAX);
+    }
     memcpy(out, text, length);
     out[length] = '\0';
     return 0;
@@ -97,10 +102,11 @@ static int parse_bucket(const char *text, size_t length, struct upload_url *out,
     if (copy_name("the bucket", text, length, out->host, err) < 0)
         return -1;
     if (length < BUCKET_BYTES_MIN || length > BUCKET_BYTES_MAX ||
-        strspn(out->host, allowed) != length || !isalnum((unsigned char)out->host[0]))
+        strspn(out->host, allowed) != length || !isalnum((unsigned char)out->host[0])) {
         return error_set(err, ERR_INVALID,
                          "upload: a bucket has %d to %d letters, digits, '.', '_' and '-'",
                          BUCKET_BYTES_MIN, BUCKET_BYTES_MAX);
+    }
     return 0;
 }
 
@@ -146,17 +152,19 @@ static int parse_authority(const char *text, size_t length, struct upload_url *o
     const char *at = memchr(text, '@', length);
 
     if (strcmp(out->scheme, "s3") == 0) {
-        if (at != NULL)
+        if (at != NULL) {
             return error_set(err, ERR_INVALID,
                              "upload: credentials have no place in the URL, they belong into "
                              "uploads.<name> of the exporter's configuration");
+        }
         return parse_bucket(text, length, out, err);
     }
     if (at != NULL) {
-        if (memchr(text, ':', (size_t)(at - text)) != NULL)
+        if (memchr(text, ':', (size_t)(at - text)) != NULL) {
             return error_set(err, ERR_INVALID,
                              "upload: a password has no place in the URL, it belongs into "
                              "uploads.<name> of the exporter's configuration");
+        }
         if (copy_name("the user", text, (size_t)(at - text), out->user, err) < 0)
             return -1;
         length -= (size_t)(at + 1 - text);
@@ -171,9 +179,10 @@ int upload_url_parse(const char *text, struct upload_url *out, struct error *err
     const char *rest = text;
     size_t length;
 
-    if (strlen(text) > UPLOAD_URL_BYTES_MAX)
+    if (strlen(text) > UPLOAD_URL_BYTES_MAX) {
         return error_set(err, ERR_INVALID, "upload: the URL is over %d bytes",
                          UPLOAD_URL_BYTES_MAX);
+    }
     if (!utf8_is_valid(text))
         return error_set(err, ERR_INVALID, "upload: the URL is not UTF-8");
     if (parse_scheme(text, &url, &rest, err) < 0 || check_characters(rest, err) < 0)

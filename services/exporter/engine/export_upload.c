@@ -94,11 +94,12 @@ static void sweep_stale(struct export_run *run)
     struct error err = ERROR_NONE;
     size_t count = 0;
 
-    if (target->base.class->sweep(target, run->upload->settings.stale_after_ms, &count, &err) < 0)
+    if (target->base.class->sweep(target, run->upload->settings.stale_after_ms, &count, &err) < 0) {
         worker_task_log(run->task, LOG_LEVEL_WARN,
                         "old unfinished uploads could not be looked for: %s", err.message);
-    else if (count > 0)
+    } else if (count > 0) {
         worker_task_log(run->task, LOG_LEVEL_INFO, "%zu old unfinished uploads aborted", count);
+    }
 }
 
 int export_upload_open(struct export_run *run, struct error *err)
@@ -205,18 +206,18 @@ static void on_progress(void *arg, uint64_t bytes)
 
 /* ---- sending ---- */
 
-static int send_file(struct export_run *run, size_t index, const char *path, const char *name,
-                     uint64_t size, const char *sha256, struct error *err)
+static int send_file(struct export_run *run, size_t index, const char *path,
+                     const struct export_record_file *file, struct error *err)
 {
-    autofree char *object = object_of(run, name);
+    autofree char *object = object_of(run, file->name);
     autofree char *state = state_path(run->dir, index);
     struct in_flight flight = {run, object};
     const char *recorded_object = "";
     autofree char *old_id = recorded_id(run->task, index, &recorded_object);
-    const struct upload_file file = {
+    const struct upload_file upload = {
         .path = path,
-        .object = {.name = object, .size = size},
-        .sha256 = sha256,
+        .object = {.name = object, .size = file->size},
+        .sha256 = file->sha256,
         .state_path = state,
         .old_id = strcmp(recorded_object, object) == 0 ? old_id : NULL,
         .may_write = may_write,
@@ -226,9 +227,9 @@ static int send_file(struct export_run *run, size_t index, const char *path, con
     };
 
     run->upload->index = index;
-    if (upload_file(run->upload->target, &file, err) < 0)
+    if (upload_file(run->upload->target, &upload, err) < 0)
         return -1;
-    run->upload->before += size;
+    run->upload->before += file->size;
     return 0;
 }
 
@@ -247,8 +248,7 @@ static int send_planned(struct export_run *run, bool late, struct error *err)
         autofree char *final_path = export_path(run, file->name);
         if (comes_late(file) != late)
             continue;
-        if (send_file(run, i, access(final_path, F_OK) == 0 ? final_path : partial, file->name,
-                      file->size, file->sha256, err) < 0)
+        if (send_file(run, i, access(final_path, F_OK) == 0 ? final_path : partial, file, err) < 0)
             return -1;
     }
     return 0;
@@ -284,15 +284,16 @@ int export_upload_record(struct export_run *run, struct error *err)
 {
     autofree char *path = export_path(run, EXPORT_RECORD_NAME);
     char sha256[DIGEST_HEX_SIZE];
+    struct export_record_file file = {.name = EXPORT_RECORD_NAME, .sha256 = sha256};
     struct stat st;
 
     if (run->upload == NULL)
         return 0;
     if (stat(path, &st) < 0)
         return error_set_errno(err, errno, "'%.200s'", path);
+    file.size = (uint64_t)st.st_size;
     if (file_sha256(path, sha256, err) < 0 ||
-        send_file(run, run->plan->file_count, path, EXPORT_RECORD_NAME, (uint64_t)st.st_size,
-                  sha256, err) < 0 ||
+        send_file(run, run->plan->file_count, path, &file, err) < 0 ||
         worker_task_record_put(run->task, EXPORT_KEY_UPLOAD_DONE, run->options.upload, err) < 0)
         return -1;
     run->uploaded = true;

@@ -159,7 +159,7 @@ static int from_environment(const struct upload_url *url, struct target_settings
     int rc;
 
     if (strcmp(url->scheme, "s3") != 0 || environment("AWS_ACCESS_KEY_ID", NULL) == NULL ||
-        environment("AWS_SECRET_ACCESS_KEY", NULL) == NULL)
+        environment("AWS_SECRET_ACCESS_KEY", NULL) == NULL) {
         return error_set(err, ERR_DENIED,
                          "the exporter has no credentials for '%.200s': add an entry below "
                          "'uploads' to its configuration%s",
@@ -167,6 +167,7 @@ static int from_environment(const struct upload_url *url, struct target_settings
                          strcmp(url->scheme, "s3") == 0
                              ? ", or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY to its environment"
                              : "");
+    }
     entry = json_object();
     json_set_text(entry, "url", text);
     json_set_text(entry, "access_key_id", environment("AWS_ACCESS_KEY_ID", ""));

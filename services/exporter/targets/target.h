@@ -74,6 +74,13 @@ struct target_part {
     char tag[TARGET_TAG_SIZE]; /* what the target calls this content; "" = not stored */
 };
 
+struct target_range { /* to be read */
+    uint64_t offset;
+    void *buffer;
+    size_t size; /* of buffer */
+    size_t got;
+};
+
 struct target_options { /* all of it outlives the target */
     const struct upload_url *url;
     const struct target_settings *settings;
@@ -108,9 +115,9 @@ struct target_class {
     int (*verify)(struct target *target, const struct target_object *object,
                   const struct target_part *parts, size_t count, bool *out_proved,
                   struct error *err);
-    /* Up to size bytes at offset; *out_got 0: the end. */
-    int (*read)(struct target *target, const char *name, uint64_t offset, void *buffer, size_t size,
-                size_t *out_got, struct error *err);
+    /* Fills range->got; 0: the end. */
+    int (*read)(struct target *target, const char *name, struct target_range *range,
+                struct error *err);
     /* Removes the unfinished upload; gone already is success. */
     int (*abort)(struct target *target, const struct target_object *object, const char *id,
                  struct error *err);

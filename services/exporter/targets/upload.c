@@ -320,10 +320,11 @@ static int walk(struct sender *s, size_t count, bool send, struct error *err)
         return 0; /* the senders' error says why */
     hash_end(h.whole, raw);
     hex_encode(raw, sizeof raw, hex);
-    if (strcmp(hex, s->file->sha256) != 0)
+    if (strcmp(hex, s->file->sha256) != 0) {
         return error_set(err, ERR_CORRUPT,
                          "'%.200s' changed since it was verified: it is not uploaded",
                          s->file->path);
+    }
     return 0;
 }
 
@@ -402,17 +403,17 @@ static int read_back(struct target *target, const struct upload_file *file, stru
 {
     autofree unsigned char *buffer = xmalloc(READ_BACK_BYTES);
     CLEANUP(hashing_release) struct hashing h = {0};
+    struct target_range range = {.buffer = buffer, .got = 1};
     uint8_t raw[DIGEST_BYTES];
     char hex[DIGEST_HEX_SIZE];
-    size_t got = 1;
 
     hashing_init(&h);
-    for (uint64_t at = 0; at < file->object.size && got > 0; at += got) {
-        size_t size = (size_t)min_u64(file->object.size - at, READ_BACK_BYTES);
+    for (; range.offset < file->object.size && range.got > 0; range.offset += range.got) {
+        range.size = (size_t)min_u64(file->object.size - range.offset, READ_BACK_BYTES);
         if (file->may_write(file->arg, err) < 0 ||
-            target->base.class->read(target, file->object.name, at, buffer, size, &got, err) < 0)
+            target->base.class->read(target, file->object.name, &range, err) < 0)
             return -1;
-        hash(h.whole, buffer, got);
+        hash(h.whole, buffer, range.got);
     }
     hash_end(h.whole, raw);
     hex_encode(raw, sizeof raw, hex);
@@ -476,9 +477,10 @@ static int open_state(struct sender *s, size_t whole_bytes, struct error *err)
     if (s->file->state_path == NULL)
         return 0;
     s->state_fd = open(s->file->state_path, O_WRONLY | O_CREAT | O_APPEND | O_CLOEXEC, STATE_MODE);
-    if (s->state_fd < 0 || ftruncate(s->state_fd, (off_t)whole_bytes) < 0)
+    if (s->state_fd < 0 || ftruncate(s->state_fd, (off_t)whole_bytes) < 0) {
         return error_set_errno(err, errno, "state file '%.200s' cannot be written",
                                s->file->state_path);
+    }
     if (whole_bytes > 0)
         return 0;
     return state_append(s->state_fd, head_line(s->target, s->file, s->id), err);
@@ -594,20 +596,21 @@ int upload_fetch(struct target *target, const char *name, size_t size_max, char 
                  size_t *out_size, struct error *err)
 {
     autofree char *buffer = xmalloc(size_max + 2);
-    size_t size = 0;
-    size_t got = 1;
+    struct target_range range = {.got = 1};
 
-    while (got > 0 && size <= size_max) {
-        if (target->base.class->read(target, name, size, buffer + size, size_max + 1 - size, &got,
-                                     err) < 0)
+    while (range.got > 0 && range.offset <= size_max) {
+        range.buffer = buffer + range.offset;
+        range.size = size_max + 1 - (size_t)range.offset;
+        if (target->base.class->read(target, name, &range, err) < 0)
             return -1;
-        size += got;
+        range.offset += range.got;
     }
-    if (size > size_max)
+    if (range.offset > size_max) {
         return error_set(err, ERR_LIMIT, "'%.200s' at the target is over %zu bytes", name,
                          size_max);
-    buffer[size] = '\0';
+    }
+    buffer[range.offset] = '\0';
     *out = STEAL(buffer);
-    *out_size = size;
+    *out_size = (size_t)range.offset;
     return 0;
 }

@@ -133,9 +133,10 @@ static int number(const char *what, const char *text, uint64_t max, uint64_t *ou
 {
     struct error bad = ERROR_NONE;
 
-    if (parse_u64(what, text, 0, max, out, &bad) < 0)
+    if (parse_u64(what, text, 0, max, out, &bad) < 0) {
         return error_set(err, ERR_PROTOCOL, "the server's %s is no number from 0 to %llu", what,
                          (unsigned long long)max);
+    }
     return 0;
 }
 
@@ -185,9 +186,10 @@ static int read_lists(const xmlNode *root, struct s3_answer *out, struct error *
     size_t parts = count_of(root, "Part");
     size_t uploads = count_of(root, "Upload");
 
-    if (parts > S3_PAGE_MAX || uploads > S3_PAGE_MAX)
+    if (parts > S3_PAGE_MAX || uploads > S3_PAGE_MAX) {
         return error_set(err, ERR_PROTOCOL, "the server lists more than %d items at once",
                          S3_PAGE_MAX);
+    }
     out->parts = xcalloc(parts + 1, sizeof *out->parts);
     out->uploads = xcalloc(uploads + 1, sizeof *out->uploads);
     for (const xmlNode *node = root->children; node != NULL; node = node->next) {

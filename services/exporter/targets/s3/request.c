@@ -22,6 +22,7 @@
 
 void s3_reply_release(struct s3_reply *reply)
 {
+    /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): NULL after each release, in the line below */
     free(reply->body);
     *reply = (struct s3_reply){0};
 }
@@ -39,9 +40,10 @@ static int take_endpoint(struct s3_server *server, const char *endpoint, struct 
         return error_set(err, ERR_INVALID, "endpoint '%.200s' is no http or https URL", endpoint);
     length = strcspn(host, "/");
     if (length == 0 || strspn(host + length, "/") != strlen(host + length) ||
-        strcspn(host, "@?# \t\r\n") < length)
+        strcspn(host, "@?# \t\r\n") < length) {
         return error_set(err, ERR_INVALID, "endpoint '%.200s' must be scheme://host[:port]",
                          endpoint);
+    }
     /* libcurl leaves the default port out of the Host header, so the signature must, too. */
     if (length > strlen(default_port) &&
         strncmp(host + length - strlen(default_port), default_port, strlen(default_port)) == 0)
@@ -61,10 +63,11 @@ int s3_server_init(struct s3_server *server, struct target *target, struct error
     (void)snprintf(server->region, sizeof server->region, "%s", settings->region);
     server->http.ca_file = settings->ca_file[0] == '\0' ? NULL : settings->ca_file;
     server->http.cancelled = target->base.options.stopped;
-    if (strcmp(settings->path_style, "auto") == 0) /* a dot in the host breaks the certificate */
+    if (strcmp(settings->path_style, "auto") == 0) { /* a dot in the host breaks the certificate */
         server->path_style = settings->endpoint[0] != '\0' || strchr(bucket, '.') != NULL;
-    else
+    } else {
         server->path_style = strcmp(settings->path_style, "true") == 0;
+    }
     return settings->endpoint[0] == '\0' ? 0 : take_endpoint(server, settings->endpoint, err);
 }
 
@@ -91,10 +94,11 @@ static int take_handle(struct s3_server *server, CURL **out, struct error *err)
 static void give_handle(struct s3_server *server, CURL *curl)
 {
     LOCK_SCOPE(&server->mutex);
-    if (server->idle_count < TARGET_PARALLEL_MAX)
+    if (server->idle_count < TARGET_PARALLEL_MAX) {
         server->idle[server->idle_count++] = curl;
-    else
+    } else {
         curl_easy_cleanup(curl);
+    }
 }
 
 /* ---- one exchange ---- */
@@ -172,19 +176,20 @@ static void header_take(struct s3_reply *reply, const char *name, const char *va
     struct error ignored = ERROR_NONE;
     uint64_t number = 0;
 
-    if (strcasecmp(name, "etag") == 0)
+    if (strcasecmp(name, "etag") == 0) {
         (void)snprintf(reply->etag, sizeof reply->etag, "%s", value);
-    else if (strcasecmp(name, "content-length") == 0)
+    } else if (strcasecmp(name, "content-length") == 0) {
         reply->has_length = parse_u64(name, value, 0, INT64_MAX, &reply->length, &ignored) == 0;
-    else if (strcasecmp(name, "x-amz-bucket-region") == 0)
+    } else if (strcasecmp(name, "x-amz-bucket-region") == 0) {
         (void)snprintf(reply->region, sizeof reply->region, "%s", value);
-    else if (strcasecmp(name, "retry-after") == 0 &&
-             parse_u64(name, value, 0, INT32_MAX, &number, &ignored) == 0)
+    } else if (strcasecmp(name, "retry-after") == 0 &&
+               parse_u64(name, value, 0, INT32_MAX, &number, &ignored) == 0) {
         reply->retry_after_ms = (int64_t)min_u64(number, RETRY_AFTER_MAX) * 1000;
-    else if (strcasecmp(name, "x-amz-server-side-encryption") == 0)
+    } else if (strcasecmp(name, "x-amz-server-side-encryption") == 0) {
         reply->encrypted = strcmp(value, "AES256") != 0;
-    else if (strcasecmp(name, "date") == 0)
+    } else if (strcasecmp(name, "date") == 0) {
         reply->date_ms = (int64_t)curl_getdate(value, NULL) * 1000;
+    }
 }
 
 static size_t on_header(char *data, size_t unit, size_t count, void *arg)
@@ -227,9 +232,10 @@ static bool set_body(CURL *curl, struct exchange *x)
         return false;
     if (strcmp(call->method, "HEAD") == 0)
         return curl_easy_setopt(curl, CURLOPT_NOBODY, 1L) == CURLE_OK;
-    if (!has_body)
+    if (!has_body) {
         return strcmp(call->method, "GET") == 0 ||
                curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, call->method) == CURLE_OK;
+    }
     return curl_easy_setopt(curl, CURLOPT_UPLOAD, 1L) == CURLE_OK &&
            curl_easy_setopt(curl, CURLOPT_CUSTOMREQUEST, call->method) == CURLE_OK &&
            curl_easy_setopt(curl, CURLOPT_INFILESIZE_LARGE, (curl_off_t)call->size) == CURLE_OK &&
@@ -270,7 +276,7 @@ static int exchange(struct s3_server *server, const char *url, const struct curl
         give_handle(server, curl);
         return 0;
     }
-    if (x->over)
+    if (x->over) {
         (void)error_set(err, ERR_PROTOCOL, "the server's answer is longer than allowed");
     else if (x->stopped.code != ERR_NONE)
         *err = x->stopped;
@@ -278,6 +284,7 @@ static int exchange(struct s3_server *server, const char *url, const struct curl
         (void)error_set_errno(err, x->sys_errno, "the file cannot be read");
     else
         (void)http_error_set(err, curl, code, server->target->base.options.url->host);
+    }
     curl_easy_cleanup(curl); /* its connection is of no use any more */
     return -1;
 }
@@ -442,9 +449,10 @@ static const char *advice_of(const struct s3_error *refusal, long status)
 int s3_refusal(const struct s3_call *call, long status, const struct s3_error *refusal,
                struct error *err)
 {
-    if (refusal->code[0] == '\0')
+    if (refusal->code[0] == '\0') {
         return error_set(err, code_of(status, refusal), "%.200s: the server answers HTTP %ld%s",
                          call->what, status, advice_of(refusal, status));
+    }
     return error_set(err, code_of(status, refusal), "%.200s: the server answers %s (HTTP %ld)%s",
                      call->what, refusal->code, status, advice_of(refusal, status));
 }

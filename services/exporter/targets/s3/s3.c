@@ -4,6 +4,7 @@
 #include <openssl/evp.h>
 #include <stdio.h>
 #include <string.h>
+#include <strings.h>
 
 #include "common/autos.h"
 #include "common/clock.h"
@@ -57,14 +58,14 @@ static bool checksum_is(const struct s3 *s3, const char *name)
     return strcmp(s3->base.base.options.settings->checksum, name) == 0;
 }
 
-/* "\"d41d...\"" -> d41d... in lower case. */
+/* "\"d41d...\"" -> d41d... */
 static void plain_etag(const char *etag, char out[TARGET_TAG_SIZE])
 {
     size_t length = 0;
 
     for (const char *p = etag; *p != '\0' && length + 1 < TARGET_TAG_SIZE; p++) {
         if (*p != '"')
-            out[length++] = *p >= 'A' && *p <= 'F' ? (char)(*p | 0x20) : *p;
+            out[length++] = *p;
     }
     out[length] = '\0';
 }
@@ -83,9 +84,10 @@ static void expected_etag(const struct target_part *parts, size_t count, char ou
     md5 = EVP_MD_CTX_new();
     if (md5 == NULL || EVP_DigestInit_ex(md5, EVP_md5(), NULL) != 1)
         abort();
-    for (size_t i = 0; i < count; i++)
+    for (size_t i = 0; i < count; i++) {
         if (EVP_DigestUpdate(md5, parts[i].md5, MD5_BYTES) != 1)
             abort();
+    }
     if (EVP_DigestFinal_ex(md5, raw, NULL) != 1)
         abort();
     EVP_MD_CTX_free(md5);
@@ -168,30 +170,35 @@ static int s3_verify(struct target *target, const struct target_object *object,
 
     if (head(s3_of(target), object->name, &reply, err) < 0)
         return -1;
-    if (!reply.has_length || reply.length != object->size)
+    if (!reply.has_length || reply.length != object->size) {
         return error_set(err, ERR_CORRUPT,
                          "'%.200s' has %" PRIu64 " bytes at the target, it should have %" PRIu64,
                          object->name, reply.length, object->size);
+    }
     expected_etag(parts, count, wanted);
     plain_etag(reply.etag, got);
-    *out_proved = strcmp(wanted, got) == 0;
+    *out_proved = strcasecmp(wanted, got) == 0;
     return 0;
 }
 
-static int s3_read(struct target *target, const char *name, uint64_t offset, void *buffer,
-                   size_t size, size_t *out_got, struct error *err)
+static int s3_read(struct target *target, const char *name, struct target_range *range,
+                   struct error *err)
 {
     struct s3 *s3 = s3_of(target);
     autofree char *key = target_key(target, name);
-    autofree char *range =
-        xasprintf("bytes=%" PRIu64 "-%" PRIu64, offset, offset + (uint64_t)size - 1);
-    struct s3_call call = {
-        .method = "GET", .key = key, .what = name, .fd = -1, .into = buffer, .into_size = size};
+    autofree char *bytes = xasprintf("bytes=%" PRIu64 "-%" PRIu64, range->offset,
+                                     range->offset + (uint64_t)range->size - 1);
+    struct s3_call call = {.method = "GET",
+                           .key = key,
+                           .what = name,
+                           .fd = -1,
+                           .into = range->buffer,
+                           .into_size = range->size};
     auto_s3_reply reply = {0};
 
-    add_header(&call, "range", range);
-    *out_got = 0;
-    if (target_pace(target, size, err) < 0)
+    add_header(&call, "range", bytes);
+    range->got = 0;
+    if (target_pace(target, range->size, err) < 0)
         return -1;
     if (s3_perform(&s3->server, &call, &reply, err) < 0) {
         if (reply.status != 416)
@@ -199,9 +206,9 @@ static int s3_read(struct target *target, const char *name, uint64_t offset, voi
         error_clear(err);
         return 0; /* the end */
     }
-    if (reply.status != 206 && offset != 0)
+    if (reply.status != 206 && range->offset != 0)
         return error_set(err, ERR_PROTOCOL, "'%.200s': the server ignores Range", name);
-    *out_got = reply.body_size;
+    range->got = reply.body_size;
     return 0;
 }
 
@@ -229,9 +236,10 @@ static int s3_begin(struct target *target, const struct target_object *object, s
     if (s3_perform(&s3->server, &call, &reply, err) < 0 ||
         s3_answer_read(reply.body == NULL ? "" : reply.body, reply.body_size, &answer, err) < 0)
         return -1;
-    if (answer.upload_id[0] == '\0')
+    if (answer.upload_id[0] == '\0') {
         return error_set(err, ERR_PROTOCOL, "'%.200s': the server's answer has no UploadId",
                          object->name);
+    }
     *out_id = xstrdup(answer.upload_id);
     return 0;
 }
@@ -263,7 +271,7 @@ static void mark_held(const struct s3_answer *page, const struct target_part *pa
             continue;
         plain_etag(listed->etag, tag);
         held[listed->number - 1] = parts[listed->number - 1].size == listed->size &&
-                                   strcmp(parts[listed->number - 1].tag, tag) == 0;
+                                   strcasecmp(parts[listed->number - 1].tag, tag) == 0;
     }
 }
 
@@ -276,9 +284,10 @@ static int s3_held(struct target *target, const struct target_object *object, co
 
     for (int page = 0; more; page++) {
         auto_s3_answer answer = {0};
-        if (page == LIST_PAGES_MAX)
+        if (page == LIST_PAGES_MAX) {
             return error_set(err, ERR_PROTOCOL, "'%.200s': the server's part list has no end",
                              object->name);
+        }
         if (list_page(s3_of(target), object, id, after, &answer, err) < 0)
             return -1;
         mark_held(&answer, parts, count, held);
@@ -342,8 +351,8 @@ static int put_once(struct s3 *s3, const struct target_object *object, const cha
     }
     plain_etag(reply.etag, part->tag);
     hex_encode(part->md5, MD5_BYTES, md5);
-    if (part->tag[0] == '\0' ||
-        (!reply.encrypted && strlen(part->tag) == 2 * MD5_BYTES && strcmp(part->tag, md5) != 0)) {
+    if (part->tag[0] == '\0' || (!reply.encrypted && strlen(part->tag) == 2 * MD5_BYTES &&
+                                 strcasecmp(part->tag, md5) != 0)) {
         part->tag[0] = '\0';
         return error_set(err, ERR_UNAVAILABLE,
                          "%.200s: the server stored other bytes than were sent (its ETag differs)",
@@ -373,10 +382,11 @@ static int s3_put_part(struct target *target, const struct target_object *object
     hex_encode(part->sha256, sizeof part->sha256, sha256);
     base64(part->md5, sizeof part->md5, md5_text);
     base64(part->sha256, sizeof part->sha256, sha256_text);
-    if (checksum_is(s3, "md5"))
+    if (checksum_is(s3, "md5")) {
         add_header(&call, "content-md5", md5_text);
-    else if (checksum_is(s3, "sha256"))
+    } else if (checksum_is(s3, "sha256")) {
         add_header(&call, "x-amz-checksum-sha256", sha256_text);
+    }
     if (id[0] == '\0') {
         add_header(&call, "content-type", "application/octet-stream");
     } else {
@@ -424,14 +434,16 @@ static int complete_once(struct s3 *s3, const struct s3_call *call, struct error
     if (publish(s3, call, &reply, err) < 0)
         return -1;
     body = reply.body == NULL ? "" : reply.body;
-    if (s3_error_read(body, reply.body_size, &refusal))
+    if (s3_error_read(body, reply.body_size, &refusal)) {
         return s3_refusal(call, strcmp(refusal.code, "NoSuchUpload") == 0 ? 404 : reply.status,
                           &refusal, err);
+    }
     if (s3_answer_read(body, reply.body_size, &answer, err) < 0)
         return -1;
-    if (!answer.completed)
+    if (!answer.completed) {
         return error_set(err, ERR_PROTOCOL, "'%.200s': the server does not say that it completed",
                          call->what);
+    }
     return 0;
 }
 

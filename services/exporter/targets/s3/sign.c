@@ -135,9 +135,10 @@ int s3_sign(const struct s3_to_sign *request, const struct s3_credentials *crede
     strbuf_init(&sb, S3_SIGNING_BYTES);
     strbuf_init(&names, S3_SIGNING_BYTES);
     canonical(request, &sb, &names);
-    if (sb.overflowed || names.overflowed)
+    if (sb.overflowed || names.overflowed) {
         return error_set(err, ERR_LIMIT, "request of over %d bytes cannot be signed",
                          S3_SIGNING_BYTES);
+    }
     sha256_hex(sb.data, sb.length, hash);
     text = xasprintf(ALGORITHM "\n%s\n%s\n%s", date, scope, hash);
     signing_key(credentials, day, key);

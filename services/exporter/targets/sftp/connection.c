@@ -88,12 +88,13 @@ static int check_host_key(ssh_session ssh, const struct target_options *options,
     if (state == SSH_KNOWN_HOSTS_OK)
         return 0;
     shown = fingerprint(ssh);
-    if (state == SSH_KNOWN_HOSTS_CHANGED || state == SSH_KNOWN_HOSTS_OTHER)
+    if (state == SSH_KNOWN_HOSTS_CHANGED || state == SSH_KNOWN_HOSTS_OTHER) {
         return error_set(
             err, ERR_DENIED,
             "sftp: '%.200s' shows another host key (%.64s) than '%.100s' has: somebody "
             "may listen in, nothing was sent",
             host, shown, file);
+    }
     return error_set(err, ERR_DENIED,
                      "sftp: the host key of '%.200s' (%.64s) is not in '%.100s': check it and add "
                      "it (ssh-keyscan)",
@@ -105,9 +106,10 @@ static int login_result(int result, ssh_session ssh, const struct target_options
 {
     if (result == SSH_AUTH_SUCCESS)
         return 0;
-    if (result == SSH_AUTH_ERROR)
+    if (result == SSH_AUTH_ERROR) {
         return error_set(err, ERR_UNAVAILABLE, "sftp: login at '%.128s': %.200s",
                          options->url->host, ssh_get_error(ssh));
+    }
     return error_set(err, ERR_DENIED, "sftp: '%.128s' refuses the %s of user '%.64s'",
                      options->url->host, how, user_of(options));
 }
@@ -118,19 +120,22 @@ static int login(ssh_session ssh, const struct target_options *options, struct e
     ssh_key key = NULL;
     int result;
 
-    if (settings->key_file[0] == '\0')
+    if (settings->key_file[0] == '\0') {
         return login_result(ssh_userauth_password(ssh, NULL, settings->password), ssh, options,
                             "password", err);
-    if (ssh_pki_import_privkey_file(settings->key_file, NULL, NULL, NULL, &key) != SSH_OK)
+    }
+    if (ssh_pki_import_privkey_file(settings->key_file, NULL, NULL, NULL, &key) != SSH_OK) {
         return error_set(err, ERR_DENIED,
                          "sftp: key file '%.200s' cannot be read (it must be a private key without "
                          "passphrase)",
                          settings->key_file);
+    }
     result = ssh_userauth_publickey(ssh, NULL, key);
     ssh_key_free(key);
-    if (result != SSH_AUTH_SUCCESS && result != SSH_AUTH_ERROR && settings->password[0] != '\0')
+    if (result != SSH_AUTH_SUCCESS && result != SSH_AUTH_ERROR && settings->password[0] != '\0') {
         return login_result(ssh_userauth_password(ssh, NULL, settings->password), ssh, options,
                             "key and password", err);
+    }
     return login_result(result, ssh, options, "key", err);
 }
 
@@ -158,16 +163,18 @@ static int connect_new(const struct target_options *options, struct sftp_connect
         abort(); /* out of memory */
     if (set_options(connection->ssh, options, err) < 0)
         return -1;
-    if (ssh_connect(connection->ssh) != SSH_OK)
+    if (ssh_connect(connection->ssh) != SSH_OK) {
         return error_set(err, ERR_UNAVAILABLE, "sftp: '%.128s': %.300s", options->url->host,
                          ssh_get_error(connection->ssh));
+    }
     if (check_host_key(connection->ssh, options, err) < 0 ||
         login(connection->ssh, options, err) < 0)
         return -1;
     connection->sftp = sftp_new(connection->ssh);
-    if (connection->sftp == NULL || sftp_init(connection->sftp) != SSH_OK)
+    if (connection->sftp == NULL || sftp_init(connection->sftp) != SSH_OK) {
         return error_set(err, ERR_NOT_AVAILABLE, "sftp: '%.128s' has no SFTP: %.200s",
                          options->url->host, ssh_get_error(connection->ssh));
+    }
     limit_silence(connection->ssh);
     connection->write_bytes =
         ssh_get_openssh_version(connection->ssh) != 0 ? WRITE_BYTES_OPENSSH : WRITE_BYTES;

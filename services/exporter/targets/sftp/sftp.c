@@ -142,9 +142,10 @@ static int sftp_target_open(const struct target_options *options, struct target 
     path = xasprintf("/%s", options->url->path);
     if (look(sftp, path, &found, &size, err) < 0)
         return -1;
-    if (!found)
+    if (!found) {
         return error_set(err, ERR_NOT_FOUND, "sftp: directory '%.200s' does not exist at '%.128s'",
                          path, options->url->host);
+    }
     *out = STEAL(guard);
     return 0;
 }
@@ -342,23 +343,25 @@ static int run_read(struct sftp_connection *connection, struct step *step, struc
     return rc;
 }
 
-static int read_path(struct target *target, const char *path, uint64_t offset, void *buffer,
-                     size_t size, size_t *out_got, struct error *err)
+static int read_path(struct target *target, const char *path, struct target_range *range,
+                     struct error *err)
 {
-    struct step step = {.path = path, .offset = offset, .buffer = buffer, .size = size};
+    struct step step = {
+        .path = path, .offset = range->offset, .buffer = range->buffer, .size = range->size};
 
-    if (target_pace(target, size, err) < 0 || perform(sftp_of(target), &step, run_read, err) < 0)
+    if (target_pace(target, range->size, err) < 0 ||
+        perform(sftp_of(target), &step, run_read, err) < 0)
         return -1;
-    *out_got = step.got;
+    range->got = step.got;
     return 0;
 }
 
-static int sftp_target_read(struct target *target, const char *name, uint64_t offset, void *buffer,
-                            size_t size, size_t *out_got, struct error *err)
+static int sftp_target_read(struct target *target, const char *name, struct target_range *range,
+                            struct error *err)
 {
     autofree char *path = path_of(target, name);
 
-    return read_path(target, path, offset, buffer, size, out_got, err);
+    return read_path(target, path, range, err);
 }
 
 /* ---- publishing ---- */
@@ -366,18 +369,19 @@ static int sftp_target_read(struct target *target, const char *name, uint64_t of
 static int compare_part(struct target *target, const char *path, const struct target_part *part,
                         unsigned char *buffer, EVP_MD_CTX *sha256, struct error *err)
 {
+    struct target_range range = {.buffer = buffer};
     uint8_t raw[32];
-    size_t got = 0;
 
     if (EVP_DigestInit_ex(sha256, EVP_sha256(), NULL) != 1)
         abort();
-    for (uint64_t done = 0; done < part->size; done += got) {
-        size_t size = (size_t)min_u64(part->size - done, PIECE_BYTES);
-        if (read_path(target, path, part->offset + done, buffer, size, &got, err) < 0)
+    for (uint64_t done = 0; done < part->size; done += range.got) {
+        range.offset = part->offset + done;
+        range.size = (size_t)min_u64(part->size - done, PIECE_BYTES);
+        if (read_path(target, path, &range, err) < 0)
             return -1;
-        if (got == 0)
+        if (range.got == 0)
             break;
-        if (EVP_DigestUpdate(sha256, buffer, got) != 1)
+        if (EVP_DigestUpdate(sha256, buffer, range.got) != 1)
             abort();
     }
     if (EVP_DigestFinal_ex(sha256, raw, NULL) != 1)
@@ -471,10 +475,11 @@ static int sftp_complete(struct target *target, const struct target_object *obje
     (void)id;
     if (look(sftp, path, &found, &size, err) < 0)
         return -1;
-    if (!found) /* renamed before, and the answer was lost? verify() reads it */
+    if (!found) { /* renamed before, and the answer was lost? verify() reads it */
         return look(sftp, final_path, &found, &size, err) < 0 || found
                    ? (found ? 0 : -1)
                    : error_set(err, ERR_NOT_FOUND, "sftp: '%.300s' is gone", path);
+    }
     if (size != object->size)
         return error_set(err, ERR_UNAVAILABLE, "sftp: '%.300s' has %" PRIu64 " bytes", path, size);
     if (publish(sftp, object, path, parts, count, err) < 0)
@@ -499,9 +504,10 @@ static int sftp_verify(struct target *target, const struct target_object *object
         return -1;
     if (!found)
         return error_set(err, ERR_NOT_FOUND, "sftp: '%.300s' does not exist", path);
-    if (size != object->size)
+    if (size != object->size) {
         return error_set(err, ERR_CORRUPT, "'%.200s' has %" PRIu64 " bytes at the target",
                          object->name, size);
+    }
     *out_proved = sftp->read_back != NULL && strcmp(sftp->read_back, object->name) == 0;
     return 0;
 }
@@ -533,9 +539,11 @@ static bool is_part(const char *name)
            strcmp(name + length - strlen(PART_SUFFIX), PART_SUFFIX) == 0;
 }
 
+/* Three levels deep at most: sweep_entry stops there. */
 static int sweep_dir(struct sftp_connection *connection, const char *path, int depth,
                      struct sweep *sweep, struct error *err);
 
+/* NOLINTNEXTLINE(misc-no-recursion): depth is checked */
 static int sweep_entry(struct sftp_connection *connection, const char *dir,
                        const struct sftp_attributes_struct *entry, int depth, struct sweep *sweep,
                        struct error *err)
@@ -559,6 +567,7 @@ static int sweep_entry(struct sftp_connection *connection, const char *dir,
     return 0;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): depth is checked */
 static int sweep_dir(struct sftp_connection *connection, const char *path, int depth,
                      struct sweep *sweep, struct error *err)
 {

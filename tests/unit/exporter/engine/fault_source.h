@@ -3,6 +3,7 @@
 #define TEST_FAULT_SOURCE_H
 
 #include <errno.h>
+#include <string.h>
 
 #include "common/clock.h"
 #include "services/exporter/engine/source.h"
