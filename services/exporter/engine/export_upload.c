@@ -58,17 +58,6 @@ void export_upload_free(struct export_run *run)
 
 /* ---- the target ---- */
 
-static int pace(void *arg, uint64_t bytes, struct error *err)
-{
-    struct export_upload *upload = arg;
-    int64_t start_ms = clock_mono_ms();
-    int rc = rate_take(upload->rate, bytes, upload->stopped, err);
-
-    (void)atomic_fetch_add(&upload->moved, bytes);
-    (void)atomic_fetch_add(&upload->paced_ms, (uint64_t)(clock_mono_ms() - start_ms));
-    return rc;
-}
-
 static int connect_target(struct export_upload *upload, const atomic_bool *stopped,
                           struct rate_transfer *rate, struct error *err)
 {
@@ -108,7 +97,6 @@ int export_upload_open(struct export_run *run, struct error *err)
         return 0;
     export_phase(run, "uploading");
     run->upload = xcalloc(1, sizeof *run->upload);
-    run->upload->rate = run->rate;
     if (read_target(run->exporter, run->options.upload, run->upload, err) < 0)
         return -1;
     if (connect_target(run->upload, worker_task_stopped(run->task), run->rate, err) == 0) {

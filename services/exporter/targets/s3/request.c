@@ -110,9 +110,7 @@ struct exchange {
     struct error stop; /* why sending was given up */
     uint64_t sent;
     size_t capacity;
-    bool over;            /* the answer is longer than allowed */
-    int sys_errno;        /* reading the file failed */
-    struct error stopped; /* while it waited for bandwidth */
+    bool over; /* the answer is longer than allowed */
 };
 
 static size_t on_send(char *buffer, size_t unit, size_t count, void *arg)
@@ -120,11 +118,9 @@ static size_t on_send(char *buffer, size_t unit, size_t count, void *arg)
     struct exchange *x = arg;
     size_t size = (size_t)min_u64(unit * count, x->call->size - x->sent);
 
-    if (target_pace(x->target, size, &x->stop) < 0)
-        return CURL_READFUNC_ABORT;
     if (x->call->data != NULL) {
         memcpy(buffer, (const char *)x->call->data + x->sent, size);
-    } else if (target_pay(x->target, size, &x->stopped) < 0) {
+    } else if (target_pay(x->target, size, &x->stop) < 0) {
         return CURL_READFUNC_ABORT;
     } else if (pread_all(x->call->fd, buffer, size, x->call->offset + x->sent) < 0) {
         (void)error_set_errno(&x->stop, errno, "the file cannot be read");
@@ -276,15 +272,12 @@ static int exchange(struct s3_server *server, const char *url, const struct curl
         give_handle(server, curl);
         return 0;
     }
-    if (x->over) {
+    if (x->over)
         (void)error_set(err, ERR_PROTOCOL, "the server's answer is longer than allowed");
-    else if (x->stopped.code != ERR_NONE)
-        *err = x->stopped;
-    else if (x->sys_errno != 0)
-        (void)error_set_errno(err, x->sys_errno, "the file cannot be read");
+    else if (x->stop.code != ERR_NONE)
+        *err = x->stop;
     else
         (void)http_error_set(err, curl, code, server->target->base.options.url->host);
-    }
     curl_easy_cleanup(curl); /* its connection is of no use any more */
     return -1;
 }

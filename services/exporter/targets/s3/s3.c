@@ -198,7 +198,7 @@ static int s3_read(struct target *target, const char *name, struct target_range 
 
     add_header(&call, "range", bytes);
     range->got = 0;
-    if (target_pace(target, range->size, err) < 0)
+    if (target_pay(target, range->size, err) < 0)
         return -1;
     if (s3_perform(&s3->server, &call, &reply, err) < 0) {
         if (reply.status != 416)

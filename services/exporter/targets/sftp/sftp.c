@@ -349,7 +349,7 @@ static int read_path(struct target *target, const char *path, struct target_rang
     struct step step = {
         .path = path, .offset = range->offset, .buffer = range->buffer, .size = range->size};
 
-    if (target_pace(target, range->size, err) < 0 ||
+    if (target_pay(target, range->size, err) < 0 ||
         perform(sftp_of(target), &step, run_read, err) < 0)
         return -1;
     range->got = step.got;
