@@ -96,6 +96,8 @@ int export_upload_open(struct export_run *run, struct error *err)
     if (run->options.upload[0] == '\0')
         return 0;
     export_phase(run, "uploading");
+    /* The line also brings the phase to the scheduler, however soon the task fails in it. */
+    worker_task_log(run->task, LOG_LEVEL_INFO, "checking the upload's target");
     run->upload = xcalloc(1, sizeof *run->upload);
     if (read_target(run->exporter, run->options.upload, run->upload, err) < 0)
         return -1;
