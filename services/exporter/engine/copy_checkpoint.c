@@ -275,6 +275,23 @@ static int sync_sinks(struct copy_run *run, struct error *err)
     return 0;
 }
 
+/* Nobody will ask for them; or a checkpoint would be due for ever. */
+static void forget_done(struct copy_run *run)
+{
+    struct copy_chunk *done;
+
+    {
+        LOCK_SCOPE(&run->mutex);
+        done = STEAL(run->done);
+        run->done_bytes = 0;
+    }
+    while (done != NULL) {
+        struct copy_chunk *next = done->next;
+        free(done);
+        done = next;
+    }
+}
+
 int copy_checkpoint(struct copy_run *run, struct error *err)
 {
     size_t count = run->options->output_count;
@@ -283,8 +300,10 @@ int copy_checkpoint(struct copy_run *run, struct error *err)
     struct copy_chunk *done = NULL;
     int rc;
 
-    if (run->journal == NULL)
+    if (run->journal == NULL) {
+        forget_done(run);
         return 0;
+    }
     for (size_t i = 0; i < count; i++)
         strbuf_init(&states[i], SINK_STATE_BYTES_MAX);
     rc = snapshot(run, &done, states, err);

@@ -1,0 +1,374 @@
+/* Conversions in process, by the copy engine with leaf digests, against other people's programs
+ * doing the same with the same file; everything durable on disk at the end. The source is an image
+ * that both readers open (each inflates its own grains). Medians of runs in turn.
+ *
+ * BENCH_FORMATS_MIB sets the disk's size (512; half of it holds data), BENCH_FORMATS_RUNS the runs
+ * of each (3). */
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <spawn.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+
+#include "common/clock.h"
+#include "common/parse.h"
+#include "services/exporter/engine/copy.h"
+
+#define DISK_MIB_DEFAULT 512U
+#define RUNS_DEFAULT     3U
+#define RUNS_MAX         50U
+#define READERS          2U
+#define CHUNK_BYTES      (10 * MIB) /* export.chunk_size's default */
+#define RUN_BYTES        (4 * MIB)  /* data and holes take turns */
+#define PROGRAM_ARGS_MAX 16U
+
+extern char **environ;
+
+static char folder[] = "/var/tmp/hsdk-bench-XXXXXX";
+
+static char *path_of(const char *name)
+{
+    return xasprintf("%s/%s", folder, name);
+}
+
+static int run_program(const char *const *argv, struct error *err)
+{
+    posix_spawn_file_actions_t actions;
+    pid_t pid = 0;
+    int status = 0;
+    int rc;
+
+    (void)posix_spawn_file_actions_init(&actions);
+    (void)posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
+    rc = posix_spawnp(&pid, argv[0], &actions, NULL, (char *const *)(uintptr_t)argv, environ);
+    (void)posix_spawn_file_actions_destroy(&actions);
+    if (rc != 0)
+        return error_set_errno(err, rc, "'%s' cannot be started", argv[0]);
+    while (waitpid(pid, &status, 0) < 0) {
+        if (errno != EINTR)
+            return error_set_errno(err, errno, "'%s' is lost", argv[0]);
+    }
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
+        return error_set(err, ERR_INTERNAL, "'%s' failed", argv[0]);
+    return 0;
+}
+
+/* ---- the disk ---- */
+
+/* Shrinks to somewhat over a half, as file systems do: random bytes, then words out of a few. */
+static void fill(uint64_t *block, size_t count, uint64_t *state)
+{
+    for (size_t i = 0; i < count; i++) {
+        *state ^= *state << 13;
+        *state ^= *state >> 7;
+        *state ^= *state << 17;
+        block[i] = i % 512 < 256 ? *state : UINT64_C(0x6874206b63697571) + *state % 64;
+    }
+}
+
+static int make_disk(const char *path, uint64_t size, struct error *err)
+{
+    autofree uint64_t *block = xmalloc(RUN_BYTES);
+    autoclose int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0644);
+    uint64_t state = UINT64_C(0x9e3779b97f4a7c15);
+
+    if (fd < 0 || ftruncate(fd, (off_t)size) < 0)
+        return error_set_errno(err, errno, "cannot write '%s'", path);
+    for (uint64_t at = 0; at < size; at += 2 * RUN_BYTES) {
+        fill(block, RUN_BYTES / sizeof *block, &state);
+        if (pwrite_all(fd, block, RUN_BYTES, at) < 0)
+            return error_set_errno(err, errno, "cannot write '%s'", path);
+    }
+    return fsync(fd) < 0 ? error_set_errno(err, errno, "cannot write '%s'", path) : 0;
+}
+
+/* ---- an image as a source ---- */
+
+struct provider_session {
+    const char *path;
+    const char *format;
+};
+
+struct provider_disk {
+    struct image *image;
+};
+
+static int bench_open(struct provider_session *session, const struct frozen_vm *frozen,
+                      size_t index, struct provider_disk **out, struct error *err)
+{
+    struct provider_disk *disk = xcalloc(1, sizeof *disk);
+
+    (void)frozen;
+    (void)index;
+    if (image_open(session->path, session->format, &disk->image, err) < 0) {
+        free(disk);
+        return -1;
+    }
+    *out = disk;
+    return 0;
+}
+
+static int bench_read(struct provider_disk *disk, void *buffer, size_t length, uint64_t offset,
+                      struct error *err)
+{
+    return image_read(disk->image, buffer, length, offset, err);
+}
+
+static int bench_extents(struct provider_disk *disk, uint64_t offset, uint64_t length,
+                         struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
+                         struct error *err)
+{
+    uint64_t end = offset + length;
+    size_t count = 0;
+
+    (void)err;
+    while (offset < end) {
+        uint64_t n = min_u64(MIB - offset % MIB, end - offset);
+        if (!image_is_hole(disk->image, offset, n)) {
+            if (count > 0 && out[count - 1].offset + out[count - 1].length == offset)
+                out[count - 1].length += n;
+            else if (count == count_max)
+                break;
+            else
+                out[count++] = (struct extent){.offset = offset, .length = n};
+        }
+        offset += n;
+    }
+    *out_count = count;
+    *out_end = offset;
+    return 0;
+}
+
+static void bench_close(struct provider_disk *disk)
+{
+    if (disk == NULL)
+        return;
+    image_close(disk->image);
+    free(disk);
+}
+
+static int bench_mark(struct provider_session *session, const struct frozen_vm *frozen,
+                      size_t index, char **out, struct error *err)
+{
+    (void)session;
+    (void)err;
+    *out = xstrdup(frozen->disks[index].mark);
+    return 0;
+}
+
+static const struct provider bench_provider = {
+    .name = "bench",
+    .parallel_reads_max = READERS,
+    .disk_open = bench_open,
+    .disk_read = bench_read,
+    .disk_extents = bench_extents,
+    .disk_close = bench_close,
+    .disk_mark = bench_mark,
+};
+
+/* ---- figures ---- */
+
+struct figure {
+    const char *name;
+    const char *source; /* file and its format */
+    const char *source_format;
+    const struct sink_format *format;
+    bool hash;
+    const char *reference[PROGRAM_ARGS_MAX]; /* "IN" and "OUT" stand for the files */
+    const char *goal;
+    double seconds[RUNS_MAX];
+    double reference_seconds[RUNS_MAX];
+    uint64_t bytes;
+    uint64_t reference_bytes;
+};
+
+static struct figure figures[] = {
+    {.name = "vmdk_to_qcow2_with_hash",
+     .source = "disk.vmdk",
+     .source_format = "vmdk",
+     .format = &sink_qcow2,
+     .hash = true,
+     .reference = {"qemu-img", "convert", "-t", "none", "-f", "vmdk", "-O", "qcow2", "IN", "OUT"},
+     .goal = ">=3"},
+    {.name = "raw_to_stream_optimized",
+     .source = "disk.raw",
+     .source_format = "raw",
+     .format = &sink_vmdk,
+     .hash = true,
+     .reference = {"qemu-img", "convert", "-f", "raw", "-O", "vmdk", "-o",
+                   "subformat=streamOptimized", "IN", "OUT"},
+     .goal = ">=10"},
+    {.name = "raw_to_raw_sparse",
+     .source = "disk.raw",
+     .source_format = "raw",
+     .format = &sink_raw,
+     .hash = false,
+     .reference = {"nbdcopy", "--flush", "IN", "OUT"},
+     .goal = ">=0.9"},
+    {.name = "raw_to_qcow2_with_hash",
+     .source = "disk.raw",
+     .source_format = "raw",
+     .format = &sink_qcow2,
+     .hash = true,
+     .reference = {"qemu-img", "convert", "-t", "none", "-f", "raw", "-O", "qcow2", "IN", "OUT"},
+     .goal = ">=1.2"},
+};
+
+static int file_bytes(const char *path, uint64_t *out, struct error *err)
+{
+    struct stat st;
+
+    if (stat(path, &st) < 0)
+        return error_set_errno(err, errno, "'%s'", path);
+    *out = (uint64_t)st.st_size;
+    return 0;
+}
+
+/* Takes the file away; the next run does not pay for that. */
+static int remove_output(const char *path, uint64_t *out_bytes, struct error *err)
+{
+    int rc = file_bytes(path, out_bytes, err);
+
+    (void)unlink(path);
+    sync();
+    return rc;
+}
+
+static int run_reference(struct figure *figure, uint32_t run, struct error *err)
+{
+    autofree char *in = path_of(figure->source);
+    autofree char *out = path_of("reference");
+    const char *argv[PROGRAM_ARGS_MAX + 1] = {0};
+    int64_t start;
+    int fd;
+
+    for (size_t i = 0; i < PROGRAM_ARGS_MAX && figure->reference[i] != NULL; i++) {
+        const char *word = figure->reference[i];
+        argv[i] = strcmp(word, "IN") == 0 ? in : strcmp(word, "OUT") == 0 ? out : word;
+    }
+    start = clock_mono_ns();
+    if (run_program(argv, err) < 0)
+        return -1;
+    fd = open(out, O_RDONLY | O_CLOEXEC); /* an exit status of 0 is not durability */
+    if (fd < 0 || fsync(fd) < 0)
+        return error_set_errno(err, errno, "cannot sync '%s'", out);
+    (void)close(fd);
+    figure->reference_seconds[run] = (double)(clock_mono_ns() - start) / 1e9;
+    return remove_output(out, &figure->reference_bytes, err);
+}
+
+static int run_copy(struct figure *figure, uint64_t size, uint32_t run, struct error *err)
+{
+    static char mark[] = "mark";
+    autofree char *in = path_of(figure->source);
+    autofree char *out = path_of("ours");
+    struct provider_session session = {in, figure->source_format};
+    struct frozen_disk disk = {.size_bytes = size, .mark = mark};
+    struct frozen_vm frozen = {.disks = &disk, .disk_count = 1};
+    struct copy_output output = {.format = figure->format, .path = out, .file_name = "ours"};
+    struct copy_options options = {.provider = &bench_provider,
+                                   .session = &session,
+                                   .frozen = &frozen,
+                                   .chunk_bytes = CHUNK_BYTES,
+                                   .readers = READERS,
+                                   .identity = "bench",
+                                   .outputs = &output,
+                                   .output_count = 1,
+                                   .hash = figure->hash};
+    auto_copy_result result = {0};
+    int64_t start = clock_mono_ns();
+
+    if (copy_disk(&options, &result, err) < 0)
+        return -1;
+    figure->seconds[run] = (double)(clock_mono_ns() - start) / 1e9;
+    if (run == 0 && result.leaves != NULL &&
+        copy_verify(out, figure->format->name, result.leaves, READERS, NULL, NULL, NULL, err) < 0)
+        return -1;
+    return remove_output(out, &figure->bytes, err);
+}
+
+static int compare(const void *a, const void *b)
+{
+    double x = *(const double *)a;
+    double y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static double median_rate(double *seconds, size_t count, uint64_t size)
+{
+    qsort(seconds, count, sizeof *seconds, compare);
+    return (double)size / (double)MIB / seconds[count / 2];
+}
+
+static int measure(uint64_t size, uint32_t runs, struct error *err)
+{
+    for (uint32_t run = 0; run < runs; run++) {
+        for (size_t i = 0; i < ARRAY_LEN(figures); i++) {
+            if (run_reference(&figures[i], run, err) < 0 ||
+                run_copy(&figures[i], size, run, err) < 0)
+                return error_wrap(err, "%s", figures[i].name);
+        }
+    }
+    for (size_t i = 0; i < ARRAY_LEN(figures); i++) {
+        double ours = median_rate(figures[i].seconds, runs, size);
+        double reference = median_rate(figures[i].reference_seconds, runs, size);
+        (void)printf("%s %.0f MiB/s %.0f %.2f %s\n", figures[i].name, ours, reference,
+                     ours / reference, figures[i].goal);
+        if (figures[i].format == &sink_vmdk)
+            (void)printf("%s_size %.1f MiB %.1f %.3f <=1.05\n", figures[i].name,
+                         (double)figures[i].bytes / (double)MIB,
+                         (double)figures[i].reference_bytes / (double)MIB,
+                         (double)figures[i].bytes / (double)figures[i].reference_bytes);
+    }
+    return 0;
+}
+
+static int number_of(const char *name, uint32_t fallback, uint32_t max, uint32_t *out,
+                     struct error *err)
+{
+    const char *text = getenv(name);
+
+    *out = fallback;
+    return text == NULL ? 0 : parse_u32(name, text, 1, max, out, err);
+}
+
+static int bench(struct error *err)
+{
+    autofree char *raw = path_of("disk.raw");
+    autofree char *vmdk = path_of("disk.vmdk");
+    const char *make_vmdk[] = {"qemu-img", "convert", "-f", "raw",
+                               "-O",       "vmdk",    "-o", "subformat=streamOptimized",
+                               raw,        vmdk,      NULL};
+    uint32_t mib = 0;
+    uint32_t runs = 0;
+
+    if (number_of("BENCH_FORMATS_MIB", DISK_MIB_DEFAULT, 65536, &mib, err) < 0 ||
+        number_of("BENCH_FORMATS_RUNS", RUNS_DEFAULT, RUNS_MAX, &runs, err) < 0 ||
+        make_disk(raw, round_up_u64(mib * MIB, 2 * RUN_BYTES), err) < 0 ||
+        run_program(make_vmdk, err) < 0)
+        return -1;
+    return measure(round_up_u64(mib * MIB, 2 * RUN_BYTES), runs, err);
+}
+
+int main(void)
+{
+    struct error err = ERROR_NONE;
+    struct error ignored = ERROR_NONE;
+    const char *argv[] = {"rm", "-rf", folder, NULL};
+    int rc;
+
+    if (mkdtemp(folder) == NULL) {
+        (void)fprintf(stderr, "bench_formats: no temporary folder\n");
+        return 1;
+    }
+    rc = bench(&err);
+    if (rc < 0)
+        (void)fprintf(stderr, "bench_formats: %s\n", err.message);
+    if (run_program(argv, &ignored) < 0)
+        error_clear(&ignored);
+    return rc < 0 ? 1 : 0;
+}
