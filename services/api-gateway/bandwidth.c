@@ -26,20 +26,24 @@ int bandwidth_check(const json_t *job, struct field_problem *problem, struct err
 
     for (size_t i = 0; i < ARRAY_LEN(adaptive_only); i++) {
         if (json_object_get(job, adaptive_only[i]) != NULL &&
-            !field_bool(job, "adaptive_bandwidth", false))
+            !field_bool(job, "adaptive_bandwidth", false)) {
             return field_fail(problem, 422, adaptive_only[i], err, ERR_INVALID,
                               "'%s' needs 'adaptive_bandwidth'", adaptive_only[i]);
+        }
     }
-    if (field_number(job, "bandwidth_burst_mb", 0) > 0 && ceiling_mb(job) == 0)
+    if (field_number(job, "bandwidth_burst_mb", 0) > 0 && ceiling_mb(job) == 0) {
         return field_fail(problem, 422, "bandwidth_burst_mb", err, ERR_INVALID,
                           "'bandwidth_burst_mb' needs a 'bandwidth_limit_mbps'");
-    if (limit > 0 && ceiling_mb(job) > limit)
+    }
+    if (limit > 0 && ceiling_mb(job) > limit) {
         return field_fail(problem, 422, "bandwidth_max_mbps", err, ERR_INVALID,
                           "'bandwidth_max_mbps' is over 'bandwidth_limit_mbps'");
-    if (floor_mb(job) > ceiling_mb(job))
+    }
+    if (floor_mb(job) > ceiling_mb(job)) {
         return field_fail(problem, 422, "bandwidth_min_mbps", err, ERR_INVALID,
                           "'bandwidth_min_mbps' is over the largest rate of %llu MB/s",
                           (unsigned long long)ceiling_mb(job));
+    }
     return 0;
 }
 

@@ -19,16 +19,18 @@ int handle_job_bandwidth(struct call *call, struct error *err)
     auto_json *answer = NULL;
 
     call_resource(call, "job", job_id);
-    if (call->body == NULL)
+    if (call->body == NULL) {
         return call_bad_field(call, "bandwidth_limit_mbps", err,
                               "'bandwidth_limit_mbps' is missing (0: no limit)");
+    }
     if (fields_canonical(bandwidth_fields, "", call->body, &fields, &problem, err) < 0 ||
         bandwidth_check(fields, &problem, err) < 0)
         return call_fail_field(call, &problem, err);
     if (json_object_get(fields, "bandwidth_limit_mbps") == NULL &&
-        !field_bool(fields, "adaptive_bandwidth", false))
+        !field_bool(fields, "adaptive_bandwidth", false)) {
         return call_bad_field(call, "bandwidth_limit_mbps", err,
                               "'bandwidth_limit_mbps' is missing (0: no limit)");
+    }
     spec = bandwidth_spec(fields);
     if (job_store_set_bandwidth(call->db, job_id, call->identity.username, fields, spec, err) < 0)
         return -1;

@@ -49,16 +49,18 @@ static int extents_check(const struct copy_run *run, uint64_t from, struct error
 {
     uint64_t at = from;
 
-    if (run->extents_end <= from || run->extents_end > run->size_bytes)
+    if (run->extents_end <= from || run->extents_end > run->size_bytes) {
         return error_set(err, ERR_PROTOCOL,
                          "the source's map of used extents does not go on at %" PRIu64, from);
+    }
     for (size_t i = 0; i < run->extent_count; i++) {
         const struct extent *extent = &run->extents[i];
         if (extent->offset < at ||
-            !range_is_inside(extent->offset, extent->length, run->extents_end))
+            !range_is_inside(extent->offset, extent->length, run->extents_end)) {
             return error_set(err, ERR_PROTOCOL,
                              "the source's map of used extents is out of order at %" PRIu64,
                              extent->offset);
+        }
         at = extent->offset + extent->length;
     }
     return 0;
@@ -70,13 +72,15 @@ static int extents_fetch(struct copy_reader *reader, struct error *err)
     struct copy_run *run = reader->run;
     struct source *source = reader->source;
     uint64_t from = run->claim_offset;
+    struct source_extents answer = {.items = run->extents, .count_max = COPY_EXTENTS_MAX};
 
     if (run->extents == NULL || run->extents_end > from)
         return 0;
     run->extent_next = 0;
-    if (source->ops->extents(source, from, run->size_bytes - from, run->extents, COPY_EXTENTS_MAX,
-                             &run->extent_count, &run->extents_end, err) == 0) {
-        assert(run->extent_count <= COPY_EXTENTS_MAX);
+    if (source->ops->extents(source, from, run->size_bytes - from, &answer, err) == 0) {
+        assert(answer.count <= COPY_EXTENTS_MAX);
+        run->extent_count = answer.count;
+        run->extents_end = answer.end;
         return extents_check(run, from, err);
     }
     run->extent_count = 0;
@@ -296,10 +300,11 @@ static int read_range(struct copy_reader *reader, uint64_t offset, uint64_t leng
         return read_pieces(reader, stream.end, err);
     if (source->ops->stream(source, length, offset, stream_take, &stream, err) < 0)
         return -1;
-    if (reader->position < stream.end)
+    if (reader->position < stream.end) {
         return error_set(err, ERR_SOURCE_CHANGED,
                          "the disk ends at %" PRIu64 " of %" PRIu64 " bytes", reader->position,
                          reader->run->size_bytes);
+    }
     return 0;
 }
 

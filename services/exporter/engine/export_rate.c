@@ -45,13 +45,14 @@ void export_rate_tell(struct export_run *run)
         LOCK_SCOPE(&run->bandwidth.mutex);
         settings = run->bandwidth.settings;
     }
-    if (settings.rate == 0)
+    if (settings.rate == 0) {
         worker_task_log(run->task, LOG_LEVEL_INFO, "bandwidth of this job: no limit");
-    else if (settings.floor > 0)
+    } else if (settings.floor > 0) {
         worker_task_log(run->task, LOG_LEVEL_INFO,
                         "bandwidth of this job: adaptive, %.1f to %.1f MB/s",
                         (double)settings.floor / (double)MIB, (double)settings.rate / (double)MIB);
-    else
+    } else {
         worker_task_log(run->task, LOG_LEVEL_INFO, "bandwidth of this job: %.1f MB/s",
                         (double)settings.rate / (double)MIB);
+    }
 }

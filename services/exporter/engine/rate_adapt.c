@@ -51,10 +51,11 @@ uint64_t rate_adapt_rate(struct rate_adapt *adapt, int64_t now_ms)
     if (adapt->results == 0)
         return adapt->rate; /* nothing was learned */
     adapt->results = 0;
-    if (is_congested(adapt))
+    if (is_congested(adapt)) {
         adapt->rate = max_u64(adapt->rate - step, adapt->floor);
-    else if (adapt->failing < FAILING_FEW)
+    } else if (adapt->failing < FAILING_FEW) {
         adapt->rate = min_u64(adapt->rate + max_u64(step, 1), adapt->ceiling);
+    }
     adapt->best_ns *= BEST_RISES;
     return adapt->rate;
 }

@@ -135,10 +135,11 @@ static int64_t hand_out(struct rate_limiter *limiter)
         for (struct rate_transfer *t = limiter->transfers; t != NULL; t = t->next) {
             int64_t own_ns =
                 t->first == NULL ? LOOK_NS : bucket_wait_ns(&t->bucket, t->first->bytes);
-            if (own_ns > 0)
+            if (own_ns > 0) {
                 wait_ns = own_ns < wait_ns ? own_ns : wait_ns;
-            else if (best == NULL || t->served < best->served)
+            } else if (best == NULL || t->served < best->served) {
                 best = t;
+            }
         }
         if (best == NULL)
             return wait_ns;

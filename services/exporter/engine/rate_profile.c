@@ -93,19 +93,22 @@ int rate_profile_parse(const char *text, struct rate_profile *out, struct error 
     char *window = strchr(copy, ' ');
     char *rate = window == NULL ? NULL : strchr(window + 1, ' ');
 
-    if (rate == NULL || strlen(copy) > RATE_PROFILE_BYTES_MAX)
+    if (rate == NULL || strlen(copy) > RATE_PROFILE_BYTES_MAX) {
         return error_set(err, ERR_INVALID,
                          "'%.60s' is not written like 'mon-fri 08:00-18:00 20' (MB/s)", text);
+    }
     *window++ = '\0';
     *rate++ = '\0';
-    if (!parse_days(copy, &profile.days))
+    if (!parse_days(copy, &profile.days)) {
         return error_set(err, ERR_INVALID,
                          "'%.60s': days are mon tue wed thu fri sat sun, ranges and lists of them, "
                          "or daily",
                          text);
-    if (!parse_window(window, &profile))
+    }
+    if (!parse_window(window, &profile)) {
         return error_set(err, ERR_INVALID, "'%.60s': the time is not written like 08:00-18:00",
                          text);
+    }
     if (parse_u64("MB/s", rate, 0, RATE_PROFILE_MB_MAX, &profile.mb, err) < 0)
         return error_wrap(err, "'%.60s'", text);
     *out = profile;

@@ -60,15 +60,14 @@ static int provider_stream(struct source *source, uint64_t length, uint64_t offs
 }
 
 static int provider_extents(struct source *source, uint64_t offset, uint64_t length,
-                            struct extent *out, size_t count_max, size_t *out_count,
-                            uint64_t *out_end, struct error *err)
+                            struct source_extents *out, struct error *err)
 {
     struct provider_source *self = (struct provider_source *)source;
 
     return connect_disk(self, err) < 0
                ? -1
-               : self->provider->disk_extents(self->disk, offset, length, out, count_max, out_count,
-                                              out_end, err);
+               : self->provider->disk_extents(self->disk, offset, length, out->items,
+                                              out->count_max, &out->count, &out->end, err);
 }
 
 static void provider_reset(struct source *source)
@@ -178,14 +177,12 @@ static int retry_stream(struct source *source, uint64_t length, uint64_t offset,
 }
 
 static int retry_extents(struct source *source, uint64_t offset, uint64_t length,
-                         struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
-                         struct error *err)
+                         struct source_extents *out, struct error *err)
 {
     struct retry_source *self = (struct retry_source *)source;
     uint32_t attempt = 0;
 
-    while (source->below->ops->extents(source->below, offset, length, out, count_max, out_count,
-                                       out_end, err) < 0) {
+    while (source->below->ops->extents(source->below, offset, length, out, err) < 0) {
         if (!try_again(self, &attempt, err))
             return -1;
     }
@@ -280,11 +277,10 @@ static int rate_stream(struct source *source, uint64_t length, uint64_t offset, 
     return rc;
 }
 
-static int rate_extents(struct source *source, uint64_t offset, uint64_t length, struct extent *out,
-                        size_t count_max, size_t *out_count, uint64_t *out_end, struct error *err)
+static int rate_extents(struct source *source, uint64_t offset, uint64_t length,
+                        struct source_extents *out, struct error *err)
 {
-    return source->below->ops->extents(source->below, offset, length, out, count_max, out_count,
-                                       out_end, err);
+    return source->below->ops->extents(source->below, offset, length, out, err);
 }
 
 static const struct source_ops rate_ops = {rate_read, rate_stream, rate_extents, wrapper_reset,

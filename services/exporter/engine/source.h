@@ -13,6 +13,13 @@
 
 struct source;
 
+struct source_extents {   /* an answer of extents() */
+    struct extent *items; /* room for count_max; rising */
+    size_t count_max;
+    size_t count;
+    uint64_t end; /* how far it reaches */
+};
+
 typedef int source_take(void *arg, const void *data, size_t length, struct error *err);
 
 struct source_ops {
@@ -22,8 +29,8 @@ struct source_ops {
     int (*stream)(struct source *source, uint64_t length, uint64_t offset, source_take *take,
                   void *arg, struct error *err);
     /* Only called when source->has_extents. ERR_NOT_AVAILABLE: this disk knows none. */
-    int (*extents)(struct source *source, uint64_t offset, uint64_t length, struct extent *out,
-                   size_t count_max, size_t *out_count, uint64_t *out_end, struct error *err);
+    int (*extents)(struct source *source, uint64_t offset, uint64_t length,
+                   struct source_extents *out, struct error *err);
     void (*reset)(struct source *source); /* the next call uses a new connection */
     void (*close)(struct source *source); /* frees it, not the one below */
 };

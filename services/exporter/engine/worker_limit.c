@@ -11,15 +11,17 @@ void worker_limit_read(const struct export_config *config, struct worker_limit *
 
     *out = (struct worker_limit){.limit_mb = config->bandwidth_limit_mbps,
                                  .burst_mb = config->bandwidth_burst_mb};
-    if (lines->count > RATE_PROFILES_MAX)
+    if (lines->count > RATE_PROFILES_MAX) {
         strbuf_addf(problems, "export.bandwidth_profiles: %zu lines, at most %d are allowed\n",
                     lines->count, RATE_PROFILES_MAX);
+    }
     for (size_t i = 0; i < lines->count && i < RATE_PROFILES_MAX; i++) {
         struct error err = ERROR_NONE;
-        if (rate_profile_parse(lines->items[i], &out->profiles[i], &err) < 0)
+        if (rate_profile_parse(lines->items[i], &out->profiles[i], &err) < 0) {
             strbuf_addf(problems, "export.bandwidth_profiles: %s\n", err.message);
-        else
+        } else {
             out->profile_count = i + 1;
+        }
     }
 }
 

@@ -93,11 +93,9 @@ static int fault_stream(struct source *source, uint64_t length, uint64_t offset,
 }
 
 static int fault_extents(struct source *source, uint64_t offset, uint64_t length,
-                         struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
-                         struct error *err)
+                         struct source_extents *out, struct error *err)
 {
-    return source->below->ops->extents(source->below, offset, length, out, count_max, out_count,
-                                       out_end, err);
+    return source->below->ops->extents(source->below, offset, length, out, err);
 }
 
 static void fault_reset(struct source *source)
