@@ -226,8 +226,8 @@ static int send_file(struct export_run *run, size_t index, const char *path,
 /* Lists and manifests speak of the others and come after them. */
 static bool comes_late(const struct export_record_file *file)
 {
-    return strcmp(file->type, "disk") != 0 && strcmp(file->type, "leaves") != 0 &&
-           strcmp(file->type, "ovf") != 0;
+    return strcmp(file->type, "mf") == 0 || strcmp(file->type, "manifest") == 0 ||
+           strcmp(file->type, "checksums") == 0;
 }
 
 static int send_planned(struct export_run *run, bool late, struct error *err)
