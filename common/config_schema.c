@@ -109,6 +109,8 @@ static const struct config_key export_keys[] = {
      "what may pass at once after a pause; 0 = 2 x the limit"},
     {"bandwidth_profiles", CONFIG_STRING_LIST, KEY(export, bandwidth_profiles), "", 0, 0, 0,
      "other limits by time of day: 'mon-fri 08:00-18:00 20'"},
+    {"encryption_key_dir", CONFIG_STRING, KEY(export, encryption_key_dir), "", 0, 4095, 0,
+     "exporters: directory with <name>.key files (mode 0600) that exports may be encrypted with"},
     {"provider_limit", CONFIG_U32, KEY(export, provider_limit), "8", 1, 1000, 0,
      "exports at a time per provider, over all workers"},
     {0},

@@ -61,6 +61,7 @@ struct export_config {                     /* section "export" */
     uint32_t max_retries;                  /* repeats of one failed read, 0-20, default 3 */
     uint32_t bandwidth_limit_mbps;         /* of a worker process, MB/s, 0 = no limit */
     uint32_t bandwidth_burst_mb;           /* 0 = 2 x the limit */
+    char *encryption_key_dir;              /* <name>.key: keys of encrypted exports; "": none */
     struct config_list bandwidth_profiles; /* "mon-fri 08:00-18:00 20": engine/rate_profile.h */
     uint32_t provider_limit; /* exports at a time per provider instance, all workers; default 8 */
 };

@@ -6,6 +6,7 @@
 
 #include "bandwidth.h"
 #include "common/autos.h"
+#include "common/crypt_file.h"
 #include "common/id.h"
 #include "common/json.h"
 #include "common/paths.h"
@@ -16,6 +17,7 @@
 #define JOB_ID_BYTES_MAX   63 /* fits char[64] of the store */
 #define RETRY_ATTEMPTS_MAX 100
 #define DEFAULT_PROVIDER   "vsphere"
+#define DEFAULT_KEY_REF    "default" /* of encrypt */
 
 const char *const submit_formats[] = {"ovf", "ova", "vmdk", "raw", "qcow2", NULL};
 const char *const submit_formats_later[] = {"vhd", "vhdx", NULL};
@@ -87,7 +89,7 @@ static const struct field job_fields[] = {
     TEXT("upload", UPLOAD_URL_BYTES_MAX),
     BOOL("keep_local"),
     LATER("stream_upload", "false"),
-    LATER("encrypt", ""),
+    OBJECT("encrypt"),
     LATER("cleanup", ""),
     LATER("libvirt", ""),
     LATER("pre_hooks", "[]"),
@@ -112,6 +114,13 @@ static const struct field conversion_fields[] = {
     OBJECT("stages"),
     TEXT("target_format", 16),
     DURATION("timeout", 1000, UINT64_C(48) * HOUR_MS),
+    {0},
+};
+
+static const struct field encrypt_fields[] = {
+    TEXT("method", 32),
+    TEXT("key_ref", 64),
+    LATER("recipient", ""),
     {0},
 };
 
@@ -361,6 +370,36 @@ static int check_compression(const json_t *job, struct field_problem *problem, s
     return 0;
 }
 
+/* What reads the export afterwards would find it encrypted. */
+static int check_encrypt(const json_t *job, struct field_problem *problem, struct error *err)
+{
+    static const char *const methods_now[] = {CRYPT_METHOD, NULL};
+    static const char *const not_yet[] = {"aes256", "gpg", NULL};
+    const json_t *encrypt = json_object_get(job, "encrypt");
+    const char *key = field_text(encrypt, "key_ref", DEFAULT_KEY_REF);
+    const char *with = NULL;
+
+    if (encrypt == NULL)
+        return 0;
+    if (check_word("encrypt.method", field_text(encrypt, "method", CRYPT_METHOD), methods_now,
+                   not_yet, problem, err) < 0)
+        return -1;
+    if (strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") !=
+        strlen(key))
+        return field_fail(problem, 400, "encrypt.key_ref", err, ERR_INVALID,
+                          "'encrypt.key_ref' may hold letters, digits, '_' and '-'");
+    if (wants_restore_point(job))
+        with = "incremental";
+    else if (json_object_get(job, "upload") != NULL)
+        with = "upload";
+    else if (field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false))
+        with = "hyper2kvm_integration";
+    if (with != NULL)
+        return field_fail(problem, 422, "encrypt", err, ERR_NOT_AVAILABLE,
+                          "'encrypt' does not go together with '%s' in this version", with);
+    return 0;
+}
+
 /* Whether there are credentials for it is the exporter's to say: it alone has them. */
 static int check_upload(const json_t *job, struct field_problem *problem, struct error *err)
 {
@@ -395,6 +434,7 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
         canonical_member(job, "options", "options.", option_fields, problem, err) < 0 ||
         canonical_member(job, "hyper2kvm_integration", "hyper2kvm_integration.", conversion_fields,
                          problem, err) < 0 ||
+        canonical_member(job, "encrypt", "encrypt.", encrypt_fields, problem, err) < 0 ||
         canonical_member(job, "retry", "retry.", retry_fields, problem, err) < 0)
         return -1;
     conversion = json_object_get(job, "hyper2kvm_integration");
@@ -412,7 +452,7 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
         bandwidth_check(job, problem, err) < 0 || check_retry(settings, job, problem, err) < 0 ||
         check_conversion(job, problem, err) < 0 || check_incremental(job, problem, err) < 0 ||
         check_compression(job, problem, err) < 0 || check_upload(job, problem, err) < 0 ||
-        check_free_size(job, problem, err) < 0)
+        check_encrypt(job, problem, err) < 0 || check_free_size(job, problem, err) < 0)
         return -1;
     *out = STEAL(job);
     return 0;
@@ -489,6 +529,9 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     }
     if (wants_compression(job))
         json_set_text(spec, "compress", field_text(job, "compression", SUBMIT_COMPRESSION));
+    if (json_object_get(job, "encrypt") != NULL)
+        json_set_text(spec, "encrypt_key",
+                      field_text(json_object_get(job, "encrypt"), "key_ref", DEFAULT_KEY_REF));
     copy_member(spec, "upload", job, "upload");
     copy_member(spec, "keep_local", job, "keep_local");
     if (bandwidth_is_given(job))

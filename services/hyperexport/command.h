@@ -49,6 +49,8 @@ int verify_path(struct program *program, const char *path, struct error *err);
 /* Posts a request that is answered with a job; follows it unless --detach. */
 int submit_and_follow(struct program *program, const char *path, const json_t *body,
                       struct error *err);
+/* decrypt.c: decrypt FILE|DIR [TO], or --decrypt PATH; asks no gateway */
+int decrypt_command(struct program *program, struct error *err);
 /* cleanup.c: --cleanup once, or --cleanup-schedule */
 bool cleanup_wanted(const struct command_line *line);
 int cleanup_command(struct program *program, struct error *err);

@@ -39,6 +39,14 @@ static json_t *job_body(const struct command_line *line)
         (void)json_object_set_new(
             body, "options",
             json_pack("{s:i}", "parallel_downloads", (int)flag_number(line, FLAG_PARALLEL)));
+    if (flag_on(line, FLAG_ENCRYPT)) {
+        json_t *encrypt = json_object();
+        if (flag_given(line, FLAG_ENCRYPT_METHOD))
+            json_set_text(encrypt, "method", flag_text(line, FLAG_ENCRYPT_METHOD));
+        if (flag_given(line, FLAG_ENCRYPT_KEY))
+            json_set_text(encrypt, "key_ref", flag_text(line, FLAG_ENCRYPT_KEY));
+        (void)json_object_set_new(body, "encrypt", encrypt);
+    }
     if (flag_on(line, FLAG_CONVERT))
         (void)json_object_set_new(
             body, "hyper2kvm_integration",

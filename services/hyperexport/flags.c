@@ -12,9 +12,9 @@ static const struct {
     const char *word;
     unsigned int command;
 } commands[] = {
-    {"jobs", FLAG_IN_JOBS},     {"vms", FLAG_IN_VMS},     {"providers", FLAG_IN_PROVIDERS},
-    {"status", FLAG_IN_STATUS}, {"login", FLAG_IN_LOGIN}, {"exports", FLAG_IN_EXPORTS},
-    {"verify", FLAG_IN_VERIFY},
+    {"jobs", FLAG_IN_JOBS},     {"vms", FLAG_IN_VMS},         {"providers", FLAG_IN_PROVIDERS},
+    {"status", FLAG_IN_STATUS}, {"login", FLAG_IN_LOGIN},     {"exports", FLAG_IN_EXPORTS},
+    {"verify", FLAG_IN_VERIFY}, {"decrypt", FLAG_IN_DECRYPT},
 };
 
 static int unknown_flag(const char *name, struct error *err)
@@ -186,10 +186,11 @@ static int take_word(const char *word, struct command_line *line, struct error *
             return error_set(err, ERR_INVALID, "unexpected '%s': booleans are written --flag=%s",
                              word, word);
         if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0)
-            return error_set(err, ERR_INVALID,
-                             "unknown command '%.80s' (jobs, exports, verify, vms, providers, "
-                             "status, login; to export a VM: --vm NAME)",
-                             word);
+            return error_set(
+                err, ERR_INVALID,
+                "unknown command '%.80s' (jobs, exports, verify, decrypt, vms, providers, "
+                "status, login; to export a VM: --vm NAME)",
+                word);
     }
     if (line->word_count == FLAGS_WORDS_MAX)
         return error_set(err, ERR_INVALID, "unexpected '%.80s'", word);
@@ -279,7 +280,8 @@ static int check_together(const struct command_line *line, struct error *err)
                                          FLAG_DAEMON_LIST,
                                          FLAG_DAEMON_STATUS,
                                          FLAG_DAEMON_CANCEL,
-                                         FLAG_VERIFY_ONLY};
+                                         FLAG_VERIFY_ONLY,
+                                         FLAG_DECRYPT};
     size_t given = 0;
 
     for (size_t i = 0; i < ARRAY_LEN(modifiers); i++) {
@@ -288,6 +290,13 @@ static int check_together(const struct command_line *line, struct error *err)
     }
     if (line->command != FLAG_IN_EXPORT)
         return 0;
+    if ((flag_given(line, FLAG_ENCRYPT_METHOD) || flag_given(line, FLAG_ENCRYPT_KEY)) &&
+        !flag_on(line, FLAG_ENCRYPT))
+        return error_set(err, ERR_INVALID, "--encrypt-method and --encrypt-key need --encrypt");
+    if (flag_given(line, FLAG_KEYFILE) && !flag_given(line, FLAG_DECRYPT))
+        return error_set(err, ERR_INVALID,
+                         "--keyfile is for decrypting; exports are encrypted "
+                         "with a key of the server (--encrypt-key)");
     if (check_cleanup(line, err) < 0)
         return -1;
     for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
@@ -389,6 +398,7 @@ void flags_help(struct strbuf *out, unsigned int command)
         "  hyperexport exports list|show ID|verify ID|check ID|prune ID KEEP|\n"
         "                   flatten ID\n"
         "  hyperexport verify DIR                    read an export back and compare it\n"
+        "  hyperexport decrypt FILE|DIR [TO] --keyfile FILE\n"
         "  hyperexport --cleanup [--cleanup-...]     remove old exports\n"
         "  hyperexport vms list|info --vm NAME\n"
         "  hyperexport providers list|add|validate NAME|remove NAME\n"

@@ -22,6 +22,11 @@ enum flag_id {
     FLAG_PROVIDER,
     FLAG_VERIFY,
     FLAG_VERIFY_ONLY,
+    FLAG_ENCRYPT,
+    FLAG_ENCRYPT_METHOD,
+    FLAG_ENCRYPT_KEY,
+    FLAG_DECRYPT,
+    FLAG_KEYFILE,
     FLAG_CLEANUP,
     FLAG_CLEANUP_MAX_AGE,
     FLAG_CLEANUP_MAX_COUNT,
@@ -97,7 +102,8 @@ enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 #define FLAG_IN_LOGIN     32U
 #define FLAG_IN_EXPORTS   64U
 #define FLAG_IN_VERIFY    128U
-#define FLAG_IN_ALL       255U
+#define FLAG_IN_DECRYPT   256U
+#define FLAG_IN_ALL       511U
 
 /* Properties. */
 #define FLAG_IS_SECRET       1U /* its value is overwritten in argv */

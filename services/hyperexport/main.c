@@ -104,6 +104,8 @@ static int run_line(struct command_line *line, struct error *err)
     if (line->secret_on_argv)
         (void)fprintf(stderr, "warning: other users may have seen the password among the "
                               "arguments; --password-file is safer\n");
+    if (line->command == FLAG_IN_DECRYPT || flag_given(line, FLAG_DECRYPT))
+        return decrypt_command(&program, err);
     if (api_open(line, &api, err) < 0)
         return -1;
     program.api = api;

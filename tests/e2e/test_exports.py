@@ -9,6 +9,7 @@ import subprocess
 
 import pytest
 
+from tests.harness import images
 from tests.harness.process import BIN
 from tests.harness.vsphere import make_image, vm
 from tests.harness.wait import wait_for
@@ -278,7 +279,8 @@ def test_cleanup_repeats_by_schedule(make_suite, make_vsphere, disk):
     for directory in (dirs[0], dirs[2]):
         age(directory, 90)
     wait_for(lambda: not (dirs[0] / "export.json").exists(), 40, "the configured clean-up")
-    assert len(catalogue(suite)) == 3 and (dirs[2] / "export.json").exists()
+    wait_for(lambda: len(catalogue(suite)) == 3, 20, "the catalogue follows")
+    assert (dirs[2] / "export.json").exists()
     # over REST: wins, can be off, and has its own rules
     schedule = "/api/v1/exports/cleanup/schedule"
     put = suite.client.put(schedule, {"interval": "0s"}, status=200)
@@ -316,3 +318,69 @@ def test_a_flipped_byte_in_an_ova_is_found_in_its_member(suite, cli):
     bad = cli("verify", str(directory))
     assert bad.returncode == 4
     assert "web-disk1.vmdk" in bad.stdout + bad.stderr and "web.ova" in bad.stdout + bad.stderr
+
+
+# ---- encryption ----
+
+def test_an_encrypted_export_and_its_way_back(make_suite, make_vsphere, disk, tmp_path):
+    keys = tmp_path / "export-keys"
+    keys.mkdir(mode=0o700)
+    for name in ("default", "other"):
+        (keys / f"{name}.key").write_bytes(os.urandom(32))
+        (keys / f"{name}.key").chmod(0o600)
+    suite = make_suite(config={"export": {"encryption_key_dir": str(keys)}})
+    # (make_suite lays the section over the suite's own)
+    suite.add_vsphere(make_vsphere([vm("web", disk, power="off")]))
+
+    def cli(*args):
+        env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), HYPERSDK_URL=suite.url())
+        return subprocess.run([BIN / "hyperexport", *args], capture_output=True, text=True,
+                              timeout=60, env=env)
+
+    done = cli("--vm", "web", "--format", "ovf", "--encrypt", "--encrypt-key", "default", "--quiet")
+    assert done.returncode == 0, done.stderr
+    directory = suite.exports / "web"
+    names = {p.name for p in directory.iterdir()}
+    assert {n for n in names if not n.endswith(".enc")} == \
+        {"export.json", "evidence.json", "evidence.sig"}
+    assert "web-disk1.vmdk.enc" in names and b"KDMV" not in \
+        (directory / "web-disk1.vmdk.enc").read_bytes()[:4096]
+    one = suite.client.get("/api/v1/exports")["exports"][0]
+    whole = suite.client.get(f"/api/v1/exports/{one['export_id']}")
+    assert whole["manifest"]["vm"]["cpu"] and whole["disks"][0]["root"]
+    assert "evidence=valid" in cli("verify", "web", "--quiet").stdout
+    # back, without a gateway
+    plain = tmp_path / "plain"
+    done = cli("decrypt", str(directory), str(plain), "--keyfile", str(keys / "default.key"),
+               "--daemon-url", "http://127.0.0.1:1")
+    assert done.returncode == 0, done.stderr
+    images.compare(disk, plain / "web-disk1.vmdk", "vmdk")
+    sums = subprocess.run(["sha256sum", "-c", "checksums.txt"], cwd=plain, capture_output=True)
+    assert sums.returncode == 0 and sums.stdout.count(b": OK") >= 6
+    record = json.loads((directory / "export.json").read_text())
+    for file in record["files"]:
+        if "plain_name" in file:
+            assert images.sha256(plain / file["plain_name"]) == file["plain_sha256"]
+    wrong = tmp_path / "wrong"
+    done = cli("decrypt", str(directory), str(wrong), "--keyfile", str(keys / "other.key"))
+    assert done.returncode == 1 and "another key" in done.stderr and list(wrong.iterdir()) == []
+    flip(directory / "web-disk1.vmdk.enc", 100000)
+    image = str(directory / "web-disk1.vmdk.enc")
+    done = cli("decrypt", image, str(wrong), "--keyfile", str(keys / "default.key"))
+    assert done.returncode == 4 and "damaged" in done.stderr and list(wrong.iterdir()) == []
+    assert cli("verify", "web", "--quiet").returncode == 4
+    # what cannot be done is refused before anything is read
+    missing = suite.wait_job(suite.client.submit(vm_path="web", format="raw",
+                                                 encrypt={"key_ref": "nope"}), "failed")
+    assert "nope.key" in missing["error"]
+    (keys / "other.key").chmod(0o644)
+    open_key = suite.wait_job(suite.client.submit(vm_path="web", format="raw",
+                                                  encrypt={"key_ref": "other"}), "failed")
+    assert "0600" in open_key["error"]
+    assert suite.client.request("POST", "/api/v1/jobs", {
+        "vm_path": "web", "encrypt": {"key_ref": "../x"}}).status_code == 400
+    assert suite.client.request("POST", "/api/v1/jobs", {
+        "vm_path": "web", "encrypt": {}, "hyper2kvm_integration": {"enabled": True}}
+    ).status_code == 422
+    assert cli("--vm", "web", "--encrypt", "--encrypt-method", "gpg").returncode == 65
+    assert cli("--vm", "web", "--keyfile", "x").returncode == 64

@@ -5,6 +5,7 @@
 
 #include "common/autos.h"
 #include "common/clock.h"
+#include "common/crypt_file.h"
 #include "common/json.h"
 #include "services/exporter/engine/control.h"
 #include "services/exporter/engine/export_keys.h"
@@ -334,8 +335,12 @@ static void run_release(struct export_run *run)
     export_record_free(run->plan);
     json_decref(run->manifest);
     export_upload_free(run);
-    for (size_t i = 0; i < run->file_count; i++)
+    for (size_t i = 0; i < run->file_count; i++) {
         free(run->files[i].name);
+        free(run->files[i].plain_name);
+    }
+    crypt_key_free(run->encrypt_key);
+    json_decref(run->plain_manifest);
     for (size_t i = 0; i < run->warning_count; i++)
         free(run->warnings[i].message);
     if (run->lock_fd >= 0)

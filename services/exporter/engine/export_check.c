@@ -383,6 +383,8 @@ static void plan_bytes(struct check *check)
 
     for (size_t k = 0; k < check->record->file_count; k++)
         check->total += check->record->files[k].size;
+    if (json_object_get(check->record->document, "encryption") != NULL)
+        return;
     json_array_foreach(json_object_get(check->record->document, "disks"), i, disk)
     {
         check->total +=
@@ -390,21 +392,13 @@ static void plan_bytes(struct check *check)
     }
 }
 
-static int check_export(struct check *check, struct error *err)
+/* What can be read without a key: descriptor, digest list, images. */
+static int check_plain(struct check *check, struct error *err)
 {
     const struct export_record *record = check->record;
-    const json_t *source = json_object_get(record->document, "source");
     const json_t *disk;
     size_t i;
 
-    json_set_text(check->result, "export_id", record->export_id);
-    json_set_text(check->result, "vm_name", json_str(source, "vm_name"));
-    json_set_text(check->result, "format", json_str(record->document, "format"));
-    plan_bytes(check);
-    for (size_t k = 0; k < record->file_count; k++) {
-        if (check_file(check, &record->files[k], err) < 0)
-            return -1;
-    }
     for (size_t k = 0; k < record->file_count; k++) {
         const struct export_record_file *file = &record->files[k];
         if (strcmp(file->type, "ovf") == 0 && check_descriptor(check, file->name, err) < 0)
@@ -416,6 +410,28 @@ static int check_export(struct check *check, struct error *err)
     {
         if (check_disk(check, disk, err) < 0)
             return -1;
+    }
+    return 0;
+}
+
+static int check_export(struct check *check, struct error *err)
+{
+    const struct export_record *record = check->record;
+    const json_t *source = json_object_get(record->document, "source");
+
+    json_set_text(check->result, "export_id", record->export_id);
+    json_set_text(check->result, "vm_name", json_str(source, "vm_name"));
+    json_set_text(check->result, "format", json_str(record->document, "format"));
+    plan_bytes(check);
+    for (size_t k = 0; k < record->file_count; k++) {
+        if (check_file(check, &record->files[k], err) < 0)
+            return -1;
+    }
+    if (json_object_get(record->document, "encryption") == NULL) {
+        if (check_plain(check, err) < 0)
+            return -1;
+    } else {
+        json_put(check->result, "encrypted", json_true());
     }
     if (check_evidence(check, err) < 0)
         return -1;

@@ -2,6 +2,7 @@
 #include <string.h>
 
 #include "common/clock.h"
+#include "common/crypt_file.h"
 #include "common/json.h"
 #include "services/exporter/engine/export_run.h"
 
@@ -71,6 +72,11 @@ static json_t *files_make(const struct export_run *run)
         json_set_text(object, "type", run->files[i].type);
         export_set_u64(object, "size", run->files[i].size);
         json_set_text(object, "sha256", run->files[i].sha256);
+        if (run->files[i].plain_name != NULL) {
+            json_set_text(object, "plain_name", run->files[i].plain_name);
+            export_set_u64(object, "plain_size", run->files[i].plain_size);
+            json_set_text(object, "plain_sha256", run->files[i].plain_sha256);
+        }
     }
     return files;
 }
@@ -143,6 +149,13 @@ json_t *export_document(const struct export_run *run)
     json_put(document, "disks", disks_make(run));
     export_base_document(run, document, now_ms);
     json_put(document, "files", files_make(run));
+    if (run->encrypt_key != NULL) { /* the catalogue's copy: the file is not readable any more */
+        json_t *encryption = json_object();
+        json_set_text(encryption, "method", CRYPT_METHOD);
+        json_set_text(encryption, "key_ref", run->options.encrypt_key);
+        json_put(document, "encryption", encryption);
+        json_put(document, "manifest", json_incref(run->plain_manifest));
+    }
     json_put(document, "warnings", warnings_make(run));
     return document;
 }

@@ -324,6 +324,8 @@ static int write_manifests(struct export_run *run, struct error *err)
     if (plain == NULL)
         abort(); /* out of memory */
     json = xasprintf("%s\n", plain);
+    json_decref(run->plain_manifest);
+    run->plain_manifest = json_incref(manifest);
     if (export_write_file(run, MANIFEST_JSON_NAME, "manifest", json, strlen(json), err) < 0)
         return -1;
     return export_write_file(run, MANIFEST_YAML_NAME, "manifest", yaml, strlen(yaml), err);
@@ -338,7 +340,7 @@ int export_plan_store(struct export_run *run, struct error *err)
 
     if ((strcmp(run->options.format, "ovf") == 0 && write_mf(run, err) < 0) ||
         write_manifests(run, err) < 0 || write_checksums(run, err) < 0 ||
-        export_evidence_write(run, err) < 0)
+        export_encrypt(run, err) < 0 || export_evidence_write(run, err) < 0)
         return -1;
     document = export_document(run);
     plain = json_dumps(document, JSON_INDENT(2));

@@ -7,6 +7,7 @@
 #include <sys/stat.h>
 
 #include "common/autos.h"
+#include "common/crypt_file.h"
 #include "common/json.h"
 #include "common/paths.h"
 #include "services/exporter/engine/vm.h"
@@ -254,7 +255,10 @@ void export_record_result(const struct export_record *record, const struct expor
     json_set_text(result, "method", json_str(source, "method"));
     copy_key(result, "format", record->document, "format");
     json_set_text(result, "output_path", place->dir);
-    set_path(result, "manifest_path", place->dir, MANIFEST_JSON_NAME);
+    set_path(result, "manifest_path", place->dir,
+             json_object_get(record->document, "encryption") == NULL
+                 ? MANIFEST_JSON_NAME
+                 : MANIFEST_JSON_NAME CRYPT_SUFFIX);
     result_files(result, record, place->dir, place->record_bytes);
     copy_key(result, "transferred_bytes", record->document, "transferred_bytes");
     copy_key(result, "duration_seconds", record->document, "duration_seconds");

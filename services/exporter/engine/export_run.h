@@ -8,6 +8,7 @@
  *   export_package.c descriptor, digests, manifests, verification, the plan
  *   export_ova.c     the same as members of one OVA
  *   export_upload.c  the way to a target outside
+ *   export_encrypt.c encryption at rest
  *   export_finish.c  final names, and back
  *   export_base.c    the restore point that an incremental one stands on
  *   export_record.c  export.json
@@ -52,6 +53,7 @@ struct export_options {
     bool incremental; /* a restore point: below output_path, on the one before if that can be */
     bool force_full;
     int64_t incremental_max_age_ms; /* of the last full one */
+    const char *encrypt_key;        /* name below export.encryption_key_dir; NULL: plain files */
     json_t *tags;                   /* borrowed; may be NULL */
 };
 
@@ -123,7 +125,12 @@ struct export_ova { /* format ova; else all zero */
     char sha256[DIGEST_HEX_SIZE];
 };
 
-struct export_file { /* of the finished export */
+struct crypt_key;
+
+struct export_file {  /* of the finished export */
+    char *plain_name; /* NULL unless encrypted; then what the file holds */
+    uint64_t plain_size;
+    char plain_sha256[DIGEST_HEX_SIZE];
     char *name;
     const char *type; /* literal */
     uint64_t size;
@@ -156,6 +163,8 @@ struct export_run {
     size_t disk_count;
     struct export_ova ova;
 
+    struct crypt_key *encrypt_key; /* NULL: plain files */
+    json_t *plain_manifest;        /* as written, before it is encrypted */
     char *export_id;
     int64_t started_wall_ms;
     char volume[UUID_SIZE];
@@ -311,6 +320,12 @@ MUST_CHECK int export_ova_pack(struct export_run *run, struct error *err);
 /* The package as it stands on disk, read as a stranger's. */
 MUST_CHECK int export_ova_verify(struct export_run *run, struct error *err);
 void export_ova_free(struct export_run *run);
+
+/* export_encrypt.c */
+/* Loads the key that the task names, before anything is read. */
+MUST_CHECK int export_encryption_open(struct export_run *run, struct error *err);
+/* All files so far become encrypted ones; nothing without a key. */
+MUST_CHECK int export_encrypt(struct export_run *run, struct error *err);
 
 /* export_finish.c */
 /* Final names by the plan, export.json last; repeatable. */

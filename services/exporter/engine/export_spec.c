@@ -31,6 +31,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "compress",
                                         "upload",
                                         "keep_local",
+                                        "encrypt_key",
                                         "incremental",
                                         "force_full",
                                         "incremental_max_age_ms",
@@ -100,6 +101,7 @@ int export_spec_read(struct export_run *run, struct error *err)
     uint64_t parallel = 0;
     uint64_t level = 0;
     const char *compress = "";
+    const char *encrypt_key = "";
 
     if (json_check_keys(spec, spec_keys, err) < 0 ||
         json_get_string(spec, "job_id", worker_task_job_id(run->task), &options->job_id, err) < 0 ||
@@ -115,6 +117,7 @@ int export_spec_read(struct export_run *run, struct error *err)
         json_get_string(spec, "compress", "", &compress, err) < 0 ||
         json_get_string(spec, "upload", "", &options->upload, err) < 0 ||
         json_get_bool(spec, "keep_local", true, &options->keep_local, err) < 0 ||
+        json_get_string(spec, "encrypt_key", "", &encrypt_key, err) < 0 ||
         read_incremental(spec, options, err) < 0 ||
         json_get_object(spec, "tags", &options->tags, err) < 0)
         return error_wrap(err, "export task");
@@ -124,7 +127,8 @@ int export_spec_read(struct export_run *run, struct error *err)
     options->parallel = parallel == 0 ? EXPORT_PARALLEL_DEFAULT : (unsigned int)parallel;
     options->compress_level = (int)level;
     options->compression = compress[0] == '\0' ? NULL : compress;
-    if (check_format(options->format, err) < 0)
+    options->encrypt_key = encrypt_key[0] == '\0' ? NULL : encrypt_key;
+    if (check_format(options->format, err) < 0 || export_encryption_open(run, err) < 0)
         return -1;
     if (options->incremental && strcmp(options->format, "qcow2") != 0)
         return error_set(err, ERR_NOT_AVAILABLE,

@@ -336,12 +336,17 @@ int export_recall(struct export_run *run, struct error *err)
     size_t record_size = 0;
     size_t manifest_size = 0;
 
-    if (recall_text(run, EXPORT_RECORD_NAME, &record, &record_size, err) < 0 ||
-        recall_text(run, MANIFEST_JSON_NAME, &manifest, &manifest_size, err) < 0)
+    if (recall_text(run, EXPORT_RECORD_NAME, &record, &record_size, err) < 0)
         return error_wrap(err, "finished export");
     if (run->plan == NULL && export_record_parse(record, record_size, &run->plan, err) < 0)
         return -1;
     run->record_bytes = record_size;
+    if (json_object_get(run->plan->document, "encryption") != NULL) {
+        run->manifest = json_deep_copy(json_object_get(run->plan->document, "manifest"));
+        return 0;
+    }
+    if (recall_text(run, MANIFEST_JSON_NAME, &manifest, &manifest_size, err) < 0)
+        return error_wrap(err, "finished export");
     return json_parse(manifest, manifest_size, EXPORT_RECORD_BYTES_MAX, &run->manifest, err);
 }
 

@@ -1,0 +1,357 @@
+/* See crypt_file.h. */
+#include "common/crypt_file.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <openssl/evp.h>
+#include <sodium.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "common/paths.h"
+#include "common/seal.h"
+
+#define MAGIC      "HSDKENC1"
+#define KDF_FILE   1
+#define TAG_BYTES  crypto_secretstream_xchacha20poly1305_ABYTES
+#define AT_KDF     8
+#define AT_CHUNK   12
+#define AT_SALT    16
+#define AT_STREAM  32
+#define AT_KEY_ID  56
+#define SALT_BYTES 16
+#define ID_BYTES   8
+
+static_assert(AT_STREAM + crypto_secretstream_xchacha20poly1305_HEADERBYTES == AT_KEY_ID, "header");
+static_assert(AT_KEY_ID + ID_BYTES == CRYPT_HEADER_BYTES, "header");
+
+struct crypt_key {
+    size_t size;
+    uint8_t data[CRYPT_KEY_BYTES_MAX];
+};
+
+typedef crypto_secretstream_xchacha20poly1305_state stream_state;
+
+struct crypt_key *crypt_key_new(const void *data, size_t size)
+{
+    struct crypt_key *key;
+
+    assert(size >= CRYPT_KEY_BYTES_MIN && size <= CRYPT_KEY_BYTES_MAX);
+    seal_global_init();
+    key = xcalloc(1, sizeof *key);
+    memcpy(key->data, data, size);
+    key->size = size;
+    return key;
+}
+
+int crypt_key_load(const char *path, struct crypt_key **out, struct error *err)
+{
+    struct stat st;
+    char *text = NULL;
+    size_t size = 0;
+
+    if (stat(path, &st) < 0)
+        return error_set_errno(err, errno, "key file '%.200s'", path);
+    if ((st.st_mode & 077) != 0)
+        return error_set(err, ERR_DENIED,
+                         "key file '%.200s' can be read by others: its mode must be 0600", path);
+    if (file_read(path, CRYPT_KEY_BYTES_MAX, &text, &size, err) < 0)
+        return error_wrap(err, "key file");
+    if (size >= CRYPT_KEY_BYTES_MIN)
+        *out = crypt_key_new(text, size);
+    sodium_memzero(text, size);
+    free(text);
+    if (size < CRYPT_KEY_BYTES_MIN)
+        return error_set(err, ERR_INVALID,
+                         "key file '%.200s' has %zu bytes, at least %d are needed", path, size,
+                         CRYPT_KEY_BYTES_MIN);
+    return 0;
+}
+
+void crypt_key_free(struct crypt_key *key)
+{
+    if (key == NULL)
+        return;
+    sodium_memzero(key, sizeof *key);
+    free(key);
+}
+
+/* The stream's key, and its id. */
+static void derive(const struct crypt_key *key, const uint8_t *salt,
+                   uint8_t out[crypto_secretstream_xchacha20poly1305_KEYBYTES],
+                   uint8_t out_id[ID_BYTES])
+{
+    static const char text[] = "hypersdk file key id";
+    uint8_t hash[crypto_generichash_BYTES];
+
+    (void)crypto_generichash(out, crypto_secretstream_xchacha20poly1305_KEYBYTES, key->data,
+                             key->size, salt, SALT_BYTES);
+    (void)crypto_generichash(hash, sizeof hash, (const uint8_t *)text, sizeof text - 1, out,
+                             crypto_secretstream_xchacha20poly1305_KEYBYTES);
+    memcpy(out_id, hash, ID_BYTES);
+}
+
+/* Up to size bytes; fewer only at the end of the file. */
+static int read_up_to(int fd, void *buffer, size_t size, size_t *out, const char *name,
+                      struct error *err)
+{
+    size_t done = 0;
+
+    while (done < size) {
+        ssize_t n = read(fd, (uint8_t *)buffer + done, size - done);
+        if (n < 0 && errno == EINTR)
+            continue;
+        if (n < 0)
+            return error_set_errno(err, errno, "'%.200s' cannot be read", name);
+        if (n == 0)
+            break;
+        done += (size_t)n;
+    }
+    *out = done;
+    return 0;
+}
+
+static int check_stopped(const atomic_bool *stopped, struct error *err)
+{
+    return stopped != NULL && atomic_load(stopped) ? error_set(err, ERR_CANCELLED, "stopped") : 0;
+}
+
+/* ---- encrypting ---- */
+
+static void start_stream(const struct crypt_key *key, uint8_t header[CRYPT_HEADER_BYTES],
+                         stream_state *state)
+{
+    uint8_t derived[crypto_secretstream_xchacha20poly1305_KEYBYTES];
+
+    memset(header, 0, CRYPT_HEADER_BYTES);
+    memcpy(header, MAGIC, strlen(MAGIC));
+    header[AT_KDF] = KDF_FILE;
+    for (int i = 0; i < 4; i++)
+        header[AT_CHUNK + i] = (uint8_t)(CRYPT_CHUNK_BYTES >> (8 * i));
+    randombytes_buf(header + AT_SALT, SALT_BYTES);
+    derive(key, header + AT_SALT, derived, header + AT_KEY_ID);
+    (void)crypto_secretstream_xchacha20poly1305_init_push(state, header + AT_STREAM, derived);
+    sodium_memzero(derived, sizeof derived);
+}
+
+static int write_out(int fd, const void *data, size_t size, const char *name, struct error *err)
+{
+    if (write_all(fd, data, size) < 0)
+        return error_set_errno(err, errno, "'%.200s' cannot be written", name);
+    return 0;
+}
+
+/* One chunk is read ahead, to know which is the last. */
+static int push_all(int in, int out, const char *from, const char *to, const struct crypt_key *key,
+                    const atomic_bool *stopped, struct error *err)
+{
+    autofree uint8_t *plain_a = xmalloc(CRYPT_CHUNK_BYTES);
+    autofree uint8_t *plain_b = xmalloc(CRYPT_CHUNK_BYTES);
+    autofree uint8_t *cipher = xmalloc(CRYPT_CHUNK_BYTES + TAG_BYTES);
+    uint8_t header[CRYPT_HEADER_BYTES];
+    uint8_t *now = plain_a;
+    uint8_t *ahead = plain_b;
+    size_t size = 0;
+    stream_state state;
+    bool first = true;
+
+    start_stream(key, header, &state);
+    if (write_out(out, header, sizeof header, to, err) < 0 ||
+        read_up_to(in, now, CRYPT_CHUNK_BYTES, &size, from, err) < 0)
+        return -1;
+    for (bool last = false; !last; first = false) {
+        uint8_t *swap = now;
+        size_t next = 0;
+        if (check_stopped(stopped, err) < 0 ||
+            read_up_to(in, ahead, CRYPT_CHUNK_BYTES, &next, from, err) < 0)
+            return -1;
+        last = next == 0;
+        (void)crypto_secretstream_xchacha20poly1305_push(
+            &state, cipher, NULL, now, size, first ? header : NULL, first ? sizeof header : 0,
+            last ? crypto_secretstream_xchacha20poly1305_TAG_FINAL : 0);
+        if (write_out(out, cipher, size + TAG_BYTES, to, err) < 0)
+            return -1;
+        now = ahead;
+        ahead = swap;
+        size = next;
+    }
+    return 0;
+}
+
+int crypt_encrypt_file(const char *from, const char *to, const struct crypt_key *key,
+                       const atomic_bool *stopped, struct error *err)
+{
+    autoclose int in = open(from, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    autoclose int out = -1;
+
+    if (in < 0)
+        return error_set_errno(err, errno, "'%.200s'", from);
+    out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0640);
+    if (out < 0)
+        return error_set_errno(err, errno, "'%.200s'", to);
+    if (push_all(in, out, from, to, key, stopped, err) < 0)
+        return -1;
+    return fsync(out) < 0 ? error_set_errno(err, errno, "'%.200s' cannot be synced", to) : 0;
+}
+
+/* ---- decrypting ---- */
+
+struct pull {
+    int fd;
+    const char *name;
+    uint8_t header[CRYPT_HEADER_BYTES];
+    uint32_t chunk_bytes;
+    stream_state state;
+};
+
+static int read_header(struct pull *pull, const struct crypt_key *key, struct error *err)
+{
+    uint8_t derived[crypto_secretstream_xchacha20poly1305_KEYBYTES];
+    uint8_t id[ID_BYTES];
+    const uint8_t *h = pull->header;
+    size_t size = 0;
+    int rc;
+
+    if (read_up_to(pull->fd, pull->header, sizeof pull->header, &size, pull->name, err) < 0)
+        return -1;
+    if (size < sizeof pull->header || memcmp(h, MAGIC, strlen(MAGIC)) != 0)
+        return error_set(err, ERR_CORRUPT, "'%.200s' is no encrypted file of HyperSDK", pull->name);
+    for (int i = 3; i >= 0; i--)
+        pull->chunk_bytes = pull->chunk_bytes << 8 | h[AT_CHUNK + i];
+    if (h[AT_KDF] != KDF_FILE || pull->chunk_bytes == 0 || pull->chunk_bytes > CRYPT_CHUNK_MAX)
+        return error_set(err, ERR_CORRUPT, "'%.200s' has a header that this version cannot read",
+                         pull->name);
+    derive(key, h + AT_SALT, derived, id);
+    rc = memcmp(id, h + AT_KEY_ID, ID_BYTES) != 0
+             ? error_set(err, ERR_DENIED, "'%.200s' was encrypted with another key", pull->name)
+             : 0;
+    if (rc == 0 &&
+        crypto_secretstream_xchacha20poly1305_init_pull(&pull->state, h + AT_STREAM, derived) != 0)
+        rc = error_set(err, ERR_CORRUPT, "'%.200s' has a damaged header", pull->name);
+    sodium_memzero(derived, sizeof derived);
+    return rc;
+}
+
+static int check_end(const struct pull *pull, struct error *err)
+{
+    uint8_t more;
+    size_t size = 0;
+
+    if (read_up_to(pull->fd, &more, 1, &size, pull->name, err) < 0)
+        return -1;
+    return size == 0 ? 0
+                     : error_set(err, ERR_CORRUPT, "'%.200s' goes on behind its end", pull->name);
+}
+
+int crypt_decrypt_fd(int fd, const char *name, const struct crypt_key *key,
+                     const atomic_bool *stopped,
+                     int (*take)(void *arg, const void *data, size_t size, struct error *err),
+                     void *arg, struct error *err)
+{
+    struct pull pull = {.fd = fd, .name = name};
+    autofree uint8_t *cipher = NULL;
+    autofree uint8_t *plain = NULL;
+    uint64_t offset = CRYPT_HEADER_BYTES;
+    uint8_t tag = 0;
+
+    if (read_header(&pull, key, err) < 0)
+        return -1;
+    cipher = xmalloc(pull.chunk_bytes + TAG_BYTES);
+    plain = xmalloc(pull.chunk_bytes);
+    for (bool first = true; tag != crypto_secretstream_xchacha20poly1305_TAG_FINAL; first = false) {
+        unsigned long long length = 0;
+        size_t size = 0;
+        if (check_stopped(stopped, err) < 0 ||
+            read_up_to(fd, cipher, pull.chunk_bytes + TAG_BYTES, &size, name, err) < 0)
+            return -1;
+        if (size == 0)
+            return error_set(err, ERR_CORRUPT, "'%.200s' is cut short at byte %" PRIu64, name,
+                             offset);
+        if (size < TAG_BYTES ||
+            crypto_secretstream_xchacha20poly1305_pull(&pull.state, plain, &length, &tag, cipher,
+                                                       size, first ? pull.header : NULL,
+                                                       first ? sizeof pull.header : 0) != 0)
+            return error_set(err, ERR_CORRUPT,
+                             "'%.200s' is damaged or cut in the %zu bytes at byte %" PRIu64, name,
+                             size, offset);
+        if (length > 0 && take(arg, plain, (size_t)length, err) < 0)
+            return -1;
+        offset += size;
+    }
+    return check_end(&pull, err);
+}
+
+static int add_to_digest(void *arg, const void *data, size_t size, struct error *err)
+{
+    return EVP_DigestUpdate(arg, data, size) == 1 ? 0
+                                                  : error_set(err, ERR_INTERNAL, "SHA-256 failed");
+}
+
+int crypt_plain_sha256(const char *path, const struct crypt_key *key, const atomic_bool *stopped,
+                       char out_hex[65], struct error *err)
+{
+    autoclose int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+    EVP_MD_CTX *digest;
+    uint8_t raw[EVP_MAX_MD_SIZE];
+    int rc;
+
+    if (fd < 0)
+        return error_set_errno(err, errno, "'%.200s'", path);
+    digest = EVP_MD_CTX_new();
+    if (digest == NULL || EVP_DigestInit_ex(digest, EVP_sha256(), NULL) != 1)
+        abort(); /* out of memory */
+    rc = crypt_decrypt_fd(fd, path, key, stopped, add_to_digest, digest, err);
+    if (rc == 0 && EVP_DigestFinal_ex(digest, raw, NULL) == 1)
+        hex_encode(raw, 32, out_hex);
+    EVP_MD_CTX_free(digest);
+    return rc;
+}
+
+struct plain_file {
+    int fd;
+    const char *name;
+};
+
+static int write_plain(void *arg, const void *data, size_t size, struct error *err)
+{
+    const struct plain_file *file = arg;
+
+    return write_out(file->fd, data, size, file->name, err);
+}
+
+static int finish_plain(const struct plain_file *file, const char *to, struct error *err)
+{
+    if (fsync(file->fd) < 0)
+        return error_set_errno(err, errno, "'%.200s' cannot be synced", file->name);
+    if (link(file->name, to) < 0)
+        return errno == EEXIST
+                   ? error_set(err, ERR_CONFLICT, "'%.200s' exists already and is not replaced", to)
+                   : error_set_errno(err, errno, "'%.200s'", to);
+    return dir_sync_parent(to, err);
+}
+
+int crypt_decrypt_file(const char *from, const char *to, const struct crypt_key *key,
+                       struct error *err)
+{
+    autofree char *partial = xasprintf("%s.partial", to);
+    autoclose int in = open(from, O_RDONLY | O_CLOEXEC);
+    autoclose int out = -1;
+    struct plain_file file = {.name = partial};
+    int rc;
+
+    if (in < 0)
+        return error_set_errno(err, errno, "'%.200s'", from);
+    if (access(to, F_OK) == 0)
+        return error_set(err, ERR_CONFLICT, "'%.200s' exists already and is not replaced", to);
+    out = open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    if (out < 0)
+        return error_set_errno(err, errno, "'%.200s'", partial);
+    file.fd = out;
+    rc = crypt_decrypt_fd(in, from, key, NULL, write_plain, &file, err);
+    if (rc == 0)
+        rc = finish_plain(&file, to, err);
+    (void)unlink(partial); /* its other name stays */
+    return rc;
+}
