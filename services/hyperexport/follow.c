@@ -242,7 +242,9 @@ static void show_problems(const json_t *result)
     size_t i;
 
     json_array_foreach(json_object_get(result, "problems"), i, problem)
+    {
         output_error(json_str(problem, "message"));
+    }
 }
 
 /* "uploaded: <url>" per object */

@@ -195,7 +195,7 @@ def test_submit_ova_in_queue_mode(slash_exports, curl, suite, disk, tmp_path):
 
 
 def test_features_of_the_command_line_over_rest(curl):
-    comes_later(*curl(FEATURES), "incremental, email_notify")
+    comes_later(*curl(FEATURES), "email_notify")
 
 
 def test_backup_policy(curl):
