@@ -62,6 +62,8 @@ int hub_add(struct hub *hub, struct subscriber *subscriber, struct error *err)
 
     if (hub->draining)
         return error_set(err, ERR_UNAVAILABLE, "the gateway is shutting down");
+    if (!hub->seen.started)
+        return error_set(err, ERR_UNAVAILABLE, "no live events yet: the database does not answer");
     if (anonymous && too_many_anonymous(hub))
         return error_set(err, ERR_UNAVAILABLE, "too many clients without identity");
     if (hub->count >= HUB_CLIENTS_MAX)

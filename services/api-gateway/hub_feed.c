@@ -29,6 +29,7 @@
 #define REPLAY_ROWS_MAX   20000 /* who missed more reads the lists instead */
 #define REPLAY_OVERLAP    1000
 #define PROGRESS_JOBS_MAX 200
+#define FIRST_LOOK_MS     2000 /* the start waits so long for the first look at the rows */
 
 struct feed {
     struct hub *hub;
@@ -116,6 +117,12 @@ static int publish_rows(struct hub *hub, const json_t *rows, int64_t *last)
         }
     }
     return (int)json_array_size(rows);
+}
+
+static bool hub_has_started(struct hub *hub)
+{
+    LOCK_SCOPE(&hub->mutex);
+    return hub->seen.started;
 }
 
 static int start_seen(struct feed *feed, struct error *err)
@@ -532,9 +539,21 @@ static int start_thread(void *(*fn)(void *), struct hub *hub, struct error *err)
     return 0;
 }
 
+/* What happened before the first look is no event: no client may be there before it. Without the
+ * database the gateway starts all the same, and hub_add refuses. */
+static void wait_for_first_look(struct hub *hub)
+{
+    int64_t until_ms = clock_mono_ms() + FIRST_LOOK_MS;
+
+    while (!hub_has_started(hub) && clock_mono_ms() < until_ms)
+        clock_sleep_ms(5);
+}
+
 int hub_feed_start(struct hub *hub, struct error *err)
 {
-    if (start_thread(on_feed_thread, hub, err) < 0)
+    atomic_store(&hub->gap, true);
+    if (start_thread(on_feed_thread, hub, err) < 0 || start_thread(on_redis_thread, hub, err) < 0)
         return -1;
-    return start_thread(on_redis_thread, hub, err);
+    wait_for_first_look(hub);
+    return 0;
 }

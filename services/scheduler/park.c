@@ -100,15 +100,24 @@ void park_dismiss(struct park *park, const Hypersdk__V1__LeaseRequest *by, bool 
         reply_none(old, NONE_AGAIN_MS);
 }
 
+/* Has the worker of this request said that it leaves? Under the lock. */
+static bool has_left(const struct park *park, const struct bus_request *request)
+{
+    for (size_t i = 0; i < LEFT_MAX; i++) {
+        if (strcmp(park->left[i], body_of(request)->instance) == 0)
+            return true;
+    }
+    return false;
+}
+
 void park_add(struct park *park, struct bus_request *request)
 {
     bool full;
-    bool left = false;
+    bool left;
 
     park_dismiss(park, body_of(request), false);
     (void)pthread_mutex_lock(&park->mutex);
-    for (size_t i = 0; i < LEFT_MAX; i++)
-        left = left || strcmp(park->left[i], body_of(request)->instance) == 0;
+    left = has_left(park, request);
     full = park->count == PARK_REQUESTS_MAX;
     if (!full && !left) {
         park->items[park->count++] =
@@ -164,6 +173,8 @@ static void put_back(struct park *park, const struct parked *item)
         if (same_slot(body_of(park->items[i].request), body_of(item->request)))
             loser = item->request; /* the worker has asked again meanwhile */
     }
+    if (has_left(park, item->request)) /* while we looked */
+        loser = item->request;
     if (loser == NULL && park->count < PARK_REQUESTS_MAX) {
         park->items[park->count++] = *item;
     } else {

@@ -1,6 +1,7 @@
 """Gateways alone, on the schema and a Redis: rows and messages come from the test."""
 import json
 import re
+import time
 
 import websocket
 
@@ -10,6 +11,7 @@ from .wait import wait_for
 
 PASSWORD = re.compile(r"first start: user 'admin' was made with the password ([0-9a-f]{24})\n")
 CHANNEL = "hypersdk:events"
+UNTIL_SECONDS = 60
 STATES = ("pending", "completed", "failed", "cancelled")
 
 
@@ -93,10 +95,12 @@ class Socket:
 
     def until(self, kind, **fields):
         """Reads on to a message of this type with these members."""
-        while True:
+        end = time.monotonic() + UNTIL_SECONDS
+        while time.monotonic() < end:  # others, like the status, keep coming
             message = self.next()
             if message["type"] == kind and all(message.get(k) == v for k, v in fields.items()):
                 return message
+        raise AssertionError(f"no {kind} {fields} within {UNTIL_SECONDS} s: {self.seen[-20:]}")
 
     def states(self):
         """(seq, type) of the state events so far."""
