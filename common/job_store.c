@@ -106,7 +106,7 @@ static int insert_task(struct db *db, const struct job_submission *s, const char
 
 /* Nothing was inserted: which of the two unique rules said no? */
 static int find_existing(struct db *db, const struct job_submission *s, const char *id,
-                         const char *hash, char out_id[64], bool *out_existing, struct error *err)
+                         const char *hash, char out_id[64], struct error *err)
 {
     auto_pgresult *rows = NULL;
 
@@ -121,7 +121,6 @@ static int find_existing(struct db *db, const struct job_submission *s, const ch
         }
         if (PQntuples(rows) == 1) {
             (void)snprintf(out_id, 64, "%s", db_text(rows, 0, 0));
-            *out_existing = true;
             return 0;
         }
     }
@@ -170,15 +169,25 @@ static int submit(struct db *db, const struct job_submission *s, const char *id,
     *out_existing = false;
     if (insert_job(db, s, id, hash, &inserted, err) < 0)
         return -1;
-    if (!inserted)
-        return find_existing(db, s, id, hash, out_id, out_existing, err);
+    if (!inserted) {
+        if (find_existing(db, s, id, hash, out_id, err) < 0)
+            return -1;
+        *out_existing = true;
+        return 0;
+    }
     (void)snprintf(row.job_id, sizeof row.job_id, "%s", id);
     (void)snprintf(out_id, 64, "%s", id);
     if (insert_task(db, s, id, 0, s->export_spec, err) < 0)
         return -1;
     if (s->convert_spec != NULL && insert_task(db, s, id, 1, s->convert_spec, err) < 0)
         return -1;
-    return store_history(db, &row, "job.created", "pending", "", s->submitted_by, NULL, err);
+    return store_history(db,
+                         &(struct store_line){.job_id = row.job_id,
+                                              .event = "job.created",
+                                              .status = "pending",
+                                              .phase = "",
+                                              .actor = s->submitted_by},
+                         err);
 }
 
 int job_store_submit(struct db *db, const struct job_submission *submission, char out_id[64],
@@ -216,11 +225,10 @@ static int current_task(struct db *db, const char *job_id, char out[64], struct 
     return 0;
 }
 
-static int wish(struct db *db, const char *job_id, enum job_event kind, const char *actor,
-                const char *detail, struct job_decision *out, char out_task[64], struct error *err)
+/* event: all but its task, which is put into out_task. */
+static int wish(struct db *db, const char *job_id, struct job_store_event event,
+                struct job_decision *out, char out_task[64], struct error *err)
 {
-    struct job_store_event event = {.input = {.event = kind}, .actor = actor, .detail = detail};
-
     if (current_task(db, job_id, out_task, err) < 0)
         return -1;
     event.task_id = out_task;
@@ -242,8 +250,12 @@ static int cancel(struct db *db, const char *job_id, const char *actor, const ch
                 DB_PARAMS(job_id, reason == NULL ? "" : reason, discard ? "true" : "false"), NULL,
                 err) < 0)
         return -1;
-    return wish(db, job_id, JOB_EVENT_CANCEL_REQUESTED, actor,
-                reason != NULL && reason[0] != '\0' ? reason : NULL, &decision, task, err);
+    return wish(
+        db, job_id,
+        (struct job_store_event){.input = {.event = JOB_EVENT_CANCEL_REQUESTED},
+                                 .actor = actor,
+                                 .detail = reason != NULL && reason[0] != '\0' ? reason : NULL},
+        &decision, task, err);
 }
 
 int job_store_cancel(struct db *db, const char *job_id, const char *actor, const char *reason,
@@ -278,7 +290,10 @@ static int retry(struct db *db, const char *job_id, const char *actor, struct er
     struct job_decision decision;
     char task[64];
 
-    if (wish(db, job_id, JOB_EVENT_RETRY_REQUESTED, actor, NULL, &decision, task, err) < 0 ||
+    if (wish(
+            db, job_id,
+            (struct job_store_event){.input = {.event = JOB_EVENT_RETRY_REQUESTED}, .actor = actor},
+            &decision, task, err) < 0 ||
         stop_releases(db, job_id, task, err) < 0 ||
         db_exec(db, BLOCK_LATER, DB_PARAMS(job_id, task), NULL, err) < 0)
         return -1;

@@ -58,13 +58,13 @@ static const char INSERT_HISTORY[] =
     "INSERT INTO job_events (job_id, event, status, phase, actor, detail)"
     " VALUES ($1, $2, $3, $4, $5, coalesce($6::jsonb, '{}'::jsonb))";
 
-int store_history(struct db *db, const struct store_row *row, const char *event, const char *status,
-                  const char *phase, const char *actor, const json_t *detail, struct error *err)
+int store_history(struct db *db, const struct store_line *line, struct error *err)
 {
-    autofree char *text = detail == NULL ? NULL : json_text(detail);
+    autofree char *text = line->detail == NULL ? NULL : json_text(line->detail);
 
     return db_exec(db, INSERT_HISTORY,
-                   DB_PARAMS(row->job_id, event, status, phase, actor == NULL ? "" : actor, text),
+                   DB_PARAMS(line->job_id, line->event, line->status, line->phase,
+                             line->actor == NULL ? "" : line->actor, text),
                    NULL, err);
 }
 
@@ -254,8 +254,14 @@ static int store_event(struct db *db, const struct store_row *row,
         json_set_text(detail, "worker", event->worker);
     if (event->detail != NULL)
         json_set_text(detail, "reason", event->detail);
-    return store_history(db, row, d->event, job_status_name(d->row.job),
-                         event->phase == NULL ? "" : event->phase, event->actor, detail, err);
+    return store_history(db,
+                         &(struct store_line){.job_id = row->job_id,
+                                              .event = d->event,
+                                              .status = job_status_name(d->row.job),
+                                              .phase = event->phase == NULL ? "" : event->phase,
+                                              .actor = event->actor,
+                                              .detail = detail},
+                         err);
 }
 
 static bool changes_points(const struct store_row *row)

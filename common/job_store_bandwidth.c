@@ -38,7 +38,6 @@ static int set_bandwidth(struct db *db, const char *job_id, const char *actor, c
     autofree char *spec = json_text(bandwidth);
     auto_pgresult *job = NULL;
     auto_pgresult *tasks = NULL;
-    struct store_row row = {0};
 
     if (db_exec(db, SET_JOB, DB_PARAMS(job_id, definition), &job, err) < 0)
         return -1;
@@ -48,9 +47,14 @@ static int set_bandwidth(struct db *db, const char *job_id, const char *actor, c
         return -1;
     if (db_affected(tasks) == 0)
         return error_set(err, ERR_CONFLICT, "job '%.64s' has nothing left to transfer", job_id);
-    (void)snprintf(row.job_id, sizeof row.job_id, "%s", job_id);
-    return store_history(db, &row, "job.bandwidth_changed", db_text(job, 0, 0), db_text(job, 0, 1),
-                         actor, fields, err);
+    return store_history(db,
+                         &(struct store_line){.job_id = job_id,
+                                              .event = "job.bandwidth_changed",
+                                              .status = db_text(job, 0, 0),
+                                              .phase = db_text(job, 0, 1),
+                                              .actor = actor,
+                                              .detail = fields},
+                         err);
 }
 
 int job_store_set_bandwidth(struct db *db, const char *job_id, const char *actor,

@@ -23,9 +23,15 @@ struct store_row { /* job and task as they were when locked */
 };
 
 /* One job_events row. */
-MUST_CHECK int store_history(struct db *db, const struct store_row *row, const char *event,
-                             const char *status, const char *phase, const char *actor,
-                             const json_t *detail, struct error *err);
+struct store_line {
+    const char *job_id;
+    const char *event;
+    const char *status;
+    const char *phase;
+    const char *actor;    /* may be NULL */
+    const json_t *detail; /* may be NULL */
+};
+MUST_CHECK int store_history(struct db *db, const struct store_line *line, struct error *err);
 /* Stores decision and effects. */
 MUST_CHECK int store_decision(struct db *db, const struct store_row *row,
                               const struct job_store_event *event,

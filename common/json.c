@@ -108,6 +108,7 @@ int json_get_bool(const json_t *object, const char *key, bool fallback, bool *ou
     return 0;
 }
 
+/* NOLINTNEXTLINE(readability-function-size): its siblings and the two bounds */
 int json_get_u64(const json_t *object, const char *key, uint64_t min, uint64_t max,
                  uint64_t fallback, uint64_t *out, struct error *err)
 {

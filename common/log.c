@@ -72,8 +72,10 @@ void log_write(enum log_level level, const char *event, const struct log_field *
                size_t count)
 {
     char now[CLOCK_RFC3339_SIZE];
-    auto_strbuf sb;
+    auto_strbuf sb = {0};
 
+    if (!log_enabled(level))
+        return;
     clock_rfc3339_now(now);
     strbuf_init(&sb, LOG_LINE_BYTES_MAX);
     strbuf_addf(&sb, "{\"ts\":\"%s\",\"level\":\"%s\",\"service\":\"%s\",\"event\":\"%s\"", now,

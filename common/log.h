@@ -38,12 +38,10 @@ bool log_enabled(enum log_level level);
 void log_write(enum log_level level, const char *event, const struct log_field *fields,
                size_t count);
 
-#define LOG(level, event, ...)                                                                  \
-    do {                                                                                        \
-        if (log_enabled(LOG_LEVEL_##level)) {                                                   \
-            const struct log_field log_fields_[] = {{0}, __VA_ARGS__};                          \
-            log_write(LOG_LEVEL_##level, (event), log_fields_ + 1, ARRAY_LEN(log_fields_) - 1); \
-        }                                                                                       \
+#define LOG(level, event, ...)                                                              \
+    do {                                                                                    \
+        const struct log_field log_fields_[] = {{0}, __VA_ARGS__};                          \
+        log_write(LOG_LEVEL_##level, (event), log_fields_ + 1, ARRAY_LEN(log_fields_) - 1); \
     } while (0)
 
 /* Every line this thread writes until the end of the block carries job_id and trace_id.

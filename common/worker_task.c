@@ -80,10 +80,11 @@ void worker_task_on_rate(struct worker_task *task,
 
 void worker_task_control(struct worker_task *task, const Hypersdk__V1__TaskControl *control)
 {
-    if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL)
+    if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL) {
         worker_task_stop(task, WORKER_CANCELLED);
-    else if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT)
+    } else if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT) {
         set_rate(task, control);
+    }
 }
 
 int worker_task_new(struct worker *worker, bus_envelope *lease_taken, struct worker_task **out,

@@ -116,10 +116,11 @@ static int answer_schedule(struct call *call, struct error *err)
 
     if (db_exec(call->db, get_sql, DB_NO_PARAMS, &rows, err) < 0)
         return -1;
-    if (PQntuples(rows) == 0)
+    if (PQntuples(rows) == 0) {
         return error_set(err, ERR_NOT_FOUND,
                          "no schedule was put here (the section 'cleanup' of the configuration "
                          "may have one)");
+    }
     value = cell_json(rows, 0, 0);
     answer = json_deep_copy(json_object_get(value, "spec"));
     copy_member(answer, value, "interval_ms");

@@ -146,10 +146,11 @@ static json_t *files_of(const json_t *result)
     {
         json_t *item = json_copy(file);
         autofree char *path = xasprintf("%s/%s", dir, json_str(file, "name"));
-        if (kept)
+        if (kept) {
             json_set_text(item, "path", path);
-        else
+        } else {
             (void)json_object_set_new(item, "path", json_null());
+        }
         if (json_object_get(item, "sha256") == NULL)
             (void)json_object_set_new(item, "sha256", json_null());
         (void)json_array_append_new(list, item);

@@ -46,9 +46,10 @@ static int make_body(const struct command_line *line, json_t **out, struct error
 
     if (flag_given(line, FLAG_CLEANUP_MAX_AGE))
         json_set_text(body, "max_age", flag_text(line, FLAG_CLEANUP_MAX_AGE));
-    if (flag_given(line, FLAG_CLEANUP_MAX_COUNT))
+    if (flag_given(line, FLAG_CLEANUP_MAX_COUNT)) {
         (void)json_object_set_new(body, "max_count",
                                   json_integer(flag_number(line, FLAG_CLEANUP_MAX_COUNT)));
+    }
     if (add_size(body, "max_size", "--cleanup-max-size", line, FLAG_CLEANUP_MAX_SIZE, err) < 0 ||
         add_size(body, "min_free", "--cleanup-min-free", line, FLAG_CLEANUP_MIN_FREE, err) < 0)
         return -1;
@@ -80,10 +81,11 @@ static int put_schedule(struct program *program, json_t *body, struct error *err
     json_set_text(body, "interval", interval);
     if (api_call(program->api, &request, &answer, err) < 0)
         return -1;
-    if (program->json)
+    if (program->json) {
         output_json(answer);
-    else
+    } else {
         (void)printf("schedule-created: cleanup every %s\n", interval);
+    }
     return EXIT_DONE;
 }
 

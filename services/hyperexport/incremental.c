@@ -17,10 +17,11 @@ static const char *number(const json_t *info, const char *key, char *out, size_t
         (void)snprintf(out, size, "unknown");
         return out;
     }
-    if (bytes)
+    if (bytes) {
         text_size((uint64_t)json_integer_value(value), out);
-    else
+    } else {
         (void)snprintf(out, size, "%" JSON_INTEGER_FORMAT, json_integer_value(value));
+    }
     return out;
 }
 
@@ -122,14 +123,16 @@ int incremental_info_command(struct program *program, struct error *err)
         if (json_object_get(info, "possible") != NULL)
             break; /* else 202: all workers are busy */
     }
-    if (json_object_get(info, "possible") == NULL)
+    if (json_object_get(info, "possible") == NULL) {
         return error_set(err, ERR_TIMEOUT, "no worker has looked at VM '%.128s' yet",
                          flag_text(program->line, FLAG_VM));
-    if (program->json)
+    }
+    if (program->json) {
         output_json(info);
-    else if (program->quiet)
+    } else if (program->quiet) {
         show_quiet(info);
-    else
+    } else {
         show_box(program, info);
+    }
     return EXIT_DONE;
 }

@@ -155,10 +155,11 @@ static int get(struct program *program, const char *job_id, struct error *err)
         }
     }
     limited_by = progress_limit(json_object_get(job, "progress"));
-    if (limited_by[0] != '\0' && program->quiet)
+    if (limited_by[0] != '\0' && program->quiet) {
         output_pair(&out, "limited_by", limited_by);
-    else if (limited_by[0] != '\0')
+    } else if (limited_by[0] != '\0') {
         rows[count++] = (struct text_row){.label = "limited_by", .value = limited_by};
+    }
     if (!program->quiet)
         text_box(&out, "Job", false, rows, count, &program->style);
     output_text(&out);
@@ -224,10 +225,11 @@ static int limit(struct program *program, const char *job_id, struct error *err)
         api_call(program->api, &(struct api_request){.method = "PUT", .path = path, .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json)
+    if (program->json) {
         output_json(answer);
-    else
+    } else {
         (void)printf("limited: %s\n", job_id);
+    }
     return EXIT_DONE;
 }
 

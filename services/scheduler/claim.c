@@ -209,9 +209,10 @@ static int check_size(const struct claim *claim, struct error *err)
         size += strlen(db_text(claim->rows, 0, i));
     for (int i = 0; i < PQntuples(claim->records); i++)
         size += strlen(db_text(claim->records, i, 0)) + strlen(db_text(claim->records, i, 1));
-    if (size > BUS_MESSAGE_BYTES_MAX)
+    if (size > BUS_MESSAGE_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "task and settings of %zu bytes are too long for the bus",
                          size);
+    }
     return 0;
 }
 
@@ -240,9 +241,10 @@ static int load_lease(struct db *db, struct claim *claim, struct error *err)
         db_exec(db, LOAD_RECORDS, DB_PARAMS(claim->task_id), &claim->records, err) < 0)
         return -1;
     assert(PQntuples(claim->rows) == 1); /* the claim holds its lock */
-    if (db_bool(claim->rows, 0, 11))
+    if (db_bool(claim->rows, 0, 11)) {
         return error_set(err, ERR_NOT_FOUND, "provider '%.63s' does not exist any more",
                          db_text(claim->rows, 0, 5));
+    }
     if (!db_is_null(claim->rows, 0, 7)) {
         claim->sealed = xmalloc(SEALED_BYTES_MAX);
         if (db_bytea(claim->rows, 7, claim->sealed, SEALED_BYTES_MAX, &claim->sealed_size, err) < 0)
@@ -300,9 +302,10 @@ int claim_task(struct scheduler *scheduler, struct db *db,
     event.input.lease_ms = scheduler->config.lease_ms;
     if (job_store_apply(db, &event, &decision, err) < 0 || load_lease(db, claim, err) < 0)
         return -1;
-    if (!decision.allowed)
+    if (!decision.allowed) {
         return error_set(err, ERR_INTERNAL, "task '%.63s' was chosen but %s", out_task,
                          decision.reason);
+    }
     claim->event = decision.event;
     *out = STEAL(claim);
     return 0;

@@ -84,10 +84,11 @@ static bool is_needed(const struct decision *decision, const struct cleanup_item
 
     while (low < high) {
         size_t middle = low + (high - low) / 2;
-        if (strcmp(decision->users[middle]->base_id, item->export_id) < 0)
+        if (strcmp(decision->users[middle]->base_id, item->export_id) < 0) {
             low = middle + 1;
-        else
+        } else {
             high = middle;
+        }
     }
     for (;
          low < decision->user_count && strcmp(decision->users[low]->base_id, item->export_id) == 0;

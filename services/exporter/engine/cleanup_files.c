@@ -80,9 +80,10 @@ static int add_item(struct scan *scan, const struct cleanup_item *item, struct e
 {
     struct cleanup_list *list = scan->list;
 
-    if (list->count == CLEANUP_ITEMS_MAX)
+    if (list->count == CLEANUP_ITEMS_MAX) {
         return error_set(err, ERR_LIMIT, "more than %d exports: clean a directory below",
                          CLEANUP_ITEMS_MAX);
+    }
     list->items = xreallocarray(list->items, list->count + 1, sizeof *list->items);
     list->items[list->count++] = *item;
     return 0;
@@ -118,10 +119,11 @@ static int add_export(struct scan *scan, const char *dir, struct error *err)
     item.completed_ms = time_ms(json_str(document, "completed_at"));
     item.bytes = bytes_of(record, path);
     item.outside = !is_below(dir, scan->dir);
-    if (is_marked(dir))
+    if (is_marked(dir)) {
         item.guarded = "being written";
-    else if (is_busy(scan, dir))
+    } else if (is_busy(scan, dir)) {
         item.guarded = "in use by a job";
+    }
     return add_item(scan, &item, err);
 }
 
@@ -235,9 +237,10 @@ static int empty_trash(const char *trash, struct error *err)
         if (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
             strcmp(entry->d_name, EXPORT_RECORD_NAME) == 0)
             continue;
-        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT)
+        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT) {
             return error_set_errno(err, errno, "'%.200s/%.100s' cannot be removed", trash,
                                    entry->d_name);
+        }
     }
     if (unlinkat(dirfd(stream), EXPORT_RECORD_NAME, 0) < 0 && errno != ENOENT)
         return error_set_errno(err, errno, "'%.200s' cannot be emptied", trash);

@@ -19,6 +19,7 @@
 #define WAITING_PERCENT   30U /* of the readers' time: then it is not the source that limits */
 
 static_assert(CHUNK_BYTES_MAX / SINK_PIECE_BYTES <= 64, "a unit's holes fit 64 bits");
+/* NOLINTNEXTLINE(misc-redundant-expression): that they are the same is what it asserts */
 static_assert(SINK_PIECE_BYTES == LEAF_BYTES, "a piece is a leaf");
 
 /* What the coordinator remembers between ticks. */

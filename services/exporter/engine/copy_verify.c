@@ -27,10 +27,11 @@ static int open_and_check(const struct verify *verify, struct image **out, struc
 
     if (image_open_part(verify->part, &image, err) < 0)
         return -1;
-    if (image_size_bytes(image) != leaves_disk_bytes(verify->leaves))
+    if (image_size_bytes(image) != leaves_disk_bytes(verify->leaves)) {
         return error_set(
             err, ERR_CORRUPT, "'%.200s' holds a disk of %" PRIu64 " bytes, it should be %" PRIu64,
             verify->part->path, image_size_bytes(image), leaves_disk_bytes(verify->leaves));
+    }
     *out = STEAL(image);
     return 0;
 }
@@ -49,10 +50,11 @@ static int check_leaf(struct verify *verify, struct image *image, size_t index, 
             return -1;
         leaf_digest(buffer, length, digest);
     }
-    if (memcmp(digest, leaves_get(verify->leaves, index), DIGEST_BYTES) != 0)
+    if (memcmp(digest, leaves_get(verify->leaves, index), DIGEST_BYTES) != 0) {
         return error_set(err, ERR_CORRUPT,
                          "'%.200s' differs from the source in the MiB at offset %" PRIu64,
                          verify->part->path, offset);
+    }
     atomic_fetch_add(&verify->bytes_done, length);
     return 0;
 }

@@ -164,7 +164,7 @@ static void add_differences(struct check *check, const char *name,
 
     for (size_t i = 0; i < found->count; i++) {
         if (json_array_append_new(
-                offsets, json_integer((json_int_t)(found->leaf[i] * (uint64_t)LEAF_BYTES))) < 0)
+                offsets, json_integer((json_int_t)found->leaf[i] * (json_int_t)LEAF_BYTES)) < 0)
             abort(); /* out of memory */
     }
     problem =

@@ -171,9 +171,10 @@ static int settle(struct export_run *run, const char *first, struct error *err)
         if (!taken)
             continue;
         run->dir = xstrdup(candidates[i]);
-        if (i > 0 && !run->options.incremental)
+        if (i > 0 && !run->options.incremental) {
             worker_task_log(run->task, LOG_LEVEL_INFO,
                             "'%s' is not empty: this export goes to '%s'", first, run->dir);
+        }
         return 0;
     }
     return error_set(err, ERR_CONFLICT, "'%.200s' is in use: choose another output_path", below);

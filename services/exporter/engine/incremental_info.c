@@ -26,10 +26,11 @@ static json_t *disks_of(const struct vm *vm, uint64_t *out_total)
         json_set_text(object, "label", disk->label);
         export_set_u64(object, "capacity_bytes", disk->capacity_bytes);
         json_put(object, "changed_bytes", json_null()); /* as for the whole */
-        if (disk->skip_reason[0] != '\0')
+        if (disk->skip_reason[0] != '\0') {
             json_set_text(object, "skip_reason", disk->skip_reason);
-        else
+        } else {
             *out_total += disk->capacity_bytes;
+        }
     }
     return disks;
 }

@@ -31,12 +31,14 @@ static void tell(struct worker_task *task, const json_t *result)
     const json_t *problems = json_object_get(result, "problems");
     const json_t *extra = json_object_get(result, "extra_files");
 
-    for (size_t i = 0; i < json_array_size(problems) && i < PROBLEMS_LOGGED; i++)
+    for (size_t i = 0; i < json_array_size(problems) && i < PROBLEMS_LOGGED; i++) {
         worker_task_log(task, LOG_LEVEL_ERROR, "%s",
                         json_str(json_array_get(problems, i), "message"));
-    for (size_t i = 0; i < json_array_size(extra) && i < PROBLEMS_LOGGED; i++)
+    }
+    for (size_t i = 0; i < json_array_size(extra) && i < PROBLEMS_LOGGED; i++) {
         worker_task_log(task, LOG_LEVEL_WARN, "'%s' is not of this export",
                         json_string_value(json_array_get(extra, i)));
+    }
     if (json_is_true(json_object_get(result, "intact")))
         worker_task_log(task, LOG_LEVEL_INFO, "'%s' is intact", json_str(result, "path"));
 }

@@ -137,9 +137,10 @@ static int add_size(struct builder *b, struct error *err)
 
     if (memory_mb == 0 && !checked_mul_u64(json_u64(vm_of(b), "mem_gb"), 1024, &memory_mb))
         memory_mb = UINT64_MAX;
-    if (memory_mb < MEMORY_MB_MIN || cpu == 0)
+    if (memory_mb < MEMORY_MB_MIN || cpu == 0) {
         return error_set(err, ERR_INVALID,
                          "the manifest does not say how much memory and how many CPUs the VM has");
+    }
     if (!checked_mul_u64(memory_mb, 1024, &memory_kib))
         return error_set(err, ERR_INVALID, "vm.memory_mb is out of range");
     strbuf_addf(&b->sb, "  <memory unit='KiB'>%" PRIu64 "</memory>\n", memory_kib);
@@ -260,10 +261,11 @@ static void add_disk_place(struct builder *b, const json_t *disk)
     case BUS_SCSI:
         controller = take_scsi(b, model, &target);
         add_target(b, "sd", letters, "scsi");
-        if (strcmp(model->libvirt, "lsilogic") == 0) /* its SCSI id is libvirt's unit */
+        if (strcmp(model->libvirt, "lsilogic") == 0) { /* its SCSI id is libvirt's unit */
             add_drive_address(b, controller, 0, 0, target);
-        else
+        } else {
             add_drive_address(b, controller, 0, target, 0);
+        }
         break;
     case BUS_SATA:
         add_target(b, "sd", letters, "sata");
@@ -314,9 +316,10 @@ static int add_disks(struct builder *b, struct error *err)
     size_t count = json_array_size(disks);
     const json_t *sorted[DOMAIN_DISKS_MAX];
 
-    if (count > DOMAIN_DISKS_MAX)
+    if (count > DOMAIN_DISKS_MAX) {
         return error_set(err, ERR_LIMIT, "%zu disks, a domain gets at most %d", count,
                          DOMAIN_DISKS_MAX);
+    }
     for (size_t i = 0; i < count; i++) { /* insertion keeps equal hints in list order */
         const json_t *disk = json_array_get(disks, i);
         size_t at = i;
@@ -328,9 +331,10 @@ static int add_disks(struct builder *b, struct error *err)
         if (add_disk(b, sorted[i], (unsigned int)i + 1, err) < 0)
             return -1;
     }
-    for (size_t i = 0; i < b->controller_count; i++)
+    for (size_t i = 0; i < b->controller_count; i++) {
         strbuf_addf(&b->sb, "    <controller type='scsi' index='%zu' model='%s'/>\n", i,
                     b->controllers[i].model->libvirt);
+    }
     return 0;
 }
 

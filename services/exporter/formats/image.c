@@ -132,6 +132,7 @@ bool image_is_hole(struct image *image, uint64_t offset, uint64_t length)
     return image->ops->is_hole(image, offset, length);
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): a chain ends at IMAGE_CHAIN_MAX */
 void image_close(struct image *image)
 {
     if (image == NULL)

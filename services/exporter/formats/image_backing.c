@@ -121,11 +121,12 @@ int image_open_backing(struct image *image, const char *name, const char *format
         return error_set_errno(err, errno, "its directory cannot be found");
     if (split(name, &parts) && parts.count > 0)
         path = resolve(dir, image->root, &parts);
-    if (path == NULL)
+    if (path == NULL) {
         return error_set(err, ERR_DENIED,
                          "its backing file '%.200s' is not allowed: it must lie in the same "
                          "directory%s",
                          name, image->root == NULL ? "" : ", or beside it");
+    }
     image->backing_name = xstrdup(name);
     const struct image_part whole = {.path = path, .format = format};
     return image_open_file(&whole, O_NOFOLLOW, image->root, image, check_chain, &image->backing,

@@ -81,9 +81,10 @@ static int check_features(const uint8_t *header, uint32_t version, struct error 
         return error_set(err, ERR_NOT_AVAILABLE, "it has subclusters");
     if (codec_of(header, version) > QCOW2_CODEC_ZSTD)
         return error_set(err, ERR_NOT_AVAILABLE, "its clusters are compressed in an unknown way");
-    if ((features & ~known) != 0)
+    if ((features & ~known) != 0) {
         return error_set(err, ERR_NOT_AVAILABLE, "it has unknown features (0x%" PRIx64 ")",
                          features & ~known);
+    }
     return 0;
 }
 
@@ -116,10 +117,11 @@ static int read_l1(struct image *image, const uint8_t *header, struct error *err
     uint64_t span = q->cluster_bytes / 8 * q->cluster_bytes; /* at most 2^39 */
     uint64_t needed = image->size_bytes / span + (image->size_bytes % span != 0);
 
-    if (entries < needed || needed * 8 > L1_BYTES_MAX)
+    if (entries < needed || needed * 8 > L1_BYTES_MAX) {
         return error_set(err, entries < needed ? ERR_CORRUPT : ERR_LIMIT,
                          "its L1 table of %" PRIu64 " entries does not fit its size of %" PRIu64,
                          entries, image->size_bytes);
+    }
     if (offset % q->cluster_bytes != 0)
         return error_set(err, ERR_CORRUPT, "its L1 table lies at %" PRIu64, offset);
     if (!range_is_inside(offset, needed * 8, image->file_bytes))
@@ -158,11 +160,12 @@ static int backing_format(const uint8_t *area, uint64_t at, uint64_t end, char o
 
 static int backing_check(const struct image *image, const char *format, struct error *err)
 {
-    if (format[0] == '\0')
+    if (format[0] == '\0') {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "it does not say which format its backing file has: set it with "
                          "'qemu-img rebase -u -F qcow2 -b ... %.200s'",
                          image->path);
+    }
     if (strcmp(format, "qcow2") != 0 && strcmp(format, "raw") != 0)
         return error_set(err, ERR_NOT_AVAILABLE, "its backing file has the format '%.15s'", format);
     return 0;
@@ -209,9 +212,10 @@ static int qcow2_open(struct image *image, struct error *err)
     bits = get_be32(header + QCOW2_AT_CLUSTER_BITS);
     if (bits < CLUSTER_BITS_MIN || bits > CLUSTER_BITS_MAX)
         return error_set(err, ERR_CORRUPT, "its clusters have 2^%" PRIu32 " bytes", bits);
-    if (get_be64(header + QCOW2_AT_SIZE) > IMAGE_DISK_BYTES_MAX)
+    if (get_be64(header + QCOW2_AT_SIZE) > IMAGE_DISK_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "a disk of %" PRIu64 " bytes is over the limit of 64 TiB",
                          get_be64(header + QCOW2_AT_SIZE));
+    }
     q = xcalloc(1, sizeof *q);
     image->data = q;
     image->size_bytes = get_be64(header + QCOW2_AT_SIZE);
@@ -289,9 +293,10 @@ int qcow2_cluster_find(struct image *image, uint64_t cluster, struct qcow2_clust
         return 0;
     out->kind = QCOW2_KIND_DATA;
     out->offset = entry & QCOW2_OFFSET_MASK;
-    if (out->offset % q->cluster_bytes != 0)
+    if (out->offset % q->cluster_bytes != 0) {
         return error_set(err, ERR_CORRUPT, "cluster %" PRIu64 " lies at %" PRIu64, cluster,
                          out->offset);
+    }
     return 0;
 }
 
@@ -312,9 +317,10 @@ static int unpack(struct image *image, uint64_t cluster, const struct qcow2_clus
 
     if (q->unpacked_cluster == cluster)
         return 0;
-    if (where->offset >= image->file_bytes)
+    if (where->offset >= image->file_bytes) {
         return error_set(err, ERR_CORRUPT,
                          "compressed cluster %" PRIu64 " lies outside of the file", cluster);
+    }
     /* The length is in whole sectors, the last of which the file need not have. */
     length = min_u64(length, image->file_bytes - where->offset);
     if (q->unpacker == NULL) {
@@ -327,9 +333,10 @@ static int unpack(struct image *image, uint64_t cluster, const struct qcow2_clus
     if (image_file_read(image, q->packed, (size_t)length, where->offset, err) < 0)
         return -1;
     if (!qcow2_unpack(q->unpacker, q->packed, (size_t)length, q->unpacked,
-                      (size_t)q->cluster_bytes))
+                      (size_t)q->cluster_bytes)) {
         return error_set(err, ERR_CORRUPT, "compressed cluster %" PRIu64 " cannot be inflated",
                          cluster);
+    }
     q->unpacked_cluster = cluster;
     return 0;
 }
@@ -390,10 +397,11 @@ static int qcow2_read(struct image *image, uint8_t *out, size_t length, uint64_t
     while (length > 0) {
         uint64_t inside = offset & (q->cluster_bytes - 1);
         size_t n = (size_t)min_u64(length, q->cluster_bytes - inside);
-        if (read_cluster(image, out, n, offset, err) < 0)
+        if (read_cluster(image, out, n, offset, err) < 0) {
             return strstr(err->message, backing_text) != NULL
                        ? -1
                        : error_wrap(err, "disk offset %" PRIu64, offset);
+        }
         out += n;
         offset += n;
         length -= n;

@@ -6,9 +6,10 @@
 
 static int raw_open(struct image *image, struct error *err)
 {
-    if (image->file_bytes > IMAGE_DISK_BYTES_MAX)
+    if (image->file_bytes > IMAGE_DISK_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "a disk of %" PRIu64 " bytes is over the limit of 64 TiB",
                          image->file_bytes);
+    }
     image->size_bytes = image->file_bytes;
     return 0;
 }

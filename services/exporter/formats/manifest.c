@@ -211,14 +211,16 @@ static json_t *metadata_make(const struct manifest_facts *facts)
 static int check_facts(const struct manifest_facts *facts, struct error *err)
 {
     for (size_t i = 0; i < facts->disk_count; i++) {
-        if (facts->disks[i].vm_disk_index >= facts->vm->disk_count)
+        if (facts->disks[i].vm_disk_index >= facts->vm->disk_count) {
             return error_set(err, ERR_INVALID, "'%.255s' is disk %zu of a VM with %zu disks",
                              facts->disks[i].path, facts->disks[i].vm_disk_index,
                              facts->vm->disk_count);
+        }
     }
-    if (facts->pipeline != NULL && facts->pipeline->compress_level > COMPRESS_MAX)
+    if (facts->pipeline != NULL && facts->pipeline->compress_level > COMPRESS_MAX) {
         return error_set(err, ERR_INVALID, "compression level %u is not in 1 to 9",
                          facts->pipeline->compress_level);
+    }
     return 0;
 }
 

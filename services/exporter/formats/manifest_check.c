@@ -47,9 +47,10 @@ static int check_integer(const json_t *object, const char *where, const char *ke
 
     if (value == NULL)
         return 0;
-    if (!json_is_integer(value) || json_integer_value(value) < min)
+    if (!json_is_integer(value) || json_integer_value(value) < min) {
         return error_set(err, ERR_INVALID, "%s.%s must be an integer of at least %d", where, key,
                          (int)min);
+    }
     return 0;
 }
 
@@ -141,9 +142,10 @@ static int check_nics(const json_t *manifest, struct error *err)
         const json_t *mac = json_object_get(nic, "mac");
         if (!json_is_object(nic))
             return error_set(err, ERR_INVALID, "nics[%zu] must be an object", i);
-        if (mac != NULL && (!json_is_string(mac) || !mac_is_valid(json_string_value(mac))))
+        if (mac != NULL && (!json_is_string(mac) || !mac_is_valid(json_string_value(mac)))) {
             return error_set(err, ERR_INVALID, "nics[%zu].mac '%.32s' is no MAC address", i,
                              json_is_string(mac) ? json_string_value(mac) : "(no text)");
+        }
     }
     return 0;
 }
@@ -162,15 +164,17 @@ static int check_disk_id(const json_t *disks, size_t index, struct error *err)
     const json_t *other;
     size_t i;
 
-    if (!id_is_valid(id))
+    if (!id_is_valid(id)) {
         return error_set(err, ERR_INVALID,
                          "disks[%zu].id '%.64s' must be of letters, digits, '_' and '-'", index,
                          id);
+    }
     json_array_foreach(disks, i, other)
     {
-        if (i < index && strcmp(json_str(other, "id"), id) == 0)
+        if (i < index && strcmp(json_str(other, "id"), id) == 0) {
             return error_set(err, ERR_INVALID, "disks[%zu].id '%.64s' stands there twice", index,
                              id);
+        }
     }
     return 0;
 }
@@ -207,9 +211,10 @@ static int check_disk(const json_t *disks, size_t index, struct error *err)
     if (json_str(disk, "local_path")[0] != '/')
         return error_set(err, ERR_INVALID, "%s.local_path must be an absolute path", where);
     relative = json_str(disk, "relative_path");
-    if (relative[0] != '\0' && !file_name_is_plain(relative))
+    if (relative[0] != '\0' && !file_name_is_plain(relative)) {
         return error_set(err, ERR_INVALID, "%s.relative_path '%.255s' must be a plain file name",
                          where, relative);
+    }
     if (check_word(disk, where, "source_format", disk_formats, err) < 0 ||
         check_word(disk, where, "disk_type", disk_types, err) < 0 ||
         check_integer(disk, where, "bytes", 0, err) < 0 ||
@@ -248,11 +253,12 @@ static int check_content(const json_t *disk, const char *path, struct error *err
         return 0;
     if (file_sha256(path, hex, err) < 0)
         return -1;
-    if (strcmp(hex, checksum + sizeof CHECKSUM_START - 1) != 0)
+    if (strcmp(hex, checksum + sizeof CHECKSUM_START - 1) != 0) {
         return error_set(err, ERR_CORRUPT,
                          "SHA-256 of '%.256s' is %.12s..., its manifest says "
                          "%.12s...",
                          path, hex, checksum + sizeof CHECKSUM_START - 1);
+    }
     return 0;
 }
 
@@ -274,9 +280,10 @@ static int check_file(const json_t *disk, const struct manifest_check *check, st
         return 0;
     if (stat(path, &st) < 0)
         return error_set_errno(err, errno, "cannot examine '%.256s'", path);
-    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != json_u64(disk, "bytes"))
+    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != json_u64(disk, "bytes")) {
         return error_set(err, ERR_CORRUPT, "'%.256s' has %jd bytes, its manifest says %" PRIu64,
                          path, (intmax_t)st.st_size, json_u64(disk, "bytes"));
+    }
     return check->checksums ? check_content(disk, path, err) : 0;
 }
 
@@ -291,9 +298,10 @@ int manifest_validate(const json_t *manifest, const struct manifest_check *check
         return error_set(err, ERR_INVALID, "manifest_version must be \"" MANIFEST_VERSION "\"");
     if (count == 0)
         return error_set(err, ERR_INVALID, "disks must be an array of at least one disk");
-    if (count > MANIFEST_DISKS_MAX)
+    if (count > MANIFEST_DISKS_MAX) {
         return error_set(err, ERR_LIMIT, "%zu disks, at most %d are read", count,
                          MANIFEST_DISKS_MAX);
+    }
     for (size_t i = 0; i < count; i++) {
         if (check_disk(disks, i, err) < 0)
             return -1;

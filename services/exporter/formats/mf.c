@@ -35,9 +35,10 @@ static int check_file(const struct mf_file *file, struct error *err)
 
     if (!file_name_is_plain(file->name))
         return error_set(err, ERR_INVALID, "'%.255s' is no plain file name", file->name);
-    if (!hex_decode(file->sha256, raw, sizeof raw))
+    if (!hex_decode(file->sha256, raw, sizeof raw)) {
         return error_set(err, ERR_INVALID, "'%.80s' is no SHA-256 of '%.255s'", file->sha256,
                          file->name);
+    }
     return 0;
 }
 
@@ -127,9 +128,10 @@ static int add_entry(struct mf *mf, const char *algorithm, const char *name, con
     for (size_t i = 0; i < ARRAY_LEN(algorithms); i++) {
         if (strcasecmp(algorithms[i].name, algorithm) != 0)
             continue;
-        if (!hex_decode(hex, raw, algorithms[i].bytes))
+        if (!hex_decode(hex, raw, algorithms[i].bytes)) {
             return error_set(err, ERR_CORRUPT, "line %zu: '%.140s' is no %s digest", line, hex,
                              algorithms[i].name);
+        }
         if (mf_find(mf, name) != NULL)
             return error_set(err, ERR_CORRUPT, "line %zu: '%.255s' stands there twice", line, name);
         if (mf->count == MF_ENTRIES_MAX)
@@ -171,9 +173,10 @@ int mf_parse(const char *text, size_t size, struct mf **out, struct error *err)
     auto_mf *mf = xcalloc(1, sizeof *mf);
     size_t line = 0;
 
-    if (size > MF_BYTES_MAX)
+    if (size > MF_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "digest list of %zu bytes is over %zu", size,
                          MF_BYTES_MAX);
+    }
     for (const char *p = text; p < text + size;) {
         size_t rest = (size_t)(text + size - p);
         const char *end = memchr(p, '\n', rest);

@@ -30,11 +30,12 @@ struct qcow2_packer *qcow2_packer_new(enum qcow2_codec codec, int level)
     assert(level >= 0 && level <= QCOW2_LEVEL_MAX);
     packer->codec = codec;
     packer->level = level == 0 ? QCOW2_LEVEL_DEFAULT : level;
-    if (codec == QCOW2_CODEC_ZSTD)
+    if (codec == QCOW2_CODEC_ZSTD) {
         packer->zstd = ZSTD_createCCtx();
-    else if (deflateInit2(&packer->deflate, packer->level, Z_DEFLATED, WINDOW_BITS, MEMORY,
-                          Z_DEFAULT_STRATEGY) != Z_OK)
+    } else if (deflateInit2(&packer->deflate, packer->level, Z_DEFLATED, WINDOW_BITS, MEMORY,
+                            Z_DEFAULT_STRATEGY) != Z_OK) {
         abort(); /* out of memory, as in xmalloc */
+    }
     if (codec == QCOW2_CODEC_ZSTD && packer->zstd == NULL)
         abort();
     return packer;
@@ -77,10 +78,11 @@ struct qcow2_unpacker *qcow2_unpacker_new(enum qcow2_codec codec)
 {
     struct qcow2_unpacker *unpacker = xcalloc(1, sizeof *unpacker);
 
-    if (codec == QCOW2_CODEC_ZSTD)
+    if (codec == QCOW2_CODEC_ZSTD) {
         unpacker->zstd = ZSTD_createDCtx();
-    else
+    } else {
         unpacker->inflate = libdeflate_alloc_decompressor();
+    }
     if (unpacker->zstd == NULL && unpacker->inflate == NULL)
         abort();
     return unpacker;
@@ -100,10 +102,11 @@ bool qcow2_unpack(struct qcow2_unpacker *unpacker, const uint8_t *packed, size_t
 {
     size_t got = 0;
 
-    if (unpacker->inflate != NULL)
+    if (unpacker->inflate != NULL) {
         return libdeflate_deflate_decompress_ex(unpacker->inflate, packed, packed_bytes, out,
                                                 length, NULL, &got) == LIBDEFLATE_SUCCESS &&
                got == length;
+    }
     /* The whole frame at once: no window is allocated, however large it says it needs one. */
     packed_bytes = ZSTD_findFrameCompressedSize(packed, packed_bytes);
     if (ZSTD_isError(packed_bytes))

@@ -47,9 +47,10 @@ int qcow2_index_check(const struct qcow2_index *index, struct error *err)
     if (fstat(index->fd, &st) < 0 || pread_all(index->fd, header, sizeof header, 0) < 0)
         return error_set_errno(err, errno, "cannot read '%.256s'", index->path);
     if (get_be64(header) != INDEX_MAGIC || get_be64(header + 8) != index->size_bytes ||
-        (uint64_t)st.st_size != index_bytes(index))
+        (uint64_t)st.st_size != index_bytes(index)) {
         return error_set(err, ERR_CORRUPT, "'%.256s' belongs to another image: start over",
                          index->path);
+    }
     return 0;
 }
 
@@ -106,10 +107,11 @@ static int count_entry(const struct window *window, uint64_t entry, struct error
     uint64_t offset = entry & QCOW2_OFFSET_MASK;
     uint64_t length = QCOW2_CLUSTER_BYTES;
 
-    if ((entry & QCOW2_COMPRESSED) != 0)
+    if ((entry & QCOW2_COMPRESSED) != 0) {
         qcow2_packed_range(entry, QCOW2_CLUSTER_BITS, &offset, &length);
-    else if (offset == 0)
+    } else if (offset == 0) {
         return 0;
+    }
     for (uint64_t i = offset / QCOW2_CLUSTER_BYTES;
          i <= (offset + length - 1) / QCOW2_CLUSTER_BYTES; i++) {
         if (i < window->first || i - window->first >= window->size)
@@ -202,12 +204,12 @@ static int write_refcounts(const struct qcow2_image *image, uint64_t *pos, uint6
 /* Extensions and the name of the backing file behind the header; returns the end. */
 static size_t put_backing(uint8_t *area, size_t at, const char *backing)
 {
-    static const char format[] = "qcow2";
+    static const char format[] = {'q', 'c', 'o', 'w', '2'}; /* no NUL in the file */
     size_t length = strlen(backing);
 
     put_be32(area + at, QCOW2_EXT_BACKING_FORMAT);
-    put_be32(area + at + 4, sizeof format - 1);
-    memcpy(area + at + 8, format, sizeof format - 1);
+    put_be32(area + at + 4, sizeof format);
+    memcpy(area + at + 8, format, sizeof format);
     at += 16;
     put_be32(area + at, QCOW2_EXT_END);
     at += 8;

@@ -16,13 +16,15 @@ int sink_file_open(const struct sink_options *options, int *out_fd, struct error
     int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;
     int fd;
 
-    if (options->size_bytes == 0 || options->size_bytes % SECTOR_BYTES != 0)
+    if (options->size_bytes == 0 || options->size_bytes % SECTOR_BYTES != 0) {
         return error_set(err, ERR_INVALID,
                          "disk size %" PRIu64 " is not a positive multiple of 512 bytes",
                          options->size_bytes);
-    if (options->size_bytes > SINK_DISK_BYTES_MAX)
+    }
+    if (options->size_bytes > SINK_DISK_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "disk size %" PRIu64 " is over the limit of 64 TiB",
                          options->size_bytes);
+    }
     assert(options->file_offset % SECTOR_BYTES == 0);
     if (options->resume == NULL)
         flags |= options->file_offset > 0 ? O_CREAT : O_CREAT | O_TRUNC;
@@ -42,15 +44,17 @@ int sink_file_open(const struct sink_options *options, int *out_fd, struct error
 int sink_level_check(const struct sink_options *options, const char *format, int max,
                      struct error *err)
 {
-    if (options->compression != NULL || options->backing != NULL)
+    if (options->compression != NULL || options->backing != NULL) {
         return error_set(err, ERR_INVALID, "format %s has no %s", format,
                          options->backing != NULL ? "backing files" : "choice of compression");
+    }
     if (options->compression_level >= 0 && options->compression_level <= max)
         return 0;
-    if (max == 0)
+    if (max == 0) {
         return error_set(err, ERR_INVALID,
                          "format %s is written without compression, level %d means nothing to it",
                          format, options->compression_level);
+    }
     return error_set(err, ERR_INVALID, "compression level %d of format %s is not in 0 to %d",
                      options->compression_level, format, max);
 }
@@ -106,9 +110,10 @@ static void window_add(struct writeback_window *window, uint64_t offset, uint64_
  * error is reported again by the fdatasync of the next checkpoint. */
 static void window_start(int fd, const struct writeback_window *window)
 {
-    for (size_t i = 0; i < window->count; i++)
+    for (size_t i = 0; i < window->count; i++) {
         (void)sync_file_range(fd, (off_t)window->ranges[i].offset, (off_t)window->ranges[i].length,
                               SYNC_FILE_RANGE_WRITE);
+    }
 }
 
 static void window_finish(int fd, const struct writeback_window *window)

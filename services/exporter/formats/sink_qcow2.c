@@ -155,10 +155,11 @@ static int block_trim(struct sink *sink, uint8_t *block, uint64_t next, uint8_t 
             continue;
         }
         if (host % CLUSTER_BYTES != 0 || host < CLUSTER_BYTES ||
-            (seen[cluster / 8] >> (cluster % 8) & 1) != 0)
+            (seen[cluster / 8] >> (cluster % 8) & 1) != 0) {
             return error_set(err, ERR_CORRUPT,
                              "'%.256s' names cluster %" PRIu64 " wrongly or twice",
                              sink->index_path, cluster);
+        }
         seen[cluster / 8] = (uint8_t)(seen[cluster / 8] | 1U << (cluster % 8));
         (*count)++;
     }
@@ -178,18 +179,20 @@ static int index_trim(struct sink *sink, uint64_t next, struct error *err)
             return error_set_errno(err, errno, "cannot read '%.256s'", sink->index_path);
         if (mem_is_zero(block, CLUSTER_BYTES))
             continue;
-        if (sink->packed)
+        if (sink->packed) {
             dirty = block_trim_packed(block, next);
-        else if (block_trim(sink, block, next, seen, &count, &dirty, err) < 0)
+        } else if (block_trim(sink, block, next, seen, &count, &dirty, err) < 0) {
             return -1;
+        }
         if (dirty && pwrite_all(sink->index_fd, block, CLUSTER_BYTES, at) < 0)
             return error_set_errno(err, errno, "cannot write '%.256s'", sink->index_path);
     }
-    if (!sink->packed && count != next / CLUSTER_BYTES - 1)
+    if (!sink->packed && count != next / CLUSTER_BYTES - 1) {
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' knows %" PRIu64 " clusters, its checkpoint %" PRIu64
                          ": start over",
                          sink->index_path, count, next / CLUSTER_BYTES - 1);
+    }
     return 0;
 }
 
@@ -242,10 +245,11 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
         return -1;
     if (fstat(sink->fd, &st) < 0)
         return error_set_errno(err, errno, "cannot examine '%.256s'", options->path);
-    if (size != sink->size_bytes || !next_is_possible(sink, next, (uint64_t)st.st_size))
+    if (size != sink->size_bytes || !next_is_possible(sink, next, (uint64_t)st.st_size)) {
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' does not fit its checkpoint '%.64s': start over", options->path,
                          options->resume);
+    }
     atomic_store(&sink->next, next);
     if (sink->index_fd < 0) {
         if (!header_is_ours(sink) || !finished_behind(sink, next))
@@ -265,14 +269,16 @@ static int compression_open(struct sink *sink, const struct sink_options *option
 {
     bool zstd = options->compression != NULL && strcmp(options->compression, "zstd") == 0;
 
-    if (options->compression != NULL && !zstd && strcmp(options->compression, "zlib") != 0)
+    if (options->compression != NULL && !zstd && strcmp(options->compression, "zlib") != 0) {
         return error_set(err, ERR_INVALID, "qcow2 knows no compression '%.32s'",
                          options->compression);
+    }
     if (options->compression_level < 0 || options->compression_level > QCOW2_LEVEL_MAX ||
-        (options->compression == NULL && options->compression_level != 0))
+        (options->compression == NULL && options->compression_level != 0)) {
         return error_set(err, ERR_INVALID, "compression level %d of qcow2 is not in 0 to %d",
                          options->compression_level,
                          options->compression == NULL ? 0 : QCOW2_LEVEL_MAX);
+    }
     sink->packed = options->compression != NULL;
     sink->codec = zstd ? QCOW2_CODEC_ZSTD : QCOW2_CODEC_ZLIB;
     sink->level = options->compression_level;
@@ -288,9 +294,10 @@ static int base_open(struct sink *sink, const struct sink_options *options, stru
 
     if (options->backing == NULL)
         return 0;
-    if (strlen(options->backing) > QCOW2_BACKING_BYTES_MAX)
+    if (strlen(options->backing) > QCOW2_BACKING_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "the name of the backing file is over %d bytes",
                          QCOW2_BACKING_BYTES_MAX);
+    }
     path = xasprintf("%s/%s", dir, options->backing);
     if (image_open_chain(path, "qcow2", options->backing_root, &sink->base, err) < 0)
         return -1;
@@ -359,10 +366,11 @@ static int compare_with_base(struct sink *sink, uint64_t offset, const uint8_t *
     for (size_t i = 0; i < plan->count && !hole; i++) {
         size_t at = i * CLUSTER_BYTES;
         size_t n = (size_t)min_u64(CLUSTER_BYTES, length - at);
-        if (memcmp(data + at, below + at, n) == 0)
+        if (memcmp(data + at, below + at, n) == 0) {
             plan->actions[i] = ACTION_NONE;
-        else if (plan->actions[i] == ACTION_NONE)
+        } else if (plan->actions[i] == ACTION_NONE) {
             plan->actions[i] = ACTION_ZERO;
+        }
     }
     return 0;
 }
@@ -378,10 +386,11 @@ static struct qcow2_packer *packer_get(struct sink *sink)
 static void packer_put(struct sink *sink, struct qcow2_packer *packer)
 {
     LOCK_SCOPE(&sink->mutex);
-    if (sink->packer_count < PACKERS_MAX)
+    if (sink->packer_count < PACKERS_MAX) {
         sink->packers[sink->packer_count++] = packer;
-    else
+    } else {
         qcow2_packer_free(packer);
+    }
 }
 
 /* The last cluster of a disk may be cut: it is packed as a whole one. */
@@ -552,10 +561,11 @@ static int write_planned(struct sink *sink, uint64_t offset, const struct plan *
     if (sink->resumed && pread_all(sink->index_fd, entries, entries_bytes, at) < 0)
         return error_set_errno(err, errno, "cannot read '%.256s'", sink->index_path);
     known = !mem_is_zero(entries, entries_bytes);
-    if (known && !sink->packed)
+    if (known && !sink->packed) {
         result = rewrite_piece(sink, plan, data, length, entries, err);
-    else
+    } else {
         result = append_piece(sink, plan, data, length, entries, err);
+    }
     if (result < 0)
         return -1;
     if ((known || !mem_is_zero(entries, entries_bytes)) &&

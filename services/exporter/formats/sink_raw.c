@@ -36,11 +36,12 @@ static int check_resume(int fd, const struct sink_options *options, struct error
         return -1;
     if (fstat(fd, &st) < 0)
         return error_set_errno(err, errno, "cannot examine '%.256s'", options->path);
-    if (size != options->size_bytes || (uint64_t)st.st_size != options->size_bytes)
+    if (size != options->size_bytes || (uint64_t)st.st_size != options->size_bytes) {
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' has %jd bytes, its checkpoint says %" PRIu64
                          " and the disk has %" PRIu64 ": start over",
                          options->path, (intmax_t)st.st_size, size, options->size_bytes);
+    }
     return 0;
 }
 

@@ -157,9 +157,10 @@ static int start_file(struct sink *sink, const struct sink_options *options, str
     strbuf_init(&descriptor, DESCRIPTOR_SECTORS * VMDK_SECTOR);
     if (descriptor_make(options, &descriptor, err) < 0)
         return -1;
-    if (descriptor.overflowed)
+    if (descriptor.overflowed) {
         return error_set(err, ERR_LIMIT, "file name '%.64s...' is too long for a VMDK descriptor",
                          options->file_name);
+    }
     header_fill(sink, VMDK_GD_AT_END, front);
     memcpy(front + DESCRIPTOR_SECTOR * VMDK_SECTOR, descriptor.data, descriptor.length);
     sink->digest = EVP_MD_CTX_new();
@@ -176,10 +177,11 @@ static uint32_t sector_of(uint64_t pos)
 /* Tables point at records by 32-bit sector numbers. */
 static int check_addressable(const struct sink *sink, uint64_t more, struct error *err)
 {
-    if ((sink->pos + more) / VMDK_SECTOR > UINT32_MAX)
+    if ((sink->pos + more) / VMDK_SECTOR > UINT32_MAX) {
         return error_set(err, ERR_LIMIT,
                          "the VMDK file grows over 2 TiB, which its tables cannot address: use "
                          "format qcow2 or raw for this disk");
+    }
     return 0;
 }
 
@@ -231,9 +233,10 @@ static int walk_grain(struct sink *sink, uint64_t sector, uint32_t compressed, u
 
     if (sector >= sink->size_bytes / VMDK_SECTOR || sector % VMDK_GRAIN_SECTORS != 0 ||
         disk_offset < sink->next || !range_is_inside(*pos, record_bytes(compressed), end) ||
-        (sink->span != NO_SPAN && sink->span != grain / VMDK_TABLE_ENTRIES))
+        (sink->span != NO_SPAN && sink->span != grain / VMDK_TABLE_ENTRIES)) {
         return error_set(err, ERR_CORRUPT, "grain record at offset %" PRIu64 " is out of place",
                          *pos);
+    }
     note_grain(sink, grain, *pos);
     sink->next = disk_offset + VMDK_GRAIN_BYTES;
     *pos += record_bytes(compressed);
@@ -297,15 +300,17 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
         !range_is_inside(base, end, (uint64_t)st.st_size) || end < OVERHEAD_SECTORS * VMDK_SECTOR ||
         next > size || options->resume_offset > next ||
         pread_all(sink->fd, header, sizeof header, base) < 0 ||
-        memcmp(header, expected, sizeof header) != 0)
+        memcmp(header, expected, sizeof header) != 0) {
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' does not fit its checkpoint '%.64s': start over", options->path,
                          options->resume);
+    }
     if (walk_records(sink, end, options->resume_offset, &end, err) < 0)
         return error_wrap(err, "'%.256s' cannot be resumed, start over", options->path);
-    if (sink->next > round_up_u64(options->resume_offset, VMDK_GRAIN_BYTES))
+    if (sink->next > round_up_u64(options->resume_offset, VMDK_GRAIN_BYTES)) {
         return error_set(err, ERR_CORRUPT, "'%.256s' is ahead of its checkpoint: start over",
                          options->path);
+    }
     if (ftruncate(sink->fd, (off_t)(base + end)) < 0)
         return error_set_errno(err, errno, "cannot cut '%.256s'", options->path);
     sink->pos = end;
@@ -388,11 +393,12 @@ static int vmdk_encode(struct sink *sink, uint64_t offset, const void *data, siz
 static int check_order(struct sink *sink, uint64_t offset, uint64_t length, struct error *err)
 {
     assert(offset % SINK_PIECE_BYTES == 0 && range_is_inside(offset, length, sink->size_bytes));
-    if (offset < sink->next)
+    if (offset < sink->next) {
         return error_set(err, ERR_INTERNAL,
                          "piece at %" PRIu64 " comes after %" PRIu64
                          " was written: VMDK is ordered",
                          offset, sink->next);
+    }
     if (sink->span != NO_SPAN && offset / VMDK_SPAN_BYTES != sink->span)
         return close_table(sink, err);
     return 0;

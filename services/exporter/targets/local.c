@@ -114,9 +114,10 @@ int local_claim(const char *dir, const char *export_id, struct error *err)
     if (local_is_claimed_by(dir, export_id))
         return 0;
     if (write_mark(path, export_id, &write_error) < 0) {
-        if (write_error.code == ERR_CONFLICT)
+        if (write_error.code == ERR_CONFLICT) {
             return error_set(err, ERR_CONFLICT, "directory '%.200s' belongs to another export",
                              dir);
+        }
         *err = write_error;
         return -1;
     }
@@ -151,9 +152,10 @@ int local_lock(const char *path, int64_t wait_ms, const atomic_bool *stopped, in
             *out_fd = fd_steal(&fd);
             return 0;
         }
-        if (lock_is_unsupported(errno))
+        if (lock_is_unsupported(errno)) {
             return error_set(err, ERR_NOT_AVAILABLE, "the file system of '%.200s' has no locks",
                              path);
+        }
         if (errno != EAGAIN && errno != EACCES && errno != EINTR)
             return error_set_errno(err, errno, "'%.200s' cannot be locked", path);
         if (stopped != NULL && atomic_load(stopped))

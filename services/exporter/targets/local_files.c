@@ -19,10 +19,11 @@ static const char *const fixed_names[] = {
 /* "" or ".e7" */
 static void generation_text(uint64_t generation, char *out, size_t size)
 {
-    if (generation == 0)
+    if (generation == 0) {
         out[0] = '\0';
-    else
+    } else {
         (void)snprintf(out, size, ".e%" PRIu64, generation);
+    }
 }
 
 char *local_partial_path(const char *dir, const char *name, uint64_t generation)
@@ -131,9 +132,10 @@ int local_sweep(const char *dir, const char *stem, const uint64_t *keep_generati
         if (!is_unfinished(entry->d_name, stem) ||
             (keep_generation != NULL && generation_of(entry->d_name) == *keep_generation))
             continue;
-        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT)
+        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT) {
             return error_set_errno(err, errno, "'%.200s/%.255s' cannot be removed", dir,
                                    entry->d_name);
+        }
     }
     return 0;
 }
@@ -152,9 +154,10 @@ int local_unclaim(const char *dir, bool remove_dir, struct error *err)
         const char *rest = entry->d_name + strlen(LOCAL_MARK_NAME);
         if (!starts_with(entry->d_name, LOCAL_MARK_NAME) || (*rest != '\0' && *rest != '.'))
             continue;
-        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT)
+        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT) {
             return error_set_errno(err, errno, "'%.200s/%.255s' cannot be removed", dir,
                                    entry->d_name);
+        }
     }
     if (remove_dir)
         (void)rmdir(dir); /* not empty: it holds what is not ours */

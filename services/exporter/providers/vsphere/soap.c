@@ -375,6 +375,6 @@ int soap_parse(const char *data, size_t size, struct soap_reply *out, struct err
         reply.response = first;
     }
     *out = reply;
-    reply = (struct soap_reply){0};
+    memset(&reply, 0, sizeof reply);
     return 0;
 }

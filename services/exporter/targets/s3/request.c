@@ -24,7 +24,7 @@ void s3_reply_release(struct s3_reply *reply)
 {
     /* NOLINTNEXTLINE(clang-analyzer-unix.Malloc): NULL after each release, in the line below */
     free(reply->body);
-    *reply = (struct s3_reply){0};
+    memset(reply, 0, sizeof *reply);
 }
 
 /* ---- the server ---- */
