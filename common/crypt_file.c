@@ -54,19 +54,21 @@ int crypt_key_load(const char *path, struct crypt_key **out, struct error *err)
 
     if (stat(path, &st) < 0)
         return error_set_errno(err, errno, "key file '%.200s'", path);
-    if ((st.st_mode & 077) != 0)
+    if ((st.st_mode & 077) != 0) {
         return error_set(err, ERR_DENIED,
                          "key file '%.200s' can be read by others: its mode must be 0600", path);
+    }
     if (file_read(path, CRYPT_KEY_BYTES_MAX, &text, &size, err) < 0)
         return error_wrap(err, "key file");
     if (size >= CRYPT_KEY_BYTES_MIN)
         *out = crypt_key_new(text, size);
     sodium_memzero(text, size);
     free(text);
-    if (size < CRYPT_KEY_BYTES_MIN)
+    if (size < CRYPT_KEY_BYTES_MIN) {
         return error_set(err, ERR_INVALID,
                          "key file '%.200s' has %zu bytes, at least %d are needed", path, size,
                          CRYPT_KEY_BYTES_MIN);
+    }
     return 0;
 }
 
@@ -220,9 +222,10 @@ static int read_header(struct pull *pull, const struct crypt_key *key, struct er
         return error_set(err, ERR_CORRUPT, "'%.200s' is no encrypted file of HyperSDK", pull->name);
     for (int i = 3; i >= 0; i--)
         pull->chunk_bytes = pull->chunk_bytes << 8 | h[AT_CHUNK + i];
-    if (h[AT_KDF] != KDF_FILE || pull->chunk_bytes == 0 || pull->chunk_bytes > CRYPT_CHUNK_MAX)
+    if (h[AT_KDF] != KDF_FILE || pull->chunk_bytes == 0 || pull->chunk_bytes > CRYPT_CHUNK_MAX) {
         return error_set(err, ERR_CORRUPT, "'%.200s' has a header that this version cannot read",
                          pull->name);
+    }
     derive(key, h + AT_SALT, derived, id);
     rc = memcmp(id, h + AT_KEY_ID, ID_BYTES) != 0
              ? error_set(err, ERR_DENIED, "'%.200s' was encrypted with another key", pull->name)
@@ -266,16 +269,18 @@ int crypt_decrypt_fd(int fd, const char *name, const struct crypt_key *key,
         if (check_stopped(stopped, err) < 0 ||
             read_up_to(fd, cipher, pull.chunk_bytes + TAG_BYTES, &size, name, err) < 0)
             return -1;
-        if (size == 0)
+        if (size == 0) {
             return error_set(err, ERR_CORRUPT, "'%.200s' is cut short at byte %" PRIu64, name,
                              offset);
+        }
         if (size < TAG_BYTES ||
             crypto_secretstream_xchacha20poly1305_pull(&pull.state, plain, &length, &tag, cipher,
                                                        size, first ? pull.header : NULL,
-                                                       first ? sizeof pull.header : 0) != 0)
+                                                       first ? sizeof pull.header : 0) != 0) {
             return error_set(err, ERR_CORRUPT,
                              "'%.200s' is damaged or cut in the %zu bytes at byte %" PRIu64, name,
                              size, offset);
+        }
         if (length > 0 && take(arg, plain, (size_t)length, err) < 0)
             return -1;
         offset += size;
@@ -325,10 +330,11 @@ static int finish_plain(const struct plain_file *file, const char *to, struct er
 {
     if (fsync(file->fd) < 0)
         return error_set_errno(err, errno, "'%.200s' cannot be synced", file->name);
-    if (link(file->name, to) < 0)
+    if (link(file->name, to) < 0) {
         return errno == EEXIST
                    ? error_set(err, ERR_CONFLICT, "'%.200s' exists already and is not replaced", to)
                    : error_set_errno(err, errno, "'%.200s'", to);
+    }
     return dir_sync_parent(to, err);
 }
 

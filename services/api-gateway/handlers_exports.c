@@ -105,10 +105,11 @@ static int list_exports(struct call *call, const json_t *query, json_t *answer, 
         db_exec(call->db, count_sql, DB_PARAMS(provider, vm), &total, err) < 0)
         return -1;
     add_page(rows, page.limit, answer);
-    if (db_i64(total, 0, 0) > PAGE_TOTAL_MAX)
+    if (db_i64(total, 0, 0) > PAGE_TOTAL_MAX) {
         json_set_i64(answer, "total_at_least", PAGE_TOTAL_MAX);
-    else
+    } else {
         json_set_i64(answer, "total", db_i64(total, 0, 0));
+    }
     return 0;
 }
 
@@ -243,9 +244,10 @@ int handle_export_verify_path(struct call *call, struct error *err)
         return call_fail_field(call, &problem, err);
     if (json_object_get(body, "path") == NULL)
         return call_bad_field(call, "path", err, "'path' is missing");
-    if (path_confine(&call->gateway->bases, field_text(body, "path", ""), &path, &why) < 0)
+    if (path_confine(&call->gateway->bases, field_text(body, "path", ""), &path, &why) < 0) {
         return call_fail(call, why.code == ERR_INVALID ? 400 : 422,
                          json_pack("{s:s}", "field", "path"), err, why.code, "%s", why.message);
+    }
     if (db_exec(call->db, find_sql, DB_PARAMS(NULL, path), &rows, err) < 0)
         return -1;
     return submit_verify(call, path, rows, err);
@@ -265,9 +267,10 @@ static int submit_chain_job(struct call *call, const char *kind, uint64_t keep, 
         return -1;
     if (PQntuples(rows) == 0)
         return error_set(err, ERR_NOT_FOUND, "export '%.64s' does not exist", id);
-    if (strcmp(db_text(rows, 0, 5), "qcow2") != 0)
+    if (strcmp(db_text(rows, 0, 5), "qcow2") != 0) {
         return call_fail(call, 422, NULL, err, ERR_NOT_AVAILABLE,
                          "only exports of format qcow2 have restore points");
+    }
     json_set_text(spec, "path", db_text(rows, 0, 3));
     json_set_text(spec, "export_id", id);
     if (keep > 0)
@@ -314,9 +317,10 @@ int handle_evidence_key(struct call *call, struct error *err)
 {
     auto_seal_key *key = NULL;
 
-    if (call->gateway->master == NULL)
+    if (call->gateway->master == NULL) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "there is no evidence without secrets.master_key or master_key_file");
+    }
     key = seal_master_derive(call->gateway->master, SEAL_EVIDENCE);
     call_answer_text(call, 200, "application/x-pem-file", seal_public_pem(key));
     return 0;

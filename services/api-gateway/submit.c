@@ -147,9 +147,10 @@ static int split_list(const json_t *list, struct submit_batch *out, struct field
 {
     size_t count = json_array_size(list);
 
-    if (!json_is_array(list) || count == 0)
+    if (!json_is_array(list) || count == 0) {
         return field_fail(problem, 400, "jobs", err, ERR_INVALID,
                           "'jobs' must be a list with at least one job");
+    }
     if (count > SUBMIT_JOBS_MAX) {
         return field_fail(problem, 400, "jobs", err, ERR_INVALID,
                           "%zu jobs in one request, at most %d are allowed", count,
@@ -189,9 +190,10 @@ static int check_word(const char *field, const char *word, const char *const *kn
 
     if (word_in(word, known))
         return 0;
-    if (word_in(word, later))
+    if (word_in(word, later)) {
         return field_fail(problem, 422, field, err, ERR_NOT_AVAILABLE,
                           "'%s': '%s' is not available in this version", field, word);
+    }
     near = nearest_word(word, known);
     return field_fail(problem, 400, field, err, ERR_INVALID, "'%s': '%s' is not known%s%s%s", field,
                       word, near == NULL ? "" : ", did you mean '", near == NULL ? "" : near,
@@ -207,13 +209,14 @@ static int split_export_method(json_t *job, struct field_problem *problem, struc
 
     if (value == NULL)
         return 0;
-    if (word_in(value, submit_formats) || word_in(value, submit_formats_later))
+    if (word_in(value, submit_formats) || word_in(value, submit_formats_later)) {
         target = "format";
-    else if (word_in(value, methods) || word_in(value, methods_later))
+    } else if (word_in(value, methods) || word_in(value, methods_later)) {
         target = "method";
-    else
+    } else {
         return check_word("export_method", value, submit_formats, submit_formats_later, problem,
                           err);
+    }
     before = json_object_get(job, target);
     if (before != NULL && !json_equal(before, json_object_get(job, "export_method"))) {
         return field_fail(problem, 400, "export_method", err, ERR_INVALID,
@@ -364,9 +367,10 @@ static int check_compression(const json_t *job, struct field_problem *problem, s
                    err) < 0)
         return -1;
     if (wants_compression(job) && !converted &&
-        strcmp(field_text(job, "format", "ovf"), "raw") == 0)
+        strcmp(field_text(job, "format", "ovf"), "raw") == 0) {
         return field_fail(problem, 422, "compress", err, ERR_NOT_AVAILABLE,
                           "format raw cannot be compressed: choose qcow2, vmdk or ovf");
+    }
     return 0;
 }
 
@@ -385,18 +389,21 @@ static int check_encrypt(const json_t *job, struct field_problem *problem, struc
                    not_yet, problem, err) < 0)
         return -1;
     if (strspn(key, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") !=
-        strlen(key))
+        strlen(key)) {
         return field_fail(problem, 400, "encrypt.key_ref", err, ERR_INVALID,
                           "'encrypt.key_ref' may hold letters, digits, '_' and '-'");
-    if (wants_restore_point(job))
+    }
+    if (wants_restore_point(job)) {
         with = "incremental";
-    else if (json_object_get(job, "upload") != NULL)
+    } else if (json_object_get(job, "upload") != NULL) {
         with = "upload";
-    else if (field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false))
+    } else if (field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false)) {
         with = "hyper2kvm_integration";
-    if (with != NULL)
+    }
+    if (with != NULL) {
         return field_fail(problem, 422, "encrypt", err, ERR_NOT_AVAILABLE,
                           "'encrypt' does not go together with '%s' in this version", with);
+    }
     return 0;
 }
 
@@ -409,16 +416,19 @@ static int check_upload(const json_t *job, struct field_problem *problem, struct
     struct error why = ERROR_NONE;
     struct upload_url parsed;
 
-    if (url != NULL && upload_url_parse(url, &parsed, &why) < 0)
+    if (url != NULL && upload_url_parse(url, &parsed, &why) < 0) {
         return field_fail(problem, why.code == ERR_NOT_AVAILABLE ? 422 : 400, "upload", err,
                           why.code, "'upload': %.400s", why.message);
-    if (!keep_local && url == NULL)
+    }
+    if (!keep_local && url == NULL) {
         return field_fail(problem, 400, "keep_local", err, ERR_INVALID,
                           "'keep_local': false needs 'upload', or nothing would be left");
-    if (!keep_local && converts)
+    }
+    if (!keep_local && converts) {
         return field_fail(problem, 422, "keep_local", err, ERR_INVALID,
                           "'keep_local': false leaves nothing to convert: leave out "
                           "'hyper2kvm_integration' or keep the local files");
+    }
     return 0;
 }
 
@@ -476,9 +486,10 @@ static int output_of(const struct submit_settings *settings, const json_t *job, 
         problem->status = err->code == ERR_INVALID ? 400 : 422;
         return -1;
     }
-    if (strlen(*out) > FIELD_TEXT_MAX)
+    if (strlen(*out) > FIELD_TEXT_MAX) {
         return field_fail(problem, 400, "output_path", err, ERR_INVALID,
                           "'output_path' is over %d bytes", FIELD_TEXT_MAX);
+    }
     return 0;
 }
 
@@ -529,9 +540,10 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     }
     if (wants_compression(job))
         json_set_text(spec, "compress", field_text(job, "compression", SUBMIT_COMPRESSION));
-    if (json_object_get(job, "encrypt") != NULL)
+    if (json_object_get(job, "encrypt") != NULL) {
         json_set_text(spec, "encrypt_key",
                       field_text(json_object_get(job, "encrypt"), "key_ref", DEFAULT_KEY_REF));
+    }
     copy_member(spec, "upload", job, "upload");
     copy_member(spec, "keep_local", job, "keep_local");
     if (bandwidth_is_given(job))
@@ -599,10 +611,11 @@ int submit_parse(const struct submit_settings *settings, const json_t *element, 
     /* what people put into metadata may be a secret by its name: it is stored nowhere */
     request->definition = json_mask_secrets(job);
     json_set_text(request->definition, "output_path", request->output_path);
-    if (field_text(job, "id", NULL) != NULL)
+    if (field_text(job, "id", NULL) != NULL) {
         (void)snprintf(request->id, sizeof request->id, "%s", field_text(job, "id", ""));
-    else
+    } else {
         id_new("job", request->id);
+    }
     fill_submission(settings, request);
     conversion = json_object_get(job, "hyper2kvm_integration");
     enabled = field_bool(conversion, "enabled", false);

@@ -57,9 +57,10 @@ static int decrypt_all(const struct program *program, const char *dir, const cha
         autofree char *from = NULL;
         if (!is_encrypted(entry->d_name))
             continue;
-        if (++count > FILES_MAX)
+        if (++count > FILES_MAX) {
             return error_set(err, ERR_LIMIT, "more than %d encrypted files in '%.200s'", FILES_MAX,
                              dir);
+        }
         from = xasprintf("%s/%s", dir, entry->d_name);
         if (decrypt_into(program, from, to, key, err) < 0)
             return -1;
@@ -77,10 +78,11 @@ static int decrypt(const struct program *program, const char *from, const char *
     auto_crypt_key *key = NULL;
     struct stat st;
 
-    if (keyfile == NULL)
+    if (keyfile == NULL) {
         return error_set(err, ERR_INVALID,
                          "--keyfile FILE is missing: a copy of the key on the "
                          "server that encrypted");
+    }
     if (stat(from, &st) < 0)
         return error_set_errno(err, errno, "'%.200s'", from);
     if (!S_ISDIR(st.st_mode) && !is_encrypted(from))

@@ -35,10 +35,11 @@ static json_t *job_body(const struct command_line *line)
     body_add_bool(body, "keep_local", line, FLAG_KEEP_LOCAL);
     body_add_number(body, "bandwidth_limit_mbps", line, FLAG_BANDWIDTH_LIMIT);
     body_add_bandwidth(body, line);
-    if (flag_given(line, FLAG_PARALLEL))
+    if (flag_given(line, FLAG_PARALLEL)) {
         (void)json_object_set_new(
             body, "options",
             json_pack("{s:i}", "parallel_downloads", (int)flag_number(line, FLAG_PARALLEL)));
+    }
     if (flag_on(line, FLAG_ENCRYPT)) {
         json_t *encrypt = json_object();
         if (flag_given(line, FLAG_ENCRYPT_METHOD))
@@ -47,10 +48,11 @@ static json_t *job_body(const struct command_line *line)
             json_set_text(encrypt, "key_ref", flag_text(line, FLAG_ENCRYPT_KEY));
         (void)json_object_set_new(body, "encrypt", encrypt);
     }
-    if (flag_on(line, FLAG_CONVERT))
+    if (flag_on(line, FLAG_CONVERT)) {
         (void)json_object_set_new(
             body, "hyper2kvm_integration",
             json_pack("{s:b,s:b,s:b}", "enabled", 1, "daemon_mode", 0, "auto_convert", 1));
+    }
     return body;
 }
 
@@ -124,11 +126,12 @@ static int resume(struct program *program, json_t **out, struct error *err)
     if (newest_job(program, &job, err) < 0)
         return -1;
     status = json_str(job, "status");
-    if (strcmp(status, "completed") == 0)
+    if (strcmp(status, "completed") == 0) {
         return error_set(err, ERR_CONFLICT,
                          "the last export of '%.200s' (job %.64s) is complete: export it again "
                          "without --resume",
                          flag_text(program->line, FLAG_VM), json_str(job, "job_id"));
+    }
     if (strcmp(status, "failed") != 0 && strcmp(status, "cancelled") != 0) {
         *out = STEAL(job);
         return 0;
@@ -148,10 +151,11 @@ int export_command(struct program *program, struct error *err)
     auto_json *answer = NULL;
 
     if (flag_on(line, FLAG_RESUME) &&
-        json_object_size(body) > (flag_given(line, FLAG_PROVIDER) ? 2 : 1))
+        json_object_size(body) > (flag_given(line, FLAG_PROVIDER) ? 2 : 1)) {
         return error_set(err, ERR_INVALID,
                          "--resume goes on with the options of the earlier job: give it --vm and "
                          "--provider only");
+    }
     if (api_check(program->api, err) < 0)
         return -1;
     if ((flag_on(line, FLAG_RESUME) ? resume(program, &answer, err)

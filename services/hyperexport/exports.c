@@ -101,12 +101,13 @@ static int list(struct program *program, struct error *err)
 
     if (api_check(program->api, err) < 0 || fetch(program, limit, exports, err) < 0)
         return -1;
-    if (program->json)
+    if (program->json) {
         output_json(exports);
-    else if (program->quiet)
+    } else if (program->quiet) {
         show_quiet(exports);
-    else
+    } else {
         show_table(program, exports);
+    }
     return EXIT_DONE;
 }
 
@@ -137,10 +138,11 @@ static int show(struct program *program, const char *id, struct error *err)
     }
     text_size(json_u64(export, "total_size"), size);
     rows[count++] = (struct text_row){.label = "total_size", .value = size};
-    if (program->quiet)
+    if (program->quiet) {
         strbuf_addf(&out, "total_size=%llu\n", (unsigned long long)json_u64(export, "total_size"));
-    else
+    } else {
         text_box(&out, "Export", false, rows, count, &program->style);
+    }
     output_text(&out);
     return EXIT_DONE;
 }
@@ -158,10 +160,11 @@ int submit_and_follow(struct program *program, const char *path, const json_t *b
     if (json_str(answer, "job_id")[0] == '\0')
         return error_set(err, ERR_PROTOCOL, "the gateway's answer names no job");
     if (flag_on(program->line, FLAG_DETACH)) {
-        if (program->json)
+        if (program->json) {
             output_json(answer);
-        else
+        } else {
             (void)printf("job-id: %s\n", json_str(answer, "job_id"));
+        }
         return EXIT_DONE;
     }
     return follow_job(program, json_str(answer, "job_id"), true, err);
@@ -208,11 +211,12 @@ static int chain_job(struct program *program, const char *what, const char *id, 
     uint32_t keep = 0;
 
     if (prune && (line->word_count < 4 || parse_u32("the number of points that stay",
-                                                    line->words[3], 1, KEEP_MAX, &keep, err) < 0))
+                                                    line->words[3], 1, KEEP_MAX, &keep, err) < 0)) {
         return err->code != ERR_NONE ? -1
                                      : error_set(err, ERR_INVALID,
                                                  "'exports prune' needs an export id and how many "
                                                  "restore points stay");
+    }
     if (command_words_max(program, prune ? 4 : 3, err) < 0)
         return -1;
     if (prune)
@@ -232,11 +236,12 @@ int exports_command(struct program *program, struct error *err)
 
     if (strcmp(what, "list") == 0)
         return command_words_max(program, 2, err) < 0 ? -1 : list(program, err);
-    if (!shows && strcmp(what, "verify") != 0 && !is_chain_word(what))
+    if (!shows && strcmp(what, "verify") != 0 && !is_chain_word(what)) {
         return error_set(err, ERR_INVALID,
                          "unknown command 'exports %.40s' (list, show, verify, check, prune, "
                          "flatten)",
                          what);
+    }
     id = command_argument(program, "an export id", err);
     if (id != NULL && is_chain_word(what))
         return chain_job(program, what, id, err);

@@ -161,10 +161,11 @@ static int take_flag(int argc, char **argv, int *index, struct command_line *lin
         return unknown_flag(plain, err);
     }
     if (value == NULL && flag->type != FLAG_BOOL) {
-        if (*index + 1 < argc)
+        if (*index + 1 < argc) {
             value = argv[++*index];
-        else if (flag->id != FLAG_LATER)
+        } else if (flag->id != FLAG_LATER) {
             return error_set(err, ERR_INVALID, "%s needs a value (%s)", what, flag->argument);
+        }
     }
     result = set_value(flag, what, value == NULL ? "true" : value, line, err);
     if ((flag->properties & FLAG_IS_SECRET) != 0 && value != NULL) {
@@ -182,15 +183,17 @@ static int take_word(const char *word, struct command_line *line, struct error *
                 line->command = commands[i].command;
         }
         if (line->command == FLAG_IN_EXPORT &&
-            (strcmp(word, "true") == 0 || strcmp(word, "false") == 0))
+            (strcmp(word, "true") == 0 || strcmp(word, "false") == 0)) {
             return error_set(err, ERR_INVALID, "unexpected '%s': booleans are written --flag=%s",
                              word, word);
-        if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0)
+        }
+        if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0) {
             return error_set(
                 err, ERR_INVALID,
                 "unknown command '%.80s' (jobs, exports, verify, decrypt, vms, providers, "
                 "status, login; to export a VM: --vm NAME)",
                 word);
+        }
     }
     if (line->word_count == FLAGS_WORDS_MAX)
         return error_set(err, ERR_INVALID, "unexpected '%.80s'", word);
@@ -206,11 +209,12 @@ static int check_commands(const struct command_line *line, struct error *err)
         if (flag->id == FLAG_LATER || (flag->properties & FLAG_IS_ALIAS) != 0 ||
             !line->values[flag->id].given || (flag->commands & line->command) != 0)
             continue;
-        if (line->command == FLAG_IN_EXPORT && (flag->properties & FLAG_LATER_IN_EXPORT) != 0)
+        if (line->command == FLAG_IN_EXPORT && (flag->properties & FLAG_LATER_IN_EXPORT) != 0) {
             return error_set(err, ERR_NOT_AVAILABLE,
                              "--%s is not available yet for exports: configure the source once "
                              "with 'hyperexport providers add'",
                              flag->name);
+        }
         return error_set(err, ERR_INVALID, "--%s does not apply to this command", flag->name);
     }
     return 0;
@@ -262,9 +266,10 @@ static int check_cleanup(const struct command_line *line, struct error *err)
             return error_set(err, ERR_INVALID, "--cleanup goes with --vm, or alone");
     }
     if (wanted && !flag_given(line, FLAG_CLEANUP_SCHEDULE) && flag_given(line, FLAG_VM) &&
-        (flag_on(line, FLAG_DETACH) || flag_on(line, FLAG_USE_DAEMON)))
+        (flag_on(line, FLAG_DETACH) || flag_on(line, FLAG_USE_DAEMON))) {
         return error_set(err, ERR_INVALID,
                          "--cleanup comes after the export and so cannot be detached from it");
+    }
     return 0;
 }
 
@@ -293,18 +298,20 @@ static int check_together(const struct command_line *line, struct error *err)
     if ((flag_given(line, FLAG_ENCRYPT_METHOD) || flag_given(line, FLAG_ENCRYPT_KEY)) &&
         !flag_on(line, FLAG_ENCRYPT))
         return error_set(err, ERR_INVALID, "--encrypt-method and --encrypt-key need --encrypt");
-    if (flag_given(line, FLAG_KEYFILE) && !flag_given(line, FLAG_DECRYPT))
+    if (flag_given(line, FLAG_KEYFILE) && !flag_given(line, FLAG_DECRYPT)) {
         return error_set(err, ERR_INVALID,
                          "--keyfile is for decrypting; exports are encrypted "
                          "with a key of the server (--encrypt-key)");
+    }
     if (check_cleanup(line, err) < 0)
         return -1;
     for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
         given += flag_given(line, tasks[i]) ? 1 : 0;
-    if (given > 1)
+    if (given > 1) {
         return error_set(err, ERR_INVALID,
                          "only one of --vm, --daemon-watch, --daemon-list, "
                          "--daemon-status, --daemon-cancel, --verify-only at a time");
+    }
     if (flag_on(line, FLAG_VM_INFO) && !flag_given(line, FLAG_VM))
         return error_set(err, ERR_INVALID, "--vm-info needs --vm NAME");
     return 0;
@@ -317,9 +324,9 @@ int flags_parse(int argc, char **argv, struct command_line *out, struct error *e
     memset(out, 0, sizeof *out);
     out->command = FLAG_IN_EXPORT;
     for (int i = 1; i < argc; i++) {
-        if (!only_words && strcmp(argv[i], "--") == 0)
+        if (!only_words && strcmp(argv[i], "--") == 0) {
             only_words = true;
-        else if (!only_words && argv[i][0] == '-' && argv[i][1] != '\0') {
+        } else if (!only_words && argv[i][0] == '-' && argv[i][1] != '\0') {
             if (take_flag(argc, argv, &i, out, err) < 0)
                 return -1;
         } else if (take_word(argv[i], out, err) < 0) {

@@ -84,10 +84,11 @@ static int print_help(const struct command_line *line)
     auto_strbuf out;
 
     strbuf_init(&out, FLAGS_HELP_BYTES_MAX);
-    if (flag_on(line, FLAG_VERSION))
+    if (flag_on(line, FLAG_VERSION)) {
         strbuf_add(&out, "hyperexport " HYPERSDK_VERSION "\n");
-    else
+    } else {
         flags_help(&out, line->command);
+    }
     output_text(&out);
     return EXIT_DONE;
 }
@@ -101,9 +102,10 @@ static int run_line(struct command_line *line, struct error *err)
         (line->word_count == 1 && strcmp(line->words[0], "help") == 0))
         return print_help(line);
     set_up(&program, line);
-    if (line->secret_on_argv)
+    if (line->secret_on_argv) {
         (void)fprintf(stderr, "warning: other users may have seen the password among the "
                               "arguments; --password-file is safer\n");
+    }
     if (line->command == FLAG_IN_DECRYPT || flag_given(line, FLAG_DECRYPT))
         return decrypt_command(&program, err);
     if (api_open(line, &api, err) < 0)

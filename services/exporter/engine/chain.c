@@ -84,20 +84,23 @@ static int add_point(struct chain *chain, const char *dir, const char *expected_
     autofree char *path = xasprintf("%s/%s", dir, EXPORT_RECORD_NAME);
     struct chain_point *point = &chain->points[chain->count];
 
-    if (chain->count == CHAIN_POINTS_MAX)
+    if (chain->count == CHAIN_POINTS_MAX) {
         return error_set(err, ERR_LIMIT, "the chain has more than %d restore points",
                          CHAIN_POINTS_MAX);
+    }
     if (export_record_load(path, &point->record, err) < 0)
         return error_wrap(err, "restore point '%.128s'", expected_id);
     point->dir = xstrdup(dir);
     chain->count++;
-    if (expected_id[0] != '\0' && strcmp(point->record->export_id, expected_id) != 0)
+    if (expected_id[0] != '\0' && strcmp(point->record->export_id, expected_id) != 0) {
         return error_set(err, ERR_CORRUPT, "'%.200s' holds restore point '%.64s', not '%.64s'", dir,
                          point->record->export_id, expected_id);
+    }
     for (size_t i = 0; i + 1 < chain->count; i++) {
-        if (strcmp(chain->points[i].record->export_id, point->record->export_id) == 0)
+        if (strcmp(chain->points[i].record->export_id, point->record->export_id) == 0) {
             return error_set(err, ERR_CORRUPT, "the chain of restore point '%.64s' is a circle",
                              point->record->export_id);
+        }
     }
     return 0;
 }
@@ -118,9 +121,10 @@ int chain_load(const char *root, const char *dir, struct chain **out, struct err
             break;
         free(next);
         next = base_dir(root, record);
-        if (next == NULL)
+        if (next == NULL) {
             return error_set(err, ERR_CORRUPT, "'%.200s' names a base outside of '%.200s'",
                              chain->points[chain->count - 1].dir, root);
+        }
         free(id);
         id = xstrdup(chain_base_id(record));
     }
@@ -133,9 +137,10 @@ int chain_load_base(const char *root, const struct export_record *record, struct
 {
     autofree char *dir = base_dir(root, record);
 
-    if (dir == NULL)
+    if (dir == NULL) {
         return error_set(err, ERR_CORRUPT, "'%.64s' names a base outside of '%.200s'",
                          record->export_id, root);
+    }
     if (chain_load(root, dir, out, err) < 0)
         return -1;
     if (strcmp((*out)->points[0].record->export_id, chain_base_id(record)) == 0)
@@ -169,9 +174,10 @@ int chain_child(const char *root, const char *export_id, char **out_dir, struct 
         autofree char *dir = NULL;
         if (entry->d_name[0] == '.' || !file_name_is_plain(entry->d_name))
             continue;
-        if (++seen > CHAIN_DIRS_MAX)
+        if (++seen > CHAIN_DIRS_MAX) {
             return error_set(err, ERR_LIMIT, "'%.200s' has more than %d entries", root,
                              CHAIN_DIRS_MAX);
+        }
         dir = xasprintf("%s/%s", root, entry->d_name);
         if (stands_on(dir, export_id)) {
             *out_dir = STEAL(dir);
@@ -218,20 +224,23 @@ static int check_file(const struct chain_point *point, const struct export_recor
     char hex[DIGEST_HEX_SIZE];
     struct stat st;
 
-    if (lstat(path, &st) < 0)
+    if (lstat(path, &st) < 0) {
         return error_set_errno(err, errno, "'%.200s' of restore point '%.64s'", path,
                                point->record->export_id);
-    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != file->size)
+    }
+    if (!S_ISREG(st.st_mode) || (uint64_t)st.st_size != file->size) {
         return error_set(err, ERR_CORRUPT, "'%.200s' of restore point '%.64s' has another size",
                          path, point->record->export_id);
+    }
     if (!digests)
         return 0;
     if (file_sha256_until(path, stopped, hex, err) < 0)
         return -1;
-    if (strcmp(hex, file->sha256) != 0)
+    if (strcmp(hex, file->sha256) != 0) {
         return error_set(err, ERR_CORRUPT,
                          "'%.200s' of restore point '%.64s' does not have its SHA-256 any more",
                          path, point->record->export_id);
+    }
     return 0;
 }
 
@@ -265,12 +274,13 @@ static int check_images(const struct chain *chain, size_t disk, struct error *er
     for (size_t i = 0; i < chain->count; i++) {
         const char *recorded = chain_disk_text(chain->points[i].record, disk, "backing");
         const char *found = image_backing_name(image);
-        if (strcmp(recorded, found == NULL ? "" : found) != 0)
+        if (strcmp(recorded, found == NULL ? "" : found) != 0) {
             return error_set(err, ERR_CORRUPT,
                              "disk %zu of restore point '%.64s' stands on '%.128s', not on "
                              "'%.128s' as its record says",
                              disk, chain->points[i].record->export_id, found == NULL ? "" : found,
                              recorded);
+        }
         image = image_backing(image);
         if (image == NULL)
             break;
@@ -314,10 +324,11 @@ int chain_lock(const char *root, const char *vm_id, bool exclusive, int *out_fd,
         *out_fd = fd_steal(&fd);
         return 0;
     }
-    if (errno == EAGAIN || errno == EACCES)
+    if (errno == EAGAIN || errno == EACCES) {
         return error_set(err, ERR_UNAVAILABLE,
                          "the restore points of VM '%.64s' in '%.200s' are in use by another job",
                          vm_id, root);
+    }
     return error_set(err, ERR_NOT_AVAILABLE,
                      "'%.200s' cannot be locked; restore points need a file system with locks",
                      path);
@@ -338,11 +349,12 @@ int chain_reader_lock(const char *dir, const struct export_record *record, char 
     if (chain_lock(root, chain_vm_id(record), false, out_fd, err) < 0)
         return -1;
     journal = chain_journal_path(root, chain_vm_id(record));
-    if (access(journal, F_OK) == 0)
+    if (access(journal, F_OK) == 0) {
         return error_set(err, ERR_UNAVAILABLE,
                          "the restore points in '%.200s' were being changed when a worker died: "
                          "the next prune, flatten or incremental export goes on with that",
                          root);
+    }
     *out_root = STEAL(root);
     return 0;
 }

@@ -218,9 +218,10 @@ static int remove_files(const struct chain_edit *edit, const struct step *step, 
 
     if (export_record_load(path, &record, err) < 0)
         return -1;
-    if (strcmp(record->export_id, step->old_id) != 0)
+    if (strcmp(record->export_id, step->old_id) != 0) {
         return error_set(err, ERR_CONFLICT, "'%.200s' holds '%.64s', not the point to be removed",
                          step->old, record->export_id);
+    }
     for (size_t i = 0; i < record->file_count; i++) {
         if (edit->go_on(edit->arg, err) < 0 ||
             remove_file(step->old, record->files[i].name, err) < 0)
@@ -255,9 +256,10 @@ static int run_step(const struct chain_edit *edit, const struct step *step, stru
     autofree char *path = xasprintf("%s/%s", step->point, EXPORT_RECORD_NAME);
     auto_export_record *record = NULL;
 
-    if (access(path, F_OK) != 0)
+    if (access(path, F_OK) != 0) {
         return journal_remove(edit,
                               err); /* it was removed as a whole since: nothing to go on with */
+    }
     if (export_record_load(path, &record, err) < 0)
         return -1;
     for (size_t i = 0; i < chain_disk_count(record); i++) {

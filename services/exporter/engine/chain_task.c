@@ -99,9 +99,10 @@ static int job_open(struct chain_job *job, struct worker_task *task, struct expo
     path = xasprintf("%s/%s", job->dir, EXPORT_RECORD_NAME);
     if (export_record_load(path, &record, err) < 0)
         return -1;
-    if (strcmp(record->export_id, json_str(spec, "export_id")) != 0)
+    if (strcmp(record->export_id, json_str(spec, "export_id")) != 0) {
         return error_set(err, ERR_NOT_FOUND, "'%.200s' holds export '%.64s', not '%.64s'", dir,
                          record->export_id, json_str(spec, "export_id"));
+    }
     job->id = xstrdup(record->export_id);
     job->vm_id = xstrdup(chain_vm_id(record));
     if (find_root(job, record, err) < 0)

@@ -54,10 +54,11 @@ static bool is_as_catalogued(const struct chain *chain, const json_t *row)
         json_array_foreach(json_object_get(row, "disks"), i, disk)
         {
             bool same = false;
-            for (size_t k = 0; k < chain_disk_count(record) && !same; k++)
+            for (size_t k = 0; k < chain_disk_count(record) && !same; k++) {
                 same =
                     strcmp(chain_disk_text(record, k, "disk_id"), json_str(disk, "disk_id")) == 0 &&
                     strcmp(chain_disk_text(record, k, "root"), json_str(disk, "root")) == 0;
+            }
             if (!same)
                 return false;
         }
@@ -106,11 +107,12 @@ static void compare_disks(const struct export_record *record, const struct vm *v
         if (!is_usable(disk))
             continue;
         usable++;
-        if (known < 0)
+        if (known < 0) {
             (void)snprintf(out, size, "%s was added", disk->label);
-        else if (json_u64(json_array_get(disks, (size_t)known), "capacity_bytes") !=
-                 disk->capacity_bytes)
+        } else if (json_u64(json_array_get(disks, (size_t)known), "capacity_bytes") !=
+                   disk->capacity_bytes) {
             (void)snprintf(out, size, "%s has another size than before", disk->label);
+        }
     }
     if (out[0] == '\0' && usable != chain_disk_count(record))
         (void)snprintf(out, size, "a disk was removed");
@@ -148,16 +150,18 @@ static int choose(const struct export_base_wish *wish, const json_t *row, struct
     char differs[200];
     int64_t full_ms;
 
-    if (load_chain(wish, row, base, &why) < 0)
+    if (load_chain(wish, row, base, &why) < 0) {
         return full(base, "restore point %s cannot be used: %.200s", json_str(row, "id"),
                     why.message);
+    }
     youngest = base->chain->points[0].record;
     if (strcmp(chain_vm_id(youngest), wish->vm->id) != 0 || !is_as_catalogued(base->chain, row))
         return full(base, "restore point %s is not as the catalogue knows it", json_str(row, "id"));
     full_ms = full_at_ms(base->chain, row);
-    if (is_too_old(wish, full_ms))
+    if (is_too_old(wish, full_ms)) {
         return full(base, "the last full export is %" PRId64 " h old, over %" PRId64 " h",
                     (clock_wall_ms() - full_ms) / HOUR_MS, wish->age_max_ms / HOUR_MS);
+    }
     compare_disks(youngest, wish->vm, differs, sizeof differs);
     if (differs[0] != '\0')
         return full(base, "%s", differs);
@@ -203,13 +207,14 @@ static void tell(struct export_run *run)
 {
     const struct export_base *base = &run->base;
 
-    if (base->chain == NULL)
+    if (base->chain == NULL) {
         worker_task_log(run->task, LOG_LEVEL_INFO, "full export: %s", base->reason);
-    else
+    } else {
         worker_task_log(run->task, LOG_LEVEL_INFO,
                         "incremental export on restore point %s (%zu before it): disks are read "
                         "and compared, what changed is written",
                         base->chain->points[0].record->export_id, base->chain->count);
+    }
 }
 
 /* A prune that was cut short is finished first. */

@@ -123,10 +123,11 @@ static int check_file(struct check *check, const struct export_record_file *file
         return 0;
     if (file_sha256_until(path, check->options->stopped, hex, err) < 0)
         return note_failure(check, file->name, "digest", err);
-    if (strcmp(hex, file->sha256) != 0)
+    if (strcmp(hex, file->sha256) != 0) {
         (void)add_problem(check, file->name, "digest",
                           "SHA-256 of '%.255s' is %.12s..., it was written with %.12s...",
                           file->name, hex, file->sha256);
+    }
     advance(check, file->size, file->name);
     return 0;
 }
@@ -147,11 +148,12 @@ static int load_leaves(struct check *check, const json_t *disk, struct leaves **
     if (leaves_load(path, &leaves, err) < 0)
         return -1;
     leaves_root_text(leaves, root);
-    if (strcmp(root, json_str(disk, "root")) != 0)
+    if (strcmp(root, json_str(disk, "root")) != 0) {
         return error_set(err, ERR_CORRUPT,
                          "'%.255s' has the root %.40s..., export.json says "
                          "%.40s...",
                          name, root, json_str(disk, "root"));
+    }
     *out = STEAL(leaves);
     return 0;
 }
@@ -173,10 +175,11 @@ static void add_differences(struct check *check, const char *name,
                     "%" PRIu64 " of the disk",
                     name, found->count == COPY_DIFFERENCES_MAX ? "at least " : "", found->count,
                     found->count == 1 ? "s" : "", found->leaf[0] * (uint64_t)LEAF_BYTES);
-    if (problem == NULL)
+    if (problem == NULL) {
         json_decref(offsets);
-    else
+    } else {
         json_put(problem, "offsets", offsets);
+    }
 }
 
 /* Where the member of an OVA stands in it. */
@@ -287,21 +290,24 @@ static int check_listed(struct check *check, const char *list, const struct mf_e
     char hex[MF_HEX_SIZE];
 
     if (recorded != NULL && strcmp(entry->algorithm, "SHA256") == 0) {
-        if (strcmp(recorded, entry->hex) != 0)
+        if (strcmp(recorded, entry->hex) != 0) {
             (void)add_problem(check, list, "structure",
                               "'%.120s' and export.json differ about '%.255s'", list, entry->name);
+        }
         return 0;
     }
     advance(check, 0, entry->name);
     if (atomic_load(check->options->stopped))
         return error_set(err, ERR_CANCELLED, "the verification was stopped");
-    if (file_digest(path, entry->algorithm, hex, sizeof hex, err) < 0)
+    if (file_digest(path, entry->algorithm, hex, sizeof hex, err) < 0) {
         return note_failure(check, entry->name, err->code == ERR_NOT_FOUND ? "missing" : "digest",
                             err);
-    if (strcmp(hex, entry->hex) != 0)
+    }
+    if (strcmp(hex, entry->hex) != 0) {
         (void)add_problem(check, entry->name, "digest",
                           "%s of '%.255s' is %.12s..., '%.120s' says %.12s...", entry->algorithm,
                           entry->name, hex, list, entry->hex);
+    }
     return 0;
 }
 
@@ -365,10 +371,11 @@ static int check_evidence(struct check *check, struct error *err)
         found = "unchecked";
     } else if (export_evidence_check(check->record, check->options->dir, key, err) < 0) {
         found = err->code == ERR_NOT_FOUND ? "none" : "wrong";
-        if (err->code == ERR_NOT_FOUND)
+        if (err->code == ERR_NOT_FOUND) {
             error_clear(err);
-        else if (note_failure(check, EVIDENCE_NAME, "evidence", err) < 0)
+        } else if (note_failure(check, EVIDENCE_NAME, "evidence", err) < 0) {
             return -1;
+        }
     }
     json_set_text(check->result, "evidence", found);
     return 0;
@@ -463,11 +470,12 @@ static int check_package(struct check *check, struct error *err)
     autofree char *descriptor = only_file(check->options->dir, ".ovf");
     autofree char *list = only_file(check->options->dir, ".mf");
 
-    if (descriptor == NULL || list == NULL)
+    if (descriptor == NULL || list == NULL) {
         return error_set(err, ERR_NOT_FOUND,
                          "no export stands in '%.200s': there is no export.json, and no OVF "
                          "package with one .ovf and one .mf",
                          check->options->dir);
+    }
     json_set_text(check->result, "format", "ovf");
     if (check_descriptor(check, descriptor, err) < 0)
         return -1;

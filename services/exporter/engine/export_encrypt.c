@@ -18,9 +18,10 @@ int export_encryption_open(struct export_run *run, struct error *err)
 
     if (name == NULL)
         return 0;
-    if (key_dir[0] == '\0')
+    if (key_dir[0] == '\0') {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "exports cannot be encrypted here: export.encryption_key_dir is not set");
+    }
     path = xasprintf("%s/%s.key", key_dir, name);
     if (crypt_key_load(path, &run->encrypt_key, err) < 0)
         return error_wrap(err, "encryption key '%.64s'", name);
@@ -33,9 +34,10 @@ static int check_space(const struct export_run *run, struct error *err)
 
     for (size_t i = 0; i < run->file_count; i++)
         sum += run->files[i].size;
-    if (local_check_space(run->dir, sum, err) < 0)
+    if (local_check_space(run->dir, sum, err) < 0) {
         return error_wrap(err, "the encrypted files stand beside the plain ones until both are "
                                "complete");
+    }
     return 0;
 }
 
@@ -52,9 +54,10 @@ static int encrypt_one(struct export_run *run, struct export_file *file, struct 
         crypt_encrypt_file(from, to, run->encrypt_key, stopped, err) < 0 ||
         crypt_plain_sha256(to, run->encrypt_key, stopped, hex, err) < 0)
         return -1;
-    if (strcmp(hex, file->sha256) != 0)
+    if (strcmp(hex, file->sha256) != 0) {
         return error_set(err, ERR_CORRUPT, "'%.200s' decrypts to something else than '%.200s'",
                          name, file->name);
+    }
     if (stat(to, &st) < 0)
         return error_set(err, ERR_CORRUPT, "'%.200s' is gone", to);
     file->plain_name = STEAL(file->name);

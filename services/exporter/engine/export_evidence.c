@@ -141,9 +141,10 @@ static int load_signed(const char *dir, const struct seal_key *key, json_t **out
         return -1;
     seal_public(key, public_key);
     if (signature_size != SEAL_SIGNATURE_BYTES ||
-        !seal_signature_fits(public_key, text, size, (const uint8_t *)signature))
+        !seal_signature_fits(public_key, text, size, (const uint8_t *)signature)) {
         return error_set(err, ERR_CORRUPT,
                          "the signature of " EVIDENCE_NAME " is not that of this suite's key");
+    }
     return json_parse(text, size, EXPORT_RECORD_BYTES_MAX, out, err);
 }
 
@@ -154,9 +155,10 @@ static bool lists_file(const json_t *evidence, const struct export_record_file *
 
     json_array_foreach(json_object_get(evidence, "files"), i, item)
     {
-        if (strcmp(json_str(item, "name"), file->name) == 0)
+        if (strcmp(json_str(item, "name"), file->name) == 0) {
             return strcmp(json_str(item, "sha256"), file->sha256) == 0 &&
                    json_u64(item, "size") == file->size;
+        }
     }
     return false;
 }
@@ -175,19 +177,22 @@ int export_evidence_check(const struct export_record *record, const char *dir,
         if (is_evidence(&record->files[i]))
             continue;
         listed++;
-        if (!lists_file(evidence, &record->files[i]))
+        if (!lists_file(evidence, &record->files[i])) {
             return error_set(err, ERR_CORRUPT,
                              EVIDENCE_NAME " and export.json differ about '%.200s'",
                              record->files[i].name);
+        }
     }
-    if (listed != json_array_size(json_object_get(evidence, "files")))
+    if (listed != json_array_size(json_object_get(evidence, "files"))) {
         return error_set(err, ERR_CORRUPT,
                          EVIDENCE_NAME " names files that export.json does not name");
+    }
     for (size_t i = 0; i < ARRAY_LEN(shared_keys); i++) {
         if (!json_equal(json_object_get(evidence, shared_keys[i]),
-                        json_object_get(record->document, shared_keys[i])))
+                        json_object_get(record->document, shared_keys[i]))) {
             return error_set(err, ERR_CORRUPT, EVIDENCE_NAME " and export.json differ about '%s'",
                              shared_keys[i]);
+        }
     }
     return 0;
 }

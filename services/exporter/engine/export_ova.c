@@ -287,9 +287,10 @@ static int check_members(const struct export_run *run, const struct ova *ova, st
         const struct export_image *image = &run->disks[i].images[0];
         const struct ova_member *member = &ova->members[i + 2];
         if (strcmp(member->name, image->member) != 0 || member->offset != image->offset ||
-            member->bytes != image->bytes)
+            member->bytes != image->bytes) {
             return error_set(err, ERR_CORRUPT, "member '%.200s' is not where it should be",
                              image->member);
+        }
     }
     return 0;
 }
@@ -312,9 +313,10 @@ static int check_digests(const struct export_run *run, const char *text, size_t 
         return error_set(err, ERR_CORRUPT, "its digest list does not fit its descriptor");
     for (size_t i = 0; i < run->disk_count; i++) {
         entry = mf_find(mf, run->disks[i].images[0].member);
-        if (entry == NULL || strcmp(entry->hex, run->disks[i].images[0].sha256) != 0)
+        if (entry == NULL || strcmp(entry->hex, run->disks[i].images[0].sha256) != 0) {
             return error_set(err, ERR_CORRUPT, "its digest list does not fit '%.200s'",
                              run->disks[i].images[0].member);
+        }
     }
     return 0;
 }

@@ -178,15 +178,17 @@ int export_check_descriptor(const struct export_run *run, const char *text, size
 
     if (ovf_read(text, size, &ovf, err) < 0)
         return error_wrap(err, "verifying the descriptor");
-    if (ovf->disk_count != run->disk_count)
+    if (ovf->disk_count != run->disk_count) {
         return error_set(err, ERR_CORRUPT, "the descriptor names %zu disks of %zu", ovf->disk_count,
                          run->disk_count);
+    }
     for (size_t i = 0; i < ovf->file_count; i++) {
         const struct export_image *image = find_image(run, ovf->files[i].href);
-        if (image == NULL || image->bytes != ovf->files[i].bytes)
+        if (image == NULL || image->bytes != ovf->files[i].bytes) {
             return error_set(err, ERR_CORRUPT,
                              "the descriptor names '%.200s', which is not what it says",
                              ovf->files[i].href);
+        }
     }
     return 0;
 }
@@ -233,9 +235,10 @@ static int write_mf(struct export_run *run, struct error *err)
 
     assert(ovf != NULL);
     list[0] = (struct mf_file){ovf->name, ovf->sha256};
-    for (size_t i = 0; i < run->disk_count; i++)
+    for (size_t i = 0; i < run->disk_count; i++) {
         list[i + 1] =
             (struct mf_file){run->disks[i].images[0].name, run->disks[i].images[0].sha256};
+    }
     if (mf_format(list, run->disk_count + 1, &text, err) < 0)
         return -1;
     return export_write_file(run, name, "mf", text, strlen(text), err);
@@ -298,9 +301,10 @@ static int build_manifest(struct export_run *run, json_t **out, struct error *er
     };
     int result;
 
-    for (size_t i = 0; i < run->warning_count; i++)
+    for (size_t i = 0; i < run->warning_count; i++) {
         warnings[i] = (struct manifest_warning){run->warnings[i].stage, run->warnings[i].message,
                                                 run->warnings[i].wall_ms};
+    }
     fill_manifest_disks(run, disks, paths);
     result = manifest_build(&facts, out, err);
     if (result == 0 && run->options.incremental)

@@ -49,16 +49,18 @@ static int check_file(const struct export_record *record, const struct export_re
 {
     uint8_t raw[DIGEST_BYTES];
 
-    if (!file_name_is_plain(file->name) || strcmp(file->name, EXPORT_RECORD_NAME) == 0)
+    if (!file_name_is_plain(file->name) || strcmp(file->name, EXPORT_RECORD_NAME) == 0) {
         return error_set(err, ERR_CORRUPT, "'%.255s' is no name of a file of an export",
                          file->name);
+    }
     for (size_t i = 0; i < record->file_count; i++) {
         if (strcmp(record->files[i].name, file->name) == 0)
             return error_set(err, ERR_CORRUPT, "file '%.255s' stands there twice", file->name);
     }
-    if (!type_is_known(file->type))
+    if (!type_is_known(file->type)) {
         return error_set(err, ERR_CORRUPT, "file '%.200s' has the unknown type '%.32s'", file->name,
                          file->type);
+    }
     if (!hex_decode(file->sha256, raw, sizeof raw))
         return error_set(err, ERR_CORRUPT, "file '%.200s' has no SHA-256", file->name);
     return 0;

@@ -57,12 +57,14 @@ static int check_compression(const struct export_options *options, struct error 
 {
     if (options->compression == NULL)
         return 0;
-    if (strcmp(options->compression, "zlib") != 0 && strcmp(options->compression, "zstd") != 0)
+    if (strcmp(options->compression, "zlib") != 0 && strcmp(options->compression, "zstd") != 0) {
         return error_set(err, ERR_INVALID, "compress: '%.32s' is not zlib or zstd",
                          options->compression);
-    if (strcmp(options->format, "raw") == 0 && !options->convert)
+    }
+    if (strcmp(options->format, "raw") == 0 && !options->convert) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "format raw cannot be compressed: choose qcow2, vmdk or ovf");
+    }
     return 0;
 }
 
@@ -130,10 +132,11 @@ int export_spec_read(struct export_run *run, struct error *err)
     options->encrypt_key = encrypt_key[0] == '\0' ? NULL : encrypt_key;
     if (check_format(options->format, err) < 0 || export_encryption_open(run, err) < 0)
         return -1;
-    if (options->incremental && strcmp(options->format, "qcow2") != 0)
+    if (options->incremental && strcmp(options->format, "qcow2") != 0) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "restore points exist with format qcow2 only, not '%.32s'",
                          options->format);
+    }
     return check_compression(options, err);
 }
 
@@ -233,9 +236,10 @@ static void warn_of_missing_disks(struct export_run *run)
         bool there = false;
         for (size_t k = 0; k < frozen->disk_count && !there; k++)
             there = frozen->disks[k].vm_disk_index == i;
-        if (!there)
+        if (!there) {
             export_warn(run, "snapshotting", "%s is left out: %s", disk->label,
                         disk->skip_reason[0] != '\0' ? disk->skip_reason : "it cannot be frozen");
+        }
     }
 }
 
@@ -338,9 +342,10 @@ void export_base_digest(const struct export_run *run, char out[DIGEST_HEX_SIZE])
                 run->exporter->export.chunk_size, run->stem);
     if (run->base.chain != NULL)
         strbuf_addf(&sb, "on %s\n", run->base.chain->points[0].record->export_id);
-    for (size_t i = 0; i < run->frozen->disk_count; i++)
+    for (size_t i = 0; i < run->frozen->disk_count; i++) {
         strbuf_addf(&sb, "%" PRIu64 " %s\n", run->frozen->disks[i].size_bytes,
                     run->frozen->disks[i].mark);
+    }
     leaf_digest(sb.data, sb.length, raw);
     hex_encode(raw, sizeof raw, out);
 }

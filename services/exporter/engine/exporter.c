@@ -32,9 +32,10 @@ static void check_bases(struct strbuf *problems)
 {
     for (size_t i = 0; i < state.exporter.bases.count; i++) {
         const char *path = state.exporter.bases.items[i];
-        if (path[0] != '/')
+        if (path[0] != '/') {
             strbuf_addf(problems, "export.%s: '%.256s' is not an absolute path\n",
                         i == 0 ? "base_path" : "allowed_paths", path);
+        }
     }
 }
 
@@ -95,10 +96,11 @@ static json_t *capabilities(const struct provider *provider)
     json_t *methods = checked(json_array());
     json_t *formats = checked(json_pack("[s,s,s,s,s]", "ovf", "ova", "vmdk", "raw", "qcow2"));
 
-    for (const struct provider_method *m = provider->methods; m->name != NULL; m++)
+    for (const struct provider_method *m = provider->methods; m->name != NULL; m++) {
         (void)json_array_append_new(
             methods, checked(json_pack("{s:s, s:s, s:I}", "name", m->name, "version",
                                        HYPERSDK_VERSION, "priority", (json_int_t)m->priority)));
+    }
     return checked(json_pack(
         "{s:s, s:o, s:o, s:i, s:{s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b}}", "title",
         provider->title, "formats", formats, "methods", methods, "parallel_reads_max",

@@ -282,9 +282,10 @@ static int add_disk(struct builder *b, const json_t *disk, unsigned int order, s
 {
     autofree char *path = NULL;
 
-    if (strcmp(json_str(disk, "source_format"), "ova") == 0)
+    if (strcmp(json_str(disk, "source_format"), "ova") == 0) {
         return error_set(err, ERR_INVALID, "disk '%.64s' is inside of an OVA",
                          json_str(disk, "id"));
+    }
     if (manifest_disk_path(disk, b->options->dir, &path, err) < 0)
         return -1;
     if (b->options->final_dir != NULL) {

@@ -55,9 +55,10 @@ int image_open_file(const struct image_part *part, int flags, const char *root,
     const struct image_ops *ops = ops_find(part->format);
     auto_image *image = NULL;
 
-    if (ops == NULL)
+    if (ops == NULL) {
         return error_set(err, ERR_NOT_AVAILABLE, "image format '%.32s' cannot be read",
                          part->format);
+    }
     image = xcalloc(1, sizeof *image);
     image->ops = ops;
     image->above = above;
@@ -116,10 +117,11 @@ uint64_t image_size_bytes(const struct image *image)
 
 int image_read(struct image *image, void *buffer, size_t length, uint64_t offset, struct error *err)
 {
-    if (!range_is_inside(offset, length, image->size_bytes))
+    if (!range_is_inside(offset, length, image->size_bytes)) {
         return error_set(err, ERR_INVALID,
                          "%zu bytes at %" PRIu64 " are not inside the disk of %" PRIu64 " bytes",
                          length, offset, image->size_bytes);
+    }
     if (image->ops->read(image, buffer, length, offset, err) < 0)
         return error_wrap(err, "'%.200s'", image->path);
     return 0;
@@ -150,9 +152,10 @@ void image_close(struct image *image)
 int image_file_read(const struct image *image, void *out, size_t length, uint64_t offset,
                     struct error *err)
 {
-    if (!range_is_inside(offset, length, image->file_bytes))
+    if (!range_is_inside(offset, length, image->file_bytes)) {
         return error_set(err, ERR_CORRUPT, "the file ends before %" PRIu64 " + %zu", offset,
                          length);
+    }
     if (pread_all(image->fd, out, length, image->base + offset) < 0)
         return error_set_errno(err, errno, "cannot read at %" PRIu64, offset);
     return 0;

@@ -83,10 +83,11 @@ static int open_extent(struct image *image, struct extent *extent, bool sparse, 
     autofree char *path = NULL;
     struct image_part part = {.format = sparse ? "vmdk" : "raw"};
 
-    if (!file_name_is_plain(name))
+    if (!file_name_is_plain(name)) {
         return error_set(err, ERR_DENIED,
                          "its extent '%.200s' is not allowed: it must lie in the same directory",
                          name);
+    }
     path = beside(image, name);
     part.path = path;
     if (!sparse) {
@@ -150,12 +151,13 @@ static int parse_lines(struct image *image, char *text, struct error *err)
         char word[TOKEN_BYTES_MAX];
         if (!next_token(&at, word))
             continue;
-        if (strncmp(word, "parentCID=", strlen("parentCID=")) == 0)
+        if (strncmp(word, "parentCID=", strlen("parentCID=")) == 0) {
             alone = strcmp(word, "parentCID=" VMDK_NO_PARENT) == 0;
-        else if (strcmp(word, "NOACCESS") == 0)
+        } else if (strcmp(word, "NOACCESS") == 0) {
             return error_set(err, ERR_NOT_AVAILABLE, "it has an extent without access");
-        else if (is_access(word) && parse_extent(image, line, err) < 0)
+        } else if (is_access(word) && parse_extent(image, line, err) < 0) {
             return -1;
+        }
     }
     if (!alone)
         return error_set(err, ERR_NOT_AVAILABLE, "it is a delta and cannot be read alone");
@@ -190,10 +192,11 @@ static const struct extent *find(const struct image *image, uint64_t offset)
 
     while (low < high) {
         size_t middle = (low + high + 1) / 2;
-        if (extents->list[middle].offset <= offset)
+        if (extents->list[middle].offset <= offset) {
             low = middle;
-        else
+        } else {
             high = middle - 1;
+        }
     }
     return &extents->list[low];
 }
@@ -205,10 +208,11 @@ static int extents_read(struct image *image, uint8_t *out, size_t length, uint64
         const struct extent *extent = find(image, offset);
         uint64_t inside = offset - extent->offset;
         size_t n = (size_t)min_u64(length, extent->bytes - inside);
-        if (extent->image == NULL)
+        if (extent->image == NULL) {
             memset(out, 0, n);
-        else if (image_read(extent->image, out, n, inside, err) < 0)
+        } else if (image_read(extent->image, out, n, inside, err) < 0) {
             return -1;
+        }
         out += n;
         offset += n;
         length -= n;

@@ -97,9 +97,10 @@ static int check_header(const struct reader *reader, const uint8_t *header, stru
     if (parse_octal(header + TAR_AT_CHECKSUM, TAR_CHECKSUM_BYTES, &sum, err) < 0 ||
         sum != tar_checksum(header, OVA_BLOCK)) {
         error_clear(err);
-        if (reader->at == 0 && header[0] == 0x1f && header[1] == 0x8b)
+        if (reader->at == 0 && header[0] == 0x1f && header[1] == 0x8b) {
             return error_set(err, ERR_NOT_AVAILABLE,
                              "it is compressed as a whole: unpack it with gunzip first");
+        }
         return error_set(err, ERR_CORRUPT, "no valid tar header at offset %" PRIu64, reader->at);
     }
     return 0;
@@ -155,9 +156,10 @@ static int read_extension(struct reader *reader, char type, uint64_t bytes, stru
     autofree char *text = NULL;
     size_t at = 0;
 
-    if (bytes == 0 || bytes > EXTENSION_BYTES_MAX || ++reader->extensions > EXTENSIONS_MAX)
+    if (bytes == 0 || bytes > EXTENSION_BYTES_MAX || ++reader->extensions > EXTENSIONS_MAX) {
         return error_set(err, ERR_LIMIT, "an extension header of %" PRIu64 " bytes, or too many",
                          bytes);
+    }
     text = xcalloc(1, (size_t)bytes + 1);
     if (pread_all(reader->fd, text, (size_t)bytes, reader->at) < 0)
         return error_set_errno(err, errno, "cannot read at %" PRIu64, reader->at);
@@ -218,10 +220,11 @@ static int check_type(char type, const char *name, struct error *err)
         return 0;
     if (type == 'S' || type == 'M' || type == 'D')
         return error_set(err, ERR_NOT_AVAILABLE, "member '%.255s' is sparse or in parts", name);
-    if (type >= '1' && type <= '6')
+    if (type >= '1' && type <= '6') {
         return error_set(err, ERR_CORRUPT,
                          "member '%.255s' is %s: an OVA holds nothing but regular files", name,
                          words[type - '1']);
+    }
     return error_set(err, ERR_CORRUPT, "member '%.255s' is of unknown type %d", name, type);
 }
 
@@ -252,9 +255,10 @@ static int read_entry(struct reader *reader, bool *out_end, struct error *err)
     bool extension;
     uint64_t bytes = 0;
 
-    if (!range_is_inside(reader->at, OVA_BLOCK, reader->file_bytes))
+    if (!range_is_inside(reader->at, OVA_BLOCK, reader->file_bytes)) {
         return error_set(err, ERR_CORRUPT, "it ends at %" PRIu64 " without an end mark: it is cut",
                          reader->file_bytes);
+    }
     if (pread_all(reader->fd, header, sizeof header, reader->at) < 0)
         return error_set_errno(err, errno, "cannot read at %" PRIu64, reader->at);
     *out_end = mem_is_zero(header, sizeof header);
@@ -267,9 +271,10 @@ static int read_entry(struct reader *reader, bool *out_end, struct error *err)
     if (!extension && reader->long_size != UINT64_MAX)
         bytes = reader->long_size;
     reader->at += OVA_BLOCK;
-    if (!range_is_inside(reader->at, bytes, reader->file_bytes))
+    if (!range_is_inside(reader->at, bytes, reader->file_bytes)) {
         return error_set(err, ERR_CORRUPT, "a member of %" PRIu64 " bytes at %" PRIu64 " is cut",
                          bytes, reader->at);
+    }
     if (extension ? read_extension(reader, type, bytes, err) < 0
                   : add_member(reader, header, bytes, err) < 0)
         return -1;
@@ -331,9 +336,10 @@ int ova_member_read(const char *path, const struct ova_member *member, size_t si
     autoclose int fd = -1;
     uint64_t file_bytes = 0;
 
-    if (member->bytes > size_max)
+    if (member->bytes > size_max) {
         return error_set(err, ERR_LIMIT, "'%.255s' has %" PRIu64 " bytes, at most %zu are read",
                          member->name, member->bytes, size_max);
+    }
     if (open_file(path, &file_bytes, &fd, err) < 0)
         return -1;
     text = xcalloc(1, (size_t)member->bytes + 1);

@@ -214,9 +214,10 @@ static int make_map(struct merge *merge, struct error *err)
 static void punch(int fd, uint64_t first, uint64_t end)
 {
     /* Room is all that is lost where this does not work. */
-    if (end > first)
+    if (end > first) {
         (void)fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(first * CLUSTER),
                         (off_t)((end - first) * CLUSTER));
+    }
 }
 
 /* Clusters below `end` that the new map does not name. The new tables lie behind. */
@@ -268,14 +269,16 @@ static int open_images(struct merge *merge, const char *lower, const char *upper
     bytes = (uint64_t)st.st_size;
     if (image_backing(merge->upper) == NULL || image_backing(merge->lower) != NULL ||
         image_file_stat(image_backing(merge->upper), &below) < 0 || below.st_ino != st.st_ino ||
-        below.st_dev != st.st_dev)
+        below.st_dev != st.st_dev) {
         return error_set(err, ERR_CORRUPT, "'%.200s' does not stand on '%.200s' alone", upper,
                          lower);
+    }
     if (image_size_bytes(merge->lower) != merge->size_bytes ||
         qcow2_cluster_bytes(merge->lower) != CLUSTER ||
-        qcow2_cluster_bytes(merge->upper) != CLUSTER)
+        qcow2_cluster_bytes(merge->upper) != CLUSTER) {
         return error_set(err, ERR_NOT_AVAILABLE, "'%.200s' and '%.200s' differ in size or clusters",
                          lower, upper);
+    }
     merge->clusters = round_up_u64(merge->size_bytes, CLUSTER) / CLUSTER;
     merge->end = round_up_u64(bytes, CLUSTER) / CLUSTER;
     merge->used_end = merge->end;

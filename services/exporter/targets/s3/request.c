@@ -272,12 +272,13 @@ static int exchange(struct s3_server *server, const char *url, const struct curl
         give_handle(server, curl);
         return 0;
     }
-    if (x->over)
+    if (x->over) {
         (void)error_set(err, ERR_PROTOCOL, "the server's answer is longer than allowed");
-    else if (x->stop.code != ERR_NONE)
+    } else if (x->stop.code != ERR_NONE) {
         *err = x->stop;
-    else
+    } else {
         (void)http_error_set(err, curl, code, server->target->base.options.url->host);
+    }
     curl_easy_cleanup(curl); /* its connection is of no use any more */
     return -1;
 }
