@@ -14,11 +14,12 @@ static const char FIND_VOLUME[] =
     " AND w.role = 'exporter' AND ($1 = v->>'path' OR starts_with($1, (v->>'path') || '/')) LIMIT "
     "1";
 
-int cleanup_submit(struct db *db, const json_t *spec, const char *dir, const char *submitted_by,
-                   const char *trace_id, const struct retry_config *retry, char out_id[64],
+int cleanup_submit(struct db *db, const struct cleanup_request *request, char out_id[64],
                    struct error *err)
 {
-    auto_json *complete = json_deep_copy(spec);
+    const struct retry_config *retry = request->retry;
+    const char *dir = request->dir;
+    auto_json *complete = json_deep_copy(request->spec);
     const char *slash = strrchr(dir, '/');
     auto_pgresult *volume = NULL;
     bool existing = false;
@@ -36,8 +37,8 @@ int cleanup_submit(struct db *db, const json_t *spec, const char *dir, const cha
         .max_attempts = retry->max_attempts,
         .retry_initial_ms = retry->initial_delay_ms,
         .retry_max_ms = retry->max_delay_ms,
-        .submitted_by = submitted_by,
-        .trace_id = trace_id,
+        .submitted_by = request->submitted_by,
+        .trace_id = request->trace_id,
     };
 
     json_set_text(complete, "dir", dir);

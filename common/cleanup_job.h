@@ -11,10 +11,15 @@
 #define CLEANUP_SCHEDULE_KEY "cleanup.schedule" /* settings: {"interval_ms", "spec"} */
 #define CLEANUP_LAST_KEY     "cleanup.last"     /* settings: {"at": milliseconds} */
 
-/* Queues the job for an exporter that reaches dir (absolute, confined). spec: the policy; "dir" is
- * put in. Durable on return. */
-MUST_CHECK int cleanup_submit(struct db *db, const json_t *spec, const char *dir,
-                              const char *submitted_by, const char *trace_id,
-                              const struct retry_config *retry, char out_id[64], struct error *err);
+struct cleanup_request {
+    const json_t *spec; /* the policy; "dir" is put in */
+    const char *dir;    /* absolute, confined */
+    const char *submitted_by;
+    const char *trace_id;
+    const struct retry_config *retry;
+};
+/* Queues the job for an exporter that reaches dir. Durable on return. */
+MUST_CHECK int cleanup_submit(struct db *db, const struct cleanup_request *request, char out_id[64],
+                              struct error *err);
 
 #endif

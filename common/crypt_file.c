@@ -146,8 +146,8 @@ static int write_out(int fd, const void *data, size_t size, const char *name, st
 }
 
 /* One chunk is read ahead, to know which is the last. */
-static int push_all(int in, int out, const char *from, const char *to, const struct crypt_key *key,
-                    const atomic_bool *stopped, struct error *err)
+static int push_all(const struct crypt_file *in, const struct crypt_file *out,
+                    const struct crypt_key *key, const atomic_bool *stopped, struct error *err)
 {
     autofree uint8_t *plain_a = xmalloc(CRYPT_CHUNK_BYTES);
     autofree uint8_t *plain_b = xmalloc(CRYPT_CHUNK_BYTES);
@@ -160,20 +160,20 @@ static int push_all(int in, int out, const char *from, const char *to, const str
     bool first = true;
 
     start_stream(key, header, &state);
-    if (write_out(out, header, sizeof header, to, err) < 0 ||
-        read_up_to(in, now, CRYPT_CHUNK_BYTES, &size, from, err) < 0)
+    if (write_out(out->fd, header, sizeof header, out->name, err) < 0 ||
+        read_up_to(in->fd, now, CRYPT_CHUNK_BYTES, &size, in->name, err) < 0)
         return -1;
     for (bool last = false; !last; first = false) {
         uint8_t *swap = now;
         size_t next = 0;
         if (check_stopped(stopped, err) < 0 ||
-            read_up_to(in, ahead, CRYPT_CHUNK_BYTES, &next, from, err) < 0)
+            read_up_to(in->fd, ahead, CRYPT_CHUNK_BYTES, &next, in->name, err) < 0)
             return -1;
         last = next == 0;
         (void)crypto_secretstream_xchacha20poly1305_push(
             &state, cipher, NULL, now, size, first ? header : NULL, first ? sizeof header : 0,
             last ? crypto_secretstream_xchacha20poly1305_TAG_FINAL : 0);
-        if (write_out(out, cipher, size + TAG_BYTES, to, err) < 0)
+        if (write_out(out->fd, cipher, size + TAG_BYTES, out->name, err) < 0)
             return -1;
         now = ahead;
         ahead = swap;
@@ -193,7 +193,8 @@ int crypt_encrypt_file(const char *from, const char *to, const struct crypt_key 
     out = open(to, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0640);
     if (out < 0)
         return error_set_errno(err, errno, "'%.200s'", to);
-    if (push_all(in, out, from, to, key, stopped, err) < 0)
+    if (push_all(&(struct crypt_file){in, from}, &(struct crypt_file){out, to}, key, stopped, err) <
+        0)
         return -1;
     return fsync(out) < 0 ? error_set_errno(err, errno, "'%.200s' cannot be synced", to) : 0;
 }
@@ -248,12 +249,13 @@ static int check_end(const struct pull *pull, struct error *err)
                      : error_set(err, ERR_CORRUPT, "'%.200s' goes on behind its end", pull->name);
 }
 
-int crypt_decrypt_fd(int fd, const char *name, const struct crypt_key *key,
+int crypt_decrypt_fd(const struct crypt_file *file, const struct crypt_key *key,
                      const atomic_bool *stopped,
                      int (*take)(void *arg, const void *data, size_t size, struct error *err),
                      void *arg, struct error *err)
 {
-    struct pull pull = {.fd = fd, .name = name};
+    struct pull pull = {.fd = file->fd, .name = file->name};
+    const char *name = file->name;
     autofree uint8_t *cipher = NULL;
     autofree uint8_t *plain = NULL;
     uint64_t offset = CRYPT_HEADER_BYTES;
@@ -267,7 +269,7 @@ int crypt_decrypt_fd(int fd, const char *name, const struct crypt_key *key,
         unsigned long long length = 0;
         size_t size = 0;
         if (check_stopped(stopped, err) < 0 ||
-            read_up_to(fd, cipher, pull.chunk_bytes + TAG_BYTES, &size, name, err) < 0)
+            read_up_to(file->fd, cipher, pull.chunk_bytes + TAG_BYTES, &size, name, err) < 0)
             return -1;
         if (size == 0) {
             return error_set(err, ERR_CORRUPT, "'%.200s' is cut short at byte %" PRIu64, name,
@@ -307,7 +309,7 @@ int crypt_plain_sha256(const char *path, const struct crypt_key *key, const atom
     digest = EVP_MD_CTX_new();
     if (digest == NULL || EVP_DigestInit_ex(digest, EVP_sha256(), NULL) != 1)
         abort(); /* out of memory */
-    rc = crypt_decrypt_fd(fd, path, key, stopped, add_to_digest, digest, err);
+    rc = crypt_decrypt_fd(&(struct crypt_file){fd, path}, key, stopped, add_to_digest, digest, err);
     if (rc == 0 && EVP_DigestFinal_ex(digest, raw, NULL) == 1)
         hex_encode(raw, 32, out_hex);
     EVP_MD_CTX_free(digest);
@@ -355,7 +357,7 @@ int crypt_decrypt_file(const char *from, const char *to, const struct crypt_key 
     if (out < 0)
         return error_set_errno(err, errno, "'%.200s'", partial);
     file.fd = out;
-    rc = crypt_decrypt_fd(in, from, key, NULL, write_plain, &file, err);
+    rc = crypt_decrypt_fd(&(struct crypt_file){in, from}, key, NULL, write_plain, &file, err);
     if (rc == 0)
         rc = finish_plain(&file, to, err);
     (void)unlink(partial); /* its other name stays */

@@ -35,13 +35,18 @@ DEFINE_AUTO(crypt_key, struct crypt_key, crypt_key_free)
 /* Writes `to` (made or emptied, mode 0640) from `from`, and syncs it. stopped may be NULL. */
 MUST_CHECK int crypt_encrypt_file(const char *from, const char *to, const struct crypt_key *key,
                                   const atomic_bool *stopped, struct error *err);
+struct crypt_file {
+    int fd;
+    const char *name; /* for errors */
+};
 /* Hands the plain bytes to take() in order; only after 0 was returned are they all there.
  * ERR_CORRUPT: no such file, damaged, cut, in another order, or with something behind its end.
- * ERR_DENIED: another key. name is for errors. */
-MUST_CHECK int
-crypt_decrypt_fd(int fd, const char *name, const struct crypt_key *key, const atomic_bool *stopped,
-                 int (*take)(void *arg, const void *data, size_t size, struct error *err),
-                 void *arg, struct error *err);
+ * ERR_DENIED: another key. */
+MUST_CHECK int crypt_decrypt_fd(const struct crypt_file *file, const struct crypt_key *key,
+                                const atomic_bool *stopped,
+                                int (*take)(void *arg, const void *data, size_t size,
+                                            struct error *err),
+                                void *arg, struct error *err);
 /* SHA-256 of the plain bytes of an encrypted file. */
 MUST_CHECK int crypt_plain_sha256(const char *path, const struct crypt_key *key,
                                   const atomic_bool *stopped, char out_hex[65], struct error *err);

@@ -492,7 +492,6 @@ static int send_page(struct worker_task *task, const struct worker_inventory_vm 
                      bool last, struct error *err)
 {
     autofree Hypersdk__V1__InventoryVm *items = xcalloc(count + 1, sizeof *items);
-    /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     autofree Hypersdk__V1__InventoryVm **pointers = xcalloc(count + 1, sizeof *pointers);
     Hypersdk__V1__InventoryPage body;
     struct bus_envelope_store store;

@@ -77,7 +77,6 @@ static void add(struct worker_volumes *volumes, const char *base, const char *id
     volume->id = xstrdup(id);
     volume->path = xstrdup(base);
     volume->free_bytes = free_now;
-    /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     volumes->items = xreallocarray(volumes->items, volumes->count + 1, sizeof *volumes->items);
     volumes->items[volumes->count++] = volume;
 }

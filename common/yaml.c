@@ -94,7 +94,6 @@ static int parse_scalar(struct reader *reader, yaml_event_t *event, struct yaml_
 
 static void append(struct yaml_node *node, char *key, struct yaml_node *item)
 {
-    /* NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers */
     node->items = xreallocarray(node->items, node->count + 1, sizeof *node->items);
     node->items[node->count] = item;
     if (node->kind == YAML_MAP) {

@@ -89,8 +89,10 @@ int handle_export_cleanup(struct call *call, struct error *err)
 
     if (read_body(call, cleanup_fields, &body, err) < 0 ||
         read_policy(call, body, &spec, &dir, err) < 0 ||
-        cleanup_submit(call->db, spec, dir, call->identity.username, call->trace_id,
-                       &call->gateway->retry, id, err) < 0)
+        cleanup_submit(call->db,
+                       &(struct cleanup_request){spec, dir, call->identity.username, call->trace_id,
+                                                 &call->gateway->retry},
+                       id, err) < 0)
         return -1;
     gateway_poke(call->gateway, id);
     call_resource(call, "job", id);

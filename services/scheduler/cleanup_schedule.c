@@ -62,7 +62,8 @@ static int submit(struct scheduler *scheduler, struct db *db, const char *spec_t
     } else if (path_confine(&bases, bases.items[0], &dir, err) < 0) {
         return -1;
     }
-    if (cleanup_submit(db, spec, dir, "scheduler", "", &scheduler->retry, id, err) < 0)
+    if (cleanup_submit(db, &(struct cleanup_request){spec, dir, "scheduler", "", &scheduler->retry},
+                       id, err) < 0)
         return -1;
     LOG(INFO, "cleanup_due", F_STR("job_id", id));
     return 0;

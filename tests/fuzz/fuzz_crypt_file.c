@@ -25,7 +25,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (fd < 0 || write_all(fd, data, size) < 0 || lseek(fd, 0, SEEK_SET) != 0)
         return 0;
-    if (crypt_decrypt_fd(fd, "input", key, NULL, count, &plain, &err) == 0 && plain >= size)
+    if (crypt_decrypt_fd(&(struct crypt_file){fd, "input"}, key, NULL, count, &plain, &err) == 0 &&
+        plain >= size)
         __builtin_trap(); /* each chunk is longer than what it holds */
     return 0;
 }

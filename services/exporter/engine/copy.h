@@ -102,16 +102,17 @@ MUST_CHECK int copy_disk(const struct copy_options *options, struct copy_result 
 void copy_result_release(struct copy_result *result);
 #define auto_copy_result CLEANUP(copy_result_release) struct copy_result
 
-/* The same of an image without backing files elsewhere. */
-MUST_CHECK int copy_verify(const char *path, const char *format, const struct leaves *leaves,
-                           unsigned int threads, const atomic_bool *stopped,
-                           void (*progress)(void *arg, uint64_t bytes_done), void *arg,
-                           struct error *err);
-/* The same for an image that is part of a file. */
-MUST_CHECK int copy_verify_part(const struct image_part *part, const struct leaves *leaves,
-                                unsigned int threads, const atomic_bool *stopped,
-                                void (*progress)(void *arg, uint64_t bytes_done), void *arg,
-                                struct error *err);
+struct copy_verify_options {
+    struct image_part image;
+    const struct leaves *leaves;
+    unsigned int threads;
+    const atomic_bool *stopped;                       /* may be NULL */
+    void (*progress)(void *arg, uint64_t bytes_done); /* caller's thread; may be NULL */
+    void *arg;
+};
+/* Reads an image back in full and compares it with the leaves: ERR_CORRUPT names the first MiB
+ * that differs. */
+MUST_CHECK int copy_verify(const struct copy_verify_options *options, struct error *err);
 
 #define COPY_DIFFERENCES_MAX 100 /* who has more flipped MiB than that needs no longer list */
 struct copy_differences {
@@ -120,8 +121,7 @@ struct copy_differences {
 };
 /* The same, but goes on behind a MiB that differs or cannot be decoded, and names them all up to
  * the bound, where it ends. ERR_CORRUPT only when it is no image of that size at all. */
-MUST_CHECK int copy_verify_all(const struct image_part *part, const struct leaves *leaves,
-                               unsigned int threads, const atomic_bool *stopped,
+MUST_CHECK int copy_verify_all(const struct copy_verify_options *options,
                                struct copy_differences *out, struct error *err);
 
 #endif

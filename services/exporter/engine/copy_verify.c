@@ -134,16 +134,15 @@ static void wait_for_threads(struct verify *verify,
         progress(arg, atomic_load(&verify->bytes_done));
 }
 
-static int run_verify(struct verify *verify, unsigned int threads,
-                      void (*progress)(void *arg, uint64_t bytes_done), void *arg,
+static int run_verify(struct verify *verify, const struct copy_verify_options *options,
                       struct error *err)
 {
     pthread_t started[COPY_READERS_MAX];
     unsigned int count = 0;
 
-    assert(threads > 0);
+    assert(options->threads > 0);
     (void)pthread_mutex_init(&verify->mutex, NULL);
-    while (count < threads && count < COPY_READERS_MAX) {
+    while (count < options->threads && count < COPY_READERS_MAX) {
         int rc;
         atomic_fetch_add(&verify->running, 1);
         rc = pthread_create(&started[count], NULL, verify_main, verify);
@@ -156,7 +155,7 @@ static int run_verify(struct verify *verify, unsigned int threads,
         }
         count++;
     }
-    wait_for_threads(verify, progress, arg);
+    wait_for_threads(verify, options->progress, options->arg);
     for (unsigned int i = 0; i < count; i++)
         (void)pthread_join(started[i], NULL);
     (void)pthread_mutex_destroy(&verify->mutex);
@@ -167,14 +166,14 @@ static int run_verify(struct verify *verify, unsigned int threads,
     return -1;
 }
 
-int copy_verify_part(const struct image_part *part, const struct leaves *leaves,
-                     unsigned int threads, const atomic_bool *stopped,
-                     void (*progress)(void *arg, uint64_t bytes_done), void *arg, struct error *err)
+int copy_verify(const struct copy_verify_options *options, struct error *err)
 {
-    struct verify verify = {
-        .part = part, .leaves = leaves, .stopped = stopped, .differs = SIZE_MAX};
+    struct verify verify = {.part = &options->image,
+                            .leaves = options->leaves,
+                            .stopped = options->stopped,
+                            .differs = SIZE_MAX};
 
-    return run_verify(&verify, threads, progress, arg, err);
+    return run_verify(&verify, options, err);
 }
 
 static int compare_leaves(const void *a, const void *b)
@@ -185,25 +184,18 @@ static int compare_leaves(const void *a, const void *b)
     return left < right ? -1 : left > right;
 }
 
-int copy_verify_all(const struct image_part *part, const struct leaves *leaves,
-                    unsigned int threads, const atomic_bool *stopped, struct copy_differences *out,
+int copy_verify_all(const struct copy_verify_options *options, struct copy_differences *out,
                     struct error *err)
 {
-    struct verify verify = {
-        .part = part, .leaves = leaves, .stopped = stopped, .differs = SIZE_MAX, .list = out};
+    struct verify verify = {.part = &options->image,
+                            .leaves = options->leaves,
+                            .stopped = options->stopped,
+                            .differs = SIZE_MAX,
+                            .list = out};
 
     out->count = 0;
-    if (run_verify(&verify, threads, NULL, NULL, err) < 0)
+    if (run_verify(&verify, options, err) < 0)
         return -1;
     qsort(out->leaf, out->count, sizeof out->leaf[0], compare_leaves);
     return 0;
-}
-
-int copy_verify(const char *path, const char *format, const struct leaves *leaves,
-                unsigned int threads, const atomic_bool *stopped,
-                void (*progress)(void *arg, uint64_t bytes_done), void *arg, struct error *err)
-{
-    const struct image_part whole = {.path = path, .format = format};
-
-    return copy_verify_part(&whole, leaves, threads, stopped, progress, arg, err);
 }

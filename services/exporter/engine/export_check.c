@@ -220,8 +220,11 @@ static int check_image(struct check *check, const char *name, const char *member
     if (access(path, F_OK) == 0) { /* a missing one was told already */
         if (member[0] != '\0' && find_member(member, &part, err) < 0)
             return note_failure(check, name, "structure", err);
-        if (copy_verify_all(&part, leaves, check->options->threads, check->options->stopped, &found,
-                            err) < 0)
+        if (copy_verify_all(&(struct copy_verify_options){.image = part,
+                                                          .leaves = leaves,
+                                                          .threads = check->options->threads,
+                                                          .stopped = check->options->stopped},
+                            &found, err) < 0)
             return note_failure(check, name, "content", err);
         if (found.count > 0)
             add_differences(check, member[0] != '\0' ? member : name, &found);

@@ -130,9 +130,9 @@ static int digest_end(EVP_MD_CTX *ctx, char out[DIGEST_HEX_SIZE], struct error *
     return 0;
 }
 
-/* Bytes [from, to) of the package into both digests; each may be NULL. */
+/* Bytes [from, to) of the package into the digests; each may be NULL. */
 static int digest_range(const struct export_run *run, int fd, uint64_t from, uint64_t to,
-                        EVP_MD_CTX *first, EVP_MD_CTX *second, struct error *err)
+                        EVP_MD_CTX *const into[2], struct error *err)
 {
     autofree uint8_t *buffer = xmalloc(READ_BYTES);
 
@@ -142,9 +142,10 @@ static int digest_range(const struct export_run *run, int fd, uint64_t from, uin
             return -1;
         if (pread_all(fd, buffer, n, from) < 0)
             return error_set_errno(err, errno, "cannot read '%.200s'", run->ova.path);
-        if ((first != NULL && EVP_DigestUpdate(first, buffer, n) != 1) ||
-            (second != NULL && EVP_DigestUpdate(second, buffer, n) != 1))
-            return error_set(err, ERR_INTERNAL, "SHA-256 failed");
+        for (size_t i = 0; i < 2; i++) {
+            if (into[i] != NULL && EVP_DigestUpdate(into[i], buffer, n) != 1)
+                return error_set(err, ERR_INTERNAL, "SHA-256 failed");
+        }
         (void)posix_fadvise(fd, (off_t)from, (off_t)n, POSIX_FADV_DONTNEED);
         from += n;
     }
@@ -159,7 +160,8 @@ static int digest_member(const struct export_run *run, int fd, struct export_ima
     char hex[DIGEST_HEX_SIZE];
 
     if (digest_new(&ctx, err) < 0 ||
-        digest_range(run, fd, image->offset, image->offset + image->bytes, ctx, whole, err) < 0 ||
+        digest_range(run, fd, image->offset, image->offset + image->bytes,
+                     (EVP_MD_CTX *[]){ctx, whole}, err) < 0 ||
         digest_end(ctx, hex, err) < 0)
         return -1;
     if (image->sha256[0] != '\0' && strcmp(image->sha256, hex) != 0) {
@@ -183,12 +185,12 @@ static int digest_package(struct export_run *run, int fd, struct error *err)
         return -1;
     for (size_t i = 0; i < run->disk_count; i++) {
         struct export_image *image = &run->disks[i].images[0];
-        if (digest_range(run, fd, at, image->offset, whole, NULL, err) < 0 ||
+        if (digest_range(run, fd, at, image->offset, (EVP_MD_CTX *[]){whole, NULL}, err) < 0 ||
             digest_member(run, fd, image, whole, err) < 0)
             return -1;
         at = image->offset + image->bytes;
     }
-    if (digest_range(run, fd, at, run->ova.bytes, whole, NULL, err) < 0)
+    if (digest_range(run, fd, at, run->ova.bytes, (EVP_MD_CTX *[]){whole, NULL}, err) < 0)
         return -1;
     return digest_end(whole, run->ova.sha256, err);
 }

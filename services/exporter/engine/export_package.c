@@ -135,14 +135,20 @@ static int verify_disk(struct export_run *run, struct export_disk *disk, struct 
 {
     for (size_t i = 0; i < disk->image_count; i++) {
         struct export_image *image = &disk->images[i];
-        const struct image_part part = {.path = image->path,
-                                        .format = image->format->name,
-                                        .root = run->base.root,
-                                        .offset = image->offset,
-                                        .length = image->member != NULL ? image->bytes : 0};
+        const struct copy_verify_options options = {
+            .image = {.path = image->path,
+                      .format = image->format->name,
+                      .root = run->base.root,
+                      .offset = image->offset,
+                      .length = image->member != NULL ? image->bytes : 0},
+            .leaves = disk->leaves,
+            .threads = VERIFY_THREADS_MAX,
+            .stopped = worker_task_stopped(run->task),
+            .progress = on_verified,
+            .arg = run,
+        };
         const char *name = export_image_name(image);
-        if (copy_verify_part(&part, disk->leaves, VERIFY_THREADS_MAX,
-                             worker_task_stopped(run->task), on_verified, run, err) < 0)
+        if (copy_verify(&options, err) < 0)
             return error_wrap(err, "verifying '%.200s'", name);
         if (!image->read_back && digest_image(run, image, err) < 0)
             return error_wrap(err, "verifying '%.200s'", name);

@@ -46,8 +46,7 @@ static int take_part(struct image *image, const struct image_part *part, struct 
     return 0;
 }
 
-int image_open_file(const struct image_part *part, int flags, const char *root,
-                    const struct image *above,
+int image_open_file(const struct image_part *part, int flags, const struct image *above,
                     int (*check)(const struct image *above, const struct image *image,
                                  struct error *err),
                     struct image **out, struct error *err)
@@ -63,7 +62,7 @@ int image_open_file(const struct image_part *part, int flags, const char *root,
     image->ops = ops;
     image->above = above;
     image->path = xstrdup(part->path);
-    image->root = root == NULL ? NULL : xstrdup(root);
+    image->root = part->root == NULL ? NULL : xstrdup(part->root);
     if (file_open(image, part->path, flags, err) < 0)
         return -1;
     if ((check != NULL && check(above, image, err) < 0) || image_root_check(image, err) < 0 ||
@@ -80,9 +79,9 @@ int image_open_file(const struct image_part *part, int flags, const char *root,
 int image_open_chain(const char *path, const char *format, const char *root, struct image **out,
                      struct error *err)
 {
-    const struct image_part whole = {.path = path, .format = format};
+    const struct image_part whole = {.path = path, .format = format, .root = root};
 
-    return image_open_file(&whole, 0, root, NULL, NULL, out, err);
+    return image_open_part(&whole, out, err);
 }
 
 int image_open(const char *path, const char *format, struct image **out, struct error *err)
@@ -92,7 +91,7 @@ int image_open(const char *path, const char *format, struct image **out, struct 
 
 int image_open_part(const struct image_part *part, struct image **out, struct error *err)
 {
-    return image_open_file(part, 0, part->root, NULL, NULL, out, err);
+    return image_open_file(part, 0, NULL, NULL, out, err);
 }
 
 int image_file_stat(const struct image *image, struct stat *out)

@@ -128,7 +128,6 @@ int image_open_backing(struct image *image, const char *name, const char *format
                          name, image->root == NULL ? "" : ", or beside it");
     }
     image->backing_name = xstrdup(name);
-    const struct image_part whole = {.path = path, .format = format};
-    return image_open_file(&whole, O_NOFOLLOW, image->root, image, check_chain, &image->backing,
-                           err);
+    const struct image_part whole = {.path = path, .format = format, .root = image->root};
+    return image_open_file(&whole, O_NOFOLLOW, image, check_chain, &image->backing, err);
 }

@@ -43,8 +43,7 @@ extern const struct image_ops image_vmdk_extents; /* image_vmdk hands over to it
 
 /* image.c: opens one file. flags: more of open(2)'s; above, and check with it: NULL for the first.
  */
-MUST_CHECK int image_open_file(const struct image_part *part, int flags, const char *root,
-                               const struct image *above,
+MUST_CHECK int image_open_file(const struct image_part *part, int flags, const struct image *above,
                                int (*check)(const struct image *above, const struct image *image,
                                             struct error *err),
                                struct image **out, struct error *err);

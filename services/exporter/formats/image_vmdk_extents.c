@@ -94,7 +94,7 @@ static int open_extent(struct image *image, struct extent *extent, bool sparse, 
         part.offset = offset;
         part.length = extent->bytes;
     }
-    if (image_open_file(&part, O_NOFOLLOW, NULL, image, NULL, &extent->image, err) < 0)
+    if (image_open_file(&part, O_NOFOLLOW, image, NULL, &extent->image, err) < 0)
         return error_wrap(err, "extent");
     if (image_size_bytes(extent->image) < extent->bytes)
         return error_set(err, ERR_CORRUPT, "its extent '%.200s' is shorter than it says", name);

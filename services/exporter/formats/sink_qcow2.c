@@ -139,9 +139,14 @@ static bool block_trim_packed(uint8_t *block, uint64_t next)
     return dirty;
 }
 
+struct census {
+    uint8_t *seen; /* one bit per cluster */
+    uint64_t count;
+};
+
 /* Forgets entries at or above next and counts the others; each must be a cluster of its own. */
-static int block_trim(struct sink *sink, uint8_t *block, uint64_t next, uint8_t *seen,
-                      uint64_t *count, bool *out_dirty, struct error *err)
+static int block_trim(struct sink *sink, uint8_t *block, uint64_t next, struct census *census,
+                      bool *out_dirty, struct error *err)
 {
     *out_dirty = false;
     for (size_t i = 0; i < L2_ENTRIES; i++) {
@@ -155,13 +160,13 @@ static int block_trim(struct sink *sink, uint8_t *block, uint64_t next, uint8_t 
             continue;
         }
         if (host % CLUSTER_BYTES != 0 || host < CLUSTER_BYTES ||
-            (seen[cluster / 8] >> (cluster % 8) & 1) != 0) {
+            (census->seen[cluster / 8] >> (cluster % 8) & 1) != 0) {
             return error_set(err, ERR_CORRUPT,
                              "'%.256s' names cluster %" PRIu64 " wrongly or twice",
                              sink->index_path, cluster);
         }
-        seen[cluster / 8] = (uint8_t)(seen[cluster / 8] | 1U << (cluster % 8));
-        (*count)++;
+        census->seen[cluster / 8] = (uint8_t)(census->seen[cluster / 8] | 1U << (cluster % 8));
+        census->count++;
     }
     return 0;
 }
@@ -170,7 +175,7 @@ static int index_trim(struct sink *sink, uint64_t next, struct error *err)
 {
     autofree uint8_t *block = xmalloc(CLUSTER_BYTES);
     autofree uint8_t *seen = sink->packed ? NULL : xcalloc(next / CLUSTER_BYTES / 8 + 1, 1);
-    uint64_t count = 0;
+    struct census census = {seen, 0};
 
     for (uint64_t i = 0; i < sink->l2_count; i++) {
         uint64_t at = index_offset(i * L2_ENTRIES);
@@ -181,17 +186,17 @@ static int index_trim(struct sink *sink, uint64_t next, struct error *err)
             continue;
         if (sink->packed) {
             dirty = block_trim_packed(block, next);
-        } else if (block_trim(sink, block, next, seen, &count, &dirty, err) < 0) {
+        } else if (block_trim(sink, block, next, &census, &dirty, err) < 0) {
             return -1;
         }
         if (dirty && pwrite_all(sink->index_fd, block, CLUSTER_BYTES, at) < 0)
             return error_set_errno(err, errno, "cannot write '%.256s'", sink->index_path);
     }
-    if (!sink->packed && count != next / CLUSTER_BYTES - 1) {
+    if (!sink->packed && census.count != next / CLUSTER_BYTES - 1) {
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' knows %" PRIu64 " clusters, its checkpoint %" PRIu64
                          ": start over",
-                         sink->index_path, count, next / CLUSTER_BYTES - 1);
+                         sink->index_path, census.count, next / CLUSTER_BYTES - 1);
     }
     return 0;
 }

@@ -65,6 +65,17 @@ __attribute__((unused)) static void setup_remove(struct setup *setup)
     setup_release(setup);
 }
 
+__attribute__((unused)) static int verify_image(const char *path, const char *format,
+                                                const struct leaves *leaves, unsigned int threads,
+                                                const atomic_bool *stopped, struct error *err)
+{
+    return copy_verify(&(struct copy_verify_options){.image = {.path = path, .format = format},
+                                                     .leaves = leaves,
+                                                     .threads = threads,
+                                                     .stopped = stopped},
+                       err);
+}
+
 __attribute__((unused)) static void setup_compare(const struct setup *setup,
                                                   const struct test_disk *disk,
                                                   const struct copy_result *result)
@@ -89,8 +100,8 @@ __attribute__((unused)) static void setup_compare(const struct setup *setup,
         return;
     for (size_t i = 0; i < setup->options.output_count; i++) {
         struct error err = ERROR_NONE;
-        assert_ok(copy_verify(setup->paths[i], setup->outputs[i].format->name, result->leaves, 3,
-                              NULL, NULL, NULL, &err));
+        assert_ok(verify_image(setup->paths[i], setup->outputs[i].format->name, result->leaves, 3,
+                               NULL, &err));
     }
     assert_int_equal(leaves_disk_bytes(result->leaves), disk->size);
     for (size_t i = 0; i < leaves_count(result->leaves); i++) {

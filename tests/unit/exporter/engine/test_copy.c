@@ -104,8 +104,8 @@ static void compare_big(const struct setup *setup, const struct copy_result *res
     }
     for (size_t i = 0; i < setup->options.output_count; i++) {
         struct error err = ERROR_NONE;
-        assert_ok(copy_verify(setup->paths[i], setup->outputs[i].format->name, result->leaves, 2,
-                              NULL, NULL, NULL, &err));
+        assert_ok(verify_image(setup->paths[i], setup->outputs[i].format->name, result->leaves, 2,
+                               NULL, &err));
     }
 }
 
@@ -448,8 +448,8 @@ static void any_damage_to_the_journal_costs_time_only(void **state)
         write_file(one.setup.journal, bad, at % 2 == 0 ? size : at);
         assert_ok(copy_disk(&one.setup.options, &result, &err));
         for (size_t i = 0; i < 2; i++)
-            assert_ok(copy_verify(one.setup.paths[i], one.setup.outputs[i].format->name,
-                                  result.leaves, 1, NULL, NULL, NULL, &err));
+            assert_ok(verify_image(one.setup.paths[i], one.setup.outputs[i].format->name,
+                                   result.leaves, 1, NULL, &err));
     }
     one_remove(&one);
 }
@@ -814,16 +814,14 @@ static void verify_names_the_first_mib_that_differs(void **state)
         byte ^= 1;
         assert_int_equal(pwrite_all(fd, &byte, 1, at + 77), 0);
     }
-    assert_int_equal(
-        copy_verify(one.setup.paths[0], "raw", result.leaves, 4, NULL, NULL, NULL, &found), -1);
+    assert_int_equal(verify_image(one.setup.paths[0], "raw", result.leaves, 4, NULL, &found), -1);
     assert_int_equal(found.code, ERR_CORRUPT);
     assert_non_null(strstr(found.message, "in the MiB at offset 17825792"));
-    assert_int_equal(
-        copy_verify(one.setup.paths[0], "raw", result.leaves, 4, &stopped, NULL, NULL, &stop), -1);
+    assert_int_equal(verify_image(one.setup.paths[0], "raw", result.leaves, 4, &stopped, &stop),
+                     -1);
     assert_int_equal(stop.code, ERR_CANCELLED);
     assert_int_equal(ftruncate(fd, 30 * MIB), 0);
-    assert_int_equal(
-        copy_verify(one.setup.paths[0], "raw", result.leaves, 4, NULL, NULL, NULL, &cut), -1);
+    assert_int_equal(verify_image(one.setup.paths[0], "raw", result.leaves, 4, NULL, &cut), -1);
     assert_int_equal(cut.code, ERR_CORRUPT);
     (void)close(fd);
     one_remove(&one);

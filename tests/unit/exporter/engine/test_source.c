@@ -129,8 +129,7 @@ static void a_wrong_byte_is_found_by_the_digests(void **state)
             assert_int_equal(memcmp(leaves_get(result.leaves, i), leaves_get(truth.leaves, i),
                                     DIGEST_BYTES) == 0,
                              i != 5);
-        assert_int_equal(
-            copy_verify(one->setup.paths[0], "raw", truth.leaves, 2, NULL, NULL, NULL, &err), -1);
+        assert_int_equal(verify_image(one->setup.paths[0], "raw", truth.leaves, 2, NULL, &err), -1);
         assert_int_equal(err.code, ERR_CORRUPT);
         one_free(one);
     }
