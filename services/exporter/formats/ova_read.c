@@ -232,8 +232,8 @@ static int add_member(struct reader *reader, const uint8_t *header, uint64_t byt
                       struct error *err)
 {
     struct ova *ova = reader->ova;
-    autofree char *own = reader->long_name == NULL ? header_name(header) : NULL;
-    const char *name = own != NULL ? own : reader->long_name;
+    autofree char *own = reader->long_name != NULL ? STEAL(reader->long_name) : header_name(header);
+    const char *name = own;
 
     if (strncmp(name, "./", 2) == 0) /* "tar cf x.ova ./a.ovf" */
         name += 2;
@@ -242,7 +242,6 @@ static int add_member(struct reader *reader, const uint8_t *header, uint64_t byt
     ova->members = xreallocarray(ova->members, ova->count + 1, sizeof *ova->members);
     ova->members[ova->count++] =
         (struct ova_member){.name = xstrdup(name), .offset = reader->at, .bytes = bytes};
-    free(STEAL(reader->long_name));
     reader->long_size = UINT64_MAX;
     return 0;
 }
