@@ -1,4 +1,6 @@
 """Waiting for conditions with a deadline: tests never sleep for a guessed time."""
+import os
+import random
 import socket
 import time
 
@@ -30,8 +32,23 @@ def wait_for(condition, deadline=30.0, what=None, interval=0.05):
         time.sleep(interval)
 
 
+# Below the kernel's range for outgoing connections, which could take a port between our look and
+# its use; each test process that runs beside others has a part of it for itself.
+PORTS_FIRST, PORTS_EACH, PORT_PARTS = 10000, 5500, 4
+_part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % PORT_PARTS
+_next_port = random.randrange(PORTS_EACH)
+
+
 def free_port():
-    """A port of 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+    """A port of 127.0.0.1 that is free and was not given out here lately."""
+    global _next_port
+    for _ in range(PORTS_EACH):
+        port = PORTS_FIRST + _part * PORTS_EACH + _next_port
+        _next_port = (_next_port + 1) % PORTS_EACH
+        with socket.socket() as s:
+            try:
+                s.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
+    raise AssertionError("no free port")
