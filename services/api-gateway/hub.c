@@ -179,11 +179,13 @@ bool hub_wants_status(struct hub *hub)
 
 void hub_publish_status(struct hub *hub, struct live_event *status)
 {
+    { /* before it is published: a client that comes in between gets it twice, not never */
+        LOCK_SCOPE(&hub->mutex);
+        live_event_unref(hub->status);
+        hub->status = live_event_ref(status);
+        hub->status_ms = clock_mono_ms();
+    }
     hub_publish(hub, status);
-    LOCK_SCOPE(&hub->mutex);
-    live_event_unref(hub->status);
-    hub->status = live_event_ref(status);
-    hub->status_ms = clock_mono_ms();
 }
 
 /* ---- to one client ---- */

@@ -163,7 +163,7 @@ def test_status_comes_to_those_who_want_it(gateway):
     # whoever comes now does not wait for the next one
     begin = time.monotonic()
     Socket(suite.url()).until("status")
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 4  # the next one comes after five seconds
 
 
 def test_progress_after_the_end_is_not_shown(gateway):
