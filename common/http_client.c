@@ -11,6 +11,7 @@
 #include <openssl/ssl.h>
 #include <openssl/x509_vfy.h>
 #include <stdio.h>
+#include <ctype.h>
 #include <string.h>
 
 #include "common/address.h"
@@ -337,6 +338,31 @@ static int certificate_error(struct error *err, const char *what)
     return error_set(err, ERR_DENIED,
                      "%s: the certificate is not trusted; the peer presented thumbprint %s", what,
                      peer.sha256);
+}
+
+bool http_header_read(const char *data, size_t size, struct http_header *out)
+{
+    char *colon;
+
+    if (size >= sizeof out->line)
+        return false;
+    memcpy(out->line, data, size);
+    out->line[size] = '\0';
+    while (size > 0 && isspace((unsigned char)out->line[size - 1]))
+        out->line[--size] = '\0';
+    out->name = NULL;
+    if (strncmp(out->line, "HTTP/", 5) == 0) {
+        const char *space = strchr(out->line, ' ');
+        out->status = space == NULL ? 0 : strtol(space + 1, NULL, 10);
+        return true;
+    }
+    colon = strchr(out->line, ':');
+    if (colon == NULL)
+        return false;
+    *colon = '\0';
+    out->name = out->line;
+    out->value = colon + 1 + strspn(colon + 1, " \t");
+    return true;
 }
 
 int http_error_set(struct error *err, CURL *handle, CURLcode code, const char *what)

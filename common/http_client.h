@@ -52,6 +52,17 @@ struct http_call {
  * thumbprint), ERR_CANCELLED, ERR_LIMIT (body too big). */
 MUST_CHECK int http_request(CURL *handle, const struct http_call *call, struct http_response *out,
                             struct error *err);
+/* A line of an answer's head, for callers with a CURLOPT_HEADERFUNCTION of their own. */
+#define HTTP_HEADER_BYTES_MAX 1024 /* none that we look at is that long */
+struct http_header {
+    char line[HTTP_HEADER_BYTES_MAX]; /* holds name and value */
+    long status;       /* of a status line, which begins a new answer; 0: none in it */
+    const char *name;  /* NULL: a status line */
+    const char *value; /* without white space around it */
+};
+/* false: a line to pass over. */
+bool http_header_read(const char *data, size_t size, struct http_header *out);
+
 /* Maps a CURLcode to an error, for callers with their own callbacks. */
 int http_error_set(struct error *err, CURL *handle, CURLcode code, const char *what);
 

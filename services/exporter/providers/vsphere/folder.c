@@ -1,6 +1,5 @@
 #include "services/exporter/providers/vsphere/folder.h"
 
-#include <ctype.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -76,27 +75,14 @@ static void header_take(struct answer *answer, const char *name, const char *val
 static size_t on_header(char *data, size_t unit, size_t count, void *arg)
 {
     struct folder_reader *reader = arg;
-    size_t size = unit * count;
-    char line[1024];
-    char *value;
+    struct http_header header;
 
-    if (size >= sizeof line)
-        return size; /* none that we look at is that long */
-    memcpy(line, data, size);
-    line[size] = '\0';
-    while (size > 0 && isspace((unsigned char)line[size - 1]))
-        line[--size] = '\0';
-    if (strncmp(line, "HTTP/", 5) == 0) { /* a new answer: forget an interim one */
-        const char *space = strchr(line, ' ');
-        reader->answer = (struct answer){0};
-        reader->answer.status = space == NULL ? 0 : strtol(space + 1, NULL, 10);
+    if (!http_header_read(data, unit * count, &header))
         return unit * count;
-    }
-    value = strchr(line, ':');
-    if (value != NULL) {
-        *value++ = '\0';
-        value += strspn(value, " \t");
-        header_take(&reader->answer, line, value);
+    if (header.name == NULL) { /* a new answer: forget an interim one */
+        reader->answer = (struct answer){.status = header.status};
+    } else {
+        header_take(&reader->answer, header.name, header.value);
     }
     return unit * count;
 }

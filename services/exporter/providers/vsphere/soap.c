@@ -1,11 +1,10 @@
 #include "services/exporter/providers/vsphere/soap.h"
 
-#include <libxml/parser.h>
-#include <libxml/parserInternals.h>
 #include <stdio.h>
 #include <string.h>
 
 #include "common/parse.h"
+#include "common/xml.h"
 
 #define XSI_URI  "http://www.w3.org/2001/XMLSchema-instance"
 #define SOAP_URI "http://schemas.xmlsoap.org/soap/envelope/"
@@ -267,75 +266,16 @@ int soap_fault_error(const struct soap_fault *fault, const char *what, struct er
 
 /* ---- replies ---- */
 
-/* A document type can only be an attack here: no vSphere reply has one. */
-static void refuse_doctype(void *context, const xmlChar *name, const xmlChar *external,
-                           const xmlChar *system)
-{
-    (void)name;
-    (void)external;
-    (void)system;
-    xmlStopParser(context);
-}
-
-static void ignore_message(void *context, const char *format, ...)
-{
-    (void)context;
-    (void)format;
-}
-
-/* Depth below node, walked without recursion; false when over the limit. */
-static bool depth_is_sane(const xmlNode *root)
-{
-    const xmlNode *node = root;
-    int depth = 1;
-
-    while (node != NULL) {
-        if (node->children != NULL && node->type == XML_ELEMENT_NODE) {
-            if (++depth > SOAP_DEPTH_MAX)
-                return false;
-            node = node->children;
-            continue;
-        }
-        while (node != root && node->next == NULL) {
-            node = node->parent;
-            depth--;
-        }
-        if (node == root)
-            return true;
-        node = node->next;
-    }
-    return true;
-}
-
 static int document_read(const char *data, size_t size, xmlDoc **out, struct error *err)
 {
-    xmlParserCtxt *context = xmlNewParserCtxt();
-    xmlDoc *doc = NULL;
-    bool stopped;
+    struct error why = ERROR_NONE;
 
-    if (context == NULL)
-        abort();
-    context->sax->internalSubset = refuse_doctype;
-    context->sax->error = ignore_message;
-    context->sax->warning = ignore_message;
-    context->sax->serror = NULL;
-    doc = xmlCtxtReadMemory(context, data, (int)size, NULL, NULL,
-                            XML_PARSE_NONET | XML_PARSE_NOBLANKS | XML_PARSE_NOCDATA |
-                                XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
-    stopped = context->errNo == XML_ERR_USER_STOP;
-    if (doc == NULL || stopped) {
-        (void)error_set(err, ERR_PROTOCOL,
-                        "the answer is not the XML of a vSphere API (%s, line %d)",
-                        stopped ? "it has a document type" : "it is not well-formed",
-                        context->input == NULL ? 0 : context->input->line);
-        if (doc != NULL)
-            xmlFreeDoc(doc);
-        xmlFreeParserCtxt(context);
-        return -1;
-    }
-    xmlFreeParserCtxt(context);
-    *out = doc;
-    return 0;
+    if (xml_parse(data, size, SOAP_DEPTH_MAX, out, &why) == 0)
+        return 0;
+    if (why.code == ERR_LIMIT)
+        return error_set(err, ERR_LIMIT, "the answer is %s", why.message);
+    return error_set(err, ERR_PROTOCOL, "the answer is not the XML of a vSphere API (%s)",
+                     why.message);
 }
 
 static const xmlNode *first_element(const xmlNode *parent)
@@ -359,8 +299,6 @@ int soap_parse(const char *data, size_t size, struct soap_reply *out, struct err
     if (document_read(data, size, &reply.doc, err) < 0)
         return -1;
     root = xmlDocGetRootElement(reply.doc);
-    if (!depth_is_sane(root))
-        return error_set(err, ERR_LIMIT, "the answer is nested deeper than %d", SOAP_DEPTH_MAX);
     if (!soap_is(root, "Envelope") || root->ns == NULL ||
         strcmp((const char *)root->ns->href, SOAP_URI) != 0)
         return error_set(err, ERR_PROTOCOL, "the answer is not a SOAP envelope");

@@ -1,85 +1,29 @@
 /* See answer.h. */
 #include "services/exporter/targets/s3/answer.h"
 
-#include <libxml/parser.h>
-#include <libxml/parserInternals.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 
 #include "common/autos.h"
 #include "common/parse.h"
-
-/* A document type can only be an attack here. */
-static void refuse_doctype(void *context, const xmlChar *name, const xmlChar *external,
-                           const xmlChar *system)
-{
-    (void)name;
-    (void)external;
-    (void)system;
-    xmlStopParser(context);
-}
-
-static void ignore_message(void *context, const char *format, ...)
-{
-    (void)context;
-    (void)format;
-}
-
-static bool depth_is_sane(const xmlNode *root)
-{
-    const xmlNode *node = root;
-    int depth = 1;
-
-    while (node != NULL) {
-        if (node->children != NULL && node->type == XML_ELEMENT_NODE) {
-            if (++depth > S3_ANSWER_DEPTH_MAX)
-                return false;
-            node = node->children;
-            continue;
-        }
-        while (node != root && node->next == NULL) {
-            node = node->parent;
-            depth--;
-        }
-        if (node == root)
-            return true;
-        node = node->next;
-    }
-    return true;
-}
+#include "common/xml.h"
 
 /* NULL: not acceptable. Caller frees. */
 static xmlDoc *document_read(const char *data, size_t size)
 {
-    xmlParserCtxt *context;
-    xmlDoc *doc;
-    bool refused;
+    struct error ignored = ERROR_NONE;
+    xmlDoc *doc = NULL;
 
     /* White space before the XML declaration keeps a slow Complete's connection alive. */
     while (size > 0 && strchr(" \t\r\n", *data) != NULL && *data != '\0') {
         data++;
         size--;
     }
-    if (size == 0 || size > S3_ANSWER_BYTES_MAX)
+    if (size == 0 || size > S3_ANSWER_BYTES_MAX ||
+        xml_parse(data, size, S3_ANSWER_DEPTH_MAX, &doc, &ignored) < 0)
         return NULL;
-    context = xmlNewParserCtxt();
-    if (context == NULL)
-        abort(); /* out of memory */
-    context->sax->internalSubset = refuse_doctype;
-    context->sax->error = ignore_message;
-    context->sax->warning = ignore_message;
-    context->sax->serror = NULL;
-    doc = xmlCtxtReadMemory(context, data, (int)size, NULL, NULL,
-                            XML_PARSE_NONET | XML_PARSE_NOBLANKS | XML_PARSE_NOCDATA |
-                                XML_PARSE_NOERROR | XML_PARSE_NOWARNING);
-    refused = context->errNo == XML_ERR_USER_STOP || doc == NULL ||
-              xmlDocGetRootElement(doc) == NULL || !depth_is_sane(xmlDocGetRootElement(doc));
-    xmlFreeParserCtxt(context);
-    if (!refused)
-        return doc;
-    xmlFreeDoc(doc);
-    return NULL;
+    return doc;
 }
 
 static bool is_element(const xmlNode *node, const char *name)

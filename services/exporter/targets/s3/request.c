@@ -1,7 +1,6 @@
 /* See request.h. */
 #include "services/exporter/targets/s3/request.h"
 
-#include <ctype.h>
 #include <errno.h>
 #include <inttypes.h>
 #include <openssl/evp.h>
@@ -191,28 +190,16 @@ static void header_take(struct s3_reply *reply, const char *name, const char *va
 static size_t on_header(char *data, size_t unit, size_t count, void *arg)
 {
     struct exchange *x = arg;
-    size_t size = unit * count;
-    char line[1024];
-    char *value;
+    struct http_header header;
 
-    if (size >= sizeof line)
-        return size; /* none that we look at is that long */
-    memcpy(line, data, size);
-    line[size] = '\0';
-    while (size > 0 && isspace((unsigned char)line[size - 1]))
-        line[--size] = '\0';
-    if (strncmp(line, "HTTP/", 5) == 0) { /* a new answer: forget an interim one */
-        const char *space = strchr(line, ' ');
+    if (!http_header_read(data, unit * count, &header))
+        return unit * count;
+    if (header.name == NULL) { /* a new answer: forget an interim one */
         s3_reply_release(x->reply);
         x->capacity = 0;
-        x->reply->status = space == NULL ? 0 : strtol(space + 1, NULL, 10);
-        return unit * count;
-    }
-    value = strchr(line, ':');
-    if (value != NULL) {
-        *value++ = '\0';
-        value += strspn(value, " \t");
-        header_take(x->reply, line, value);
+        x->reply->status = header.status;
+    } else {
+        header_take(x->reply, header.name, header.value);
     }
     return unit * count;
 }
