@@ -187,6 +187,20 @@ static int value_of(struct call *call, const struct field *f, const char *name, 
     return *out == NULL ? call_bad_field(call, name, err, "'%s' is not UTF-8", name) : 0;
 }
 
+void call_answer_job(struct call *call, const char *job_id, const char *path)
+{
+    json_t *answer = json_object();
+    autofree char *location = xasprintf("/api/v1/jobs/%s", job_id);
+
+    gateway_poke(call->gateway, job_id);
+    json_set_text(answer, "job_id", job_id);
+    json_set_text(answer, "status", "pending");
+    json_set_text(answer, "path", path);
+    json_set_now(answer, "timestamp");
+    call_set_header(call, "Location", location);
+    call_answer_json(call, 202, answer);
+}
+
 int query_as_body(struct call *call, const struct field *table, json_t **out, struct error *err)
 {
     json_t *body = json_object();

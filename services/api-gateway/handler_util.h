@@ -21,6 +21,10 @@ int call_fail_field(struct call *call, const struct field_problem *problem, stru
 int call_bad_field(struct call *call, const char *field, struct error *err, const char *format, ...)
     PRINTF_LIKE(4, 5);
 
+/* 202: the job was queued to work on the files below path; Location says where to ask. Wakes the
+ * scheduler. */
+void call_answer_job(struct call *call, const char *job_id, const char *path);
+
 /* Text of a cell, JSON null for SQL NULL. New reference. */
 json_t *cell_text(const PGresult *rows, int row, int column);
 /* The same, but JSON null for '' as well. */

@@ -83,9 +83,7 @@ int handle_export_cleanup(struct call *call, struct error *err)
     auto_json *body = NULL;
     auto_json *spec = NULL;
     autofree char *dir = NULL;
-    autofree char *location = NULL;
     char id[64];
-    json_t *answer;
 
     if (read_body(call, cleanup_fields, &body, err) < 0 ||
         read_policy(call, body, &spec, &dir, err) < 0 ||
@@ -94,16 +92,8 @@ int handle_export_cleanup(struct call *call, struct error *err)
                                                  &call->gateway->retry},
                        id, err) < 0)
         return -1;
-    gateway_poke(call->gateway, id);
     call_resource(call, "job", id);
-    answer = json_object();
-    json_set_text(answer, "job_id", id);
-    json_set_text(answer, "status", "pending");
-    json_set_text(answer, "path", dir);
-    json_set_now(answer, "timestamp");
-    location = xasprintf("/api/v1/jobs/%s", id);
-    call_set_header(call, "Location", location);
-    call_answer_json(call, 202, answer);
+    call_answer_job(call, id, dir);
     return 0;
 }
 

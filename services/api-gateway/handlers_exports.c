@@ -162,8 +162,6 @@ static int submit_file_job(struct call *call, const char *kind, const char *path
     const char *slash = strrchr(path, '/');
     char id[64];
     bool existing = false;
-    json_t *answer;
-    autofree char *location = NULL;
     struct job_submission submission = {
         .kind = kind,
         .name = "",
@@ -185,16 +183,8 @@ static int submit_file_job(struct call *call, const char *kind, const char *path
 
     if (job_store_submit(call->db, &submission, id, &existing, err) < 0)
         return -1;
-    gateway_poke(call->gateway, id);
     call_audit(call, "job", id);
-    answer = json_object();
-    json_set_text(answer, "job_id", id);
-    json_set_text(answer, "status", "pending");
-    json_set_text(answer, "path", path);
-    json_set_now(answer, "timestamp");
-    location = xasprintf("/api/v1/jobs/%s", id);
-    call_set_header(call, "Location", location);
-    call_answer_json(call, 202, answer);
+    call_answer_job(call, id, path);
     return 0;
 }
 

@@ -8,6 +8,8 @@
 #include "common/json.h"
 #include "settings.h"
 
+#define LIST_PAGE 1000 /* the gateway's largest */
+
 struct api {
     CURL *handle;
     char *url;   /* without trailing slash */
@@ -354,6 +356,40 @@ static int perform_stream(struct api *api, struct stream *stream, const char *ur
     answer.body = stream->refusal.data;
     answer.body_size = stream->refusal.length;
     return refused(api, &answer, err);
+}
+
+void api_path_add(struct strbuf *path, const char *key, const char *value)
+{
+    if (value == NULL)
+        return;
+    strbuf_addf(path, "%c%s=", strchr(path->data, '?') == NULL ? '?' : '&', key);
+    strbuf_add_url(path, value);
+}
+
+int api_list(struct api *api, const struct strbuf *path, const char *key, size_t limit, json_t *out,
+             struct error *err)
+{
+    autofree char *cursor = NULL;
+
+    while (json_array_size(out) < limit) {
+        autofree char *count =
+            xasprintf("%zu", (size_t)min_u64(LIST_PAGE, limit - json_array_size(out)));
+        auto_json *page = NULL;
+        auto_strbuf url;
+        strbuf_init(&url, API_URL_BYTES_MAX);
+        strbuf_add(&url, path->data);
+        api_path_add(&url, "limit", count);
+        api_path_add(&url, "cursor", cursor);
+        if (api_get(api, url.data, &page, err) < 0)
+            return -1;
+        (void)json_array_extend(out, json_object_get(page, key));
+        free(cursor);
+        cursor = NULL;
+        if (json_str(page, "next_cursor")[0] == '\0')
+            return 0;
+        cursor = xstrdup(json_str(page, "next_cursor"));
+    }
+    return 0;
 }
 
 int api_stream(struct api *api, const char *path, const char *accept,

@@ -12,6 +12,7 @@
 #define API_BODY_BYTES_MAX ((size_t)(64 * MIB)) /* a page of 1,000 VMs with many disks is 4 MiB */
 #define API_TIMEOUT_MS     60000                /* the gateway itself answers within 30 s */
 #define API_URL_BYTES_MAX  4096
+#define API_LIST_DEFAULT   100 /* elements, without --limit */
 
 /* Exit statuses (CLI reference 1.1). */
 enum exit_status {
@@ -57,6 +58,12 @@ struct api_request {
 MUST_CHECK int api_call(struct api *api, const struct api_request *request, json_t **out,
                         struct error *err);
 MUST_CHECK int api_get(struct api *api, const char *path, json_t **out, struct error *err);
+/* Adds "?key=value", or "&key=value" when the path has parameters, escaped; NULL adds nothing. */
+void api_path_add(struct strbuf *path, const char *key, const char *value);
+/* Appends the elements of a list to out, page by page, until there are limit of them: path as in
+ * a request, key the member that holds a page's elements. */
+MUST_CHECK int api_list(struct api *api, const struct strbuf *path, const char *key, size_t limit,
+                        json_t *out, struct error *err);
 /* A text answer piece by piece as it comes, for as long as the gateway sends. fn returns false to
  * end it (that is success). Errors as above. */
 MUST_CHECK int api_stream(struct api *api, const char *path, const char *accept,

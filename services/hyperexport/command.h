@@ -79,6 +79,8 @@ const char *command_argument(const struct program *program, const char *what, st
 /* --password-file, --password, or asked for on the terminal. Caller frees. */
 MUST_CHECK int command_password(const struct program *program, const char *prompt, char **out,
                                 struct error *err);
+/* Of a list: --limit, or what holds without it. */
+size_t command_limit(const struct program *program);
 /* ERR_INVALID when more than count words were typed. */
 MUST_CHECK int command_words_max(const struct program *program, size_t count, struct error *err);
 

@@ -99,12 +99,9 @@ static int newest_job(struct program *program, json_t **out, struct error *err)
     auto_strbuf path;
 
     strbuf_init(&path, API_URL_BYTES_MAX);
-    strbuf_add(&path, "/api/v1/jobs?limit=1&vm=");
-    strbuf_add_url(&path, flag_text(line, FLAG_VM));
-    if (flag_given(line, FLAG_PROVIDER)) {
-        strbuf_add(&path, "&provider=");
-        strbuf_add_url(&path, flag_text(line, FLAG_PROVIDER));
-    }
+    strbuf_add(&path, "/api/v1/jobs?limit=1");
+    api_path_add(&path, "vm", flag_text(line, FLAG_VM));
+    api_path_add(&path, "provider", flag_text(line, FLAG_PROVIDER));
     if (api_get(program->api, path.data, &page, err) < 0)
         return -1;
     *out = json_incref(json_array_get(json_object_get(page, "jobs"), 0));

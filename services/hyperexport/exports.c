@@ -5,10 +5,8 @@
 #include "common/json.h"
 #include "common/parse.h"
 
-#define LIST_COLUMNS       6
-#define KEEP_MAX           64 /* restore points of one chain */
-#define LIST_LIMIT_DEFAULT 100
-#define LIST_PAGE          1000 /* the gateway's largest */
+#define LIST_COLUMNS 6
+#define KEEP_MAX     64 /* restore points of one chain */
 
 /* ---- list ---- */
 
@@ -60,46 +58,22 @@ static void show_table(const struct program *program, const json_t *exports)
     output_text(&out);
 }
 
-static void add_filter(struct strbuf *path, const char *key, const char *value)
+static int fetch(struct program *program, json_t *exports, struct error *err)
 {
-    if (value == NULL)
-        return;
-    strbuf_addf(path, "&%s=", key);
-    strbuf_add_url(path, value);
-}
+    auto_strbuf path;
 
-static int fetch(struct program *program, size_t limit, json_t *exports, struct error *err)
-{
-    autofree char *cursor = NULL;
-
-    while (json_array_size(exports) < limit) {
-        auto_json *page = NULL;
-        auto_strbuf path;
-        strbuf_init(&path, API_URL_BYTES_MAX);
-        strbuf_addf(&path, "/api/v1/exports?limit=%zu",
-                    (size_t)min_u64(LIST_PAGE, limit - json_array_size(exports)));
-        add_filter(&path, "vm", flag_text(program->line, FLAG_VM));
-        add_filter(&path, "provider", flag_text(program->line, FLAG_PROVIDER));
-        add_filter(&path, "cursor", cursor);
-        if (api_get(program->api, path.data, &page, err) < 0)
-            return -1;
-        (void)json_array_extend(exports, json_object_get(page, "exports"));
-        free(cursor);
-        cursor = NULL;
-        if (json_str(page, "next_cursor")[0] == '\0')
-            return 0;
-        cursor = xstrdup(json_str(page, "next_cursor"));
-    }
-    return 0;
+    strbuf_init(&path, API_URL_BYTES_MAX);
+    strbuf_add(&path, "/api/v1/exports");
+    api_path_add(&path, "vm", flag_text(program->line, FLAG_VM));
+    api_path_add(&path, "provider", flag_text(program->line, FLAG_PROVIDER));
+    return api_list(program->api, &path, "exports", command_limit(program), exports, err);
 }
 
 static int list(struct program *program, struct error *err)
 {
-    size_t limit = flag_given(program->line, FLAG_LIMIT) ? flag_number(program->line, FLAG_LIMIT)
-                                                         : LIST_LIMIT_DEFAULT;
     auto_json *exports = json_array();
 
-    if (api_check(program->api, err) < 0 || fetch(program, limit, exports, err) < 0)
+    if (api_check(program->api, err) < 0 || fetch(program, exports, err) < 0)
         return -1;
     if (program->json) {
         output_json(exports);

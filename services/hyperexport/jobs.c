@@ -6,10 +6,8 @@
 #include "common/parse.h"
 #include "progress.h"
 
-#define LIST_COLUMNS       6
-#define LIST_LIMIT_DEFAULT 100
-#define LIST_PAGE          1000 /* the gateway's largest */
-#define LIMIT_MB_MAX       1000000
+#define LIST_COLUMNS 6
+#define LIMIT_MB_MAX 1000000
 
 static const char *vm_of(const json_t *job)
 {
@@ -67,52 +65,26 @@ static void show_table(const struct program *program, const json_t *jobs)
     output_text(&out);
 }
 
-static void add_filter(struct strbuf *path, const char *key, const char *value)
-{
-    if (value == NULL)
-        return;
-    strbuf_addf(path, "&%s=", key);
-    strbuf_add_url(path, value);
-}
-
-static int fetch_jobs(struct program *program, const char *status, size_t limit, json_t *jobs,
-                      struct error *err)
+static int fetch_jobs(struct program *program, const char *status, json_t *jobs, struct error *err)
 {
     const struct command_line *line = program->line;
-    autofree char *cursor = NULL;
+    auto_strbuf path;
 
-    while (json_array_size(jobs) < limit) {
-        auto_json *page = NULL;
-        auto_strbuf path;
-        strbuf_init(&path, API_URL_BYTES_MAX);
-        strbuf_addf(&path, "/api/v1/jobs?limit=%zu",
-                    (size_t)min_u64(LIST_PAGE, limit - json_array_size(jobs)));
-        add_filter(&path, "status", status == NULL || strcmp(status, "all") == 0 ? NULL : status);
-        if (line->command == FLAG_IN_JOBS) {
-            add_filter(&path, "vm", flag_text(line, FLAG_VM));
-            add_filter(&path, "provider", flag_text(line, FLAG_PROVIDER));
-        }
-        add_filter(&path, "cursor", cursor);
-        if (api_get(program->api, path.data, &page, err) < 0)
-            return -1;
-        (void)json_array_extend(jobs, json_object_get(page, "jobs"));
-        free(cursor);
-        cursor = NULL;
-        if (json_str(page, "next_cursor")[0] == '\0')
-            return 0;
-        cursor = xstrdup(json_str(page, "next_cursor"));
+    strbuf_init(&path, API_URL_BYTES_MAX);
+    strbuf_add(&path, "/api/v1/jobs");
+    api_path_add(&path, "status", status == NULL || strcmp(status, "all") == 0 ? NULL : status);
+    if (line->command == FLAG_IN_JOBS) {
+        api_path_add(&path, "vm", flag_text(line, FLAG_VM));
+        api_path_add(&path, "provider", flag_text(line, FLAG_PROVIDER));
     }
-    return 0;
+    return api_list(program->api, &path, "jobs", command_limit(program), jobs, err);
 }
 
 int jobs_list(struct program *program, const char *status, struct error *err)
 {
-    const struct command_line *line = program->line;
-    size_t limit =
-        flag_given(line, FLAG_LIMIT) ? flag_number(line, FLAG_LIMIT) : LIST_LIMIT_DEFAULT;
     auto_json *jobs = json_array();
 
-    if (api_check(program->api, err) < 0 || fetch_jobs(program, status, limit, jobs, err) < 0)
+    if (api_check(program->api, err) < 0 || fetch_jobs(program, status, jobs, err) < 0)
         return -1;
     if (program->json) {
         output_json(jobs);

@@ -78,6 +78,12 @@ const char *command_argument(const struct program *program, const char *what, st
     return NULL;
 }
 
+size_t command_limit(const struct program *program)
+{
+    return flag_given(program->line, FLAG_LIMIT) ? flag_number(program->line, FLAG_LIMIT)
+                                                 : API_LIST_DEFAULT;
+}
+
 int command_words_max(const struct program *program, size_t count, struct error *err)
 {
     const struct command_line *line = program->line;

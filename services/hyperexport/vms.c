@@ -175,14 +175,8 @@ static int fetch_page(struct program *program, size_t offset, size_t limit, json
 
     strbuf_init(&path, API_URL_BYTES_MAX);
     strbuf_addf(&path, "/api/v1/vms?limit=%zu&offset=%zu", limit, offset);
-    if (flag_given(line, FLAG_PROVIDER)) {
-        strbuf_add(&path, "&provider=");
-        strbuf_add_url(&path, flag_text(line, FLAG_PROVIDER));
-    }
-    if (flag_given(line, FLAG_NAME)) {
-        strbuf_add(&path, "&name=");
-        strbuf_add_url(&path, flag_text(line, FLAG_NAME));
-    }
+    api_path_add(&path, "provider", flag_text(line, FLAG_PROVIDER));
+    api_path_add(&path, "name", flag_text(line, FLAG_NAME));
     return api_get(program->api, path.data, out, err);
 }
 
