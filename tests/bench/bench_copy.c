@@ -4,75 +4,25 @@
  *
  * BENCH_COPY_MIB sets the size (1536), BENCH_COPY_RUNS the runs of each (5). */
 #include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
 #include <netinet/in.h>
 #include <signal.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
+
+#include "tests/bench/bench.h"
 
 #include "common/clock.h"
-#include "common/parse.h"
-#include "services/exporter/engine/copy.h"
 #include "services/exporter/providers/vsphere/folder.h"
 
 #define CONNECTIONS      4U
 #define DISK_MIB_DEFAULT 1536U
 #define RUNS_DEFAULT     5U
-#define RUNS_MAX         50U
-#define CHUNK_BYTES      (10 * MIB) /* export.chunk_size's default */
 #define START_MS_MAX     10000
 
-extern char **environ;
-
-static char folder[] = "/var/tmp/hsdk-bench-XXXXXX";
-
 /* ---- programs ---- */
-
-static pid_t start_program(const char *const *argv)
-{
-    posix_spawn_file_actions_t actions;
-    pid_t pid = 0;
-    int rc;
-
-    (void)posix_spawn_file_actions_init(&actions);
-    (void)posix_spawn_file_actions_addopen(&actions, 0, "/dev/null", O_RDONLY, 0);
-    (void)posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
-    (void)posix_spawn_file_actions_addopen(&actions, 2, "/dev/null", O_WRONLY, 0);
-    rc = posix_spawnp(&pid, argv[0], &actions, NULL, (char *const *)(uintptr_t)argv, environ);
-    (void)posix_spawn_file_actions_destroy(&actions);
-    return rc == 0 ? pid : -1;
-}
-
-static int wait_program(pid_t pid)
-{
-    int status = 0;
-
-    while (waitpid(pid, &status, 0) < 0) {
-        if (errno != EINTR)
-            return -1;
-    }
-    return WIFEXITED(status) ? WEXITSTATUS(status) : -1;
-}
-
-static int run_program(const char *const *argv, struct error *err)
-{
-    pid_t pid = start_program(argv);
-
-    if (pid < 0 || wait_program(pid) != 0)
-        return error_set(err, ERR_INTERNAL, "'%s' failed", argv[0]);
-    return 0;
-}
-
-static char *path_of(const char *name)
-{
-    return xasprintf("%s/%s", folder, name);
-}
 
 static int write_text(const char *name, const char *text, struct error *err)
 {
@@ -116,7 +66,7 @@ static int make_certificate(struct error *err)
                           "-nodes",  "-days", "2",     "-subj",     "/CN=127.0.0.1",
                           "-keyout", key,     "-out",  certificate, NULL};
 
-    return run_program(argv, err);
+    return run_program(argv, true, err);
 }
 
 static int start_server(int port, pid_t *out, struct error *err)
@@ -134,7 +84,7 @@ static int start_server(int port, pid_t *out, struct error *err)
 
     if (make_certificate(err) < 0 || write_text("nginx.conf", text, err) < 0)
         return -1;
-    *out = start_program(argv);
+    *out = start_program(argv, true);
     if (*out < 0)
         return error_set(err, ERR_INTERNAL, "nginx cannot be started");
     while (!accepts(port)) {
@@ -186,7 +136,7 @@ static int run_curls(const char *url, uint64_t size, double *out_seconds, struct
         autofree char *range = xasprintf("%" PRIu64 "-%" PRIu64, i * share, last);
         const char *argv[] = {"curl", "-s", "-f",        "-k", "--http1.1", "-r",
                               range,  "-o", "/dev/null", url,  NULL};
-        pids[i] = start_program(argv);
+        pids[i] = start_program(argv, true);
     }
     for (unsigned int i = 0; i < CONNECTIONS; i++)
         failed |= pids[i] < 0 || wait_program(pids[i]) != 0;
@@ -239,15 +189,6 @@ static void bench_close(struct provider_disk *disk)
     free(disk);
 }
 
-static int bench_mark(struct provider_session *session, const struct frozen_vm *frozen,
-                      size_t index, char **out, struct error *err)
-{
-    (void)session;
-    (void)err;
-    *out = xstrdup(frozen->disks[index].mark);
-    return 0;
-}
-
 static const struct provider bench_provider = {
     .name = "bench",
     .parallel_reads_max = CONNECTIONS,
@@ -271,7 +212,7 @@ static int run_copy(struct provider_session *session, const struct sink_format *
         .provider = &bench_provider,
         .session = session,
         .frozen = &frozen,
-        .chunk_bytes = CHUNK_BYTES,
+        .chunk_bytes = BENCH_CHUNK_BYTES,
         .readers = CONNECTIONS,
         .journal_path = journal,
         .identity = "bench",
@@ -294,26 +235,12 @@ static int run_copy(struct provider_session *session, const struct sink_format *
 
 /* ---- figures ---- */
 
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double median_rate(double *seconds, size_t count)
-{
-    qsort(seconds, count, sizeof *seconds, compare);
-    return (double)file.size_bytes / (double)MIB / seconds[count / 2];
-}
-
 struct figure {
     const char *name;
     const struct sink_format *format;
     bool hash;
     const char *goal;
-    double seconds[RUNS_MAX];
+    double seconds[BENCH_RUNS_MAX];
 };
 
 static struct figure figures[] = {
@@ -325,7 +252,7 @@ static struct figure figures[] = {
 
 static int measure(struct provider_session *session, uint32_t runs, struct error *err)
 {
-    double reference[RUNS_MAX];
+    double reference[BENCH_RUNS_MAX];
     double rate;
 
     for (uint32_t run = 0; run < runs; run++) {
@@ -337,22 +264,13 @@ static int measure(struct provider_session *session, uint32_t runs, struct error
                 return -1;
         }
     }
-    rate = median_rate(reference, runs);
+    rate = median_rate(reference, runs, file.size_bytes);
     for (size_t i = 0; i < ARRAY_LEN(figures); i++) {
-        double ours = median_rate(figures[i].seconds, runs);
+        double ours = median_rate(figures[i].seconds, runs, file.size_bytes);
         (void)printf("%s %.0f MiB/s %.0f %.2f %s\n", figures[i].name, ours, rate, ours / rate,
                      figures[i].goal);
     }
     return 0;
-}
-
-static int number_of(const char *name, uint32_t fallback, uint32_t max, uint32_t *out,
-                     struct error *err)
-{
-    const char *text = getenv(name);
-
-    *out = fallback;
-    return text == NULL ? 0 : parse_u32(name, text, 1, max, out, err);
 }
 
 static int session_make(const struct vsphere_config *config, struct provider_session **out,
@@ -374,7 +292,7 @@ static int bench(pid_t *server, struct error *err)
     int rc;
 
     if (port < 0 || number_of("BENCH_COPY_MIB", DISK_MIB_DEFAULT, 65536, &mib, err) < 0 ||
-        number_of("BENCH_COPY_RUNS", RUNS_DEFAULT, RUNS_MAX, &runs, err) < 0 ||
+        number_of("BENCH_COPY_RUNS", RUNS_DEFAULT, BENCH_RUNS_MAX, &runs, err) < 0 ||
         make_disk(mib * MIB, err) < 0 || start_server(port, server, err) < 0)
         return -1;
     autofree char *host = xasprintf("127.0.0.1:%d", port);
@@ -414,9 +332,6 @@ int main(void)
         (void)kill(server, SIGTERM);
         (void)wait_program(server);
     }
-    const char *argv[] = {"rm", "-rf", folder, NULL};
-    struct error ignored = ERROR_NONE;
-    if (run_program(argv, &ignored) < 0)
-        error_clear(&ignored);
+    remove_folder();
     return rc < 0 ? 1 : 0;
 }

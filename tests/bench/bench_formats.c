@@ -4,57 +4,20 @@
  *
  * BENCH_FORMATS_MIB sets the disk's size (512; half of it holds data), BENCH_FORMATS_RUNS the runs
  * of each (3). */
-#include <errno.h>
-#include <fcntl.h>
 #include <inttypes.h>
-#include <spawn.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <sys/wait.h>
+
+#include "tests/bench/bench.h"
 
 #include "common/clock.h"
-#include "common/parse.h"
-#include "services/exporter/engine/copy.h"
 
 #define DISK_MIB_DEFAULT 512U
 #define RUNS_DEFAULT     3U
-#define RUNS_MAX         50U
 #define READERS          2U
-#define CHUNK_BYTES      (10 * MIB) /* export.chunk_size's default */
-#define RUN_BYTES        (4 * MIB)  /* data and holes take turns */
+#define RUN_BYTES        (4 * MIB) /* data and holes take turns */
 #define PROGRAM_ARGS_MAX 16U
-
-extern char **environ;
-
-static char folder[] = "/var/tmp/hsdk-bench-XXXXXX";
-
-static char *path_of(const char *name)
-{
-    return xasprintf("%s/%s", folder, name);
-}
-
-static int run_program(const char *const *argv, struct error *err)
-{
-    posix_spawn_file_actions_t actions;
-    pid_t pid = 0;
-    int status = 0;
-    int rc;
-
-    (void)posix_spawn_file_actions_init(&actions);
-    (void)posix_spawn_file_actions_addopen(&actions, 1, "/dev/null", O_WRONLY, 0);
-    rc = posix_spawnp(&pid, argv[0], &actions, NULL, (char *const *)(uintptr_t)argv, environ);
-    (void)posix_spawn_file_actions_destroy(&actions);
-    if (rc != 0)
-        return error_set_errno(err, rc, "'%s' cannot be started", argv[0]);
-    while (waitpid(pid, &status, 0) < 0) {
-        if (errno != EINTR)
-            return error_set_errno(err, errno, "'%s' is lost", argv[0]);
-    }
-    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0)
-        return error_set(err, ERR_INTERNAL, "'%s' failed", argv[0]);
-    return 0;
-}
 
 /* ---- the disk ---- */
 
@@ -150,15 +113,6 @@ static void bench_close(struct provider_disk *disk)
     free(disk);
 }
 
-static int bench_mark(struct provider_session *session, const struct frozen_vm *frozen,
-                      size_t index, char **out, struct error *err)
-{
-    (void)session;
-    (void)err;
-    *out = xstrdup(frozen->disks[index].mark);
-    return 0;
-}
-
 static const struct provider bench_provider = {
     .name = "bench",
     .parallel_reads_max = READERS,
@@ -179,8 +133,8 @@ struct figure {
     bool hash;
     const char *reference[PROGRAM_ARGS_MAX]; /* "IN" and "OUT" stand for the files */
     const char *goal;
-    double seconds[RUNS_MAX];
-    double reference_seconds[RUNS_MAX];
+    double seconds[BENCH_RUNS_MAX];
+    double reference_seconds[BENCH_RUNS_MAX];
     uint64_t bytes;
     uint64_t reference_bytes;
 };
@@ -250,7 +204,7 @@ static int run_reference(struct figure *figure, uint32_t run, struct error *err)
         argv[i] = strcmp(word, "IN") == 0 ? in : strcmp(word, "OUT") == 0 ? out : word;
     }
     start = clock_mono_ns();
-    if (run_program(argv, err) < 0)
+    if (run_program(argv, false, err) < 0)
         return -1;
     fd = open(out, O_RDONLY | O_CLOEXEC); /* an exit status of 0 is not durability */
     if (fd < 0 || fsync(fd) < 0)
@@ -272,7 +226,7 @@ static int run_copy(struct figure *figure, uint64_t size, uint32_t run, struct e
     struct copy_options options = {.provider = &bench_provider,
                                    .session = &session,
                                    .frozen = &frozen,
-                                   .chunk_bytes = CHUNK_BYTES,
+                                   .chunk_bytes = BENCH_CHUNK_BYTES,
                                    .readers = READERS,
                                    .identity = "bench",
                                    .outputs = &output,
@@ -284,24 +238,14 @@ static int run_copy(struct figure *figure, uint64_t size, uint32_t run, struct e
     if (copy_disk(&options, &result, err) < 0)
         return -1;
     figure->seconds[run] = (double)(clock_mono_ns() - start) / 1e9;
-    if (run == 0 && result.leaves != NULL &&
-        copy_verify(out, figure->format->name, result.leaves, READERS, NULL, NULL, NULL, err) < 0)
+    const struct copy_verify_options check = {
+        .image = {.path = out, .format = figure->format->name},
+        .leaves = result.leaves,
+        .threads = READERS,
+    };
+    if (run == 0 && result.leaves != NULL && copy_verify(&check, err) < 0)
         return -1;
     return remove_output(out, &figure->bytes, err);
-}
-
-static int compare(const void *a, const void *b)
-{
-    double x = *(const double *)a;
-    double y = *(const double *)b;
-
-    return (x > y) - (x < y);
-}
-
-static double median_rate(double *seconds, size_t count, uint64_t size)
-{
-    qsort(seconds, count, sizeof *seconds, compare);
-    return (double)size / (double)MIB / seconds[count / 2];
 }
 
 static int measure(uint64_t size, uint32_t runs, struct error *err)
@@ -327,15 +271,6 @@ static int measure(uint64_t size, uint32_t runs, struct error *err)
     return 0;
 }
 
-static int number_of(const char *name, uint32_t fallback, uint32_t max, uint32_t *out,
-                     struct error *err)
-{
-    const char *text = getenv(name);
-
-    *out = fallback;
-    return text == NULL ? 0 : parse_u32(name, text, 1, max, out, err);
-}
-
 static int bench(struct error *err)
 {
     autofree char *raw = path_of("disk.raw");
@@ -347,9 +282,9 @@ static int bench(struct error *err)
     uint32_t runs = 0;
 
     if (number_of("BENCH_FORMATS_MIB", DISK_MIB_DEFAULT, 65536, &mib, err) < 0 ||
-        number_of("BENCH_FORMATS_RUNS", RUNS_DEFAULT, RUNS_MAX, &runs, err) < 0 ||
+        number_of("BENCH_FORMATS_RUNS", RUNS_DEFAULT, BENCH_RUNS_MAX, &runs, err) < 0 ||
         make_disk(raw, round_up_u64(mib * MIB, 2 * RUN_BYTES), err) < 0 ||
-        run_program(make_vmdk, err) < 0)
+        run_program(make_vmdk, false, err) < 0)
         return -1;
     return measure(round_up_u64(mib * MIB, 2 * RUN_BYTES), runs, err);
 }
@@ -357,8 +292,6 @@ static int bench(struct error *err)
 int main(void)
 {
     struct error err = ERROR_NONE;
-    struct error ignored = ERROR_NONE;
-    const char *argv[] = {"rm", "-rf", folder, NULL};
     int rc;
 
     if (mkdtemp(folder) == NULL) {
@@ -368,7 +301,6 @@ int main(void)
     rc = bench(&err);
     if (rc < 0)
         (void)fprintf(stderr, "bench_formats: %s\n", err.message);
-    if (run_program(argv, &ignored) < 0)
-        error_clear(&ignored);
+    remove_folder();
     return rc < 0 ? 1 : 0;
 }
