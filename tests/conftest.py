@@ -1,4 +1,5 @@
 """Fixtures shared by service and end-to-end tests."""
+import hashlib
 import pathlib
 import sys
 
@@ -76,6 +77,14 @@ def swift(tmp_path_factory):
         yield server.start()
     finally:
         server.stop()
+
+
+@pytest.fixture
+def bucket(swift, request):
+    """A bucket of the test's own."""
+    name = "t" + hashlib.md5(request.node.nodeid.encode()).hexdigest()[:12]
+    swift.client().create_bucket(Bucket=name)
+    return name
 
 
 @pytest.fixture

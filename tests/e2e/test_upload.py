@@ -29,13 +29,6 @@ def sim(make_vsphere, disk):
 
 
 @pytest.fixture
-def bucket(swift, request):
-    name = "e" + hashlib.md5(request.node.name.encode()).hexdigest()[:12]
-    swift.client().create_bucket(Bucket=name)
-    return name
-
-
-@pytest.fixture
 def fake():
     """An S3 server that does what the test tells it."""
     server = S3().start()

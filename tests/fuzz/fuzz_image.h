@@ -3,9 +3,9 @@
 #define FUZZ_IMAGE_H
 
 #include <stdio.h>
-#include <sys/mman.h>
 
 #include "services/exporter/formats/image.h"
+#include "tests/fuzz/fuzz_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -29,12 +29,9 @@ __attribute__((unused)) static int fuzz_image(const char *format, const uint8_t 
     static uint8_t buffer[READ_BYTES];
     struct error err = ERROR_NONE;
     auto_image *image = NULL;
-    char path[64];
-    autoclose int fd = memfd_create("image", MFD_CLOEXEC);
+    char path[FUZZ_PATH_SIZE];
+    autoclose int fd = fuzz_file(data, size, path);
 
-    if (fd < 0 || write_all(fd, data, size) < 0)
-        abort();
-    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     if (image_open(path, format, &image, &err) < 0)
         return 0;
     for (uint64_t at = 0; at < 4 * READ_BYTES; at += READ_BYTES)

@@ -12,7 +12,5 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     if (leaves_parse(data, size, &leaves, &err) < 0)
         return 0;
     leaves_root_text(leaves, text);
-    if (leaves_compare(leaves, leaves) != leaves_count(leaves))
-        abort();
     return 0;
 }

@@ -1,8 +1,6 @@
 /* OVA packages: listing, and reading the small members. */
-#include <stdio.h>
-#include <sys/mman.h>
-
 #include "services/exporter/formats/ova.h"
+#include "tests/fuzz/fuzz_file.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -12,12 +10,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct error err = ERROR_NONE;
     auto_ova *ova = NULL;
-    char path[64];
-    autoclose int fd = memfd_create("ova", MFD_CLOEXEC);
+    char path[FUZZ_PATH_SIZE];
+    autoclose int fd = fuzz_file(data, size, path);
 
-    if (fd < 0 || write_all(fd, data, size) < 0)
-        abort();
-    (void)snprintf(path, sizeof path, "/proc/self/fd/%d", fd);
     if (ova_read(path, &ova, &err) < 0)
         return 0;
     for (size_t i = 0; i < ova->count; i++) {

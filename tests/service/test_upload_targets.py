@@ -63,13 +63,6 @@ def sha(data):
 # ---- S3 ----
 
 @pytest.fixture
-def bucket(swift, request):
-    name = "b" + hashlib.md5(request.node.name.encode()).hexdigest()[:12]
-    swift.client().create_bucket(Bucket=name)
-    return name
-
-
-@pytest.fixture
 def s3(swift, bucket, tmp_path):
     url = f"s3://{bucket}/backups"
     return Driver(tmp_path, {"main": swift.entry(url)}, url)

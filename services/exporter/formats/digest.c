@@ -135,21 +135,6 @@ void leaves_root_text(const struct leaves *leaves, char out[DIGEST_TEXT_SIZE])
     hex_encode(root, sizeof root, out + start);
 }
 
-size_t leaves_compare(const struct leaves *a, const struct leaves *b)
-{
-    size_t common = a->count < b->count ? a->count : b->count;
-
-    for (size_t i = 0; i < common; i++) {
-        if (memcmp(leaves_get(a, i), leaves_get(b, i), DIGEST_BYTES) != 0)
-            return i;
-    }
-    /* Equal leaves but unequal sizes cannot happen inside the last leaf: its digest covers its
-     * length. A corrupt caller still gets a difference. */
-    if (a->count == b->count && a->disk_bytes != b->disk_bytes && common > 0)
-        return common - 1;
-    return common;
-}
-
 int leaves_store(const struct leaves *leaves, const char *path, struct error *err)
 {
     uint8_t root[DIGEST_BYTES];

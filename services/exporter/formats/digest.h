@@ -38,9 +38,6 @@ void leaves_set(struct leaves *leaves, size_t index, const uint8_t digest[DIGEST
 const uint8_t *leaves_get(const struct leaves *leaves, size_t index);
 /* "sha256-tree-1m:<hex>" */
 void leaves_root_text(const struct leaves *leaves, char out[DIGEST_TEXT_SIZE]);
-/* First index at which the two differ; equal disks give leaves_count. Disks of different size
- * differ at the latest where the shorter one ends. */
-size_t leaves_compare(const struct leaves *a, const struct leaves *b);
 /* Whole file at once under its name (temporary file, fsync, rename). */
 MUST_CHECK int leaves_store(const struct leaves *leaves, const char *path, struct error *err);
 /* ERR_CORRUPT: not a leaves file, cut, or its root is not that of its leaves. */

@@ -80,22 +80,8 @@ __attribute__((unused)) static void setup_compare(const struct setup *setup,
                                                   const struct test_disk *disk,
                                                   const struct copy_result *result)
 {
-    autofree char *raw = test_path("read-by-qemu.raw");
-
-    for (size_t i = 0; i < setup->options.output_count; i++) {
-        const char *format = setup->outputs[i].format->name;
-        const char *convert[] = {QEMU_IMG, "convert",       "-f", format, "-O",
-                                 "raw",    setup->paths[i], raw,  NULL};
-        const char *check[] = {QEMU_IMG, "check", "-f", format, setup->paths[i], NULL};
-        size_t size = 0;
-        assert_int_equal(run_program(convert), 0);
-        autofree uint8_t *data = read_file(raw, &size);
-        assert_int_equal(size, disk->size);
-        assert_true(memcmp(data, disk->data, size) == 0);
-        (void)unlink(raw);
-        if (strcmp(format, "raw") != 0)
-            assert_int_equal(run_program(check), 0);
-    }
+    for (size_t i = 0; i < setup->options.output_count; i++)
+        compare_with_qemu(disk, setup->paths[i], setup->outputs[i].format->name);
     if (result->leaves == NULL)
         return;
     for (size_t i = 0; i < setup->options.output_count; i++) {

@@ -600,4 +600,21 @@ __attribute__((unused)) static void assert_nothing_looks_finished(const char *di
             fail_msg("'%s' looks finished", name);
 }
 
+/* Runs a script of /bin/sh with "$1", a directory below the base. */
+__attribute__((unused)) static int shell(const char *dir, const char *script)
+{
+    autofree char *path = below_base(dir);
+    const char *argv[] = {"/bin/sh", "-ec", script, "sh", path, NULL};
+
+    return run_program(argv);
+}
+
+__attribute__((unused)) static void compare_below(const char *name, const char *format,
+                                                  const struct test_disk *disk)
+{
+    autofree char *path = below_base(name);
+
+    compare_with_qemu(disk, path, format);
+}
+
 #endif

@@ -16,34 +16,6 @@ static void two_disks(void)
     source_add_disk(PATTERN_TEXT, SMALL);
 }
 
-static void compare_image(const char *path, const char *format, const struct test_disk *disk)
-{
-    autofree char *raw = below_base("read-by-qemu.raw");
-    const char *convert[] = {QEMU_IMG, "convert", "-f", format, "-O", "raw", path, raw, NULL};
-    size_t size = 0;
-
-    assert_int_equal(run_program(convert), 0);
-    autofree uint8_t *data = read_file(raw, &size);
-    assert_int_equal(size, disk->size);
-    assert_true(memcmp(data, disk->data, size) == 0);
-    (void)unlink(raw);
-}
-
-static void compare_below(const char *name, const char *format, const struct test_disk *disk)
-{
-    autofree char *path = below_base(name);
-
-    compare_image(path, format, disk);
-}
-
-static int shell(const char *dir, const char *script)
-{
-    autofree char *path = below_base(dir);
-    const char *argv[] = {"/bin/sh", "-ec", script, "sh", path, NULL};
-
-    return run_program(argv);
-}
-
 /* ---- what a good export is ---- */
 
 static void an_ovf_export_has_every_file_of_the_layout(void **state)

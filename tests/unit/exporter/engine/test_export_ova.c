@@ -6,31 +6,10 @@
 #define SMALL (3 * MIB + 4096)
 #define LARGE (24 * MIB)
 
-static int shell(const char *dir, const char *script)
-{
-    autofree char *path = below_base(dir);
-    const char *argv[] = {"/bin/sh", "-ec", script, "sh", path, NULL};
-
-    return run_program(argv);
-}
-
 static void two_disks(void)
 {
     source_add_disk(PATTERN_RANDOM, LARGE);
     source_add_disk(PATTERN_TEXT, SMALL);
-}
-
-static void compare_below(const char *name, const char *format, const struct test_disk *disk)
-{
-    autofree char *path = below_base(name);
-    autofree char *raw = below_base("read-by-qemu.raw");
-    const char *convert[] = {QEMU_IMG, "convert", "-f", format, "-O", "raw", path, raw, NULL};
-    size_t size = 0;
-
-    assert_int_equal(run_program(convert), 0);
-    autofree uint8_t *data = read_file(raw, &size);
-    assert_int_equal(size, disk->size);
-    assert_true(memcmp(data, disk->data, size) == 0);
 }
 
 /* GNU tar lists and unpacks it, OpenSSL confirms the digest list, qemu-img reads the disks. */

@@ -43,17 +43,8 @@ static int unmake(void **state)
 /* The guest writes: data and zeros at odd places. */
 static void guest_writes(void)
 {
-    for (size_t d = 0; d < 2; d++) {
-        struct test_disk *disk = &source.disks[d].content;
-        for (int i = 0; i < 6; i++) {
-            size_t at = test_random(&seed) % disk->size;
-            size_t n = test_random(&seed) % min_u64(150000, disk->size - at) + 1;
-            if (i % 3 == 0)
-                memset(disk->data + at, 0, n);
-            else
-                fill_random(disk->data + at, n, &seed);
-        }
-    }
+    for (size_t d = 0; d < 2; d++)
+        test_disk_scribble(&source.disks[d].content, 6, 150000, &seed);
 }
 
 static void wants_point(void)
@@ -112,16 +103,9 @@ static void compare_point(size_t point)
 {
     for (size_t d = 0; d < 2; d++) {
         autofree char *path = image_of(point, d);
-        autofree char *raw = below_base("read-by-qemu.raw");
-        const char *check[] = {QEMU_IMG, "check", "-q", "-f", "qcow2", path, NULL};
-        const char *convert[] = {QEMU_IMG, "convert", "-f", "qcow2", "-O", "raw", path, raw, NULL};
-        size_t size = 0;
-        assert_int_equal(run_program(check), 0);
-        assert_int_equal(run_program(convert), 0);
-        autofree uint8_t *data = read_file(raw, &size);
-        assert_int_equal(size, source.disks[d].content.size);
-        assert_true(memcmp(data, contents[point][d], size) == 0);
-        (void)unlink(raw);
+        const struct test_disk then = {.data = contents[point][d],
+                                       .size = source.disks[d].content.size};
+        compare_with_qemu(&then, path, "qcow2");
     }
 }
 

@@ -151,6 +151,38 @@ __attribute__((unused)) static uint8_t *read_file(const char *path, size_t *out_
             fail_msg("%s: %s: %s", #call, error_code_name(err.code), err.message); \
     } while (0)
 
+/* qemu-img finds no fault in the image and reads the disk's bytes out of it. */
+__attribute__((unused)) static void compare_with_qemu(const struct test_disk *disk,
+                                                      const char *path, const char *format)
+{
+    autofree char *raw = test_path("read-by-qemu.raw");
+    const char *check[] = {QEMU_IMG, "check", "-q", "-f", format, path, NULL};
+    const char *convert[] = {QEMU_IMG, "convert", "-f", format, "-O", "raw", path, raw, NULL};
+    size_t size = 0;
+
+    if (strcmp(format, "raw") != 0)
+        assert_int_equal(run_program(check), 0); /* 3 would be leaks */
+    assert_int_equal(run_program(convert), 0);
+    autofree uint8_t *data = read_file(raw, &size);
+    assert_int_equal(size, disk->size);
+    assert_true(memcmp(data, disk->data, size) == 0);
+    (void)unlink(raw);
+}
+
+/* A guest at work: `times` places get other data, every third one zeros, at odd offsets. */
+__attribute__((unused)) static void test_disk_scribble(struct test_disk *disk, int times,
+                                                       size_t bytes_max, uint64_t *seed)
+{
+    for (int i = 0; i < times; i++) {
+        size_t at = test_random(seed) % disk->size;
+        size_t n = test_random(seed) % min_u64(bytes_max, disk->size - at) + 1;
+        if (i % 3 == 0)
+            memset(disk->data + at, 0, n);
+        else
+            fill_random(disk->data + at, n, seed);
+    }
+}
+
 /* One piece the way the copy pipeline delivers it. */
 __attribute__((unused)) static int deliver_piece(const struct sink_format *format,
                                                  struct sink *sink, const struct test_disk *disk,

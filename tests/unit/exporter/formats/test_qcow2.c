@@ -14,20 +14,6 @@ static void check_with_qemu(const char *path)
     assert_int_equal(run_program(check), 0); /* 3 would be leaks */
 }
 
-static void compare_with_qemu(const struct test_disk *disk, const char *path)
-{
-    autofree char *raw = test_path("read-by-qemu.raw");
-    const char *convert[] = {QEMU_IMG, "convert", "-f", "qcow2", "-O", "raw", path, raw, NULL};
-    size_t size = 0;
-
-    check_with_qemu(path);
-    assert_int_equal(run_program(convert), 0);
-    autofree uint8_t *data = read_file(raw, &size);
-    assert_int_equal(size, disk->size);
-    assert_true(memcmp(data, disk->data, size) == 0);
-    (void)unlink(raw);
-}
-
 static void compare_with_us(const struct test_disk *disk, const char *path, const char *root)
 {
     struct error err = ERROR_NONE;
@@ -95,7 +81,7 @@ static void compressed_images_hold_the_disk(void **state)
                                            .compression = codecs[c],
                                            .compression_level = levels[i % ARRAY_LEN(levels)]};
             write_with(&disk, &options);
-            compare_with_qemu(&disk, path);
+            compare_with_qemu(&disk, path, "qcow2");
             compare_with_us(&disk, path, NULL);
             if (shapes[i].pattern == PATTERN_TEXT && disk.size > MIB)
                 assert_true(file_bytes(path) < disk.size / 3);
@@ -188,7 +174,7 @@ static void a_compressed_image_goes_on_from_its_checkpoint(void **state)
         memset(disk.data + 5 * MIB, 0, MIB);
         fill_random(disk.data + 2 * MIB, 3 * MIB / 2, &(uint64_t){3});
         stop_and_resume(&disk, options, cases[c][0], cases[c][1]);
-        compare_with_qemu(&disk, path);
+        compare_with_qemu(&disk, path, "qcow2");
         compare_with_us(&disk, path, NULL);
         test_disk_free(&disk);
     }
@@ -199,14 +185,7 @@ static void a_compressed_image_goes_on_from_its_checkpoint(void **state)
 /* Some clusters get other data, some zeros, at odd places. */
 static void change(struct test_disk *disk, uint64_t seed)
 {
-    for (int i = 0; i < 12; i++) {
-        size_t at = test_random(&seed) % disk->size;
-        size_t n = test_random(&seed) % min_u64(200000, disk->size - at) + 1;
-        if (i % 3 == 0)
-            memset(disk->data + at, 0, n);
-        else
-            fill_random(disk->data + at, n, &seed);
-    }
+    test_disk_scribble(disk, 12, 200000, &seed);
 }
 
 static void a_chain_of_seven_points_holds_the_disk_of_each_time(void **state)
@@ -234,7 +213,7 @@ static void a_chain_of_seven_points_holds_the_disk_of_each_time(void **state)
         before[i] = (struct test_disk){xmemdup(disk.data, disk.size), disk.size};
     }
     for (size_t i = 0; i < ARRAY_LEN(paths); i++) {
-        compare_with_qemu(&before[i], paths[i]);
+        compare_with_qemu(&before[i], paths[i], "qcow2");
         compare_with_us(&before[i], paths[i], NULL);
         test_disk_free(&before[i]);
         free(paths[i]);
@@ -257,7 +236,7 @@ static void only_clusters_that_differ_are_written(void **state)
     write_with(&disk, &options);
     /* header, one cluster, L2, L1, refcount block and table */
     assert_int_equal(file_bytes(path), 6 * 65536);
-    compare_with_qemu(&disk, path);
+    compare_with_qemu(&disk, path, "qcow2");
     compare_with_us(&disk, path, NULL);
     test_disk_free(&disk);
 }
@@ -468,7 +447,7 @@ static void points_beside_each_other_are_read_below_their_root_only(void **state
     disk.data[MIB] ^= 1;
     write_with(&disk, &options);
     compare_with_us(&disk, above, root);
-    compare_with_qemu(&disk, above);
+    compare_with_qemu(&disk, above, "qcow2");
     refused(above, NULL, ERR_DENIED, "not allowed");
     refused(above, first, ERR_DENIED, "does not lie in");
     refused(above, "/", ERR_DENIED, "does not lie in");

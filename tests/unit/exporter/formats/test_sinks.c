@@ -23,23 +23,6 @@ static const struct shape shapes[] = {
 
 static const struct sink_format *const all_formats[] = {&sink_raw, &sink_qcow2, &sink_vmdk};
 
-static void compare_with_qemu(const struct test_disk *disk, const char *path, const char *format)
-{
-    autofree char *raw = test_path("read-by-qemu.raw");
-    const char *convert[] = {QEMU_IMG, "convert", "-f", format, "-O", "raw", path, raw, NULL};
-    size_t size = 0;
-
-    assert_int_equal(run_program(convert), 0);
-    autofree uint8_t *data = read_file(raw, &size);
-    assert_int_equal(size, disk->size);
-    assert_true(memcmp(data, disk->data, size) == 0);
-    (void)unlink(raw);
-    if (strcmp(format, "raw") != 0) {
-        const char *check[] = {QEMU_IMG, "check", "-f", format, path, NULL};
-        assert_int_equal(run_program(check), 0);
-    }
-}
-
 static void every_format_holds_the_disk_as_qemu_reads_it(void **state)
 {
     (void)state;
