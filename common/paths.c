@@ -194,17 +194,34 @@ int dir_sync_parent(const char *path, struct error *err)
     return 0;
 }
 
+#define TEMP_MARK  ".tmp-"
+#define TEMP_BYTES 4 /* random, as hex behind the mark */
+
+bool file_name_is_temp(const char *base_name, size_t *out_length)
+{
+    size_t tail = sizeof TEMP_MARK - 1 + (size_t)(2 * TEMP_BYTES);
+    size_t length = strlen(base_name);
+    uint8_t raw[TEMP_BYTES];
+
+    if (length <= tail ||
+        strncmp(base_name + length - tail, TEMP_MARK, sizeof TEMP_MARK - 1) != 0 ||
+        !hex_decode(base_name + length - (size_t)(2 * TEMP_BYTES), raw, sizeof raw))
+        return false;
+    *out_length = length - tail;
+    return true;
+}
+
 int file_write_atomic(const char *path, const void *data, size_t size, unsigned int mode,
                       struct error *err)
 {
-    unsigned char raw[4];
+    unsigned char raw[TEMP_BYTES];
     char suffix[2 * sizeof raw + 1];
     autofree char *temp = NULL;
     autoclose int fd = -1;
 
     random_bytes(raw, sizeof raw);
     hex_encode(raw, sizeof raw, suffix);
-    temp = xasprintf("%s.tmp-%s", path, suffix);
+    temp = xasprintf("%s" TEMP_MARK "%s", path, suffix);
     fd = open(temp, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, (mode_t)mode);
     if (fd < 0)
         return error_set_errno(err, errno, "file '%.200s' cannot be made", temp);

@@ -20,6 +20,9 @@ MUST_CHECK int file_read(const char *path, size_t size_max, char **out, size_t *
 /* temp file next to it, fsync, rename, fsync of the directory. mode e.g. 0640. */
 MUST_CHECK int file_write_atomic(const char *path, const void *data, size_t size, unsigned int mode,
                                  struct error *err);
+/* Is this the temporary file of a file_write_atomic, "<name>.tmp-1a2b3c4d"? Killed processes leave
+ * such. *out_length: bytes of <name>. */
+bool file_name_is_temp(const char *base_name, size_t *out_length);
 /* fsync of the directory that holds path. */
 MUST_CHECK int dir_sync_parent(const char *path, struct error *err);
 /* VM name to file name (manifest-and-ovf.md section 1): caller frees, never empty. */

@@ -110,6 +110,39 @@ static int journal_remove(const struct chain_edit *edit, struct error *err)
     return local_sync_dir(edit->root, err);
 }
 
+/* ---- what a killed process left behind ---- */
+
+static bool is_ours(const char *name, size_t length, const struct export_record *record)
+{
+    if (length == strlen(EXPORT_RECORD_NAME) && memcmp(name, EXPORT_RECORD_NAME, length) == 0)
+        return true;
+    for (size_t i = 0; i < record->file_count; i++) {
+        const char *file = record->files[i].name;
+        if (strlen(file) == length && memcmp(file, name, length) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* Half-written files of the point in dir: whoever wrote them is dead, the chain's lock is ours. */
+static int remove_temps(const char *dir, const struct export_record *record, struct error *err)
+{
+    auto_dir *stream = opendir(dir);
+    const struct dirent *entry;
+    size_t length = 0;
+
+    if (stream == NULL)
+        return error_set_errno(err, errno, "directory '%.200s' cannot be read", dir);
+    while ((entry = readdir(stream)) != NULL) {
+        if (!file_name_is_temp(entry->d_name, &length) || !is_ours(entry->d_name, length, record))
+            continue;
+        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT)
+            return error_set_errno(err, errno, "'%.200s/%.255s' cannot be removed", dir,
+                                   entry->d_name);
+    }
+    return 0;
+}
+
 /* ---- images ---- */
 
 /* Does the image stand on another one? */
@@ -232,7 +265,8 @@ static int remove_files(const struct chain_edit *edit, const struct step *step, 
         if (file_name_is_plain(index) && remove_file(step->old, index, err) < 0)
             return -1;
     }
-    if (remove_file(step->old, EXPORT_RECORD_NAME, err) < 0)
+    if (remove_temps(step->old, record, err) < 0 ||
+        remove_file(step->old, EXPORT_RECORD_NAME, err) < 0)
         return -1;
     return local_sync_dir(step->old, err);
 }
@@ -260,7 +294,7 @@ static int run_step(const struct chain_edit *edit, const struct step *step, stru
         return journal_remove(edit,
                               err); /* it was removed as a whole since: nothing to go on with */
     }
-    if (export_record_load(path, &record, err) < 0)
+    if (export_record_load(path, &record, err) < 0 || remove_temps(step->point, record, err) < 0)
         return -1;
     for (size_t i = 0; i < chain_disk_count(record); i++) {
         const char *file = chain_disk_text(record, i, "file");

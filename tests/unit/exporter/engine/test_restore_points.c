@@ -618,6 +618,38 @@ static void a_killed_prune_leaves_a_chain_that_goes_on(void **state)
     assert_true(rounds > 8);
 }
 
+static void write_below(size_t point, const char *name)
+{
+    autofree char *below = xasprintf("%s/%s", point_dirs[point], name);
+    autofree char *path = below_base(below);
+
+    write_file(path, "half", 4);
+}
+
+static void half_written_files_of_a_killed_process_go_with_the_next_step(void **state)
+{
+    struct error err = ERROR_NONE;
+    auto_chain *chain = NULL;
+    autofree char *root = NULL;
+    autofree char *names = NULL;
+    struct chain_edit edit;
+
+    (void)state;
+    take_points(3);
+    root = real_root();
+    edit = edit_of(root);
+    write_below(0, "export.json.tmp-0123abcd");
+    write_below(1, "manifest.yaml.tmp-0123abcd");
+    write_below(1, "notes.tmp-0123abcd"); /* somebody's own */
+    load_chain(2, &chain);
+    assert_ok(chain_prune_oldest(&edit, chain, &err));
+    assert_false(exists_below(point_dirs[0]));
+    names = list_dir(point_dirs[1]);
+    assert_null(strstr(names, "manifest.yaml.tmp-"));
+    assert_non_null(strstr(names, "notes.tmp-0123abcd"));
+    read_point(1);
+}
+
 static void an_export_finishes_a_prune_that_was_cut_short(void **state)
 {
     autofree char *root = NULL;
@@ -720,6 +752,7 @@ int main(void)
         TEST(pruning_keeps_the_younger_points),
         TEST(pruning_again_and_again_uses_room_again),
         TEST(a_killed_prune_leaves_a_chain_that_goes_on),
+        TEST(half_written_files_of_a_killed_process_go_with_the_next_step),
         TEST(an_export_finishes_a_prune_that_was_cut_short),
         TEST(a_flattened_point_stands_alone),
         TEST(a_chain_that_is_read_is_not_pruned),
