@@ -372,7 +372,9 @@ def test_sse_shows_the_same_events_and_resumes(gateway):
     suite = gateway()
     wait_subscribed(suite)
     job = add_job(suite, "job-1")
+    watcher = Socket(suite.url())
     first = emit(suite, job, "job.created")
+    watcher.until("job.created")  # it is through: who comes now does not see it any more
     answer = suite.client.request("GET", "/events?topics=jobs", stream=True)
     assert answer.headers["Content-Type"] == "text/event-stream"
     blocks = sse(answer)
