@@ -136,9 +136,10 @@ static int remove_temps(const char *dir, const struct export_record *record, str
     while ((entry = readdir(stream)) != NULL) {
         if (!file_name_is_temp(entry->d_name, &length) || !is_ours(entry->d_name, length, record))
             continue;
-        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT)
+        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT) {
             return error_set_errno(err, errno, "'%.200s/%.255s' cannot be removed", dir,
                                    entry->d_name);
+        }
     }
     return 0;
 }
