@@ -14,7 +14,7 @@ run="postgresql redis-server redis-tools openssl curl ca-certificates jq"
 demo="golang-go golang-github-vmware-govmomi-dev qemu-utils mtools fdisk e2fsprogs gzip"
 test="libcmocka-dev python3-pytest python3-pytest-xdist python3-psycopg2 python3-requests
  python3-websocket python3-pyvmomi python3-yaml python3-jsonschema clang clang-format clang-tidy
- libclang-rt-14-dev cppcheck prometheus nginx-light libnbd-bin libxml2-utils libvirt-clients qemu-system-x86 openssh-server
+ libclang-rt-14-dev cppcheck prometheus nginx-light libnbd-bin libxml2-utils libvirt-clients qemu-system-x86 ovmf openssh-server
  memcached swift-proxy swift-account swift-container swift-object python3-boto3"
 
 names=

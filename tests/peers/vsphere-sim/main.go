@@ -213,9 +213,14 @@ func devices(vm machine, directory string, mac string) ([]types.BaseVirtualDevic
 
 func diskName(vm machine, index int) string {
 	if index == 0 {
-		return vm.name
+		return fileName(vm)
 	}
-	return fmt.Sprintf("%s_%d", vm.name, index)
+	return fmt.Sprintf("%s_%d", fileName(vm), index)
+}
+
+// fileName is the VM's name on the datastore. A descriptor has no way to write a quotation mark.
+func fileName(vm machine) string {
+	return strings.ReplaceAll(vm.name, "\"", "_")
 }
 
 // placeDisk puts the image behind the empty files that the simulator made.
@@ -285,9 +290,9 @@ func (m *maker) vmFolder(ctx context.Context, name string) (*object.Folder, erro
 
 func (m *maker) create(ctx context.Context, vm machine) error {
 	m.count++
-	directory := vm.name
+	directory := fileName(vm)
 	if _, err := os.Stat(filepath.Join(m.datastore, directory)); err == nil {
-		directory = fmt.Sprintf("%s_%d", vm.name, m.count)
+		directory = fmt.Sprintf("%s_%d", directory, m.count)
 	}
 	specs, err := devices(vm, directory, fmt.Sprintf("00:50:56:00:de:%02x", m.count&0xff))
 	if err != nil {
@@ -303,7 +308,7 @@ func (m *maker) create(ctx context.Context, vm machine) error {
 		Firmware:     vm.firmware,
 		NumCPUs:      vm.cpus,
 		MemoryMB:     vm.memory,
-		Files:        &types.VirtualMachineFileInfo{VmPathName: fmt.Sprintf("[LocalDS_0] %s/%s.vmx", directory, vm.name)},
+		Files:        &types.VirtualMachineFileInfo{VmPathName: fmt.Sprintf("[LocalDS_0] %s/%s.vmx", directory, fileName(vm))},
 		DeviceChange: specs,
 	}, m.pool, nil)
 	if err != nil {
