@@ -11,28 +11,32 @@ static_assert(RESTORE_POINTS_VMS_MAX == 5, "limit in the statement");
 /* '0' is the character behind '/': all paths below $2. */
 static const char FIND[] =
     "SELECT jsonb_build_object('id', p.id, 'path', p.path, 'volume', p.volume, 'vm_id', p.vm_id,"
+    " 'format', p.format,"
     " 'base_id', p.base_id,"
     " 'created_at_ms', (extract(epoch FROM p.created_at) * 1000)::bigint,"
     " 'disks', coalesce((SELECT jsonb_agg(jsonb_build_object('disk_id', d.disk_id, 'file', d.file,"
     "   'size_bytes', d.size_bytes, 'capacity_bytes', d.capacity_bytes, 'sha256', d.sha256,"
     "   'root', d.root)) FROM export_disks d WHERE d.export_id = p.id), '[]'::jsonb))"
     " FROM (SELECT DISTINCT ON (e.vm_id) e.* FROM exports e WHERE e.provider = $1"
-    "   AND e.format = 'qcow2' AND (e.path = $2"
+    "   AND (e.path = $2"
     "     OR (e.path ~>=~ ($2 || '/') AND e.path ~<~ ($2 || '0')"
     "       AND strpos(substr(e.path, length($2) + 2), '/') = 0))"
     "   AND (e.vm_id = $3 OR e.vm_name = $4)"
-    "   ORDER BY e.vm_id, e.created_at DESC, e.id DESC) p"
+    "   ORDER BY e.vm_id, (e.format = $5) DESC, e.created_at DESC, e.id DESC) p"
     " ORDER BY p.created_at DESC LIMIT 5";
 
-int restore_points_find(struct db *db, const char *provider, const char *dir, const char *vm,
-                        json_t **out, struct error *err)
+int restore_points_find(struct db *db, const struct restore_points_wish *wish, json_t **out,
+                        struct error *err)
 {
+    const char *vm = wish->vm;
     const char *slash = strrchr(vm, '/');
     auto_pgresult *rows = NULL;
     auto_json *points = json_array();
 
-    if (db_exec(db, FIND, DB_PARAMS(provider, dir, vm, slash == NULL ? vm : slash + 1), &rows,
-                err) < 0)
+    if (db_exec(
+            db, FIND,
+            DB_PARAMS(wish->provider, wish->dir, vm, slash == NULL ? vm : slash + 1, wish->format),
+            &rows, err) < 0)
         return -1;
     for (int i = 0; i < PQntuples(rows); i++) {
         json_t *point = json_loads(db_text(rows, i, 0), 0, NULL);
@@ -49,8 +53,11 @@ int restore_points_add(struct db *db, const char *provider, json_t *spec, char *
     json_t *points = NULL;
 
     if (json_is_true(json_object_get(spec, "incremental"))) {
-        if (restore_points_find(db, provider, json_str(spec, "output_path"), json_str(spec, "vm"),
-                                &points, err) < 0)
+        const struct restore_points_wish wish = {.provider = provider,
+                                                 .dir = json_str(spec, "output_path"),
+                                                 .vm = json_str(spec, "vm"),
+                                                 .format = json_str(spec, "format")};
+        if (restore_points_find(db, &wish, &points, err) < 0)
             return -1;
         json_put(spec, "bases", points);
     }

@@ -44,8 +44,9 @@ static int answer(struct call *call, struct control_task *task, struct error *er
 /* Only what the analysis looks at. New reference. */
 static json_t *spec_of(const struct submit_request *request)
 {
-    static const char *const keys[] = {"vm", "output_path", "incremental", "force_full",
-                                       "incremental_max_age_ms"};
+    static const char *const keys[] = {
+        "vm",         "output_path",           "format", "convert", "incremental",
+        "force_full", "incremental_max_age_ms"};
     json_t *spec = json_object();
 
     for (size_t i = 0; i < ARRAY_LEN(keys); i++) {

@@ -321,13 +321,14 @@ static int check_conversion(const json_t *job, struct field_problem *problem, st
     return check_word("hyper2kvm_integration.target_format", target, targets, none, problem, err);
 }
 
-/* force_full asks for a restore point as well: one that stands on nothing. */
+/* force_full asks for an export that later ones go on from as well: one that goes on from nothing.
+ */
 static bool wants_restore_point(const json_t *job)
 {
     return field_bool(job, "incremental", false) || field_bool(job, "force_full", false);
 }
 
-/* Restore points are qcow2, so that is what they are without a format. */
+/* Only qcow2 can hold less than a disk, so that is the format unless another is asked for. */
 static int check_incremental(json_t *job, struct field_problem *problem, struct error *err)
 {
     bool by_age = json_object_get(job, "incremental_max_age") != NULL;
@@ -345,13 +346,14 @@ static int check_incremental(json_t *job, struct field_problem *problem, struct 
     }
     if (!field_bool(job, "keep_local", true)) {
         return field_fail(problem, 422, "keep_local", err, ERR_NOT_AVAILABLE,
-                          "the next restore point stands on the local files of this one");
+                          "the next incremental export goes on from the local files of this one");
     }
     if (json_object_get(job, "format") == NULL)
         json_set_text(job, "format", "qcow2");
-    if (strcmp(field_text(job, "format", ""), "qcow2") != 0) {
+    if (strcmp(field_text(job, "format", ""), "ova") == 0) {
         return field_fail(problem, 422, "incremental", err, ERR_NOT_AVAILABLE,
-                          "restore points exist with format qcow2 only");
+                          "an OVA is one file, of which nothing can stay as it was: choose ovf, "
+                          "vmdk, raw or qcow2");
     }
     return 0;
 }

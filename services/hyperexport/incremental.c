@@ -53,6 +53,7 @@ static void show_quiet(const json_t *info)
 static void show_box(const struct program *program, const json_t *info)
 {
     bool possible = json_is_true(json_object_get(info, "possible"));
+    bool by_disk = strcmp(json_str(info, "mode"), "disk") == 0;
     size_t count = json_array_size(json_object_get(info, "chain"));
     struct text_row rows[ROWS_MAX];
     char texts[3][TEXT_NUMBER_SIZE];
@@ -66,7 +67,8 @@ static void show_box(const struct program *program, const json_t *info)
                                   .value = possible ? "incremental" : "full",
                                   .color = possible ? "32" : "33"};
     if (possible) {
-        rows[n++] = (struct text_row){.label = "Stands on", .value = json_str(info, "base_id")};
+        rows[n++] = (struct text_row){.label = by_disk ? "Compared with" : "Stands on",
+                                      .value = json_str(info, "base_id")};
         rows[n++] = (struct text_row){.label = "Made at", .value = json_str(info, "base_time")};
         rows[n++] = (struct text_row){.label = "Restore points", .value = chain};
         rows[n++] = (struct text_row){

@@ -72,7 +72,7 @@ def test_every_point_is_the_disk_at_its_time(suite, disk, tmp_path):
 
 def test_what_makes_a_full_point_is_said(suite, disk):
     first = export(suite)
-    assert "no restore point" in first["incremental"]["reason"]
+    assert "there is no export of the VM" in first["incremental"]["reason"]
     forced = suite.wait_job(suite.client.submit(vm_path="web", force_full=True), "completed")["result"]
     assert forced["incremental"]["reason"] == "force_full was asked for"
     old = export(suite, incremental_max_age=0)
@@ -112,7 +112,7 @@ def hyperexport(suite, *arguments):
 def test_the_command_line_makes_and_foretells_points(suite, disk):
     before = hyperexport(suite, "--vm", "web", "--incremental-info", "--quiet")
     assert before.returncode == 0, before.stderr
-    assert "possible=false\nreason=there is no restore point" in before.stdout
+    assert "possible=false\nreason=there is no export of the VM" in before.stdout
     done = hyperexport(suite, "--vm", "web", "--incremental", "--quiet")
     assert done.returncode == 0, done.stderr
     after = hyperexport(suite, "--vm", "web", "--incremental-info", "--quiet")
@@ -123,7 +123,8 @@ def test_the_command_line_makes_and_foretells_points(suite, disk):
     forced = json.loads(hyperexport(suite, "--vm", "web", "--incremental-info", "--force-full",
                                     "--json").stdout)
     assert forced["possible"] is False and forced["reason"] == "force_full was asked for"
-    assert hyperexport(suite, "--vm", "web", "--incremental", "--format", "ovf").returncode != 0
+    refused = hyperexport(suite, "--vm", "web", "--incremental", "--format", "ova")
+    assert refused.returncode == 65 and "an OVA is one file" in refused.stderr
     guest_writes(disk, 3)
     done = hyperexport(suite, "--vm", "web", "--incremental", "--incremental-max-age", "48h", "--quiet")
     assert done.returncode == 0, done.stderr

@@ -41,7 +41,7 @@ static const json_t *incremental(const struct export_record *record)
 
 const char *chain_base_id(const struct export_record *record)
 {
-    return json_str(incremental(record), "base_id");
+    return export_record_base_id(record);
 }
 
 const char *chain_vm_id(const struct export_record *record)
@@ -288,13 +288,21 @@ static int check_images(const struct chain *chain, size_t disk, struct error *er
     return 0;
 }
 
-int chain_check(const struct chain *chain, bool digests, const atomic_bool *stopped,
-                struct error *err)
+int chain_check_files(const struct chain *chain, bool digests, const atomic_bool *stopped,
+                      struct error *err)
 {
     for (size_t i = 0; i < chain->count; i++) {
         if (check_point(&chain->points[i], digests, stopped, err) < 0)
             return -1;
     }
+    return 0;
+}
+
+int chain_check(const struct chain *chain, bool digests, const atomic_bool *stopped,
+                struct error *err)
+{
+    if (chain_check_files(chain, digests, stopped, err) < 0)
+        return -1;
     for (size_t disk = 0; disk < chain_disk_count(chain->points[0].record); disk++) {
         if (check_images(chain, disk, err) < 0)
             return -1;

@@ -61,6 +61,10 @@ MUST_CHECK int chain_youngest(const char *root, const char *dir, const char *exp
 MUST_CHECK int chain_check(const struct chain *chain, bool digests, const atomic_bool *stopped,
                            struct error *err);
 
+/* The files only, without opening images: of exports that share whole disks. */
+MUST_CHECK int chain_check_files(const struct chain *chain, bool digests,
+                                 const atomic_bool *stopped, struct error *err);
+
 /* Journal of what is being done to the VM's points (chain_edit.h). Caller frees. */
 char *chain_journal_path(const char *root, const char *vm_id);
 /* The lock of the VM's points below root; closing *out_fd gives it back. ERR_UNAVAILABLE: somebody

@@ -31,7 +31,7 @@ struct cleanup_item {
     char *base_id;      /* "": a full export */
     bool restore_point; /* stands beside others of its VM (chain.h) */
     int64_t completed_ms;
-    uint64_t bytes;
+    uint64_t bytes;      /* a file that exports share counts for the newest of them */
     bool outside;        /* not in the directory to be cleaned: counts as a user of its base only */
     const char *guarded; /* NULL, or why it must not go: "being written", "in use" */
     const char

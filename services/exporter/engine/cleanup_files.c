@@ -17,11 +17,22 @@
 
 #define SCAN_DEPTH_MAX 12 /* <base>/<team>/<vm>/<export id> is three */
 
+struct shared_file { /* a file of an export that has other names too */
+    dev_t device;
+    ino_t inode;
+    uint64_t bytes;
+    size_t item; /* into the list */
+    int64_t completed_ms;
+    const char *export_id; /* the item's */
+};
+
 struct scan {
     const char *dir; /* to be cleaned */
     const json_t *busy;
     const atomic_bool *stopped;
     struct cleanup_list *list;
+    struct shared_file *shared;
+    size_t shared_count;
 };
 
 static bool is_below(const char *path, const char *dir)
@@ -35,8 +46,13 @@ static int64_t time_ms(const char *text)
 {
     struct tm tm = {0};
     const char *rest = strptime(text, "%Y-%m-%dT%H:%M:%S", &tm);
+    int64_t ms = 0;
 
-    return rest == NULL ? 0 : (int64_t)timegm(&tm) * 1000;
+    if (rest == NULL)
+        return 0;
+    if (rest[0] == '.' && strspn(rest + 1, "0123456789") >= 3)
+        ms = (rest[1] - '0') * 100 + (rest[2] - '0') * 10 + (rest[3] - '0');
+    return (int64_t)timegm(&tm) * 1000 + ms;
 }
 
 static bool is_busy(const struct scan *scan, const char *path)
@@ -74,6 +90,53 @@ static uint64_t bytes_of(const struct export_record *record, const char *record_
     for (size_t i = 0; i < record->file_count; i++)
         sum += record->files[i].size;
     return sum;
+}
+
+/* item: the export's place in the list. */
+static void note_shared(struct scan *scan, const struct export_record *record, const char *dir,
+                        size_t item)
+{
+    for (size_t i = 0; i < record->file_count; i++) {
+        autofree char *path = xasprintf("%s/%s", dir, record->files[i].name);
+        struct stat st;
+        if (lstat(path, &st) < 0 || !S_ISREG(st.st_mode) || st.st_nlink < 2)
+            continue;
+        scan->shared = xreallocarray(scan->shared, scan->shared_count + 1, sizeof *scan->shared);
+        scan->shared[scan->shared_count++] =
+            (struct shared_file){st.st_dev,
+                                 st.st_ino,
+                                 record->files[i].size,
+                                 item,
+                                 scan->list->items[item].completed_ms,
+                                 scan->list->items[item].export_id};
+    }
+}
+
+static int by_file_newest_first(const void *a, const void *b)
+{
+    const struct shared_file *left = a;
+    const struct shared_file *right = b;
+
+    if (left->device != right->device)
+        return left->device < right->device ? -1 : 1;
+    if (left->inode != right->inode)
+        return left->inode < right->inode ? -1 : 1;
+    if (left->completed_ms != right->completed_ms)
+        return left->completed_ms > right->completed_ms ? -1 : 1;
+    return strcmp(left->export_id, right->export_id); /* as cleanup_decide sorts */
+}
+
+/* Removing all but the newest of them frees nothing. */
+static void count_once(struct scan *scan)
+{
+    if (scan->shared_count > 1)
+        qsort(scan->shared, scan->shared_count, sizeof *scan->shared, by_file_newest_first);
+    for (size_t i = 1; i < scan->shared_count; i++) {
+        const struct shared_file *file = &scan->shared[i];
+        struct cleanup_item *item = &scan->list->items[file->item];
+        if (file->device == file[-1].device && file->inode == file[-1].inode)
+            item->bytes -= min_u64(item->bytes, file->bytes);
+    }
 }
 
 static int add_item(struct scan *scan, const struct cleanup_item *item, struct error *err)
@@ -124,7 +187,10 @@ static int add_export(struct scan *scan, const char *dir, struct error *err)
     } else if (is_busy(scan, dir)) {
         item.guarded = "in use by a job";
     }
-    return add_item(scan, &item, err);
+    if (add_item(scan, &item, err) < 0)
+        return -1;
+    note_shared(scan, record, dir, scan->list->count - 1);
+    return 0;
 }
 
 static int add_trash(struct scan *scan, const char *dir, const char *name, struct error *err)
@@ -179,8 +245,12 @@ int cleanup_scan(const char *base, const char *dir, const json_t *busy, const at
                  struct cleanup_list *out, struct error *err)
 {
     struct scan scan = {.dir = dir, .busy = busy, .stopped = stopped, .list = out};
+    int result = scan_dir(&scan, base, 0, err);
 
-    return scan_dir(&scan, base, 0, err);
+    if (result == 0)
+        count_once(&scan);
+    free(scan.shared);
+    return result;
 }
 
 /* ---- removing ---- */

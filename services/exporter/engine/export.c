@@ -160,9 +160,9 @@ static int read_source(struct export_run *run, struct error *err)
 static int check_targets(struct export_run *run, struct error *err)
 {
     for (size_t i = 0; i < run->plan->file_count; i++) {
-        const char *name = run->plan->files[i].name;
-        autofree char *partial = local_partial_path(run->dir, name, run->generation);
-        autofree char *final_path = export_path(run, name);
+        const struct export_record_file *file = &run->plan->files[i];
+        autofree char *partial = export_pending_path(run->dir, file, run->generation);
+        autofree char *final_path = export_path(run, file->name);
         if (access(partial, F_OK) == 0 && access(final_path, F_OK) == 0) {
             return error_set(err, ERR_CONFLICT,
                              "'%.200s' appeared meanwhile and is not replaced: move it away and "

@@ -1,4 +1,6 @@
-/* What an incremental export stands on: the youngest restore point of its VM, or nothing, and why.
+/* What an incremental export goes on from: the youngest one of its VM, or nothing, and why. With
+ * qcow2 the new restore point stands on it (chain.h); of other formats the disks that did not
+ * change stay what they are there (export_share.c).
  *
  * The catalogue's answer came with the lease (spec "bases"); what is on disk is looked at before it
  * is believed. The lock of the VM's restore points is held until the task ends. */
@@ -11,6 +13,7 @@
 #include "common/paths.h"
 #include "services/exporter/engine/chain_edit.h"
 #include "services/exporter/engine/export_run.h"
+#include "services/exporter/formats/mf.h"
 
 #define HOUR_MS INT64_C(3600000)
 
@@ -118,6 +121,30 @@ static void compare_disks(const struct export_record *record, const struct vm *v
         (void)snprintf(out, size, "a disk was removed");
 }
 
+/* Of another format than qcow2 the base is one export and no chain. */
+static bool by_disk(const char *format)
+{
+    return strcmp(format, "qcow2") != 0;
+}
+
+/* "" or why files of the base are not what the new export would have. */
+static void compare_format(const struct export_record *record, const struct export_base_wish *wish,
+                           char *out, size_t size)
+{
+    const char *format = json_str(record->document, "format");
+
+    out[0] = '\0';
+    if (strcmp(format, wish->format) != 0) {
+        (void)snprintf(out, size, "the export before has format %.16s, this one %.16s", format,
+                       wish->format);
+    } else if (json_object_get(record->document, "encryption") != NULL) {
+        (void)snprintf(out, size, "the export before is encrypted");
+    } else if (by_disk(format) && wish->convert &&
+               !json_is_true(json_object_get(record->document, "convert"))) {
+        (void)snprintf(out, size, "the export before was not converted to qcow2");
+    }
+}
+
 static int load_chain(const struct export_base_wish *wish, const json_t *row,
                       struct export_base *base, struct error *err)
 {
@@ -151,12 +178,14 @@ static int choose(const struct export_base_wish *wish, const json_t *row, struct
     int64_t full_ms;
 
     if (load_chain(wish, row, base, &why) < 0) {
-        return full(base, "restore point %s cannot be used: %.200s", json_str(row, "id"),
-                    why.message);
+        return full(base, "export %s cannot be used: %.200s", json_str(row, "id"), why.message);
     }
     youngest = base->chain->points[0].record;
     if (strcmp(chain_vm_id(youngest), wish->vm->id) != 0 || !is_as_catalogued(base->chain, row))
-        return full(base, "restore point %s is not as the catalogue knows it", json_str(row, "id"));
+        return full(base, "export %s is not as the catalogue knows it", json_str(row, "id"));
+    compare_format(youngest, wish, differs, sizeof differs);
+    if (differs[0] != '\0')
+        return full(base, "%s", differs);
     full_ms = full_at_ms(base->chain, row);
     if (is_too_old(wish, full_ms)) {
         return full(base, "the last full export is %" PRId64 " h old, over %" PRId64 " h",
@@ -167,7 +196,9 @@ static int choose(const struct export_base_wish *wish, const json_t *row, struct
         return full(base, "%s", differs);
     if (base->chain->count == CHAIN_POINTS_MAX)
         return full(base, "the chain has %d restore points; prune it", CHAIN_POINTS_MAX);
-    if (chain_check(base->chain, wish->digests, wish->stopped, &why) == 0) {
+    if ((by_disk(wish->format)
+             ? chain_check_files(base->chain, wish->digests, wish->stopped, &why)
+             : chain_check(base->chain, wish->digests, wish->stopped, &why)) == 0) {
         base->full_at_ms = full_ms;
         name_dir(base, wish->root);
         return 0;
@@ -187,7 +218,7 @@ int export_base_choose(const struct export_base_wish *wish, struct export_base *
     if (wish->force_full)
         return full(base, "force_full was asked for");
     if (row == NULL)
-        return full(base, "there is no restore point of the VM in '%.200s' yet", wish->root);
+        return full(base, "there is no export of the VM in '%.200s' yet", wish->root);
     return choose(wish, row, base, err);
 }
 
@@ -209,6 +240,11 @@ static void tell(struct export_run *run)
 
     if (base->chain == NULL) {
         worker_task_log(run->task, LOG_LEVEL_INFO, "full export: %s", base->reason);
+    } else if (run->options.by_disk) {
+        worker_task_log(run->task, LOG_LEVEL_INFO,
+                        "incremental export by disk: disks are read and compared with export %s, "
+                        "files of unchanged ones stay",
+                        base->chain->points[0].record->export_id);
     } else {
         worker_task_log(run->task, LOG_LEVEL_INFO,
                         "incremental export on restore point %s (%zu before it): disks are read "
@@ -247,6 +283,8 @@ int export_base_find(struct export_run *run, const struct vm *vm, struct error *
 {
     struct export_base_wish wish = {.spec = worker_task_spec(run->task),
                                     .vm = vm,
+                                    .format = run->options.format,
+                                    .convert = run->options.convert,
                                     .force_full = run->options.force_full,
                                     .age_max_ms = run->options.incremental_max_age_ms,
                                     .digests = run->options.verify,
@@ -289,7 +327,28 @@ int export_base_fit(struct export_run *run, struct error *err)
     return export_check_space(run, &run->frozen->vm, err);
 }
 
-/* Name of the base's image as the new one says it, and the base's leaves. */
+/* The base's images of the same disk in the same formats. */
+static void find_earlier(const struct export_run *run, struct export_disk *disk, size_t known)
+{
+    const struct export_record *record = run->base.chain->points[0].record;
+    const json_t *images = json_object_get(
+        json_array_get(json_object_get(record->document, "disks"), known), "images");
+    const json_t *found;
+    size_t i;
+
+    for (size_t k = 0; k < disk->image_count; k++) {
+        json_array_foreach(images, i, found)
+        {
+            const char *name = json_str(found, "name");
+            const char *dot = strrchr(name, '.');
+            if (file_name_is_plain(name) && dot != NULL && disk->images[k].earlier == NULL &&
+                strcmp(dot, disk->images[k].format->suffix) == 0)
+                disk->images[k].earlier = xasprintf("%s/%s", run->base.dir, name);
+        }
+    }
+}
+
+/* What the disk is in the base: its image as the new one says it, and its leaves. */
 int export_base_disk(struct export_run *run, struct export_disk *disk, struct error *err)
 {
     const struct chain_point *point;
@@ -305,10 +364,14 @@ int export_base_disk(struct export_run *run, struct export_disk *disk, struct er
     assert(known >= 0); /* export_base_fit */
     file = chain_disk_text(point->record, (size_t)known, "file");
     leaves = chain_disk_text(point->record, (size_t)known, "leaves");
-    disk->backing = xasprintf("%s/%s", run->base.dir, file);
+    if (run->options.by_disk) {
+        find_earlier(run, disk, (size_t)known);
+    } else {
+        disk->backing = xasprintf("%s/%s", run->base.dir, file);
+    }
     path = xasprintf("%s/%s", point->dir, leaves);
     if (leaves_load(path, &run->base.leaves[disk->frozen_index], err) < 0)
-        return error_wrap(err, "restore point '%.64s'", point->record->export_id);
+        return error_wrap(err, "export '%.64s'", point->record->export_id);
     disk->base_leaves = run->base.leaves[disk->frozen_index];
     return 0;
 }
@@ -346,18 +409,51 @@ static uint64_t changed_bytes(const struct export_disk *disk)
     return changed;
 }
 
+const char *export_base_mode(const struct export_base *base)
+{
+    const struct export_record *record = base->chain->points[0].record;
+
+    return by_disk(json_str(record->document, "format")) ? "disk" : "leaf";
+}
+
+/* Of every disk whether it changed, and whose files the unchanged ones have. */
+static json_t *shared_disks(const struct export_run *run)
+{
+    json_t *disks = json_array();
+
+    for (size_t i = 0; i < run->disk_count; i++) {
+        const struct export_disk *disk = &run->disks[i];
+        const struct export_image *image = &disk->images[disk->image_count - 1];
+        json_t *item = export_append(disks);
+        autofree char *id = xasprintf("disk-%zu", disk->vm_disk_index + 1);
+        autofree char *checksum = xasprintf("sha256:%s", image->sha256);
+        json_set_text(item, "id", id);
+        json_put(item, "shared", json_boolean(disk->shared));
+        if (!disk->shared)
+            continue;
+        json_set_text(item, "shared_with", image->earlier);
+        json_set_text(item, "checksum", checksum);
+    }
+    return disks;
+}
+
 json_t *export_base_summary(const struct export_run *run)
 {
     const struct export_base *base = &run->base;
     json_t *object = json_object();
     json_t *chain = json_array();
 
-    json_set_text(object, "mode", base->chain == NULL ? "full" : "leaf");
+    json_set_text(object, "mode", base->chain == NULL ? "full" : export_base_mode(base));
     if (base->chain == NULL) {
         json_set_text(object, "reason", base->reason);
     } else {
         json_set_text(object, "base_id", base->chain->points[0].record->export_id);
         json_set_text(object, "base_dir", run->base.dir);
+    }
+    if (base->chain != NULL && run->options.by_disk) {
+        json_decref(chain);
+        json_put(object, "disks", shared_disks(run));
+        return object;
     }
     for (size_t i = base->chain == NULL ? 0 : base->chain->count; i > 0; i--) {
         if (json_array_append_new(chain,

@@ -83,6 +83,7 @@ static int note_store(const struct export_run *run, const struct export_disk *di
 
     json_set_text(note, "identity", identity);
     json_set_text(note, "root", disk->root);
+    json_put(note, "shared", json_boolean(disk->shared));
     export_set_u64(note, "bytes_data", disk->bytes_data);
     json_put(note, "images", images);
     for (size_t i = 0; i < disk->image_count; i++) {
@@ -132,8 +133,10 @@ static bool note_believe(struct export_run *run, struct export_disk *disk)
     size_t size = 0;
 
     if (file_read(path, NOTE_BYTES_MAX, &text, &size, &none) < 0 ||
-        json_parse(text, size, NOTE_BYTES_MAX, &note, &none) < 0 || !note_fits(run, disk, note) ||
-        leaves_load(disk->leaves_path, &disk->leaves, &none) < 0)
+        json_parse(text, size, NOTE_BYTES_MAX, &note, &none) < 0)
+        return false;
+    export_share_use(run, disk, json_is_true(json_object_get(note, "shared")));
+    if (!note_fits(run, disk, note) || leaves_load(disk->leaves_path, &disk->leaves, &none) < 0)
         return false;
     leaves_root_text(disk->leaves, disk->root);
     disk->bytes_data = json_u64(note, "bytes_data");
@@ -242,7 +245,7 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
         .outputs = outputs,
         .output_count = disk->image_count,
         .hash = true,
-        .base_leaves = disk->base_leaves,
+        .base_leaves = run->options.by_disk ? NULL : disk->base_leaves,
         .rate = run->rate,
         .stopped = worker_task_stopped(run->task),
         .may_write = export_may_write,
@@ -250,15 +253,17 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
         .arg = run,
     };
 
+    export_share_use(run, disk, false);
     image_uuid(run, disk, uuid);
     fill_outputs(run, disk, outputs);
     if (copy_disk(&options, &result, err) < 0)
         return error_wrap(err, "disk '%.64s'", disk->name);
-    if (take_result(disk, &result, err) < 0 || export_may_write(run, err) < 0 ||
-        note_store(run, disk, err) < 0)
+    if (take_result(disk, &result, err) < 0 || export_may_write(run, err) < 0)
         return -1;
     log_copied(run, disk, clock_mono_ms() - start_ms, result.bytes_resumed);
-    return 0;
+    if (export_share(run, disk, err) < 0)
+        return -1;
+    return note_store(run, disk, err);
 }
 
 int export_copy_disks(struct export_run *run, struct error *err)
@@ -279,6 +284,7 @@ int export_copy_disks(struct export_run *run, struct error *err)
             if (copy_one(run, disk, err) < 0)
                 return -1;
         }
+        export_share_drop(run, disk);
         export_progress(run, "done", disk->size_bytes, "");
     }
     return 0;

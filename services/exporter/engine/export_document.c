@@ -72,6 +72,8 @@ static json_t *files_make(const struct export_run *run)
         json_set_text(object, "type", run->files[i].type);
         export_set_u64(object, "size", run->files[i].size);
         json_set_text(object, "sha256", run->files[i].sha256);
+        if (export_shared_with(run, run->files[i].name) != NULL)
+            json_set_text(object, "shared_with", export_shared_with(run, run->files[i].name));
         if (run->files[i].plain_name != NULL) {
             json_set_text(object, "plain_name", run->files[i].plain_name);
             export_set_u64(object, "plain_size", run->files[i].plain_size);

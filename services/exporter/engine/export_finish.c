@@ -37,7 +37,7 @@ static bool is_planned(const struct export_record_file *file, const char *path,
 static int settle_file(struct export_run *run, const struct export_record_file *file,
                        struct error *err)
 {
-    autofree char *partial = local_partial_path(run->dir, file->name, run->generation);
+    autofree char *partial = export_pending_path(run->dir, file, run->generation);
     autofree char *final_path = export_path(run, file->name);
 
     if (export_may_write(run, err) < 0)
@@ -104,7 +104,7 @@ int export_retreat(const struct export_record *plan, const char *dir, uint64_t g
 {
     for (size_t i = 0; i < plan->file_count; i++) {
         const struct export_record_file *file = &plan->files[i];
-        autofree char *partial = local_partial_path(dir, file->name, generation);
+        autofree char *partial = export_pending_path(dir, file, generation);
         autofree char *final_path = xasprintf("%s/%s", dir, file->name);
         if (exists(partial) || !is_planned(file, final_path, NULL))
             continue;

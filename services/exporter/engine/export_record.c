@@ -78,7 +78,8 @@ static int read_files(struct export_record *record, struct error *err)
     json_array_foreach(files, i, item)
     {
         struct export_record_file file = {json_str(item, "name"), json_str(item, "type"),
-                                          json_str(item, "sha256"), 0};
+                                          json_str(item, "sha256"), 0,
+                                          json_object_get(item, "shared_with") != NULL};
         struct error size_error = ERROR_NONE;
         if (!json_is_object(item) ||
             json_get_u64(item, "size", 0, (uint64_t)INT64_MAX, UINT64_MAX, &file.size,
@@ -149,6 +150,14 @@ void export_record_free(struct export_record *record)
         return;
     json_decref(record->document);
     free(record);
+}
+
+const char *export_record_base_id(const struct export_record *record)
+{
+    const json_t *incremental = json_object_get(record->document, "incremental");
+
+    return strcmp(json_str(incremental, "mode"), "disk") == 0 ? ""
+                                                              : json_str(incremental, "base_id");
 }
 
 /* ---- the task's result ---- */
@@ -232,8 +241,7 @@ static void result_export(json_t *result, const struct export_record *record,
     json_set_text(export, "vm_id", json_str(source, "vm_id"));
     json_set_text(export, "vm_name", json_str(source, "vm_name"));
     copy_key(export, "format", record->document, "format");
-    json_set_text(export, "base_id",
-                  json_str(json_object_get(record->document, "incremental"), "base_id"));
+    json_set_text(export, "base_id", export_record_base_id(record));
     json_set_text(export, "path", place->dir);
     copy_key(export, "total_size", result, "total_size");
     copy_key(export, "created_at", record->document, "completed_at");

@@ -6,9 +6,13 @@
  *   duration_seconds, provider{kind,instance}, source{vm_id,vm_name,...,method}, format, convert,
  *   verified, options{the task's spec}, transferred_bytes, phases{<phase>: seconds},
  *   disks[{disk_id,label,capacity_bytes,data_bytes,root,leaves,mark,change_id,file,size_bytes,
- *          sha256,images[{name,member}]; of restore points changed_bytes, backing}],
- *   incremental{mode: full|leaf,reason | base_id,base_dir,chain[],full_at_ms,changed_bytes,
- *          total_bytes} of restore points (chain.h), files[{name,type,size,sha256}], warnings[] */
+ *          sha256,images[{name,member}]; of incremental ones changed_bytes, backing}],
+ *   incremental{mode: full|leaf|disk,reason | base_id,base_dir,chain[],full_at_ms,changed_bytes,
+ *          total_bytes,disks[{id,shared,shared_with,checksum}]},
+ * files[{name,type,size,sha256,shared_with}], warnings[]
+ *
+ * An export of mode "leaf" stands on its base (chain.h). One of mode "disk" needs no other: files
+ * with "shared_with" are hard links of the base's. */
 #ifndef EXPORTER_EXPORT_RECORD_H
 #define EXPORTER_EXPORT_RECORD_H
 
@@ -26,6 +30,7 @@ struct export_record_file { /* borrowed from the document */
     const char *type;       /* ovf, ova, mf, disk, leaves, manifest, checksums, evidence */
     const char *sha256;
     uint64_t size;
+    bool shared; /* a hard link of an earlier export's file */
 };
 
 struct export_record {
@@ -41,6 +46,8 @@ MUST_CHECK int export_record_parse(const char *text, size_t size, struct export_
 /* ERR_NOT_FOUND: there is none. */
 MUST_CHECK int export_record_load(const char *path, struct export_record **out, struct error *err);
 void export_record_free(struct export_record *record); /* NULL-safe */
+/* Id of the export that this one stands on; "" when it needs none. */
+const char *export_record_base_id(const struct export_record *record);
 DEFINE_AUTO(export_record, struct export_record, export_record_free)
 #define auto_export_record CLEANUP(export_record_auto) struct export_record
 

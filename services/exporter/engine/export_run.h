@@ -10,7 +10,8 @@
  *   export_upload.c  the way to a target outside
  *   export_encrypt.c encryption at rest
  *   export_finish.c  final names, and back
- *   export_base.c    the restore point that an incremental one stands on
+ *   export_base.c    the earlier export that an incremental one goes on from
+ *   export_share.c   files of an earlier export that stay as they are
  *   export_record.c  export.json
  *
  * Design notes
@@ -50,7 +51,8 @@ struct export_options {
     const char *compression; /* of qcow2 clusters: "zlib", "zstd"; NULL: none */
     const char *upload;      /* URL; "" for none */
     bool keep_local;         /* false: local files go when the upload is verified */
-    bool incremental; /* a restore point: below output_path, on the one before if that can be */
+    bool incremental;        /* below output_path, going on from the export before if that can be */
+    bool by_disk;            /* incremental, and of whole disks: every format but qcow2 */
     bool force_full;
     int64_t incremental_max_age_ms; /* of the last full one */
     const char *encrypt_key;        /* name below export.encryption_key_dir; NULL: plain files */
@@ -66,6 +68,8 @@ struct export_image { /* one output of one disk */
     uint64_t bytes;  /* of the image */
     char sha256[DIGEST_HEX_SIZE]; /* of the image; "" until known */
     bool read_back;               /* the digest is that of the bytes on disk */
+    char *earlier; /* by_disk: the same disk's image in the base, "../exp-1/web-disk1.vmdk"; or NULL
+                    */
 };
 
 /* What its bytes are called. */
@@ -88,7 +92,8 @@ struct export_disk {
     uint64_t bytes_data;
     uint64_t bytes_transferred;
     char *backing;                    /* relative name of the image below; NULL: none */
-    const struct leaves *base_leaves; /* of that; run->base owns them */
+    const struct leaves *base_leaves; /* of the disk in the base; run->base owns them */
+    bool shared; /* nothing changed: its images are files of the base (export_share.c) */
 };
 
 #define EXPORT_REASON_MAX 400
@@ -96,7 +101,7 @@ struct export_disk {
 struct export_base {
     char *root;                     /* canonical output_path; NULL: nothing is locked */
     int lock_fd;                    /* of the VM's restore points */
-    struct chain *chain;            /* what the new point stands on; NULL: it is a full one */
+    struct chain *chain;            /* what the new one goes on from; NULL: it is a full one */
     char reason[EXPORT_REASON_MAX]; /* why it is */
     int64_t full_at_ms;             /* of the chain's last full export, wall */
     char dir[260];                  /* "../exp-1": of the base, seen from the new point */
@@ -108,6 +113,8 @@ struct export_base_wish {
     const json_t *spec; /* with "bases": the catalogue's restore points of the directory */
     const char *root;
     const struct vm *vm;
+    const char *format;
+    bool convert;
     bool force_full;
     int64_t age_max_ms;
     bool digests; /* read the images below and compare their digests */
@@ -276,10 +283,27 @@ MUST_CHECK int export_base_disk(struct export_run *run, struct export_disk *disk
                                 struct error *err);
 /* Before the finish of a plan that an earlier attempt stored. */
 MUST_CHECK int export_base_recall(struct export_run *run, struct error *err);
-/* mode, base and chain of a restore point: new reference. */
+/* "leaf" or "disk"; needs base->chain. */
+const char *export_base_mode(const struct export_base *base);
+/* mode, base and chain or disks of an incremental export: new reference. */
 json_t *export_base_summary(const struct export_run *run);
 /* "incremental" and the disks' part of it, into export.json. */
 void export_base_document(const struct export_run *run, json_t *document, int64_t completed_ms);
+
+/* export_share.c */
+/* After the disk was copied: if no MiB differs from the base, the base's images get a second name
+ * in this export (pending, see export_pending_path) and disk->images mean those. On file systems
+ * without hard links the disk stays a whole one, and that is told. */
+MUST_CHECK int export_share(struct export_run *run, struct export_disk *disk, struct error *err);
+/* The disk's images are the ones to be copied, or the base's. */
+void export_share_use(const struct export_run *run, struct export_disk *disk, bool shared);
+/* What was copied of a shared disk goes. */
+void export_share_drop(const struct export_run *run, const struct export_disk *disk);
+/* "../exp-1/web-disk1.vmdk" if the export's file `name` is that one, else NULL. */
+const char *export_shared_with(const struct export_run *run, const char *name);
+/* Where a file of a plan is until it has its final name. Caller frees. */
+char *export_pending_path(const char *dir, const struct export_record_file *file,
+                          uint64_t generation);
 
 /* export_upload.c; nothing to do unless an upload is wanted */
 /* Credentials and target, as early as possible: ERR_DENIED ... before anything is read. A target

@@ -93,6 +93,11 @@ static int read_incremental(const json_t *spec, struct export_options *options, 
             0)
         return -1;
     options->incremental_max_age_ms = (int64_t)age_ms;
+    options->by_disk = options->incremental && strcmp(options->format, "qcow2") != 0;
+    if (options->incremental && strcmp(options->format, "ova") == 0) {
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "an OVA is one file, of which nothing can stay as it was");
+    }
     return 0;
 }
 
@@ -132,11 +137,6 @@ int export_spec_read(struct export_run *run, struct error *err)
     options->encrypt_key = encrypt_key[0] == '\0' ? NULL : encrypt_key;
     if (check_format(options->format, err) < 0 || export_encryption_open(run, err) < 0)
         return -1;
-    if (options->incremental && strcmp(options->format, "qcow2") != 0) {
-        return error_set(err, ERR_NOT_AVAILABLE,
-                         "restore points exist with format qcow2 only, not '%.32s'",
-                         options->format);
-    }
     return check_compression(options, err);
 }
 
@@ -182,7 +182,7 @@ int export_check_space(struct export_run *run, const struct vm *vm, struct error
             return error_set(err, ERR_LIMIT, "VM '%.128s' has disks of impossible size", vm->name);
     }
     bytes = vm->used_bytes > 0 ? min_u64(vm->used_bytes, capacity) : capacity;
-    if (run->base.chain != NULL)
+    if (run->base.chain != NULL && !run->options.by_disk)
         bytes = 0;
     if (!checked_mul_u64(bytes, images_per_disk(&run->options), &needed) ||
         !checked_add_u64(needed, METADATA_BYTES, &needed))
@@ -358,6 +358,7 @@ void export_disks_free(struct export_run *run)
             free(disk->images[k].name);
             free(disk->images[k].path);
             free(disk->images[k].member);
+            free(disk->images[k].earlier);
         }
         free(disk->name);
         free(disk->leaves_name);

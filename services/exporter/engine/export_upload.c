@@ -234,7 +234,7 @@ static int send_planned(struct export_run *run, bool late, struct error *err)
 {
     for (size_t i = 0; i < run->plan->file_count; i++) {
         const struct export_record_file *file = &run->plan->files[i];
-        autofree char *partial = local_partial_path(run->dir, file->name, run->generation);
+        autofree char *partial = export_pending_path(run->dir, file, run->generation);
         autofree char *final_path = export_path(run, file->name);
         if (comes_late(file) != late)
             continue;

@@ -51,7 +51,7 @@ static void describe_base(const struct export_base *base, json_t *json)
     }
     json_put(json, "chain", ids);
     json_put(json, "last_changed_bytes",
-             null_or_u64(base->chain->count > 1, json_u64(last, "changed_bytes")));
+             null_or_u64(json_str(last, "base_id")[0] != '\0', json_u64(last, "changed_bytes")));
 }
 
 static json_t *analysis(const struct vm *vm, const char *output, const struct export_base *base)
@@ -61,7 +61,7 @@ static json_t *analysis(const struct vm *vm, const char *output, const struct ex
     uint64_t total = 0;
 
     json_put(json, "possible", json_boolean(possible));
-    json_set_text(json, "mode", possible ? "leaf" : "full");
+    json_set_text(json, "mode", possible ? export_base_mode(base) : "full");
     json_set_text(json, "reason", base->reason);
     json_set_text(json, "vm_id", vm->id);
     json_set_text(json, "vm_name", vm->name);
@@ -86,7 +86,9 @@ static int choose(struct worker_task *task, struct exporter *exporter, const str
     autofree char *root = NULL;
     uint64_t age_ms = 0;
 
-    if (json_get_bool(spec, "force_full", false, &wish.force_full, err) < 0 ||
+    if (json_get_string(spec, "format", "qcow2", &wish.format, err) < 0 ||
+        json_get_bool(spec, "convert", false, &wish.convert, err) < 0 ||
+        json_get_bool(spec, "force_full", false, &wish.force_full, err) < 0 ||
         json_get_u64(spec, "incremental_max_age_ms", 0, INT64_MAX, 0, &age_ms, err) < 0)
         return -1;
     wish.age_max_ms = (int64_t)age_ms;

@@ -186,7 +186,7 @@ static void paths_outside_the_bases_are_refused(void **state)
 static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
 {
     static const char *const fields[] = {
-        "\"format\": \"ovf\", \"incremental\": true",
+        "\"format\": \"ova\", \"incremental\": true",
         "\"email_notify\": true",
         "\"email\": {}",
         "\"upload\": \"gs://bucket/x\"",
@@ -331,10 +331,10 @@ static void restore_points_are_qcow2_and_a_month_old_at_most(void **state)
         {"{\"vm\": \"a\", \"incremental\": true, \"incremental_max_age\": 3, "
          "\"max_full_age_days\": 3}",
          "max_full_age_days", 400, ERR_INVALID, "give one"},
-        {"{\"vm\": \"a\", \"incremental\": true, \"format\": \"vmdk\"}", "incremental", 422,
-         ERR_NOT_AVAILABLE, "qcow2"},
+        {"{\"vm\": \"a\", \"incremental\": true, \"format\": \"ova\"}", "incremental", 422,
+         ERR_NOT_AVAILABLE, "an OVA is one file"},
         {"{\"vm\": \"a\", \"incremental\": true, \"keep_local\": false, \"upload\": \"s3://b/x\"}",
-         "keep_local", 422, ERR_NOT_AVAILABLE, "stands on the local files"},
+         "keep_local", 422, ERR_NOT_AVAILABLE, "goes on from the local files"},
     };
 
     (void)state;

@@ -192,6 +192,61 @@ static void a_killed_increment_goes_on_and_is_right(void **state)
     compare_point(1);
 }
 
+static void lose_the_lease_when_shared(struct worker_task *task, const char *line)
+{
+    if (strstr(line, "unchanged since export") != NULL)
+        task_stop(task, WORKER_LOST);
+}
+
+static void lose_the_lease_in_the_second_disk(uint64_t offset)
+{
+    (void)offset;
+    if (strstr(world_task.log.data, "disk1: complete since an earlier attempt") != NULL)
+        task_stop(&world_task, WORKER_LOST);
+}
+
+/* Exports of whole disks: the base's file and the new one are the same while nothing changed. */
+static void an_unchanged_disk_is_never_written_again_and_never_into(void **state)
+{
+    struct stat base[2];
+    struct stat now[2];
+
+    (void)state;
+    need_qemu_img();
+    for (size_t point = 0; point < 3; point++) {
+        if (point > 0)
+            source.disks[1].content.data[MIB + 7] ^= 1;
+        wants_point();
+        json_set_text(world_task.spec, "format", "raw");
+        if (point == 2) { /* attempts that die before and after the first disk's note */
+            world_task.on_log = lose_the_lease_when_shared;
+            assert_fails_with(ERR_CANCELLED);
+            lease_again();
+            world_task.on_log = NULL;
+            source.on_read = lose_the_lease_in_the_second_disk;
+            assert_fails_with(ERR_CANCELLED);
+            source.on_read = NULL;
+            lease_again();
+        }
+        assert_exported();
+        remember(point);
+        assert_string_equal(mode(), point == 0 ? "full" : "disk");
+        for (size_t d = 0; d < 2; d++) {
+            autofree char *path =
+                xasprintf("%s/%s/web-03-disk%zu.raw", world_base, point_dirs[point], d + 1);
+            assert_int_equal(stat(path, &now[d]), 0);
+            compare_with_qemu(&source.disks[d].content, path, "raw");
+            if (point > 0)
+                assert_int_equal(base[d].st_ino == now[d].st_ino, d == 0);
+            base[d] = now[d];
+        }
+    }
+    /* what was the first disk of the first export still is */
+    autofree char *first = xasprintf("%s/%s/web-03-disk1.raw", world_base, point_dirs[0]);
+    const struct test_disk then = {.data = contents[0][0], .size = source.disks[0].content.size};
+    compare_with_qemu(&then, first, "raw");
+}
+
 static void lose_the_lease(struct worker_task *task, const char *phase)
 {
     if (strcmp(phase, "cleanup") == 0)
@@ -229,7 +284,7 @@ static void the_first_point_is_full(void **state)
 {
     (void)state;
     wants_point();
-    assert_full("there is no restore point of the VM");
+    assert_full("there is no export of the VM");
 }
 
 static void a_full_point_can_be_forced(void **state)
@@ -324,7 +379,7 @@ static void points_of_another_vm_are_no_base(void **state)
     take_point(0);
     json_set_text(catalogue, "vm_id", "vm-58");
     wants_point();
-    assert_full("there is no restore point of the VM");
+    assert_full("there is no export of the VM");
 }
 
 static void a_point_the_catalogue_does_not_know_yet_is_the_base(void **state)
@@ -395,13 +450,13 @@ static void a_vm_whose_points_are_in_use_is_tried_again_later(void **state)
     assert_string_equal(mode(), "leaf");
 }
 
-static void other_formats_have_no_points(void **state)
+static void an_ova_has_nothing_that_could_stay(void **state)
 {
     (void)state;
-    task_wants("ovf", false, "web-03");
+    task_wants("ova", false, "web-03");
     json_put(world_task.spec, "incremental", json_true());
     assert_fails_with(ERR_NOT_AVAILABLE);
-    assert_non_null(strstr(world_err.message, "qcow2"));
+    assert_non_null(strstr(world_err.message, "an OVA is one file"));
 }
 
 static void records_do_not_lead_out_of_their_root(void **state)
@@ -734,6 +789,7 @@ int main(void)
         TEST(every_point_is_the_source_at_its_time),
         TEST(a_point_holds_what_changed_only),
         TEST(a_killed_increment_goes_on_and_is_right),
+        TEST(an_unchanged_disk_is_never_written_again_and_never_into),
         TEST(a_planned_point_is_finished_by_the_next_lease),
         TEST(the_first_point_is_full),
         TEST(a_full_point_can_be_forced),
@@ -747,7 +803,7 @@ int main(void)
         TEST(an_ordinary_export_is_a_base_too),
         TEST(points_may_be_compressed),
         TEST(a_vm_whose_points_are_in_use_is_tried_again_later),
-        TEST(other_formats_have_no_points),
+        TEST(an_ova_has_nothing_that_could_stay),
         TEST(records_do_not_lead_out_of_their_root),
         TEST(pruning_keeps_the_younger_points),
         TEST(pruning_again_and_again_uses_room_again),
