@@ -21,8 +21,7 @@ int builtin_convert(struct conversion *c, struct error *err)
     }
     for (size_t i = 0; i < count; i++)
         images[i] = json_str(convert_disk(c, i), "local_path");
-    if (convert_domain(c, images, &(struct domain_options){.kvm = true}, c->warnings, &xml, err) <
-            0 ||
+    if (convert_domain(c, images, &(struct domain_options){0}, c->warnings, &xml, err) < 0 ||
         worker_task_permit(c->task, err) < 0 || worker_task_may_write(c->task, err) < 0)
         return -1;
     if (file_write_atomic(path, xml, strlen(xml), 0640, err) < 0)

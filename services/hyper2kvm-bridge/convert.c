@@ -74,6 +74,7 @@ json_t *convert_result(const struct conversion *c)
 
     json_set_text(conversion, "path_used", c->path_used);
     json_set_text(conversion, "format", c->format);
+    json_put(conversion, "guest_fixed", json_boolean(c->guest_fixed));
     json_put(conversion, "output_files", json_incref(c->output_files));
     json_set_text(conversion, "domain_xml", c->domain_xml == NULL ? "" : c->domain_xml);
     json_set_text(conversion, "report", c->report == NULL ? "" : c->report);

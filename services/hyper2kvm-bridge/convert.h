@@ -28,6 +28,7 @@ struct conversion {
     int64_t timeout_ms;
     /* the result */
     const char *path_used; /* "queue" | "direct" | "builtin" */
+    bool guest_fixed;      /* the guest starts with virtio devices */
     char *report;          /* path of hyper2kvm's report, or NULL */
     char *domain_xml;      /* path */
     json_t *output_files;  /* array of paths */
@@ -51,6 +52,9 @@ MUST_CHECK int convert_domain(const struct conversion *c, const char *const *ima
 /* The task's result {"conversion": {...}}. New reference. */
 json_t *convert_result(const struct conversion *c);
 
+/* The manifest: read, checked, its disks in boot order. New reference. */
+MUST_CHECK int convert_read_manifest(const char *path, const struct config_list *bases,
+                                     json_t **out, struct error *err);
 /* The manifest of the export: read, checked, its disks replaced by their qcow2 files and put into
  * boot order. dir: of the export; bases: where files may lie. New reference. */
 MUST_CHECK int convert_load_manifest(const char *path, const char *dir,

@@ -102,15 +102,13 @@ static int use_qcow2(json_t *disk, const char *dir, const struct config_list *ba
     return 0;
 }
 
-int convert_load_manifest(const char *path, const char *dir, const struct config_list *bases,
-                          json_t **out, struct error *err)
+int convert_read_manifest(const char *path, const struct config_list *bases, json_t **out,
+                          struct error *err)
 {
     static const struct manifest_check shape_only = {0};
     autofree char *confined = NULL;
     auto_json *manifest = NULL;
-    json_t *disk;
     size_t count;
-    size_t i;
 
     if (path_confine(bases, path, &confined, err) < 0 ||
         manifest_load(confined, &manifest, err) < 0)
@@ -120,12 +118,25 @@ int convert_load_manifest(const char *path, const char *dir, const struct config
     count = json_array_size(json_object_get(manifest, "disks"));
     if (count > CONVERT_DISKS_MAX)
         return error_set(err, ERR_LIMIT, "%zu disks, at most %d", count, CONVERT_DISKS_MAX);
+    sort_by_boot_order(manifest);
+    *out = STEAL(manifest);
+    return 0;
+}
+
+int convert_load_manifest(const char *path, const char *dir, const struct config_list *bases,
+                          json_t **out, struct error *err)
+{
+    auto_json *manifest = NULL;
+    json_t *disk;
+    size_t i;
+
+    if (convert_read_manifest(path, bases, &manifest, err) < 0)
+        return -1;
     json_array_foreach(json_object_get(manifest, "disks"), i, disk)
     {
         if (use_qcow2(disk, dir, bases, err) < 0)
             return -1;
     }
-    sort_by_boot_order(manifest);
     *out = STEAL(manifest);
     return 0;
 }

@@ -140,8 +140,7 @@ static int write_domain(struct conversion *c, const struct stage *stage, const c
     autofree char *path = xasprintf("%s/%s.xml", stage->final, c->vm_file);
     autofree char *xml = NULL;
     char *images[CONVERT_DISKS_MAX] = {0};
-    const struct domain_options domain = {
-        .kvm = true, .guest_fixed = guest_fixed, .final_dir = target};
+    const struct domain_options domain = {.guest_fixed = guest_fixed, .final_dir = target};
     int rc;
 
     for (size_t i = 0; i < stage->count; i++)
@@ -200,6 +199,7 @@ int publish_images(struct conversion *c, const struct stage *stage, char *const 
 {
     json_t *warnings = c->warnings;
 
+    c->guest_fixed = guest_fixed;
     for (size_t i = 0; i < stage->count; i++) {
         if (check_image(c, stage, images[i], err) < 0)
             return error_wrap(err, "converted image of disk %zu", i + 1);

@@ -95,7 +95,7 @@ static void check_domain(const struct conversion *c)
 
     for (size_t i = 0; i < convert_disk_count(c); i++)
         images[i] = json_str(convert_disk(c, i), "local_path");
-    if (convert_domain(c, images, &(struct domain_options){.kvm = true}, warnings, &xml, &err) == 0)
+    if (convert_domain(c, images, &(struct domain_options){0}, warnings, &xml, &err) == 0)
         assert(strncmp(xml, "<domain ", 8) == 0);
 }
 

@@ -78,23 +78,35 @@ static bool is_true(const json_t *object, const char *key)
     return json_is_true(json_object_get(object, key));
 }
 
-/* libvirt refuses '/' and control bytes in names. */
-static char *domain_name(const struct builder *b)
+char *domain_xml_name(const json_t *manifest, const char *wanted)
 {
-    const char *name = b->options->name;
+    const char *name = wanted;
     char *copy;
 
-    if (name == NULL)
-        name = json_str(json_object_get(b->manifest, "source"), "vm_name");
-    copy = xstrndup(name[0] == '\0' ? "vm" : name, NAME_BYTES_MAX);
+    if (name == NULL || name[0] == '\0')
+        name = json_str(json_object_get(manifest, "source"), "vm_name");
+    copy = utf8_clean(name, NAME_BYTES_MAX);
     for (char *p = copy; *p != '\0'; p++) {
         if ((unsigned char)*p < 0x20 || *p == 0x7f || *p == '/')
             *p = '_';
     }
-    return copy;
+    if (copy[strspn(copy, " ")] != '\0')
+        return copy;
+    free(copy); /* libvirt wants more than spaces */
+    return xstrdup("vm");
 }
 
-static bool is_uuid(const char *text)
+static bool is_kvm(const struct builder *b)
+{
+    return b->options->type == NULL || strcmp(b->options->type, "kvm") == 0;
+}
+
+static bool is_windows(const struct builder *b)
+{
+    return strcmp(json_str(vm_of(b), "os_hint"), "windows") == 0;
+}
+
+bool domain_xml_is_uuid(const char *text)
 {
     uint8_t raw[16];
     char hex[33];
@@ -113,19 +125,39 @@ static bool is_uuid(const char *text)
 
 static int add_identity(struct builder *b, struct error *err)
 {
-    autofree char *name = domain_name(b);
+    autofree char *name = domain_xml_name(b->manifest, b->options->name);
     const char *uuid = b->options->uuid;
 
     strbuf_add(&b->sb, "  <name>");
     strbuf_add_xml(&b->sb, name);
     strbuf_add(&b->sb, "</name>\n");
-    if (uuid != NULL && uuid[0] != '\0' && !is_uuid(uuid))
+    if (uuid != NULL && uuid[0] != '\0' && !domain_xml_is_uuid(uuid))
         return error_set(err, ERR_INVALID, "'%.64s' is not a UUID", uuid);
     if (uuid == NULL) /* the source's: licences and cloud-init hang on it */
         uuid = json_str(vm_of(b), "uuid");
-    if (is_uuid(uuid))
+    if (domain_xml_is_uuid(uuid))
         strbuf_addf(&b->sb, "  <uuid>%s</uuid>\n", uuid);
     return 0;
+}
+
+/* How we know our own domains again, and people where they came from. */
+static void add_origin(struct builder *b)
+{
+    const struct domain_origin *origin = b->options->origin;
+    const struct {
+        const char *name, *value;
+    } attributes[] = {
+        {"job", origin->job_id},  {"export", origin->export_path}, {"provider", origin->provider},
+        {"vm-id", origin->vm_id}, {"vm-name", origin->vm_name},
+    };
+
+    strbuf_add(&b->sb, "  <metadata>\n    <hypersdk:import xmlns:hypersdk='" DOMAIN_ORIGIN_URI "'");
+    for (size_t i = 0; i < ARRAY_LEN(attributes); i++) {
+        strbuf_addf(&b->sb, "\n      %s='", attributes[i].name);
+        strbuf_add_xml(&b->sb, attributes[i].value);
+        strbuf_addc(&b->sb, '\'');
+    }
+    strbuf_add(&b->sb, "/>\n  </metadata>\n");
 }
 
 static int add_size(struct builder *b, struct error *err)
@@ -145,7 +177,7 @@ static int add_size(struct builder *b, struct error *err)
         return error_set(err, ERR_INVALID, "vm.memory_mb is out of range");
     strbuf_addf(&b->sb, "  <memory unit='KiB'>%" PRIu64 "</memory>\n", memory_kib);
     strbuf_addf(&b->sb, "  <vcpu>%" PRIu64 "</vcpu>\n", cpu);
-    strbuf_addf(&b->sb, "  <cpu mode='%s'>\n", b->options->kvm ? "host-passthrough" : "maximum");
+    strbuf_addf(&b->sb, "  <cpu mode='%s'>\n", is_kvm(b) ? "host-passthrough" : "maximum");
     if (cores > 1 && cpu % cores == 0) {
         strbuf_addf(&b->sb,
                     "    <topology sockets='%" PRIu64 "' cores='%" PRIu64 "' threads='1'/>\n",
@@ -176,11 +208,25 @@ static void add_firmware(struct builder *b)
                 "\\EFI\\BOOT\\BOOTX64.EFI, or needs a new boot entry");
     }
     strbuf_add(&b->sb, "  <features>\n    <acpi/>\n    <apic/>\n");
+    if (is_windows(b) && is_kvm(b)) { /* what Windows would do slowly, or wait for in vain */
+        strbuf_add(&b->sb, "    <hyperv>\n      <relaxed state='on'/>\n      <vapic state='on'/>\n"
+                           "      <spinlocks state='on' retries='8191'/>\n    </hyperv>\n");
+    }
     if (secure)
         strbuf_add(&b->sb, "    <smm state='on'/>\n");
     strbuf_add(&b->sb, "  </features>\n");
-    strbuf_addf(&b->sb, "  <clock offset='%s'/>\n",
-                strcmp(json_str(vm_of(b), "os_hint"), "windows") == 0 ? "localtime" : "utc");
+}
+
+/* Windows keeps local time in the clock, everything else UTC. Lost ticks are made up for. */
+static void add_clock(struct builder *b)
+{
+    strbuf_addf(&b->sb, "  <clock offset='%s'>\n", is_windows(b) ? "localtime" : "utc");
+    strbuf_add(&b->sb, "    <timer name='rtc' tickpolicy='catchup'/>\n"
+                       "    <timer name='pit' tickpolicy='delay'/>\n"
+                       "    <timer name='hpet' present='no'/>\n");
+    if (is_windows(b) && is_kvm(b))
+        strbuf_add(&b->sb, "    <timer name='hypervclock' present='yes'/>\n");
+    strbuf_add(&b->sb, "  </clock>\n");
 }
 
 static const struct scsi_model *scsi_model_of(const json_t *disk)
@@ -286,9 +332,12 @@ static int add_disk(struct builder *b, const json_t *disk, unsigned int order, s
         return error_set(err, ERR_INVALID, "disk '%.64s' is inside of an OVA",
                          json_str(disk, "id"));
     }
-    if (manifest_disk_path(disk, b->options->dir, &path, err) < 0)
+    if (b->options->paths != NULL) {
+        path = xstrdup(b->options->paths[order - 1]);
+    } else if (manifest_disk_path(disk, b->options->dir, &path, err) < 0) {
         return -1;
-    if (b->options->final_dir != NULL) {
+    }
+    if (b->options->paths == NULL && b->options->final_dir != NULL) {
         char *moved = xasprintf("%s%s", b->options->final_dir, strrchr(path, '/'));
         free(path);
         path = moved;
@@ -352,29 +401,38 @@ static const char *nic_model(const struct builder *b, const char *source)
     return "e1000"; /* the oldest, in every guest */
 }
 
+static const struct domain_network *network_of(const struct builder *b, const char *name)
+{
+    for (size_t i = 0; i < b->options->network_count; i++) {
+        if (strcmp(b->options->networks[i].source, name) == 0)
+            return &b->options->networks[i];
+    }
+    return NULL;
+}
+
 static void add_nic_source(struct builder *b, const char *network)
 {
-    const char *fallback = b->options->network_default;
+    static const struct domain_network nat = {NULL, DOMAIN_NET_NETWORK, "default"};
+    static const char *const words[] = {"network", "bridge", "user"};
+    const struct domain_network *to = network_of(b, network);
     auto_strbuf text;
 
     strbuf_init(&text, ERROR_MESSAGE_MAX);
-    for (size_t i = 0; i < b->options->network_count; i++) {
-        const struct domain_network *n = &b->options->networks[i];
-        if (strcmp(n->source, network) != 0)
-            continue;
-        strbuf_addf(&b->sb, "    <interface type='%s'>\n      <source %s='",
-                    n->bridge ? "bridge" : "network", n->bridge ? "bridge" : "network");
-        strbuf_add_xml(&b->sb, n->target);
-        strbuf_add(&b->sb, "'/>\n");
-        return;
+    if (to == NULL)
+        to = b->options->network_default == NULL ? &nat : b->options->network_default;
+    if (to->source == NULL && network[0] != '\0') {
+        strbuf_addf(&text, "network '%.128s' of the source is not mapped, %s%s%.128s%s is used",
+                    network, words[to->kind], to->kind == DOMAIN_NET_USER ? "" : " '",
+                    to->kind == DOMAIN_NET_USER ? "" : to->target,
+                    to->kind == DOMAIN_NET_USER ? "" : "'");
+        warn(b, text.data);
     }
-    fallback = fallback == NULL ? "default" : fallback;
-    strbuf_add(&b->sb, "    <interface type='network'>\n      <source network='");
-    strbuf_add_xml(&b->sb, fallback);
+    strbuf_addf(&b->sb, "    <interface type='%s'>\n", words[to->kind]);
+    if (to->kind == DOMAIN_NET_USER)
+        return;
+    strbuf_addf(&b->sb, "      <source %s='", words[to->kind]);
+    strbuf_add_xml(&b->sb, to->target);
     strbuf_add(&b->sb, "'/>\n");
-    strbuf_addf(&text, "network '%.128s' of the source is not mapped, '%.128s' is used", network,
-                fallback);
-    warn(b, text.data);
 }
 
 static void add_nics(struct builder *b)
@@ -426,10 +484,16 @@ static void add_other_devices(struct builder *b)
 static int build(struct builder *b, struct error *err)
 {
     b->uefi = strcmp(json_str(vm_of(b), "firmware"), "uefi") == 0;
-    strbuf_addf(&b->sb, "<domain type='%s'>\n", b->options->kvm ? "kvm" : "qemu");
-    if (add_identity(b, err) < 0 || add_size(b, err) < 0)
+    strbuf_addf(&b->sb, "<domain type='%s'>\n",
+                b->options->type == NULL ? "kvm" : b->options->type);
+    if (add_identity(b, err) < 0)
+        return -1;
+    if (b->options->origin != NULL)
+        add_origin(b);
+    if (add_size(b, err) < 0)
         return -1;
     add_firmware(b);
+    add_clock(b);
     strbuf_add(&b->sb, "  <devices>\n");
     if (add_disks(b, err) < 0)
         return -1;
