@@ -138,6 +138,24 @@ static const struct config_key hyper2kvm_keys[] = {
     {0},
 };
 
+static const struct config_key libvirt_keys[] = {
+    {"uri", CONFIG_STRING, KEY(libvirt, uri), "qemu:///system", 1, 1023, 0,
+     "libvirt that imports go to"},
+    {"allowed_uris", CONFIG_STRING_LIST, KEY(libvirt, allowed_uris), "", 0, 0, 0,
+     "further URIs that jobs may name"},
+    {"pool", CONFIG_STRING, KEY(libvirt, pool), "", 0, 255, 0,
+     "storage pool that images are copied into; empty: they are used where they are"},
+    {"network", CONFIG_STRING, KEY(libvirt, network), "default", 1, 255, 0,
+     "libvirt network of NICs whose network is not mapped; user: QEMU's own NAT"},
+    {"networks", CONFIG_STRING_LIST, KEY(libvirt, networks), "", 0, 0, 0,
+     "source networks: '<name>=network:<name>', '<name>=bridge:<name>', '<name>=user'"},
+    {"domain_type", CONFIG_STRING, KEY(libvirt, domain_type), "auto", 1, 8, 0,
+     "kvm, qemu (emulated), auto: kvm where the host has it"},
+    {"timeout", CONFIG_DURATION_MS, KEY(libvirt, timeout_ms), "30s", 1000, 600000, 0,
+     "libvirt that does not answer for so long is given up, the task tried again later"},
+    {0},
+};
+
 static const struct config_key webhooks_keys[] = {
     {"enabled", CONFIG_BOOL, KEY(webhooks, enabled), "true", 0, 0, 0, "send webhooks"},
     {"allow_private", CONFIG_BOOL, KEY(webhooks, allow_private), "false", 0, 0, 0,
@@ -218,6 +236,7 @@ const struct config_table config_tables[] = {
     {"secrets", secrets_keys, sizeof(struct secrets_config), NULL},
     {"export", export_keys, sizeof(struct export_config), NULL},
     {"hyper2kvm", hyper2kvm_keys, sizeof(struct hyper2kvm_config), NULL},
+    {"libvirt", libvirt_keys, sizeof(struct libvirt_config), NULL},
     {"webhooks", webhooks_keys, sizeof(struct webhooks_config), "endpoints"},
     {"security", security_keys, sizeof(struct security_config), NULL},
     {"metrics", metrics_keys, sizeof(struct metrics_config), NULL},

@@ -78,6 +78,16 @@ struct hyper2kvm_config { /* section "hyper2kvm" */
     int64_t stuck_after_ms; /* no output, no growing file for so long: hyper2kvm hangs */
 };
 
+struct libvirt_config {              /* section "libvirt" */
+    char *uri;                       /* where domains are defined */
+    struct config_list allowed_uris; /* others that jobs may name: a URI can start programs */
+    char *pool;                      /* images are copied into it; "": used where they are */
+    char *network;                   /* libvirt network of what networks does not map; "user" */
+    struct config_list networks;     /* "<source network>=bridge:<name>" ... */
+    char *domain_type;               /* auto | kvm | qemu */
+    int64_t timeout_ms;              /* a libvirtd that is silent for so long is given up */
+};
+
 struct webhooks_config { /* section "webhooks"; endpoints[] is read as JSON */
     bool enabled;
     bool allow_private; /* loopback and private targets, e.g. for tests */

@@ -82,26 +82,46 @@ int store_end(struct db *db, bool own, int rc, struct error *err)
 
 /* ---- submit ---- */
 
+struct task_row {
+    int ordinal;
+    const char *kind;
+    const json_t *spec;
+};
+
 static int insert_task(struct db *db, const struct job_submission *s, const char *job_id,
-                       int ordinal, const json_t *spec_json, struct error *err)
+                       const struct task_row *task, struct error *err)
 {
-    bool conversion = ordinal > 0;
-    bool sourceless = conversion || s->any_exporter;
-    autofree char *spec = json_text(spec_json);
+    bool later = task->ordinal > 0;
+    bool bridge = later || s->bridge; /* what comes behind an export is its work */
+    autofree char *spec = json_text(task->spec);
     char id[ID_SIZE];
     char number[NUMBER_SIZE];
     char priority[NUMBER_SIZE];
 
     id_new("task", id);
-    (void)snprintf(number, sizeof number, "%d", ordinal);
+    (void)snprintf(number, sizeof number, "%d", task->ordinal);
     (void)snprintf(priority, sizeof priority, "%" PRIu32, s->priority);
     return db_exec(db, INSERT_TASK,
-                   DB_PARAMS(id, job_id, number, conversion ? "convert" : s->kind,
-                             conversion ? "bridge" : "exporter", sourceless ? "" : s->provider_kind,
-                             s->any_exporter ? "" : s->provider, spec, priority,
-                             conversion ? "blocked" : "queued",
-                             conversion || s->volume == NULL ? "" : s->volume),
+                   DB_PARAMS(id, job_id, number, task->kind, bridge ? "bridge" : "exporter",
+                             bridge || s->any_exporter ? "" : s->provider_kind,
+                             s->bridge || s->any_exporter ? "" : s->provider, spec, priority,
+                             later ? "blocked" : "queued",
+                             later || s->volume == NULL ? "" : s->volume),
                    NULL, err);
+}
+
+static int insert_tasks(struct db *db, const struct job_submission *s, const char *job_id,
+                        struct error *err)
+{
+    const struct task_row rows[] = {{0, s->kind, s->export_spec},
+                                    {1, "convert", s->convert_spec},
+                                    {2, "import", s->import_spec}};
+
+    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
+        if (rows[i].spec != NULL && insert_task(db, s, job_id, &rows[i], err) < 0)
+            return -1;
+    }
+    return 0;
 }
 
 /* Nothing was inserted: which of the two unique rules said no? */
@@ -177,9 +197,7 @@ static int submit(struct db *db, const struct job_submission *s, const char *id,
     }
     (void)snprintf(row.job_id, sizeof row.job_id, "%s", id);
     (void)snprintf(out_id, 64, "%s", id);
-    if (insert_task(db, s, id, 0, s->export_spec, err) < 0)
-        return -1;
-    if (s->convert_spec != NULL && insert_task(db, s, id, 1, s->convert_spec, err) < 0)
+    if (insert_tasks(db, s, id, err) < 0)
         return -1;
     return store_history(db,
                          &(struct store_line){.job_id = row.job_id,

@@ -12,7 +12,7 @@
 struct job_submission {
     const char *id; /* NULL: generated */
     const char *name;
-    const char *kind;     /* "export" | "verify" | "cleanup" */
+    const char *kind;     /* "export" | "verify" | "cleanup" | "import" ... */
     const char *provider; /* instance */
     const char *provider_kind;
     const char *vm_path;
@@ -20,11 +20,13 @@ struct job_submission {
     /* The task works on files that exist and needs no source: any exporter that reaches the volume
      * may have it, and its lease carries no provider. */
     bool any_exporter;
+    bool bridge;        /* like that, but the first task is the bridge's */
     const char *volume; /* that must be reached; NULL: any */
     const char *format;
     const json_t *definition;   /* canonical, secrets removed */
     const json_t *export_spec;  /* of the first task, whose kind is the job's (docs/tasks.md) */
     const json_t *convert_spec; /* NULL: no conversion task */
+    const json_t *import_spec;  /* NULL: no import behind the conversion */
     uint32_t priority;
     uint32_t max_attempts;
     int64_t retry_initial_ms; /* back-off after errors; doubles up to retry_max_ms */

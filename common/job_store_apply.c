@@ -280,6 +280,9 @@ static int store_effects(struct db *db, const struct store_row *row,
     if (exported && (store_export(db, row, event->result, err) < 0 ||
                      store_next_spec(db, row, event->result, err) < 0))
         return -1;
+    if (strcmp(row->task_kind, "convert") == 0 && d->row.task == TASK_DONE &&
+        store_converted(db, row, event->result, err) < 0)
+        return -1;
     if (strcmp(row->task_kind, "cleanup") == 0 && event->result != NULL &&
         store_cleanup(db, event->result, err) < 0)
         return -1;

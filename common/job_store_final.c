@@ -38,6 +38,9 @@ static const char UPDATE_POINT_DISKS[] =
 static const char COMPLETE_SPEC[] = "UPDATE tasks SET volume = $2, spec = spec || $3::jsonb WHERE "
                                     "job_id = $1 AND state = 'blocked'";
 
+static const char ADD_TO_SPEC[] = "UPDATE tasks SET spec = spec || $2::jsonb WHERE job_id = $1"
+                                  " AND state = 'blocked'";
+
 static const char QUEUE_NEXT[] =
     "UPDATE tasks SET state = 'queued', not_before = now(), updated_at = now() WHERE id ="
     " (SELECT id FROM tasks WHERE job_id = $1 AND state = 'blocked' ORDER BY ordinal LIMIT 1)";
@@ -48,11 +51,12 @@ static const char CANCEL_LATER[] =
 
 static const char INSERT_RELEASE[] =
     "INSERT INTO tasks (id, kind, class, role, provider_kind, provider, volume, spec, priority)"
-    " SELECT $2, 'release', 'control', 'exporter', t.provider_kind, t.provider,"
+    " SELECT $2, 'release', 'control', t.role, t.provider_kind, t.provider,"
     " CASE WHEN coalesce(j.cancel_discard, false) THEN t.volume ELSE '' END,"
     " jsonb_build_object('task_id', t.id, 'keep', false, 'discard',"
     "   coalesce(j.cancel_discard, false), 'output_path', coalesce(j.output_path, '')), 90"
-    " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1 AND t.kind = 'export'"
+    " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1 AND t.kind IN ('export', "
+    "'import')"
     " AND EXISTS (SELECT 1 FROM task_records r WHERE r.task_id = t.id)";
 
 /* The job may be deleted before a worker comes: the release has records of its own. */
@@ -150,6 +154,22 @@ int store_next_spec(struct db *db, const struct store_row *row, const json_t *re
         db, COMPLETE_SPEC,
         DB_PARAMS(row->job_id, json_str(json_object_get(result, "export"), "volume"), text), NULL,
         err);
+}
+
+int store_converted(struct db *db, const struct store_row *row, const json_t *result,
+                    struct error *err)
+{
+    const json_t *conversion = json_object_get(result, "conversion");
+    auto_json *more = json_object();
+    autofree char *text = NULL;
+
+    json_set_text(more, "disk_format", json_str(conversion, "format"));
+    json_put(more, "guest_fixed",
+             json_boolean(json_is_true(json_object_get(conversion, "guest_fixed"))));
+    if (json_is_array(json_object_get(conversion, "output_files")))
+        json_put(more, "disks", json_incref(json_object_get(conversion, "output_files")));
+    text = json_text(more);
+    return db_exec(db, ADD_TO_SPEC, DB_PARAMS(row->job_id, text), NULL, err);
 }
 
 int store_release_next(struct db *db, const struct store_row *row, struct error *err)

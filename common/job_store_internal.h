@@ -51,6 +51,9 @@ MUST_CHECK int store_points(struct db *db, const json_t *result, struct error *e
 /* What waits behind the export learns where its files are. */
 MUST_CHECK int store_next_spec(struct db *db, const struct store_row *row, const json_t *result,
                                struct error *err);
+/* What waits behind the conversion learns what it made. */
+MUST_CHECK int store_converted(struct db *db, const struct store_row *row, const json_t *result,
+                               struct error *err);
 MUST_CHECK int store_release_next(struct db *db, const struct store_row *row, struct error *err);
 /* A control task that takes away what the dead task's records name; nothing without records. */
 MUST_CHECK int store_release_task(struct db *db, const struct store_row *row, struct error *err);

@@ -10,6 +10,7 @@
 #include <errno.h>
 #include <string.h>
 
+#include "common/autos.h"
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/worker_internal.h"
@@ -124,11 +125,20 @@ static void describe(const struct worker *worker, Hypersdk__V1__LeaseRequest *bo
     body->version = (char *)(uintptr_t)HYPERSDK_VERSION;
 }
 
+static char *capabilities_of(const struct worker *worker)
+{
+    const struct worker_description *d = &worker->description;
+    auto_json *now = d->capabilities_now == NULL ? NULL : d->capabilities_now(d->arg);
+
+    return now == NULL ? xstrdup(worker->capabilities) : json_text(now);
+}
+
 static int lease(const struct slot *slot, bus_envelope **out, struct error *err)
 {
     const struct worker_description *d = &slot->worker->description;
     char *kinds[WORKER_KINDS_MAX];
     CLEANUP(worker_volumes_release) struct worker_volumes volumes = {0};
+    autofree char *capabilities = capabilities_of(slot->worker);
     struct bus_envelope_store store;
     Hypersdk__V1__LeaseRequest body;
     bus_envelope envelope;
@@ -146,7 +156,7 @@ static int lease(const struct slot *slot, bus_envelope **out, struct error *err)
     body.n_volumes = volumes.count;
     body.slot = slot->number;
     body.slots_total = slot->total;
-    body.capabilities_json = slot->worker->capabilities;
+    body.capabilities_json = capabilities;
     bus_envelope_init(&envelope, &store, slot->worker->instance, NULL);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_LEASE_REQUEST;
     envelope.lease_request = &body;

@@ -51,8 +51,11 @@ struct worker_description { /* texts, kinds, bases and arg live as long as the p
     uint32_t control_slots;
     const struct config_list *bases; /* announced as volumes: .hypersdk-volume is made if missing */
     json_t *capabilities;            /* capability record; read by worker_run only */
-    void (*tick)(void *arg);         /* every WORKER_PROGRESS_MS, quick; may be NULL */
-    void *arg;                       /* for run() and tick() */
+    /* Or one that changes: asked before every lease request, from slot threads, quick. New
+     * reference. */
+    json_t *(*capabilities_now)(void *arg);
+    void (*tick)(void *arg); /* every WORKER_PROGRESS_MS, quick; may be NULL */
+    void *arg;               /* for run() and tick() */
 };
 
 /* Returns after service_stopping() and the drain: running tasks are asked to stop, yielded or

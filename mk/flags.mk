@@ -3,7 +3,7 @@ ifeq ($(origin CC),default)
 CC := gcc
 endif
 PKGS := libprotobuf-c libmicrohttpd libpq hiredis libcurl libxml-2.0 yaml-0.1 jansson \
-        libsodium libisal libdeflate libzstd libssl libcrypto libssh zlib
+        libsodium libisal libdeflate libzstd libssl libcrypto libssh libvirt zlib
 # Foreign headers as system headers: their warnings are not ours. Asked for once, at first use:
 # `make demo` on a fresh machine installs these packages before it compiles.
 PKG_CFLAGS = $(eval PKG_CFLAGS := $(patsubst -I%,-isystem %,$(shell pkg-config --cflags $(PKGS))))$(PKG_CFLAGS)

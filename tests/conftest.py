@@ -7,6 +7,7 @@ import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tests.harness.libvirtd import Libvirtd  # noqa: E402
 from tests.harness.stores import Postgres  # noqa: E402
 from tests.harness.suite import Suite  # noqa: E402
 from tests.harness.targets import Sshd, Swift, missing  # noqa: E402
@@ -96,3 +97,16 @@ def sshd(tmp_path):
         yield server.start()
     finally:
         server.stop()
+
+
+@pytest.fixture
+def libvirtd():
+    """A private qemu:///session daemon with a storage pool."""
+    if missing(*Libvirtd.PROGRAMS):
+        pytest.skip(f"not installed: {missing(*Libvirtd.PROGRAMS)}")
+    pytest.importorskip("libvirt", reason="python3-libvirt is not installed")
+    daemon = Libvirtd()
+    try:
+        yield daemon.start_with_pool()
+    finally:
+        daemon.remove()

@@ -32,7 +32,8 @@ int handle_job_retry(struct call *call, struct error *err);
 int handle_job_bandwidth(struct call *call, struct error *err);
 
 /* handlers_job_query.c */
-int handle_job_query(struct call *call, struct error *err); /* GET by parameters, POST by body */
+int handle_job_query(struct call *call, struct error *err);   /* GET by parameters, POST by body */
+int handle_import_list(struct call *call, struct error *err); /* the same, imports only */
 
 /* handlers_job_views.c; {id} in the path except for stats */
 int handle_job_get(struct call *call, struct error *err);
@@ -60,6 +61,9 @@ int handle_export_cleanup(struct call *call, struct error *err); /* 202 with a j
 int handle_cleanup_schedule_get(struct call *call, struct error *err);
 int handle_cleanup_schedule_put(struct call *call, struct error *err);
 int handle_cleanup_schedule_delete(struct call *call, struct error *err);
+
+/* handlers_imports.c */
+int handle_import(struct call *call, struct error *err); /* 202 with a job */
 
 /* handlers_vms.c; ROUTE_SLOW */
 int handle_vm_list(struct call *call, struct error *err); /* GET by parameters, POST by body */

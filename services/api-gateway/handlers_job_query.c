@@ -45,9 +45,9 @@ static const struct field parameter_fields[] = {
     {0},
 };
 
-/* Filters $1..$7: ids, statuses, provider, vm, submitted_by, since, until. Several forms of one
- * statement, so that each has an index to go by whatever the plan's parameters are: given ids, one
- * VM, jobs that are not finished, one provider, and the rest in order. */
+/* Filters $1..$8: ids, statuses, provider, vm, submitted_by, since, until, kind. Several forms of
+ * one statement, so that each has an index to go by whatever the plan's parameters are: given ids,
+ * one VM, jobs that are not finished, one provider, and the rest in order. */
 #define IN_LIST(column, n) column " = ANY (ARRAY(SELECT jsonb_array_elements_text(" n "::jsonb)))"
 #define IS_VM              "(j.vm_path = $4::text OR j.vm_name = $4::text)"
 #define FILTERS                                                                               \
@@ -57,15 +57,16 @@ static const struct field parameter_fields[] = {
                           " AND ($4::text IS NULL OR " IS_VM ")"                              \
                           " AND ($5::text IS NULL OR j.submitted_by = $5)"                    \
                           " AND ($6::timestamptz IS NULL OR j.created_at >= $6::timestamptz)" \
-                          " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"
+                          " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"  \
+                          " AND ($8::text IS NULL OR j.kind = $8)"
 #define FROM_JOBS(condition) " FROM jobs j WHERE ($1::jsonb IS NULL OR true) AND " condition FILTERS
 #define BY_IDS               FROM_JOBS(IN_LIST("j.id", "$1"))
 #define BY_VM                FROM_JOBS(IS_VM)
 #define BY_ACTIVE            FROM_JOBS("j.status IN ('pending','running','paused','cancelling')")
 #define BY_PROVIDER          FROM_JOBS("j.provider = $3::text")
 #define BY_ORDER             FROM_JOBS("true")
-#define NEWEST               " AND ($8::bigint IS NULL OR j.seq < $8) ORDER BY j.seq DESC LIMIT $9 OFFSET $10"
-#define OLDEST               " AND ($8::bigint IS NULL OR j.seq > $8) ORDER BY j.seq LIMIT $9 OFFSET $10"
+#define NEWEST               " AND ($9::bigint IS NULL OR j.seq < $9) ORDER BY j.seq DESC LIMIT $10 OFFSET $11"
+#define OLDEST               " AND ($9::bigint IS NULL OR j.seq > $9) ORDER BY j.seq LIMIT $10 OFFSET $11"
 #define COUNT(form)          "SELECT count(*) FROM (SELECT 1" form " LIMIT 10001) few"
 static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNT");
 #define FORM(form)                                                                        \
@@ -84,6 +85,7 @@ struct job_query {
     json_t *statuses; /* array of stored states; NULL: any */
     bool active;      /* only states of jobs that are not finished */
     bool oldest_first;
+    const char *kind; /* NULL: any */
     struct page page;
     char cursor[NUMBER_TEXT]; /* "" = from the start */
 };
@@ -266,12 +268,13 @@ static int run_query(struct call *call, const struct job_query *query, json_t *a
                             field_text(c, "submitted_by", NULL),
                             field_text(c, "since", NULL),
                             field_text(c, "until", NULL),
+                            query->kind,
                             query->cursor[0] == '\0' ? NULL : query->cursor,
                             limit,
                             offset};
     if (db_exec(call->db, query->oldest_first ? forms[form].oldest : forms[form].newest, params,
                 ARRAY_LEN(params), &rows, err) < 0 ||
-        db_exec(call->db, forms[form].count, params, 7, &total, err) < 0)
+        db_exec(call->db, forms[form].count, params, 8, &total, err) < 0)
         return -1;
     add_page(call, query, rows, answer);
     add_total(db_i64(total, 0, 0), answer);
@@ -297,9 +300,9 @@ static int add_single(const struct job_query *query, json_t *answer, struct erro
     return 0;
 }
 
-int handle_job_query(struct call *call, struct error *err)
+static int answer_query(struct call *call, const char *kind, struct error *err)
 {
-    CLEANUP(job_query_release) struct job_query query = {0};
+    CLEANUP(job_query_release) struct job_query query = {.kind = kind};
     auto_json *answer = json_object();
 
     if (read_query(call, &query, err) < 0 || run_query(call, &query, answer, err) < 0 ||
@@ -308,4 +311,14 @@ int handle_job_query(struct call *call, struct error *err)
     json_set_now(answer, "timestamp");
     call_answer_json(call, 200, STEAL(answer));
     return 0;
+}
+
+int handle_job_query(struct call *call, struct error *err)
+{
+    return answer_query(call, NULL, err);
+}
+
+int handle_import_list(struct call *call, struct error *err)
+{
+    return answer_query(call, "import", err);
 }

@@ -63,7 +63,7 @@ static int inventory_name(struct call *call, const char *provider, const char *v
 static struct submit_settings settings_of(struct call *call)
 {
     return (struct submit_settings){&call->gateway->bases, &call->gateway->hyper2kvm,
-                                    &call->gateway->retry};
+                                    &call->gateway->libvirt, &call->gateway->retry};
 }
 
 int submit_element(struct call *call, const json_t *element, struct submit_request **out,

@@ -274,18 +274,25 @@ static json_t *features_of_build(void)
     return features;
 }
 
-/* One worker's record (docs/tasks.md, "Capability record") into the sums. */
-static void add_record(const json_t *record, json_t *methods, json_t *formats, json_t *features)
+static void add_features(const json_t *record, json_t *features)
 {
     const char *name;
     json_t *value;
-    size_t i;
 
     json_object_foreach(json_object_get(record, "features"), name, value)
     {
         if (json_is_true(value))
             (void)json_object_set(features, name, value);
     }
+}
+
+/* One worker's record (docs/tasks.md, "Capability record") into the sums. */
+static void add_record(const json_t *record, json_t *methods, json_t *formats, json_t *features)
+{
+    json_t *value;
+    size_t i;
+
+    add_features(record, features);
     json_array_foreach(json_object_get(record, "formats"), i, value)
     {
         if (json_is_string(value) && word_in(json_string_value(value), submit_formats))
@@ -361,6 +368,7 @@ int handle_capabilities(struct call *call, struct error *err)
             continue;
         }
         (void)json_object_set_new(features, "conversion", json_true());
+        add_features(record, features);
         (void)json_array_append_new(conversion, json_incref(record));
     }
     (void)json_object_set_new(methods, "auto",

@@ -81,8 +81,6 @@ static const struct route later[] = {
     LATER("POST", "/convert/vm"),
     LATER_BOTH("GET", "/convert/list", "/api/v1/conversions"),
     LATER_BOTH("GET", "/convert/status", "/api/v1/conversions/{id}"),
-    LATER_BOTH("POST", "/import-to-kvm", "/api/v1/imports"),
-    LATER("POST", "/import/kvm"),
     LATER_BOTH("GET", "/vmdk/parse", "/api/v1/disks/inspect"),
     LATER("GET", "/parse-vmdk"),
     LATER_BOTH("POST", "/api/workflow/manifest/submit", "/api/v1/manifests"),

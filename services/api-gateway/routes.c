@@ -57,6 +57,12 @@ const struct route routes[] = {
     {"DELETE", "/api/v1/exports/cleanup/schedule", "settings.manage", "cleanup.unschedule", "deleteCleanupSchedule", 0, handle_cleanup_schedule_delete},
     {"GET", "/api/v1/evidence/public-key", "job.view", "evidence.key", "getEvidenceKey", 0, handle_evidence_key},
 
+    /* into libvirt */
+    {"POST", "/import-to-kvm", "convert.run", "import.create", "importToKvm", ROUTE_SHORT, handle_import},
+    {"POST", "/import/kvm", "convert.run", "import.create", "importToKvm", ROUTE_SHORT, handle_import},
+    {"POST", "/api/v1/imports", "convert.run", "import.create", "importToKvm", 0, handle_import},
+    {"GET", "/api/v1/imports", "job.view", "import.list", "listImports", 0, handle_import_list},
+
     /* VMs */
     {"GET", "/vms/list", "vm.list", "vm.list", "listVms", ROUTE_SLOW | ROUTE_SHORT, handle_vm_list},
     {"GET", "/api/v1/vms", "vm.list", "vm.list", "listVms", ROUTE_SLOW, handle_vm_list},

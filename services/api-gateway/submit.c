@@ -11,6 +11,7 @@
 #include "common/json.h"
 #include "common/paths.h"
 #include "common/upload_url.h"
+#include "libvirt_wish.h"
 
 #define HOUR_MS            3600000
 #define DAY_MS             (UINT64_C(24) * HOUR_MS)
@@ -91,7 +92,7 @@ static const struct field job_fields[] = {
     LATER("stream_upload", "false"),
     OBJECT("encrypt"),
     LATER("cleanup", ""),
-    LATER("libvirt", ""),
+    OBJECT("libvirt"),
     LATER("pre_hooks", "[]"),
     LATER("post_hooks", "[]"),
     LATER("template", ""),
@@ -114,6 +115,12 @@ static const struct field conversion_fields[] = {
     OBJECT("stages"),
     TEXT("target_format", 16),
     DURATION("timeout", 1000, UINT64_C(48) * HOUR_MS),
+    {0},
+};
+
+static const struct field libvirt_fields[] = {
+    BOOL("define"),
+    LIBVIRT_WISH_FIELDS,
     {0},
 };
 
@@ -321,6 +328,30 @@ static int check_conversion(const json_t *job, struct field_problem *problem, st
     return check_word("hyper2kvm_integration.target_format", target, targets, none, problem, err);
 }
 
+/* Naming where it goes asks for it. */
+static bool wants_import(const json_t *job)
+{
+    const json_t *wish = json_object_get(job, "libvirt");
+
+    return wish != NULL && field_bool(wish, "define", true);
+}
+
+static int check_import(const struct submit_settings *settings, const json_t *job,
+                        struct field_problem *problem, struct error *err)
+{
+    const json_t *conversion = json_object_get(job, "hyper2kvm_integration");
+
+    if (!wants_import(job))
+        return 0;
+    if (!field_bool(conversion, "enabled", false) ||
+        !field_bool(conversion, "auto_convert", true)) {
+        return field_fail(problem, 422, "libvirt", err, ERR_INVALID,
+                          "'libvirt' needs a conversion: set 'hyper2kvm_integration.enabled'");
+    }
+    return libvirt_wish_check(settings->libvirt, json_object_get(job, "libvirt"), "libvirt.",
+                              problem, err);
+}
+
 /* force_full asks for an export that later ones go on from as well: one that goes on from nothing.
  */
 static bool wants_restore_point(const json_t *job)
@@ -447,6 +478,7 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
         canonical_member(job, "hyper2kvm_integration", "hyper2kvm_integration.", conversion_fields,
                          problem, err) < 0 ||
         canonical_member(job, "encrypt", "encrypt.", encrypt_fields, problem, err) < 0 ||
+        canonical_member(job, "libvirt", "libvirt.", libvirt_fields, problem, err) < 0 ||
         canonical_member(job, "retry", "retry.", retry_fields, problem, err) < 0)
         return -1;
     conversion = json_object_get(job, "hyper2kvm_integration");
@@ -462,9 +494,10 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
                    err) < 0 ||
         check_id(field_text(job, "id", NULL), problem, err) < 0 ||
         bandwidth_check(job, problem, err) < 0 || check_retry(settings, job, problem, err) < 0 ||
-        check_conversion(job, problem, err) < 0 || check_incremental(job, problem, err) < 0 ||
-        check_compression(job, problem, err) < 0 || check_upload(job, problem, err) < 0 ||
-        check_encrypt(job, problem, err) < 0 || check_free_size(job, problem, err) < 0)
+        check_conversion(job, problem, err) < 0 || check_import(settings, job, problem, err) < 0 ||
+        check_incremental(job, problem, err) < 0 || check_compression(job, problem, err) < 0 ||
+        check_upload(job, problem, err) < 0 || check_encrypt(job, problem, err) < 0 ||
+        check_free_size(job, problem, err) < 0)
         return -1;
     *out = STEAL(job);
     return 0;
@@ -580,6 +613,19 @@ static json_t *convert_spec_of(const struct submit_settings *settings,
     return spec;
 }
 
+/* The scheduler adds what export and conversion made. */
+static json_t *import_spec_of(const struct submit_settings *settings,
+                              const struct submit_request *request)
+{
+    json_t *spec = json_object();
+
+    json_set_text(spec, "job_id", request->id);
+    (void)json_object_set_new(
+        spec, "libvirt",
+        libvirt_wish_spec(settings->libvirt, json_object_get(request->definition, "libvirt")));
+    return spec;
+}
+
 static void fill_submission(const struct submit_settings *settings, struct submit_request *request)
 {
     struct job_submission *s = &request->submission;
@@ -627,6 +673,10 @@ int submit_parse(const struct submit_settings *settings, const json_t *element, 
         request->convert_spec = convert_spec_of(settings, request);
         request->submission.convert_spec = request->convert_spec;
     }
+    if (wants_import(job)) {
+        request->import_spec = import_spec_of(settings, request);
+        request->submission.import_spec = request->import_spec;
+    }
     *out = STEAL(request);
     return 0;
 }
@@ -638,6 +688,7 @@ void submit_request_free(struct submit_request *request)
     json_decref(request->definition);
     json_decref(request->export_spec);
     json_decref(request->convert_spec);
+    json_decref(request->import_spec);
     free(request->output_path);
     free(request);
 }

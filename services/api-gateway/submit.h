@@ -20,6 +20,7 @@
 struct submit_settings { /* what the configuration says; borrowed */
     const struct config_list *bases;
     const struct hyper2kvm_config *hyper2kvm;
+    const struct libvirt_config *libvirt;
     const struct retry_config *retry;
 };
 
@@ -38,6 +39,7 @@ struct submit_request {
     json_t *definition;
     json_t *export_spec;
     json_t *convert_spec;
+    json_t *import_spec;
     char *output_path;
     char id[64];
 };

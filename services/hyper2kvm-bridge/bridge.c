@@ -5,10 +5,12 @@
 
 #include "common/autos.h"
 #include "convert.h"
+#include "services/hyper2kvm-bridge/libvirt/import.h"
 #include "stage.h"
 
 static struct {
     struct bus_config bus;
+    struct daemon_config daemon;
     struct export_config export;
     struct bridge bridge;
 } state;
@@ -39,11 +41,15 @@ static int bridge_configure(const struct config_file *file, struct strbuf *probl
                             struct error *err)
 {
     if (config_section(file, "bus", &state.bus, problems, err) < 0 ||
+        config_section(file, "daemon", &state.daemon, problems, err) < 0 ||
         config_section(file, "export", &state.export, problems, err) < 0 ||
-        config_section(file, "hyper2kvm", &state.bridge.hyper2kvm, problems, err) < 0)
+        config_section(file, "hyper2kvm", &state.bridge.hyper2kvm, problems, err) < 0 ||
+        config_section(file, "libvirt", &state.bridge.libvirt, problems, err) < 0)
         return -1;
     if (check(&state.bridge.hyper2kvm, problems) < 0)
         return error_set(err, ERR_INVALID, "section hyper2kvm is not usable");
+    if (import_check_config(&state.bridge.libvirt, problems) < 0)
+        return error_set(err, ERR_INVALID, "section libvirt is not usable");
     if (state.bridge.bases.count > 0)
         return 0; /* a reload: directories stay as they were */
     add_path(&state.bridge.bases, state.export.base_path);
@@ -55,30 +61,45 @@ static int bridge_configure(const struct config_file *file, struct strbuf *probl
     return 0;
 }
 
+/* Asked before every lease request: libvirt comes and goes. */
+static json_t *capabilities(void *arg)
+{
+    const struct bridge *bridge = arg;
+    json_t *libvirt = import_probe_record();
+    bool available = json_is_true(json_object_get(libvirt, "available"));
+
+    return json_pack("{s:[s,s,s], s:s, s:o, s:{s:b}}", "paths", "queue", "direct", "builtin",
+                     "fallback", bridge->hyper2kvm.fallback, "libvirt", libvirt, "features",
+                     "libvirt_import", available ? 1 : 0);
+}
+
 static int bridge_run(struct service *service, struct error *err)
 {
-    static const struct worker_kind kinds[] = {{"convert", false, convert_run}};
-    auto_json *capabilities = json_pack("{s:[s,s,s], s:s}", "paths", "queue", "direct", "builtin",
-                                        "fallback", state.bridge.hyper2kvm.fallback);
+    static const struct worker_kind kinds[] = {
+        {"convert", false, convert_run},
+        {"import", false, import_run},
+        {"release", true, import_release_run},
+    };
     struct worker_description description = {
         .role = "bridge",
         .provider = "",
         .kinds = kinds,
         .kind_count = ARRAY_LEN(kinds),
         .transfer_slots = state.export.concurrent_exports,
-        .control_slots = 0,
+        .control_slots = state.daemon.workers,
         .bases = &state.bridge.reach,
-        .capabilities = capabilities,
+        .capabilities_now = capabilities,
         .arg = &state.bridge,
     };
 
     stage_sweep(state.bridge.hyper2kvm.output_dir);
+    import_probe_start(&state.bridge.libvirt);
     return worker_run(service, &state.bus, &description, err);
 }
 
 const struct service_description bridge_description = {
     .name = "hyper2kvm-bridge",
-    .purpose = "converts exports for KVM: hyper2kvm's queue or program, or built-in",
+    .purpose = "converts exports for KVM and imports them into libvirt",
     .admin_key = "hyper2kvm_bridge",
     .configure = bridge_configure,
     .run = bridge_run,

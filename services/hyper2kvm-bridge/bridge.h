@@ -1,4 +1,5 @@
-/* The bridge process: the worker loop around the task kind "convert" (docs/tasks.md). */
+/* The bridge process: the worker loop around the task kinds "convert" and "import"
+ * (docs/tasks.md). */
 #ifndef BRIDGE_BRIDGE_H
 #define BRIDGE_BRIDGE_H
 
@@ -8,6 +9,7 @@
 
 struct bridge { /* one per process; read-only while tasks run */
     struct hyper2kvm_config hyper2kvm;
+    struct libvirt_config libvirt;
     struct config_list bases; /* where exports lie: base_path, then allowed_paths */
     struct config_list reach; /* announced as volumes: the bases and output_dir */
 };

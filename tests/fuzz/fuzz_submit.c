@@ -15,13 +15,15 @@ static char base[] = "/exports";
 static char *base_items[] = {base};
 static const struct config_list bases = {base_items, 1};
 static char format[] = "qcow2";
+static const struct libvirt_config libvirt = {.uri = (char[]){"qemu:///system"},
+                                              .pool = (char[]){""}};
 static const struct hyper2kvm_config hyper2kvm = {.default_format = format,
                                                   .job_timeout_ms = 3600000};
 static const struct retry_config retry = {3, 60000, 1800000};
 
 static void parse_one(const json_t *element)
 {
-    const struct submit_settings settings = {&bases, &hyper2kvm, &retry};
+    const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry};
     auto_submit_request *request = NULL;
     struct field_problem problem = {0};
     struct error err = ERROR_NONE;

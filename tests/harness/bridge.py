@@ -192,3 +192,28 @@ class Conversions:
         """Work areas that exist."""
         path = self.images / ".hypersdk-stage"
         return sorted(p.name for p in path.iterdir()) if path.exists() else []
+
+
+class Imports(Conversions):
+    """The same for jobs that consist of one import."""
+
+    def submit_import(self, max_attempts=1, job=None, **spec):
+        job = job or f"job-{uuid.uuid4().hex[:12]}"
+        self.suite.sql(
+            "WITH j AS (INSERT INTO jobs (id, kind, provider, vm_path, vm_name, definition,"
+            " max_attempts, retry_initial_ms, retry_max_ms)"
+            " VALUES (%s, 'import', '', 'vm', 'vm', '{}', %s, 200, 500) RETURNING id)"
+            " INSERT INTO tasks (id, job_id, kind, class, role, spec)"
+            " SELECT 'task-' || id, id, 'import', 'transfer', 'bridge', %s::jsonb FROM j",
+            job, max_attempts, json.dumps({"job_id": job, **spec}))
+        return job
+
+    def imported(self, job, deadline=60):
+        """What a job that completes says of its domain."""
+        self.wait(job, deadline=deadline)
+        return self.task(job)["result"]["libvirt_domain"]
+
+    def release(self, job):
+        """The release of a dead job's task."""
+        return self.suite.sql("SELECT * FROM tasks WHERE kind = 'release'"
+                              " AND spec->>'task_id' = %s", f"task-{job}")

@@ -15,11 +15,13 @@
 static char base[] = "/tmp/test-submit-XXXXXX";
 static char *base_items[] = {base};
 static const struct config_list bases = {base_items, 1};
+static const struct libvirt_config libvirt = {.uri = (char[]){"qemu:///system"},
+                                              .pool = (char[]){""}};
 static const struct hyper2kvm_config hyper2kvm = {.default_format = (char[]){"qcow2"},
                                                   .fallback = (char[]){"builtin"},
                                                   .job_timeout_ms = 3600000};
 static const struct retry_config retry = {3, 60000, 1800000};
-static const struct submit_settings settings = {&bases, &hyper2kvm, &retry};
+static const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry};
 
 /* Parses text as a body of one job; NULL and *problem, *err when refused. */
 static struct submit_request *parse(const char *text, struct field_problem *problem,
@@ -195,7 +197,6 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"encrypt\": {}, \"upload\": \"s3://bucket/x\"",
         "\"encrypt\": {}, \"format\": \"qcow2\", \"incremental\": true",
         "\"cleanup\": {}",
-        "\"libvirt\": {}",
         "\"pre_hooks\": [{}]",
         "\"post_hooks\": [{}]",
         "\"template\": \"t\"",
@@ -440,6 +441,35 @@ static void conversion_makes_a_second_task(void **state)
     assert_true(json_is_true(json_object_get(prepared->export_spec, "convert")));
 }
 
+static void libvirt_makes_a_third_task(void **state)
+{
+    static const struct refusal refusals[] = {
+        {"{\"vm\": \"a\", \"libvirt\": {}}", "libvirt", 422, ERR_INVALID, "needs a conversion"},
+        {"{\"vm\": \"a\", \"hyper2kvm_integration\": {\"enabled\": true}, \"libvirt\": {"
+         "\"uri\": \"qemu+ssh://h/?command=x\"}}",
+         "libvirt.uri", 422, ERR_DENIED, "allowed_uris"},
+        {"{\"vm\": \"a\", \"hyper2kvm_integration\": {\"enabled\": true}, \"libvirt\": {"
+         "\"if_exists\": \"kill\"}}",
+         "libvirt.if_exists", 400, ERR_INVALID, "fail, rename or replace"},
+        {"{\"vm\": \"a\", \"libvirt\": {\"hook\": 1}}", "libvirt.hook", 400, ERR_INVALID,
+         "unknown field"},
+    };
+    auto_submit_request *none = take("{\"vm\": \"a\", \"libvirt\": {\"define\": false}}");
+    auto_submit_request *request =
+        take("{\"vm\": \"a\", \"hyper2kvm_integration\": {\"enabled\": true}, \"libvirt\": {"
+             "\"pool\": \"p\", \"bridge\": \"br0\", \"autostart\": true}}");
+    const json_t *wish = json_object_get(request->submission.import_spec, "libvirt");
+
+    (void)state;
+    assert_null(none->submission.import_spec);
+    assert_non_null(request->submission.convert_spec);
+    assert_string_equal(json_str(wish, "uri"), "qemu:///system");
+    assert_string_equal(json_str(wish, "pool"), "p");
+    assert_string_equal(json_str(wish, "bridge"), "br0");
+    assert_true(json_is_true(json_object_get(wish, "autostart")));
+    check_refusals(refusals, ARRAY_LEN(refusals));
+}
+
 static void secrets_in_metadata_are_stored_nowhere(void **state)
 {
     auto_submit_request *request = take(
@@ -562,6 +592,7 @@ int main(void)
         cmocka_unit_test(one_delay_alone_moves_the_default_of_the_other),
         cmocka_unit_test(a_known_vm_name_names_the_directory),
         cmocka_unit_test(conversion_makes_a_second_task),
+        cmocka_unit_test(libvirt_makes_a_third_task),
         cmocka_unit_test(secrets_in_metadata_are_stored_nowhere),
         cmocka_unit_test(bodies_with_comments_are_yaml),
         cmocka_unit_test(batches_are_split),

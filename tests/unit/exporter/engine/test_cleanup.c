@@ -274,6 +274,20 @@ static void a_mark_or_a_running_job_guards(void **state)
     }
 }
 
+static void a_domain_that_uses_the_images_guards(void **state)
+{
+    autofree char *web = make_export("web", "exp-1");
+    struct error err = ERROR_NONE;
+
+    (void)state;
+    rescan(base);
+    write_text(web, ".hypersdk-domain", "job-1\n"); /* an import begins after the scan */
+    assert_fails(cleanup_remove(&list.items[0], base, &err), err, ERR_CONFLICT, "a domain uses");
+    rescan(base);
+    assert_string_equal(list.items[0].guarded, "in use by a domain");
+    assert_true(exists(web, "a.raw"));
+}
+
 static void a_restore_point_is_not_taken_from_its_users(void **state)
 {
     autofree char *first = make_export("web/exp-1", "exp-1");
@@ -355,6 +369,8 @@ int main(void)
         cmocka_unit_test_setup_teardown(what_is_preserved_used_or_written_stays, start, end),
         cmocka_unit_test_setup_teardown(only_what_export_json_names_goes, make_base, remove_base),
         cmocka_unit_test_setup_teardown(a_mark_or_a_running_job_guards, make_base, remove_base),
+        cmocka_unit_test_setup_teardown(a_domain_that_uses_the_images_guards, make_base,
+                                        remove_base),
         cmocka_unit_test_setup_teardown(a_restore_point_is_not_taken_from_its_users, make_base,
                                         remove_base),
         cmocka_unit_test_setup_teardown(a_removal_that_was_cut_short_is_finished, make_base,

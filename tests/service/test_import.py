@@ -1,0 +1,216 @@
+"""Imports into libvirt: real bridge, scheduler and PostgreSQL; libvirt's mock driver, which forgets
+everything with the bridge, and a real libvirtd with QEMU, where effects are read back."""
+import json
+import os
+import shutil
+import subprocess
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from tests.harness import images
+from tests.harness.bridge import Export, Imports
+from tests.harness.wait import wait_for
+
+BRIDGE = "hyper2kvm-bridge"
+ODD_NAME = "Straße \"5\" <web> & 'söhne'"
+
+
+@pytest.fixture
+def importer(make_suite):
+    """Function: scheduler and one bridge; settings go into the section libvirt."""
+
+    def make(**settings):
+        settings.setdefault("uri", "test:///default")
+        settings.setdefault("timeout", "5s")
+        suite = make_suite(services=["scheduler"], config={"libvirt": settings})
+        wait_for(lambda: suite.ready("scheduler"), 30, suite.tails)
+        suite.add(BRIDGE)
+        wait_for(lambda: suite.ready(BRIDGE), 30, suite.tails)
+        return Imports(suite)
+
+    return make
+
+
+@pytest.fixture
+def on_qemu(importer, libvirtd):
+    """Function: the same, into the private libvirtd's pool."""
+
+    def make(**settings):
+        settings = {"uri": libvirtd.uri, "pool": "images", "network": "user",
+                    "domain_type": "qemu", **settings}
+        return importer(**settings)
+
+    return make
+
+
+@pytest.fixture
+def export(tmp_path):
+    def make(**options):
+        return Export(tmp_path / "suite" / "exports", **options)
+
+    (tmp_path / "suite" / "exports").mkdir(parents=True)
+    return make
+
+
+def wait_available(c):
+    wait_for(lambda: c.suite[BRIDGE].events("libvirt_reachable"), 30, c.suite.tails)
+
+
+# ---- the mock driver ----
+
+
+def test_an_export_becomes_a_domain(importer, export):
+    c, e = importer(), export(disks=2, hints=[1, 0])
+    domain = c.imported(c.submit_import(manifest_path=str(e.manifest_path)))
+    assert (domain["name"], domain["state"], domain["type"]) == ("web-03", "shutoff", "test")
+    assert (domain["cpus"], domain["memory_mb"], domain["autostart"]) == (2, 1024, False)
+    assert domain["uuid"] == e.manifest["vm"]["uuid"]
+    assert [(d["file"], d["bus"], d["format"]) for d in domain["disks"]] == [
+        (str(e.images[1]), "scsi", "qcow2"), (str(e.images[0]), "scsi", "qcow2")]
+    assert [(n["mac"], n["source"]) for n in domain["nics"]] == [("00:50:56:aa:bb:01", "default")]
+    assert domain["in_place"] is True and domain["volumes"] == []
+    assert any("'VM Network' of the source is not mapped" in w for w in domain["warnings"])
+
+
+def test_images_alone_are_enough_with_a_word_about_the_machine(importer, export):
+    c, e = importer(), export(disks=2)
+    domain = c.imported(c.submit_import(disks=[str(i) for i in e.images], vm_name="mine", vcpus=3,
+                                        memory_mb=512, firmware="uefi",
+                                        libvirt={"network": "default", "start": True}))
+    assert (domain["name"], domain["cpus"], domain["memory_mb"]) == ("mine", 3, 512)
+    assert [d["bus"] for d in domain["disks"]] == ["sata", "sata"], "no word about controllers"
+    assert domain["state"] == "running" and domain["warnings"] == [
+        w for w in domain["warnings"] if "UEFI" in w]
+
+
+def test_networks_go_where_the_map_or_the_job_says(importer, export):
+    c = importer(networks=["VM Network=bridge:br7", "other=network:nat"])
+    e = export(manifest={"nics": [{"id": f"nic-{i}", "mac": f"00:50:56:aa:bb:0{i}", "network": n}
+                                  for i, n in enumerate(["VM Network", "other", "third"])]})
+    domain = c.imported(c.submit_import(manifest_path=str(e.manifest_path)))
+    assert [(n["type"], n["source"]) for n in domain["nics"]] == [
+        ("bridge", "br7"), ("network", "nat"), ("network", "default")]
+    domain = c.imported(c.submit_import(manifest_path=str(e.manifest_path), vm_name="b",
+                                        libvirt={"bridge": "br9"}))
+    assert {(n["type"], n["source"]) for n in domain["nics"]} == {("bridge", "br9")}
+
+
+def test_a_taken_name_is_a_clear_failure_unless_told_otherwise(importer, export):
+    c, e = importer(), export()
+    wait_available(c)  # its connection keeps the mock driver's domains
+    spec = {"manifest_path": str(e.manifest_path)}
+    first = c.imported(c.submit_import(**spec))
+    code, text = c.failure(c.submit_import(**spec))
+    assert code == "conflict" and "'web-03' exists already" in text and "if_exists" in text
+    renamed = c.imported(c.submit_import(**spec, libvirt={"if_exists": "rename"}))
+    assert renamed["name"] == "web-03-2" and renamed["uuid"] != first["uuid"]
+    assert any("a new one is used" in w for w in renamed["warnings"])
+    replaced = c.imported(c.submit_import(**spec, memory_mb=256, libvirt={"if_exists": "replace"}))
+    assert replaced["uuid"] == first["uuid"] and replaced["replaced"] is True
+    assert replaced["memory_mb"] == 256
+    code, text = c.failure(c.submit_import(vm_name="test", **spec,
+                                           libvirt={"if_exists": "replace"}))
+    assert code == "conflict" and "not imported by this suite" in text
+    c.imported(c.submit_import(vm_name="web-03-2", **spec,
+                               libvirt={"if_exists": "replace", "start": True}))
+    code, text = c.failure(c.submit_import(vm_name="web-03-2", **spec,
+                                           libvirt={"if_exists": "replace"}))
+    assert code == "conflict" and "runs" in text
+
+
+def test_what_stands_on_others_or_lies_elsewhere_is_refused(importer, export, tmp_path):
+    c, e = importer(), export()
+    elsewhere = tmp_path / "elsewhere.qcow2"
+    shutil.copy(e.images[0], elsewhere)
+    machine = {"vm_name": "x", "memory_mb": 64, "vcpus": 1}
+    assert c.failure(c.submit_import(disks=[str(elsewhere)], **machine))[0] == "denied"
+    overlay = e.directory / "overlay.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "qcow2", "-b", e.images[0].name,
+                    overlay], check=True, cwd=e.directory)
+    code, text = c.failure(c.submit_import(disks=[str(overlay)], **machine))
+    assert code == "not_available" and "flatten" in text
+    code, text = c.failure(c.submit_import(disks=[str(e.images[0])], **machine,
+                                           libvirt={"uri": "qemu+ssh://x/?command=/bin/true"}))
+    assert code == "denied" and "allowed_uris" in text
+    (e.directory / "export.json").write_text(json.dumps({"incremental": {}}))
+    code, text = c.failure(c.submit_import(disks=[str(e.images[0])], **machine))
+    assert code == "conflict" and "restore point" in text
+
+
+def test_an_export_in_use_is_marked_and_the_mark_goes_with_a_failure(importer, export):
+    c, e = importer(), export()
+    (e.directory / "export.json").write_text("{}")
+    mark = e.directory / ".hypersdk-domain"
+    job = c.submit_import(manifest_path=str(e.manifest_path))
+    assert any("can be verified no more" in w for w in c.imported(job)["warnings"])
+    assert mark.read_text() == job + "\n"
+    mark.unlink()
+    wait_available(c)
+    c.failure(c.submit_import(manifest_path=str(e.manifest_path), vm_name="y",
+                              libvirt={"pool": "none such"}))
+    assert not mark.exists()
+
+
+def test_libvirt_that_is_away_is_tried_again_and_the_capability_says_so(importer, export, tmp_path):
+    c, e = importer(uri=f"qemu+unix:///session?socket={tmp_path}/none"), export()
+    job = c.submit_import(manifest_path=str(e.manifest_path), max_attempts=2)
+    code, text = c.failure(job)
+    assert code == "unavailable" and "none" in text
+    assert c.job(job)["attempt"] == 2
+    record = wait_for(lambda: c.suite.sql(
+        "SELECT capabilities FROM workers WHERE role = 'bridge'"
+        " AND capabilities->'libvirt'->>'error' LIKE '%%Failed to connect%%'"), 60)
+    assert record[0]["capabilities"]["features"] == {"libvirt_import": False}
+
+
+# ---- QEMU ----
+
+
+def test_images_become_volumes_and_the_guest_starts(on_qemu, libvirtd, export):
+    c, e = on_qemu(), export(name=ODD_NAME.replace("/", "_"), disks=3)
+    domain = c.imported(c.submit_import(manifest_path=str(e.manifest_path),
+                                        libvirt={"start": True, "autostart": True}))
+    assert (domain["name"], domain["state"], domain["type"]) == (ODD_NAME, "running", "qemu")
+    assert domain["autostart"] is True and domain["in_place"] is False
+    text = libvirtd.domains()[ODD_NAME]
+    xml = ET.fromstring(text)
+    files = [d.find("source").get("file") for d in xml.findall("devices/disk")]
+    assert [v["path"] for v in domain["volumes"]] == files
+    assert sorted(os.path.basename(f) for f in files) == libvirtd.volumes()
+    assert xml.find("devices/interface/mac").get("address") == "00:50:56:aa:bb:01"
+    origin = xml.find("metadata/{urn:hypersdk:import}import")
+    assert origin.get("vm-name") == ODD_NAME and origin.get("export") == str(e.directory)
+    assert e.state() == e.before, "the export was written to"
+    libvirtd.connect().lookupByName(ODD_NAME).destroy()
+    for raw, file in zip(e.raws, files):
+        images.compare(raw, file, "qcow2")
+
+
+def test_what_libvirt_refuses_to_start_leaves_nothing_behind(on_qemu, libvirtd, export):
+    c, e = on_qemu(), export(disks=2)
+    job = c.submit_import(manifest_path=str(e.manifest_path), memory_mb=64 * 1024 * 1024 - 1,
+                          libvirt={"start": True})
+    code, text = c.failure(job)
+    assert code == "internal" and "starting domain" in text, text
+    assert libvirtd.domains() == {} and libvirtd.volumes() == []
+    assert e.state() == e.before
+
+
+def test_what_was_replaced_comes_back_when_the_new_one_does_not_start(on_qemu, libvirtd, export):
+    c, e = on_qemu(), export()
+    c.imported(c.submit_import(manifest_path=str(e.manifest_path)))
+    before, volumes = libvirtd.domains(), libvirtd.volumes()
+    code, _ = c.failure(c.submit_import(manifest_path=str(e.manifest_path),
+                                        memory_mb=64 * 1024 * 1024 - 1,
+                                        libvirt={"if_exists": "replace", "start": True}))
+    assert code == "internal"
+    assert libvirtd.domains() == before and libvirtd.volumes() == volumes
+
+
+def test_a_missing_pool_is_a_clear_failure(on_qemu, libvirtd, export):
+    c, e = on_qemu(), export()
+    code, text = c.failure(c.submit_import(manifest_path=str(e.manifest_path),
+                                           libvirt={"pool": "none"}))
+    assert code == "not_found" and "storage pool 'none'" in text
+    assert libvirtd.domains() == {}
