@@ -18,8 +18,8 @@ int cleanup_submit(struct db *db, const struct cleanup_request *request, char ou
                    struct error *err)
 {
     const struct retry_config *retry = request->retry;
-    const char *dir = request->dir;
-    auto_json *complete = json_deep_copy(request->spec);
+    const char *dir = json_str(request->spec, "dir");
+    bool known = request->volume != NULL && request->volume[0] != '\0';
     const char *slash = strrchr(dir, '/');
     auto_pgresult *volume = NULL;
     bool existing = false;
@@ -31,8 +31,8 @@ int cleanup_submit(struct db *db, const struct cleanup_request *request, char ou
         .vm_path = slash == NULL ? dir : slash + 1,
         .output_path = dir,
         .format = "",
-        .definition = complete,
-        .export_spec = complete,
+        .definition = request->spec,
+        .export_spec = request->spec,
         .priority = CLEANUP_PRIORITY,
         .max_attempts = retry->max_attempts,
         .retry_initial_ms = retry->initial_delay_ms,
@@ -41,10 +41,12 @@ int cleanup_submit(struct db *db, const struct cleanup_request *request, char ou
         .trace_id = request->trace_id,
     };
 
-    json_set_text(complete, "dir", dir);
-    if (db_exec(db, FIND_VOLUME, DB_PARAMS(dir), &volume, err) < 0)
+    if (known) {
+        submission.volume = request->volume;
+    } else if (db_exec(db, FIND_VOLUME, DB_PARAMS(dir), &volume, err) < 0) {
         return -1;
-    if (PQntuples(volume) == 1)
+    } else if (PQntuples(volume) == 1) {
         submission.volume = db_text(volume, 0, 0);
+    }
     return job_store_submit(db, &submission, out_id, &existing, err);
 }

@@ -12,8 +12,8 @@
 #define CLEANUP_LAST_KEY     "cleanup.last"     /* settings: {"at": milliseconds} */
 
 struct cleanup_request {
-    const json_t *spec; /* the policy; "dir" is put in */
-    const char *dir;    /* absolute, confined */
+    const json_t *spec; /* the policy (docs/tasks.md), with "dir" absolute and confined */
+    const char *volume; /* that holds it; NULL or "": the one that a worker announces for it */
     const char *submitted_by;
     const char *trace_id;
     const struct retry_config *retry;

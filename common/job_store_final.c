@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/autos.h"
+#include "common/cleanup_job.h"
 #include "common/clock.h"
 #include "common/id.h"
 #include "common/job_store_internal.h"
@@ -76,6 +77,17 @@ static const char DELETE_EXPORTS[] =
 
 static const char INSERT_OUTBOX[] =
     "INSERT INTO outbox (event, job_id, payload) VALUES ($1, $2, $3::jsonb)";
+
+/* The rules may be for another volume than the export's. */
+static const char FIND_CLEANUP[] =
+    "SELECT t.spec->'cleanup', CASE WHEN starts_with(j.output_path || '/',"
+    "  (t.spec->'cleanup'->>'dir') || '/') THEN t.volume ELSE '' END,"
+    " j.submitted_by, coalesce(j.trace_id, ''), j.max_attempts, j.retry_initial_ms, j.retry_max_ms"
+    " FROM tasks t JOIN jobs j ON j.id = t.job_id"
+    " WHERE t.job_id = $1 AND t.kind = 'export' AND t.spec->'cleanup' IS NOT NULL";
+
+static const char NAME_CLEANUP[] = "UPDATE jobs SET result = coalesce(result, '{}'::jsonb) ||"
+                                   " jsonb_build_object('cleanup_job_id', $2::text) WHERE id = $1";
 
 int store_export(struct db *db, const struct store_row *row, const json_t *result,
                  struct error *err)
@@ -190,6 +202,33 @@ int store_release_task(struct db *db, const struct store_row *row, struct error 
     return db_exec(db, COPY_RECORDS, DB_PARAMS(row->task_id, id), NULL, err);
 }
 
+/* A job of its own: the export is good, whatever becomes of the clean-up. */
+static int submit_cleanup(struct db *db, const struct store_row *row, struct error *err)
+{
+    struct retry_config retry = {0};
+    auto_pgresult *rows = NULL;
+    auto_json *spec = NULL;
+    char id[64];
+
+    if (db_exec(db, FIND_CLEANUP, DB_PARAMS(row->job_id), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return 0;
+    spec = json_loads(db_text(rows, 0, 0), 0, NULL);
+    retry.max_attempts = (uint32_t)db_i64(rows, 0, 4);
+    retry.initial_delay_ms = db_i64(rows, 0, 5);
+    retry.max_delay_ms = db_i64(rows, 0, 6);
+    if (cleanup_submit(db,
+                       &(struct cleanup_request){.spec = spec,
+                                                 .volume = db_text(rows, 0, 1),
+                                                 .submitted_by = db_text(rows, 0, 2),
+                                                 .trace_id = db_text(rows, 0, 3),
+                                                 .retry = &retry},
+                       id, err) < 0)
+        return -1;
+    return db_exec(db, NAME_CLEANUP, DB_PARAMS(row->job_id, id), NULL, err);
+}
+
 /* ---- totals ---- */
 
 static json_t *labels_of(const char *first, const char *value, const char *provider)
@@ -276,6 +315,9 @@ int store_end_effects(struct db *db, const struct store_row *row,
         db_exec(db, LOAD_END, DB_PARAMS(row->job_id), &end, err) < 0)
         return -1;
     if (store_totals(db, row, event, d, end, err) < 0)
+        return -1;
+    if ((d->effects & JOB_EFFECT_FINAL) != 0 && d->row.job == JOB_COMPLETED &&
+        submit_cleanup(db, row, err) < 0)
         return -1;
     if ((d->effects & JOB_EFFECT_OUTBOX) == 0)
         return 0;

@@ -2,29 +2,16 @@
 #include <string.h>
 
 #include "common/cleanup_job.h"
+#include "cleanup_policy.h"
 #include "common/json.h"
-#include "common/paths.h"
 #include "handler_util.h"
 #include "handlers.h"
 
 #define INTERVAL_MIN_MS 1000
-#define AGE_MAX_MS      UINT64_C(315360000000) /* ten years */
 
-#define POLICY_FIELDS                                                   \
-    {"max_age", {NULL}, FIELD_DURATION, 1, AGE_MAX_MS, NULL},           \
-        {"max_count", {NULL}, FIELD_NUMBER, 0, 1000000, NULL},          \
-        {"max_size", {NULL}, FIELD_NUMBER, 0, INT64_MAX, NULL},         \
-        {"min_free", {NULL}, FIELD_NUMBER, 0, INT64_MAX, NULL},         \
-        {"per_vm", {NULL}, FIELD_BOOL, 0, 0, NULL},                     \
-        {"preserve", {NULL}, FIELD_TEXT_LIST, 1, FIELD_LIST_MAX, NULL}, \
-        {"dir", {"path", NULL}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL},   \
-    {                                                                   \
-        "dry_run", {NULL}, FIELD_BOOL, 0, 0, NULL                       \
-    }
-
-static const struct field cleanup_fields[] = {POLICY_FIELDS, {0}};
+static const struct field cleanup_fields[] = {CLEANUP_POLICY_FIELDS, {0}};
 static const struct field schedule_fields[] = {
-    {"interval", {NULL}, FIELD_DURATION, 0, AGE_MAX_MS, NULL}, POLICY_FIELDS, {0}};
+    {"interval", {NULL}, FIELD_DURATION, 0, CLEANUP_AGE_MAX_MS, NULL}, CLEANUP_POLICY_FIELDS, {0}};
 
 static const char get_sql[] = "SELECT value, (SELECT (value->>'at')::bigint FROM settings"
                               " WHERE key = '" CLEANUP_LAST_KEY "') FROM settings"
@@ -45,26 +32,15 @@ static void copy_member(json_t *to, const json_t *from, const char *name)
         (void)json_object_set(to, name, value);
 }
 
-/* The task's spec, and the confined directory. */
-static int read_policy(struct call *call, const json_t *body, json_t **out_spec, char **out_dir,
-                       struct error *err)
+static int read_policy(struct call *call, const json_t *body, json_t **out_spec, struct error *err)
 {
-    static const char *const same[] = {"max_count", "max_size", "min_free",
-                                       "per_vm",    "preserve", "dry_run"};
-    const char *wanted = field_text(body, "dir", call->gateway->bases.items[0]);
-    auto_json *spec = json_object();
+    const struct config_list *bases = &call->gateway->bases;
     struct error why = ERROR_NONE;
 
-    for (size_t i = 0; i < ARRAY_LEN(same); i++)
-        copy_member(spec, body, same[i]);
-    json_set_i64(spec, "max_age_ms", field_duration_ms(body, "max_age", 0));
-    if (path_confine(&call->gateway->bases, wanted, out_dir, &why) < 0) {
-        return call_fail(call, why.code == ERR_INVALID ? 400 : 422,
-                         json_pack("{s:s}", "field", "dir"), err, why.code, "%s", why.message);
-    }
-    json_set_text(spec, "dir", *out_dir);
-    *out_spec = STEAL(spec);
-    return 0;
+    if (cleanup_policy_spec(bases, body, bases->items[0], out_spec, &why) == 0)
+        return 0;
+    return call_fail(call, why.code == ERR_INVALID ? 400 : 422, json_pack("{s:s}", "field", "dir"),
+                     err, why.code, "%s", why.message);
 }
 
 static int read_body(struct call *call, const struct field *fields, json_t **out, struct error *err)
@@ -82,18 +58,19 @@ int handle_export_cleanup(struct call *call, struct error *err)
 {
     auto_json *body = NULL;
     auto_json *spec = NULL;
-    autofree char *dir = NULL;
     char id[64];
 
     if (read_body(call, cleanup_fields, &body, err) < 0 ||
-        read_policy(call, body, &spec, &dir, err) < 0 ||
+        read_policy(call, body, &spec, err) < 0 ||
         cleanup_submit(call->db,
-                       &(struct cleanup_request){spec, dir, call->identity.username, call->trace_id,
-                                                 &call->gateway->retry},
+                       &(struct cleanup_request){.spec = spec,
+                                                 .submitted_by = call->identity.username,
+                                                 .trace_id = call->trace_id,
+                                                 .retry = &call->gateway->retry},
                        id, err) < 0)
         return -1;
     call_resource(call, "job", id);
-    call_answer_job(call, id, dir);
+    call_answer_job(call, id, json_str(spec, "dir"));
     return 0;
 }
 
@@ -132,7 +109,6 @@ int handle_cleanup_schedule_put(struct call *call, struct error *err)
     auto_json *body = NULL;
     auto_json *spec = NULL;
     auto_json *schedule = json_object();
-    autofree char *dir = NULL;
     autofree char *text = NULL;
     int64_t interval;
 
@@ -143,7 +119,7 @@ int handle_cleanup_schedule_put(struct call *call, struct error *err)
     interval = field_duration_ms(body, "interval", 0);
     if (interval != 0 && interval < INTERVAL_MIN_MS)
         return call_bad_field(call, "interval", err, "'interval' must be 0 (off) or at least 1s");
-    if (read_policy(call, body, &spec, &dir, err) < 0)
+    if (read_policy(call, body, &spec, err) < 0)
         return -1;
     json_set_i64(schedule, "interval_ms", interval);
     (void)json_object_set(schedule, "spec", spec);

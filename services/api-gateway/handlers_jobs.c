@@ -78,6 +78,11 @@ int submit_element(struct call *call, const json_t *element, struct submit_reque
     if (submit_parse(&settings, element, NULL, &request, problem, err) < 0)
         return -1;
     s = &request->submission;
+    if (json_object_get(request->definition, "cleanup") != NULL &&
+        !identity_may(&call->identity, "job.delete")) {
+        return field_fail(problem, 403, "cleanup", err, ERR_DENIED,
+                          "'cleanup' removes exports: permission 'job.delete' is missing");
+    }
     if (provider_lookup(call->db, s->provider, true, out_provider, problem, err) < 0 ||
         inventory_name(call, s->provider, s->vm_path, &vm_name, err) < 0)
         return -1;

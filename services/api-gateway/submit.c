@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "bandwidth.h"
+#include "cleanup_policy.h"
 #include "common/autos.h"
 #include "common/crypt_file.h"
 #include "common/id.h"
@@ -91,7 +92,7 @@ static const struct field job_fields[] = {
     BOOL("keep_local"),
     LATER("stream_upload", "false"),
     OBJECT("encrypt"),
-    LATER("cleanup", ""),
+    OBJECT("cleanup"),
     OBJECT("libvirt"),
     LATER("pre_hooks", "[]"),
     LATER("post_hooks", "[]"),
@@ -130,6 +131,8 @@ static const struct field encrypt_fields[] = {
     LATER("recipient", ""),
     {0},
 };
+
+static const struct field cleanup_fields[] = {CLEANUP_POLICY_FIELDS, {0}};
 
 static const struct field stage_fields[] = {
     BOOL("inspect"), BOOL("fix"), BOOL("convert"), BOOL("validate"), {0},
@@ -479,6 +482,7 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
                          problem, err) < 0 ||
         canonical_member(job, "encrypt", "encrypt.", encrypt_fields, problem, err) < 0 ||
         canonical_member(job, "libvirt", "libvirt.", libvirt_fields, problem, err) < 0 ||
+        canonical_member(job, "cleanup", "cleanup.", cleanup_fields, problem, err) < 0 ||
         canonical_member(job, "retry", "retry.", retry_fields, problem, err) < 0)
         return -1;
     conversion = json_object_get(job, "hyper2kvm_integration");
@@ -525,6 +529,41 @@ static int output_of(const struct submit_settings *settings, const json_t *job, 
         return field_fail(problem, 400, "output_path", err, ERR_INVALID,
                           "'output_path' is over %d bytes", FIELD_TEXT_MAX);
     }
+    return 0;
+}
+
+/* The base that the export is on. Borrowed or, if all fails, the path itself. */
+static const char *base_of(const struct submit_settings *settings, const char *path)
+{
+    for (size_t i = 0; i < settings->bases->count; i++) {
+        autofree char *real = NULL;
+        struct error none = ERROR_NONE;
+        size_t length;
+        if (path_confine(settings->bases, settings->bases->items[i], &real, &none) < 0)
+            continue;
+        length = strlen(real);
+        if (strncmp(path, real, length) == 0 && (path[length] == '/' || path[length] == '\0'))
+            return settings->bases->items[i];
+    }
+    return path;
+}
+
+/* Done by the scheduler when the job is complete. */
+static int add_cleanup(const struct submit_settings *settings, struct submit_request *request,
+                       struct field_problem *problem, struct error *err)
+{
+    const json_t *fields = json_object_get(request->definition, "cleanup");
+    json_t *spec = NULL;
+
+    if (fields == NULL)
+        return 0;
+    if (cleanup_policy_spec(settings->bases, fields, base_of(settings, request->output_path), &spec,
+                            err) < 0) {
+        (void)snprintf(problem->field, sizeof problem->field, "cleanup.dir");
+        problem->status = err->code == ERR_INVALID ? 400 : 422;
+        return -1;
+    }
+    (void)json_object_set_new(request->export_spec, "cleanup", spec);
     return 0;
 }
 
@@ -669,6 +708,8 @@ int submit_parse(const struct submit_settings *settings, const json_t *element, 
     enabled = field_bool(conversion, "enabled", false);
     request->export_spec = export_spec_of(request, enabled);
     request->submission.export_spec = request->export_spec;
+    if (add_cleanup(settings, request, problem, err) < 0)
+        return -1;
     if (enabled && field_bool(conversion, "auto_convert", true)) {
         request->convert_spec = convert_spec_of(settings, request);
         request->submission.convert_spec = request->convert_spec;

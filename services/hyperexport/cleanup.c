@@ -40,7 +40,7 @@ static int add_size(json_t *body, const char *key, const char *flag,
     return 0;
 }
 
-static int make_body(const struct command_line *line, json_t **out, struct error *err)
+int cleanup_body(const struct command_line *line, json_t **out, struct error *err)
 {
     auto_json *body = json_object();
 
@@ -71,6 +71,11 @@ bool cleanup_wanted(const struct command_line *line)
            flag_given(line, FLAG_CLEANUP_SCHEDULE);
 }
 
+bool cleanup_is_repeated(const struct command_line *line)
+{
+    return flag_given(line, FLAG_CLEANUP_SCHEDULE);
+}
+
 static int put_schedule(struct program *program, json_t *body, struct error *err)
 {
     const char *interval = flag_text(program->line, FLAG_CLEANUP_SCHEDULE);
@@ -93,9 +98,9 @@ int cleanup_command(struct program *program, struct error *err)
 {
     auto_json *body = NULL;
 
-    if (make_body(program->line, &body, err) < 0 || api_check(program->api, err) < 0)
+    if (cleanup_body(program->line, &body, err) < 0 || api_check(program->api, err) < 0)
         return -1;
-    if (flag_given(program->line, FLAG_CLEANUP_SCHEDULE))
+    if (cleanup_is_repeated(program->line))
         return put_schedule(program, body, err);
     return submit_and_follow(program, "/api/v1/exports/cleanup", body, err);
 }

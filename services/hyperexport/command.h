@@ -53,6 +53,9 @@ int submit_and_follow(struct program *program, const char *path, const json_t *b
 int decrypt_command(struct program *program, struct error *err);
 /* cleanup.c: --cleanup once, or --cleanup-schedule */
 bool cleanup_wanted(const struct command_line *line);
+bool cleanup_is_repeated(const struct command_line *line);
+/* The rules as request body; caller's reference. */
+MUST_CHECK int cleanup_body(const struct command_line *line, json_t **out, struct error *err);
 int cleanup_command(struct program *program, struct error *err);
 void cleanup_show(const json_t *result); /* of the finished job */
 int providers_command(struct program *program, struct error *err);

@@ -139,14 +139,52 @@ static int resume(struct program *program, json_t **out, struct error *err)
                     err);
 }
 
+/* The clean-up that the job asked for; its failure does not undo the export. */
+static int follow_cleanup(struct program *program, const char *job_id, struct error *err)
+{
+    autofree char *path = output_path("/api/v1/jobs/", job_id, "");
+    auto_json *job = NULL;
+    const char *cleanup;
+    int status;
+
+    if (api_get(program->api, path, &job, err) < 0)
+        return -1;
+    cleanup = json_str(json_object_get(job, "result"), "cleanup_job_id");
+    if (cleanup[0] == '\0')
+        return error_set(err, ERR_PROTOCOL, "job %.64s names no clean-up", job_id);
+    status = follow_job(program, cleanup, true, err);
+    return status == EXIT_DONE || interrupt_exit_status() != 0 ? status : EXIT_AFTERWARDS;
+}
+
+static int follow_all(struct program *program, const char *job_id, bool cleans, struct error *err)
+{
+    struct error why = ERROR_NONE;
+    int status = follow_job(program, job_id, true, err);
+
+    if (status != EXIT_DONE || !cleans)
+        return status;
+    status = follow_cleanup(program, job_id, &why);
+    if (status >= 0)
+        return status;
+    output_error(why.message);
+    return EXIT_AFTERWARDS;
+}
+
 int export_command(struct program *program, struct error *err)
 {
     const struct command_line *line = program->line;
     bool detached = flag_on(line, FLAG_DETACH) ||
                     (flag_on(line, FLAG_USE_DAEMON) && !flag_on(line, FLAG_WATCH));
+    bool cleans = cleanup_wanted(line) && !cleanup_is_repeated(line);
     auto_json *body = job_body(line);
     auto_json *answer = NULL;
 
+    if (cleans) {
+        json_t *rules = NULL;
+        if (cleanup_body(line, &rules, err) < 0)
+            return -1;
+        (void)json_object_set_new(body, "cleanup", rules);
+    }
     if (flag_on(line, FLAG_RESUME) &&
         json_object_size(body) > (flag_given(line, FLAG_PROVIDER) ? 2 : 1)) {
         return error_set(err, ERR_INVALID,
@@ -161,5 +199,5 @@ int export_command(struct program *program, struct error *err)
     if (json_str(answer, "job_id")[0] == '\0')
         return error_set(err, ERR_PROTOCOL, "the gateway's answer names no job");
     tell_submitted(program, answer, detached);
-    return detached ? EXIT_DONE : follow_job(program, json_str(answer, "job_id"), true, err);
+    return detached ? EXIT_DONE : follow_all(program, json_str(answer, "job_id"), cleans, err);
 }

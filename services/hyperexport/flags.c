@@ -265,11 +265,6 @@ static int check_cleanup(const struct command_line *line, struct error *err)
         if (wanted && flag_given(line, others[i]))
             return error_set(err, ERR_INVALID, "--cleanup goes with --vm, or alone");
     }
-    if (wanted && !flag_given(line, FLAG_CLEANUP_SCHEDULE) && flag_given(line, FLAG_VM) &&
-        (flag_on(line, FLAG_DETACH) || flag_on(line, FLAG_USE_DAEMON))) {
-        return error_set(err, ERR_INVALID,
-                         "--cleanup comes after the export and so cannot be detached from it");
-    }
     return 0;
 }
 

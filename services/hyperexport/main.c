@@ -17,13 +17,13 @@ static void set_up(struct program *program, const struct command_line *line)
     program->style.color = isatty(STDOUT_FILENO) != 0 && (no_color == NULL || no_color[0] == '\0');
 }
 
-/* A clean-up that fails does not undo the export. */
-static int export_and_clean(struct program *program, struct error *err)
+/* A schedule that cannot be put does not undo the export. */
+static int export_and_schedule(struct program *program, struct error *err)
 {
     struct error why = ERROR_NONE;
     int status = export_command(program, err);
 
-    if (status != EXIT_DONE || !cleanup_wanted(program->line))
+    if (status != EXIT_DONE || !cleanup_is_repeated(program->line))
         return status;
     status = cleanup_command(program, &why);
     if (status < 0)
@@ -54,7 +54,7 @@ static int run_export_flags(struct program *program, struct error *err)
     if (flag_on(line, FLAG_INCREMENTAL_INFO))
         return incremental_info_command(program, err);
     return flag_on(line, FLAG_VM_INFO) ? vm_info_command(program, err)
-                                       : export_and_clean(program, err);
+                                       : export_and_schedule(program, err);
 }
 
 static int run(struct program *program, struct error *err)

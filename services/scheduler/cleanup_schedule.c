@@ -57,12 +57,16 @@ static int submit(struct scheduler *scheduler, struct db *db, const char *spec_t
 
     if (json_parse(spec_text, strlen(spec_text), MIB, &spec, err) < 0)
         return error_wrap(err, "settings row '" CLEANUP_SCHEDULE_KEY "'");
-    if (json_str(spec, "dir")[0] != '\0') {
-        dir = xstrdup(json_str(spec, "dir"));
-    } else if (path_confine(&bases, bases.items[0], &dir, err) < 0) {
-        return -1;
+    if (json_str(spec, "dir")[0] == '\0') { /* the configuration's */
+        if (path_confine(&bases, bases.items[0], &dir, err) < 0)
+            return -1;
+        json_set_text(spec, "dir", dir);
     }
-    if (cleanup_submit(db, &(struct cleanup_request){spec, dir, "scheduler", "", &scheduler->retry},
+    if (cleanup_submit(db,
+                       &(struct cleanup_request){.spec = spec,
+                                                 .submitted_by = "scheduler",
+                                                 .trace_id = "",
+                                                 .retry = &scheduler->retry},
                        id, err) < 0)
         return -1;
     LOG(INFO, "cleanup_due", F_STR("job_id", id));

@@ -306,7 +306,6 @@ def test_cleanup_schedule_of_the_command_line(suite, cli):
     assert (stored["interval_ms"], stored["max_size"]) == (86400000, 10 << 30)
     assert (stored["min_free"], stored["per_vm"]) == (5 << 20, False)
     assert cli("--cleanup-max-size", "1").returncode == 64
-    assert cli("--vm", "web", "--detach", "--cleanup").returncode == 64
     assert cli("--cleanup", "--daemon-status").returncode == 64
 
 

@@ -821,6 +821,15 @@ def test_operators_cancel_their_own_jobs_only(roles):
     refused(who["op1"].request("POST", "/providers/validate", {"config": {"timeout": "1s"}}), 403)
 
 
+def test_a_job_that_removes_exports_needs_the_right_to(roles):
+    suite, who = roles
+    answer = refused(who["op1"].request("POST", "/api/v1/jobs", {"vm": "a", "cleanup": {"max_count": 3}}), 403)
+    assert answer["field"] == "cleanup" and "job.delete" in answer["error"]
+    job = who["admin"].submit(vm_path="a", cleanup={"max_age": "30d", "max_count": 3})
+    spec = suite.sql("SELECT spec->'cleanup' AS c FROM tasks WHERE job_id = %s", job)[0]["c"]
+    assert spec["max_age_ms"] == 30 * 86400000 and spec["max_count"] == 3 and spec["dir"].startswith("/")
+
+
 def test_submitting_needs_vm_export_too(roles):
     suite, who = roles
     suite.sql("UPDATE roles SET permissions = array_remove(permissions, 'vm.export')"

@@ -37,6 +37,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "incremental_max_age_ms",
                                         "bases",
                                         "bandwidth",
+                                        "cleanup", /* the scheduler's, when the job is complete */
                                         "tags",
                                         "metadata",
                                         NULL};

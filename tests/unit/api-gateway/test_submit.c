@@ -196,7 +196,6 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"encrypt\": {\"method\": \"gpg\"}",
         "\"encrypt\": {}, \"upload\": \"s3://bucket/x\"",
         "\"encrypt\": {}, \"format\": \"qcow2\", \"incremental\": true",
-        "\"cleanup\": {}",
         "\"pre_hooks\": [{}]",
         "\"post_hooks\": [{}]",
         "\"template\": \"t\"",
