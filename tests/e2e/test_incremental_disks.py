@@ -133,6 +133,18 @@ def test_cleanup_takes_the_base_and_leaves_what_shares_its_files_whole(suite, di
         images.compare(disks[number - 1], file_of(results[2], number), "raw")
 
 
+def test_files_that_a_domain_changes_are_not_shared(suite, disks):
+    first = export(suite, format="raw")
+    (pathlib.Path(first["output_path"]) / ".hypersdk-domain").write_text("job\n")
+    second = export(suite, format="raw")
+    assert [d["shared"] for d in second["incremental"]["disks"]] == [False, False]
+    assert sum("a domain uses them" in w for w in second["warnings"]) == 2
+    for number in (1, 2):
+        assert not file_of(first, number).samefile(file_of(second, number))
+        images.compare(disks[number - 1], file_of(second, number), "raw")
+    assert images.leftovers(suite.exports) == []
+
+
 def test_a_killed_worker_never_writes_into_the_files_of_the_base(suite, disks):
     first = export(suite, format="raw")
     before = [images.sha256(file_of(first, n)) for n in (1, 2)]

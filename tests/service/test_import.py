@@ -152,6 +152,15 @@ def test_an_export_in_use_is_marked_and_the_mark_goes_with_a_failure(importer, e
     assert not mark.exists()
 
 
+def test_a_file_that_another_export_has_too_is_no_domains(importer, export):
+    c, e = importer(), export()
+    (e.directory / "export.json").write_text("{}")
+    (e.directory.parent / "other.qcow2").hardlink_to(e.images[0])
+    code, text = c.failure(c.submit_import(manifest_path=str(e.manifest_path)))
+    assert code == "conflict" and "another export" in text and "storage pool" in text
+    wait_for(lambda: not (e.directory / ".hypersdk-domain").exists(), 20)
+
+
 def test_libvirt_that_is_away_is_tried_again_and_the_capability_says_so(importer, export, tmp_path):
     c, e = importer(uri=f"qemu+unix:///session?socket={tmp_path}/none"), export()
     job = c.submit_import(manifest_path=str(e.manifest_path), max_attempts=2)

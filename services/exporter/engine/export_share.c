@@ -118,13 +118,28 @@ static int link_image(const struct export_run *run, struct export_image *image, 
     return take_facts(run, image, err);
 }
 
+/* A domain that uses the base's images changes them (task kind import, which marks, then looks for
+ * links). */
+static int check_unused(const struct export_run *run, struct error *err)
+{
+    autofree char *mark = xasprintf("%s/.hypersdk-domain", run->base.chain->points[0].dir);
+
+    return access(mark, F_OK) < 0 ? 0 : error_set(err, ERR_CONFLICT, "a domain uses them");
+}
+
 static int link_all(const struct export_run *run, struct export_disk *disk, struct error *err)
 {
     for (size_t i = 0; i < disk->image_count; i++) {
         if (link_image(run, &disk->images[i], err) < 0)
             return -1;
     }
-    return local_sync_dir(run->dir, err);
+    return check_unused(run, err) < 0 ? -1 : local_sync_dir(run->dir, err);
+}
+
+static void unlink_all(const struct export_disk *disk)
+{
+    for (size_t i = 0; i < disk->image_count; i++)
+        (void)unlink(disk->images[i].path);
 }
 
 int export_share(struct export_run *run, struct export_disk *disk, struct error *err)
@@ -145,6 +160,7 @@ int export_share(struct export_run *run, struct export_disk *disk, struct error 
                         disk->name, base_id);
         return 0;
     }
+    unlink_all(disk);
     export_share_use(run, disk, false);
     for (size_t i = 0; i < disk->image_count; i++) {
         disk->images[i].bytes = before[i].bytes;

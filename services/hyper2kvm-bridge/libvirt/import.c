@@ -8,9 +8,11 @@
  *   queues a release. All others, and a cancel, are taken back at once. */
 #include "import.h"
 
+#include <errno.h>
 #include <libvirt/virterror.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "common/autos.h"
 #include "common/id.h"
@@ -226,6 +228,22 @@ static int mark(struct import *import, size_t index, const char *dir, struct err
     return file_write_atomic(path, line, strlen(line), 0640, err);
 }
 
+/* An incremental export may have the same file as its own (exporter, export_share.c). It links,
+ * then looks for the mark; we mark, then look for the link. */
+static int check_alone(const char *image, struct error *err)
+{
+    struct stat st;
+
+    if (stat(image, &st) < 0)
+        return error_set_errno(err, errno, "image '%.200s'", image);
+    if (st.st_nlink == 1)
+        return 0;
+    return error_set(err, ERR_CONFLICT,
+                     "'%.200s' is the file of another export as well, which a running domain would "
+                     "change: name a storage pool, so that it gets a copy",
+                     image);
+}
+
 static int place_here(struct import *import, struct error *err)
 {
     bool warned = false;
@@ -239,7 +257,7 @@ static int place_here(struct import *import, struct error *err)
             return -1;
         if (!is_export)
             continue;
-        if (mark(import, i, dir, err) < 0)
+        if (mark(import, i, dir, err) < 0 || check_alone(image, err) < 0)
             return -1;
         if (!warned) {
             convert_remark(import->warnings,
