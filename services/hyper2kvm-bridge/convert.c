@@ -11,7 +11,8 @@
 #include "common/paths.h"
 #include "services/exporter/formats/domain_xml.h"
 
-#define REMARK_BYTES_MAX (PATH_BYTES_MAX + 512) /* a path and words */
+#define COMPRESS_LEVEL_MAX 22                     /* zstd's */
+#define REMARK_BYTES_MAX   (PATH_BYTES_MAX + 512) /* a path and words */
 
 void convert_remark(json_t *array, const char *format, ...)
 {
@@ -91,6 +92,7 @@ static int take_options(struct conversion *c, const json_t *spec, struct error *
     json_t *options = NULL;
     json_t *stages = NULL;
     uint64_t timeout = 0;
+    uint64_t level = 0;
 
     if (json_get_object(spec, "hyper2kvm", &options, err) < 0 ||
         json_get_bool(options, "daemon_mode", true, &c->queue, err) < 0 ||
@@ -98,8 +100,12 @@ static int take_options(struct conversion *c, const json_t *spec, struct error *
         json_get_string(options, "target_format", c->bridge->hyper2kvm.default_format, &c->format,
                         err) < 0 ||
         json_get_object(options, "stages", &stages, err) < 0 ||
-        json_get_u64(options, "timeout_ms", 0, INT32_MAX, 0, &timeout, err) < 0)
+        json_get_u64(options, "timeout_ms", 0, INT32_MAX, 0, &timeout, err) < 0 ||
+        json_get_string(options, "compression", NULL, &c->compression, err) < 0 ||
+        json_get_u64(options, "compress_level", 0, COMPRESS_LEVEL_MAX, 0, &level, err) < 0 ||
+        json_get_string(spec, "output_name", NULL, &c->output_name, err) < 0)
         return -1;
+    c->compress_level = (int)level;
     if (strcmp(c->format, "qcow2") != 0 && strcmp(c->format, "raw") != 0)
         return error_set(err, ERR_INVALID, "target_format '%.16s' is not qcow2 or raw", c->format);
     c->stages = stages;
@@ -107,22 +113,82 @@ static int take_options(struct conversion *c, const json_t *spec, struct error *
     return 0;
 }
 
+/* An export of ours (the scheduler says where), a manifest that was sent in, or what stands at
+ * source_path. */
+static int take_source(struct conversion *c, const json_t *spec, struct error *err)
+{
+    const struct config_list *bases = &c->bridge->bases;
+    const char *source = json_str(spec, "source_path");
+    struct convert_source found = {json_incref(json_object_get(spec, "manifest")), NULL};
+    autofree char *path = NULL;
+    const char *slash;
+
+    if (found.manifest == NULL && source[0] == '\0') {
+        found.manifest_path = xstrdup(json_str(spec, "manifest_path"));
+    } else if (found.manifest == NULL && convert_find_source(source, bases, &found, err) < 0) {
+        return error_wrap(err, "source_path");
+    }
+    path = found.manifest_path;
+    if (path == NULL) {
+        c->foreign = true;
+        c->export_dir = xstrdup("");
+        c->manifest = json_deep_copy(found.manifest);
+        json_decref(found.manifest);
+        if (convert_check_manifest(c->manifest, err) < 0)
+            return -1;
+        return convert_take_disks(c->manifest, NULL, bases, err);
+    }
+    if (path[0] == '\0')
+        return error_set(err, ERR_INVALID, "task names no manifest of the export");
+    if (convert_read_manifest(path, bases, &c->manifest, err) < 0)
+        return -1;
+    slash = strrchr(path, '/');
+    c->export_dir = xasprintf("%.*s", slash == NULL ? 0 : (int)(slash - path), path);
+    return convert_take_disks(c->manifest, c->export_dir, bases, err);
+}
+
+static void set_number(json_t *object, const char *key, uint64_t value)
+{
+    if (value > 0)
+        json_put(object, key, json_integer((json_int_t)value));
+}
+
+/* What the user knows better than the manifest. */
+static int take_machine(struct conversion *c, const json_t *spec, struct error *err)
+{
+    json_t *source = json_object_get(c->manifest, "source");
+    json_t *vm = json_object_get(c->manifest, "vm");
+    const char *name = NULL;
+    uint64_t memory_mb = 0;
+    uint64_t vcpus = 0;
+
+    if (json_get_string(spec, "vm_name", json_str(source, "vm_name"), &name, err) < 0 ||
+        json_get_u64(spec, "memory_mb", 0, INT32_MAX, 0, &memory_mb, err) < 0 ||
+        json_get_u64(spec, "vcpus", 0, INT32_MAX, 0, &vcpus, err) < 0)
+        return -1;
+    c->vm_file = vm_file_name(name[0] == '\0' ? "vm" : name);
+    if (name[0] != '\0' && json_is_object(source))
+        json_set_text(source, "vm_name", name);
+    if (json_is_object(vm)) {
+        set_number(vm, "memory_mb", memory_mb);
+        set_number(vm, "mem_gb", (memory_mb + 1023) / 1024);
+        set_number(vm, "cpu", vcpus);
+    }
+    if (json_u64(vm, "cpu") == 0 || json_u64(vm, "memory_mb") == 0) {
+        return error_set(err, ERR_INVALID,
+                         "how many CPUs and how much memory the machine has is not known: say "
+                         "'vcpus' and 'memory_mb'");
+    }
+    return 0;
+}
+
 static int prepare(struct conversion *c, struct error *err)
 {
     const json_t *spec = worker_task_spec(c->task);
-    const char *dir = NULL;
-    const char *manifest = NULL;
-    const char *name = NULL;
 
-    if (json_get_string(spec, "export_path", "", &dir, err) < 0 ||
-        json_get_string(spec, "manifest_path", "", &manifest, err) < 0 ||
-        json_get_string(spec, "vm_name", "vm", &name, err) < 0 || take_options(c, spec, err) < 0 ||
-        path_confine(&c->bridge->bases, dir, &c->export_dir, err) < 0)
+    if (take_options(c, spec, err) < 0 || take_source(c, spec, err) < 0)
         return -1;
-    c->vm_file = vm_file_name(name);
-    if (manifest[0] == '\0')
-        return error_set(err, ERR_INVALID, "task names no manifest of the export");
-    return convert_load_manifest(manifest, c->export_dir, &c->bridge->bases, &c->manifest, err);
+    return take_machine(c, spec, err);
 }
 
 /* Why the path before was left is a warning of the result. */

@@ -11,6 +11,7 @@
 
 #include "bridge.h"
 #include "services/exporter/formats/domain_xml.h"
+#include "services/exporter/formats/image.h"
 
 #define CONVERT_DISKS_MAX 64 /* VM_DISKS_MAX */
 
@@ -18,13 +19,19 @@ struct conversion {
     struct worker_task *task;
     const struct bridge *bridge;
     const char *job_id;
-    char *export_dir;     /* confined */
-    char *vm_file;        /* VM name as a file name */
-    json_t *manifest;     /* of the export; its disks are the qcow2 files, in boot order */
-    bool queue;           /* daemon_mode */
-    const json_t *stages; /* may be NULL */
-    const char *format;   /* of the images */
-    const char *instance; /* hyper2kvm@<instance> */
+    char *export_dir; /* of the manifest, confined; "" for a foreign source */
+    char *vm_file;    /* VM name as a file name */
+    /* Of the export, its disks in boot order, each as "local_path" (confined) and "source_format"
+     * qcow2, vmdk or raw; with "part_offset" and "part_bytes" it is a member of an OVA. */
+    json_t *manifest;
+    bool foreign;            /* no export of ours: nothing is put next to it */
+    const char *compression; /* of qcow2 clusters: "zlib", "zstd"; NULL: none */
+    int compress_level;      /* 0: the format's default */
+    const char *output_name; /* directory below output_dir that must be new; NULL: the VM's name */
+    bool queue;              /* daemon_mode */
+    const json_t *stages;    /* may be NULL */
+    const char *format;      /* of the images */
+    const char *instance;    /* hyper2kvm@<instance> */
     int64_t timeout_ms;
     /* the result */
     const char *path_used; /* "queue" | "direct" | "builtin" */
@@ -52,14 +59,25 @@ MUST_CHECK int convert_domain(const struct conversion *c, const char *const *ima
 /* The task's result {"conversion": {...}}. New reference. */
 json_t *convert_result(const struct conversion *c);
 
-/* The manifest: read, checked, its disks in boot order. New reference. */
+struct convert_source {
+    json_t *manifest;    /* made from a foreign file; new reference. Or */
+    char *manifest_path; /* the manifest that stands there; caller frees */
+};
+/* What `source` names: a manifest, a directory or descriptor with one, else an OVF, an OVA or one
+ * disk image. ERR_NOT_AVAILABLE: of no format that we read. */
+MUST_CHECK int convert_find_source(const char *source, const struct config_list *bases,
+                                   struct convert_source *out, struct error *err);
+/* A manifest's shape is checked and its disks put into boot order. */
+MUST_CHECK int convert_check_manifest(json_t *manifest, struct error *err);
+/* The same for the file that path names. New reference. */
 MUST_CHECK int convert_read_manifest(const char *path, const struct config_list *bases,
                                      json_t **out, struct error *err);
-/* The manifest of the export: read, checked, its disks replaced by their qcow2 files and put into
- * boot order. dir: of the export; bases: where files may lie. New reference. */
-MUST_CHECK int convert_load_manifest(const char *path, const char *dir,
-                                     const struct config_list *bases, json_t **out,
-                                     struct error *err);
+/* The disks of a checked manifest are found (in place of a VMDK its qcow2, where the exporter wrote
+ * one beside it) and opened once. dir: of the manifest, or NULL; bases: where files may lie. */
+MUST_CHECK int convert_take_disks(json_t *manifest, const char *dir,
+                                  const struct config_list *bases, struct error *err);
+/* Where disk `index` is. Borrowed from c. */
+struct image_part convert_part(const struct conversion *c, size_t index);
 
 /* The paths; each sets path_used and the result. -1 with *out_next: nothing was done, the next path
  * may be tried. */

@@ -41,6 +41,8 @@ static json_t *stage_object(const struct conversion *c, const char *name)
     for (size_t i = 0; i < ARRAY_LEN(keys); i++)
         copy_member(stage, wanted, keys[i]);
     json_put(stage, "enabled", json_boolean(convert_stage(c, name)));
+    if (c->compression != NULL && strcmp(name, "convert") == 0)
+        json_put(stage, "compress", json_true());
     return stage;
 }
 
@@ -59,13 +61,13 @@ static json_t *pipeline_object(const struct conversion *c, const struct stage *s
 
 static json_t *disk_object(const struct conversion *c, const struct stage *stage, size_t i)
 {
-    static const char *const keys[] = {"id", "source_format", "boot_order_hint", "disk_type",
-                                       "label"};
+    static const char *const keys[] = {"id", "boot_order_hint", "disk_type", "label"};
     json_t *disk = json_object();
     struct stat st;
 
     for (size_t k = 0; k < ARRAY_LEN(keys); k++)
         copy_member(disk, convert_disk(c, i), keys[k]);
+    json_set_text(disk, "source_format", "qcow2");
     json_set_text(disk, "local_path", stage->overlays[i]);
     json_put(disk, "bytes", json_integer(stat(stage->overlays[i], &st) == 0 ? st.st_size : 0));
     return disk;

@@ -10,6 +10,7 @@
 #include "convert.h"
 #include "services/exporter/formats/image.h"
 #include "services/exporter/formats/manifest.h"
+#include "services/exporter/formats/ova.h"
 
 #define HINT_ABSENT 999 /* as hyper2kvm reads a missing boot_order_hint */
 
@@ -38,105 +39,148 @@ static void sort_by_boot_order(json_t *manifest)
     json_put(manifest, "disks", sorted);
 }
 
-/* The qcow2 file of a disk: the disk itself, or the one that the exporter wrote beside it. */
-static int qcow2_of(const json_t *disk, const char *dir, char **out, struct error *err)
+/* Beside a VMDK or raw image the exporter writes the qcow2 as well, if conversion was asked for. */
+static char *qcow2_beside(const char *path)
+{
+    const char *dot = strrchr(path, '.');
+    const char *slash = strrchr(path, '/');
+    struct stat st;
+    char *beside = dot == NULL || slash > dot ? xasprintf("%s.qcow2", path)
+                                              : xasprintf("%.*s.qcow2", (int)(dot - path), path);
+
+    if (stat(beside, &st) == 0 && S_ISREG(st.st_mode))
+        return beside;
+    free(beside);
+    return NULL;
+}
+
+static const char *format_of_member(const char *name)
+{
+    const char *dot = strrchr(name, '.');
+
+    return dot == NULL ? "" : dot + 1;
+}
+
+/* The disk is a member of the OVA at path. */
+static int find_member(json_t *disk, const char *path, struct error *err)
+{
+    const char *name = json_str(disk, "member");
+    const struct ova_member *member;
+    auto_ova *package = NULL;
+
+    if (ova_read(path, &package, err) < 0)
+        return -1;
+    member = ova_find(package, name);
+    if (member == NULL || member->bytes == 0)
+        return error_set(err, ERR_CORRUPT, "it has no member '%.255s'", name);
+    json_put(disk, "part_offset", json_integer((json_int_t)member->offset));
+    json_put(disk, "part_bytes", json_integer((json_int_t)member->bytes));
+    json_set_text(disk, "source_format", format_of_member(name));
+    return 0;
+}
+
+static struct image_part part_of(const json_t *disk)
+{
+    return (struct image_part){.path = json_str(disk, "local_path"),
+                               .format = json_str(disk, "source_format"),
+                               .offset = json_u64(disk, "part_offset"),
+                               .length = json_u64(disk, "part_bytes")};
+}
+
+struct image_part convert_part(const struct conversion *c, size_t index)
+{
+    return part_of(convert_disk(c, index));
+}
+
+/* An image that names other files (backing, data) could pull any file of this machine into the
+ * guest. image_open_part refuses those. */
+static int check_image(json_t *disk, struct error *err)
+{
+    const struct image_part part = part_of(disk);
+    auto_image *image = NULL;
+
+    if (strcmp(part.format, "qcow2") != 0 && strcmp(part.format, "vmdk") != 0 &&
+        strcmp(part.format, "raw") != 0) {
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "disk '%.64s' is of format '%.16s'; qcow2, vmdk and raw can be converted",
+                         json_str(disk, "id"), part.format);
+    }
+    if (image_open_part(&part, &image, err) < 0)
+        return error_wrap(err, "'%.256s'", part.path);
+    json_put(disk, "capacity_bytes", json_integer((json_int_t)image_size_bytes(image)));
+    return 0;
+}
+
+static int take_disk(json_t *disk, const char *dir, const struct config_list *bases,
+                     struct error *err)
 {
     autofree char *path = NULL;
     autofree char *beside = NULL;
-    const char *dot;
-    const char *slash;
+    autofree char *confined = NULL;
+    bool member = json_str(disk, "member")[0] != '\0';
     struct stat st;
 
     if (manifest_disk_path(disk, dir, &path, err) < 0)
         return -1;
-    if (strcmp(json_str(disk, "source_format"), "qcow2") == 0) {
-        *out = STEAL(path);
-        return 0;
-    }
-    dot = strrchr(path, '.');
-    slash = strrchr(path, '/');
-    beside = dot == NULL || slash > dot ? xasprintf("%s.qcow2", path)
-                                        : xasprintf("%.*s.qcow2", (int)(dot - path), path);
-    if (stat(beside, &st) < 0 || !S_ISREG(st.st_mode)) {
-        return error_set(err, ERR_NOT_FOUND,
-                         "export has no '%s': export again with conversion or format qcow2",
-                         beside);
-    }
-    *out = STEAL(beside);
-    return 0;
-}
-
-/* An image that names other files (backing, data) could pull any file of this machine into the
- * guest. image_open refuses those. */
-static int check_image(const char *path, struct error *err)
-{
-    auto_image *image = NULL;
-
-    if (image_open(path, "qcow2", &image, err) < 0)
-        return error_wrap(err, "'%.256s'", path);
-    return 0;
-}
-
-/* hyper2kvm fixes images in place and cannot do that with a streamOptimized VMDK: everything
- * after this works with the qcow2 form. */
-static int use_qcow2(json_t *disk, const char *dir, const struct config_list *bases,
-                     struct error *err)
-{
-    autofree char *path = NULL;
-    autofree char *confined = NULL;
-    struct stat st;
-
-    if (qcow2_of(disk, dir, &path, err) < 0)
-        return -1;
-    if (path_confine(bases, path, &confined, err) < 0)
+    if (!member && strcmp(json_str(disk, "source_format"), "qcow2") != 0)
+        beside = qcow2_beside(path);
+    if (path_confine(bases, beside != NULL ? beside : path, &confined, err) < 0)
         return error_wrap(err, "disk '%.64s'", json_str(disk, "id"));
     if (stat(confined, &st) < 0 || !S_ISREG(st.st_mode))
         return error_set(err, ERR_NOT_FOUND, "'%.256s' is no regular file", confined);
-    if (check_image(confined, err) < 0)
-        return -1;
     json_set_text(disk, "local_path", confined);
-    json_set_text(disk, "source_format", "qcow2");
+    (void)json_object_del(disk, "part_offset");
+    (void)json_object_del(disk, "part_bytes");
+    if (member && find_member(disk, confined, err) < 0)
+        return error_wrap(err, "'%.256s'", confined);
+    if (beside != NULL) {
+        json_set_text(disk, "source_format", "qcow2");
+        (void)json_object_del(disk, "checksum"); /* it was the other file's */
+    }
     json_put(disk, "bytes", json_integer(st.st_size));
     (void)json_object_del(disk, "relative_path");
-    (void)json_object_del(disk, "checksum"); /* it was the other file's */
+    return check_image(disk, err);
+}
+
+int convert_check_manifest(json_t *manifest, struct error *err)
+{
+    static const struct manifest_check shape_only = {0};
+    size_t count;
+
+    if (manifest_validate(manifest, &shape_only, err) < 0)
+        return error_wrap(err, "manifest");
+    count = json_array_size(json_object_get(manifest, "disks"));
+    if (count > CONVERT_DISKS_MAX)
+        return error_set(err, ERR_LIMIT, "%zu disks, at most %d", count, CONVERT_DISKS_MAX);
+    sort_by_boot_order(manifest);
     return 0;
 }
 
 int convert_read_manifest(const char *path, const struct config_list *bases, json_t **out,
                           struct error *err)
 {
-    static const struct manifest_check shape_only = {0};
     autofree char *confined = NULL;
     auto_json *manifest = NULL;
-    size_t count;
 
     if (path_confine(bases, path, &confined, err) < 0 ||
         manifest_load(confined, &manifest, err) < 0)
         return -1;
-    if (manifest_validate(manifest, &shape_only, err) < 0)
+    if (convert_check_manifest(manifest, err) < 0)
         return error_wrap(err, "'%.256s'", confined);
-    count = json_array_size(json_object_get(manifest, "disks"));
-    if (count > CONVERT_DISKS_MAX)
-        return error_set(err, ERR_LIMIT, "%zu disks, at most %d", count, CONVERT_DISKS_MAX);
-    sort_by_boot_order(manifest);
     *out = STEAL(manifest);
     return 0;
 }
 
-int convert_load_manifest(const char *path, const char *dir, const struct config_list *bases,
-                          json_t **out, struct error *err)
+int convert_take_disks(json_t *manifest, const char *dir, const struct config_list *bases,
+                       struct error *err)
 {
-    auto_json *manifest = NULL;
     json_t *disk;
     size_t i;
 
-    if (convert_read_manifest(path, bases, &manifest, err) < 0)
-        return -1;
     json_array_foreach(json_object_get(manifest, "disks"), i, disk)
     {
-        if (use_qcow2(disk, dir, bases, err) < 0)
+        if (take_disk(disk, dir, bases, err) < 0)
             return -1;
     }
-    *out = STEAL(manifest);
     return 0;
 }

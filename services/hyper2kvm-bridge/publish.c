@@ -20,12 +20,15 @@
 #define DIR_MODE         0751 /* QEMU runs as another user and must get through */
 #define NAMES_MAX        16   /* conversions of one job that were left lying about */
 
-/* Candidate n: <vm>, <vm>-<job>, <vm>-<job>-2 ... Caller frees. */
+/* Candidate n: <vm>, <vm>-<job>, <vm>-<job>-2 ...; a name that was asked for is the only one.
+ * Caller frees. NULL: no more. */
 static char *target_dir(const struct conversion *c, size_t n)
 {
     const char *base = c->bridge->hyper2kvm.output_dir;
     autofree char *job = vm_file_name(c->job_id);
 
+    if (c->output_name != NULL)
+        return n == 0 ? xasprintf("%s/%s", base, c->output_name) : NULL;
     if (n == 0)
         return xasprintf("%s/%s", base, c->vm_file);
     if (n == 1)
@@ -73,8 +76,8 @@ json_t *publish_find(const struct conversion *c)
 {
     for (size_t n = 0; n < NAMES_MAX; n++) {
         autofree char *dir = target_dir(c, n);
-        json_t *result = exists(dir) ? result_in(c, dir) : NULL;
-        if (result != NULL || (n > 0 && !exists(dir)))
+        json_t *result = dir != NULL && exists(dir) ? result_in(c, dir) : NULL;
+        if (result != NULL || dir == NULL || (n > 0 && !exists(dir)))
             return result;
     }
     return NULL;
@@ -200,7 +203,7 @@ int publish_images(struct conversion *c, const struct stage *stage, char *const 
     json_t *warnings = c->warnings;
 
     c->guest_fixed = guest_fixed;
-    for (size_t i = 0; i < stage->count; i++) {
+    for (size_t i = 0; !stage->checked && i < stage->count; i++) {
         if (check_image(c, stage, images[i], err) < 0)
             return error_wrap(err, "converted image of disk %zu", i + 1);
     }
@@ -210,6 +213,9 @@ int publish_images(struct conversion *c, const struct stage *stage, char *const 
     for (size_t n = 0; n < NAMES_MAX; n++) {
         autofree char *target = target_dir(c, n);
         int named;
+        if (target == NULL)
+            return error_set(err, ERR_CONFLICT, "output_path '%.200s' exists already",
+                             c->output_name);
         if (exists(target))
             continue;
         if (write_domain(c, stage, target, guest_fixed, warnings, err) < 0)

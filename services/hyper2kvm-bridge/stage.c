@@ -272,12 +272,29 @@ static void empty(const struct stage *stage)
         (void)closedir(d);
 }
 
+/* As qemu-img takes it: a member of an OVA is a range of the file. Caller frees. */
+static char *backing_name(const struct image_part *part)
+{
+    auto_json *name = NULL;
+    autofree char *text = NULL;
+
+    if (part->length == 0)
+        return xstrdup(part->path);
+    name = json_pack("{s:s, s:{s:s, s:I, s:I, s:{s:s, s:s}}}", "driver", part->format, "file",
+                     "driver", "raw", "offset", (json_int_t)part->offset, "size",
+                     (json_int_t)part->length, "file", "driver", "file", "filename", part->path);
+    text = json_text(name);
+    return xasprintf("json:%s", text);
+}
+
 static int make_overlay(const struct conversion *c, struct stage *stage, size_t i,
                         struct error *err)
 {
-    const char *base = json_str(convert_disk(c, i), "local_path");
-    const char *argv[] = {"qemu-img", "create",           "-q", "-f", "qcow2", "-F", "qcow2", "-b",
-                          base,       stage->overlays[i], NULL};
+    const struct image_part part = convert_part(c, i);
+    autofree char *base = backing_name(&part);
+    const char *argv[] = {"qemu-img", "create",    "-q", "-f", "qcow2",
+                          "-F",       part.format, "-b", base, stage->overlays[i],
+                          NULL};
 
     if (stage_qemu_img(c, stage, argv, err) < 0)
         return error_wrap(err, "work copy of disk %zu", i + 1);

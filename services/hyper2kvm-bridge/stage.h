@@ -22,8 +22,9 @@ struct stage {
     char *links[CONVERT_DISKS_MAX];    /* second names ending in .vmdk, for D2/D3 readers */
     size_t count;
     int lock;
-    bool found; /* left behind by an earlier lease of the job; nothing runs in it any more */
-    bool keep;  /* stage_close leaves it to the next lease */
+    bool found;   /* left behind by an earlier lease of the job; nothing runs in it any more */
+    bool checked; /* who wrote the images read them back */
+    bool keep;    /* stage_close leaves it to the next lease */
 };
 
 /* Locks the job's area; its content stays as it is. */

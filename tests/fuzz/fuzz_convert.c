@@ -106,8 +106,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     struct error err = ERROR_NONE;
 
     write_file(manifest_path, data, size);
-    if (convert_load_manifest(manifest_path, dir, &bases, &c.manifest, &err) < 0) {
+    if (convert_read_manifest(manifest_path, &bases, &c.manifest, &err) < 0 ||
+        convert_take_disks(c.manifest, dir, &bases, &err) < 0) {
         assert(err.code != ERR_NONE);
+        json_decref(c.manifest);
         return 0;
     }
     for (size_t i = 0; i < convert_disk_count(&c); i++)

@@ -121,17 +121,27 @@ class Conversions:
         self.watch = suite.directory / "watch"
 
     def submit(self, export, daemon=False, max_attempts=1, job=None, path=None, **options):
-        job = job or f"job-{uuid.uuid4().hex[:12]}"
-        spec = {"job_id": job, "vm_name": export.name, "export_path": str(path or export.directory),
+        spec = {"vm_name": export.name, "export_path": str(path or export.directory),
                 "manifest_path": str(export.manifest_path),
                 "hyper2kvm": {"daemon_mode": daemon, **options}}
+        return self.insert(spec, export.name, max_attempts, job)
+
+    def submit_source(self, source, daemon=False, max_attempts=1, machine=None, **options):
+        """source: a path, or a manifest as a dictionary. machine: vm_name, memory_mb ..."""
+        what = {"manifest": source} if isinstance(source, dict) else {"source_path": str(source)}
+        spec = {**what, **(machine or {}), "hyper2kvm": {"daemon_mode": daemon, **options}}
+        return self.insert(spec, "", max_attempts)
+
+    def insert(self, spec, name, max_attempts, job=None):
+        job = job or f"job-{uuid.uuid4().hex[:12]}"
+        spec = {"job_id": job, **spec}
         self.suite.sql(
             "WITH j AS (INSERT INTO jobs (id, kind, provider, vm_path, vm_name, definition,"
             " max_attempts, retry_initial_ms, retry_max_ms)"
             " VALUES (%s, 'convert', 'vsphere', 'vm', %s, '{}', %s, 200, 500) RETURNING id)"
             " INSERT INTO tasks (id, job_id, kind, class, role, spec)"
             " SELECT 'task-' || id, id, 'convert', 'transfer', 'bridge', %s::jsonb FROM j",
-            job, export.name, max_attempts, json.dumps(spec))
+            job, name, max_attempts, json.dumps(spec))
         return job
 
     def job(self, job):

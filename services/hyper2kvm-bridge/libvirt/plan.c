@@ -269,9 +269,9 @@ static int read_machine(const json_t *spec, const struct bridge *bridge, struct 
         const char *slash = strrchr(manifest_path, '/');
         dir =
             slash == NULL ? xstrdup("") : xstrndup(manifest_path, (size_t)(slash - manifest_path));
-        if (named ? convert_read_manifest(manifest_path, &bridge->reach, &plan->manifest, err) < 0
-                  : convert_load_manifest(manifest_path, dir, &bridge->bases, &plan->manifest,
-                                          err) < 0)
+        if (convert_read_manifest(manifest_path, named ? &bridge->reach : &bridge->bases,
+                                  &plan->manifest, err) < 0 ||
+            (!named && convert_take_disks(plan->manifest, dir, &bridge->bases, err) < 0))
             return -1;
         plan->export_path = STEAL(dir);
     }

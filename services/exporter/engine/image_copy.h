@@ -1,0 +1,27 @@
+/* A finished image as the source of a copy: the copy engine with its readers, leaf digests and
+ * journal, for images instead of a provider's disks. */
+#ifndef EXPORTER_IMAGE_COPY_H
+#define EXPORTER_IMAGE_COPY_H
+
+#include "services/exporter/engine/copy.h"
+#include "services/exporter/formats/image.h"
+
+struct image_copy_options {
+    struct image_part image; /* no chains: image_open's rules */
+    unsigned int readers;    /* each opens the image itself and inflates its own grains */
+    const char *journal_path;
+    const struct copy_output *outputs;
+    size_t output_count;
+    /* As in copy_options; all may be NULL. */
+    const atomic_bool *stopped;
+    int (*may_write)(void *arg, struct error *err);
+    void (*progress)(void *arg, const struct copy_progress *progress);
+    void *arg;
+};
+
+/* As copy_disk. The journal belongs to that file as it is now: size and time of its last change.
+ * ERR_SOURCE_CHANGED: it was written to meanwhile. */
+MUST_CHECK int image_copy(const struct image_copy_options *options, struct copy_result *out,
+                          struct error *err);
+
+#endif
