@@ -125,6 +125,11 @@ static int check_image(const char *path, const char *format, struct error *err)
 
     if (strcmp(format, "raw") == 0)
         return 0;
+    if (strcmp(format, "qcow2") != 0) {
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "'%.200s' is %.16s, a guest needs qcow2 or raw: convert it first", path,
+                         format);
+    }
     if (image_open(path, format, &image, err) < 0)
         return error_wrap(err, "'%.200s'", path);
     if (image_backing_name(image) != NULL) {
