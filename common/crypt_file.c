@@ -15,8 +15,11 @@
 
 #define MAGIC      "HSDKENC1"
 #define KDF_FILE   1
+#define KDF_PHRASE 2
 #define TAG_BYTES  crypto_secretstream_xchacha20poly1305_ABYTES
 #define AT_KDF     8
+#define AT_PASSES  9
+#define AT_MEMORY  10 /* log2 of MiB */
 #define AT_CHUNK   12
 #define AT_SALT    16
 #define AT_STREAM  32
@@ -24,10 +27,26 @@
 #define SALT_BYTES 16
 #define ID_BYTES   8
 
+/* RFC 9106's second choice (64 MiB, 3 passes) and one pass more for the one lane of libsodium: 0.2
+ * s and no more memory than a reader of a disk has. */
+#define PHRASE_PASSES     4
+#define PHRASE_MEMORY     6
+#define PHRASE_PASSES_MAX 16 /* of a stranger's header, which must not cost minutes */
+#define PHRASE_MEMORY_MAX 10
+
 static_assert(AT_STREAM + crypto_secretstream_xchacha20poly1305_HEADERBYTES == AT_KEY_ID, "header");
 static_assert(AT_KEY_ID + ID_BYTES == CRYPT_HEADER_BYTES, "header");
 
+struct stretched {         /* what Argon2id made of the passphrase */
+    pthread_mutex_t mutex; /* guards the rest */
+    bool known;
+    uint8_t parameters[2]; /* passes, memory: as in the header */
+    uint8_t salt[SALT_BYTES];
+    uint8_t bytes[CRYPT_KEY_BYTES_MIN];
+};
+
 struct crypt_key {
+    struct stretched *stretched; /* NULL: the data are a key file's */
     size_t size;
     uint8_t data[CRYPT_KEY_BYTES_MAX];
 };
@@ -72,27 +91,89 @@ int crypt_key_load(const char *path, struct crypt_key **out, struct error *err)
     return 0;
 }
 
+int crypt_key_from_passphrase(const char *passphrase, struct crypt_key **out, struct error *err)
+{
+    size_t size = strlen(passphrase);
+    struct crypt_key *key;
+
+    static_assert(CRYPT_PASSPHRASE_BYTES_MAX <= CRYPT_KEY_BYTES_MAX, "it fits");
+    if (size < CRYPT_PASSPHRASE_BYTES_MIN || size > CRYPT_PASSPHRASE_BYTES_MAX) {
+        return error_set(err, ERR_INVALID, "a passphrase has %d to %d bytes, not %zu",
+                         CRYPT_PASSPHRASE_BYTES_MIN, CRYPT_PASSPHRASE_BYTES_MAX, size);
+    }
+    seal_global_init();
+    key = xcalloc(1, sizeof *key);
+    memcpy(key->data, passphrase, size);
+    key->size = size;
+    key->stretched = xcalloc(1, sizeof *key->stretched);
+    (void)pthread_mutex_init(&key->stretched->mutex, NULL);
+    *out = key;
+    return 0;
+}
+
 void crypt_key_free(struct crypt_key *key)
 {
     if (key == NULL)
         return;
+    if (key->stretched != NULL) {
+        (void)pthread_mutex_destroy(&key->stretched->mutex);
+        sodium_memzero(key->stretched, sizeof *key->stretched);
+        free(key->stretched);
+    }
     sodium_memzero(key, sizeof *key);
     free(key);
 }
 
-/* The stream's key, and its id. */
-static void derive(const struct crypt_key *key, const uint8_t *salt,
-                   uint8_t out[crypto_secretstream_xchacha20poly1305_KEYBYTES],
-                   uint8_t out_id[ID_BYTES])
+/* Under the mutex: the passphrase with the header's salt and parameters. */
+static int stretch(const struct crypt_key *key, const uint8_t *header, struct error *err)
+{
+    struct stretched *s = key->stretched;
+
+    if (s->known && memcmp(s->parameters, header + AT_PASSES, sizeof s->parameters) == 0 &&
+        memcmp(s->salt, header + AT_SALT, SALT_BYTES) == 0)
+        return 0;
+    s->known = false;
+    static_assert(SALT_BYTES == crypto_pwhash_argon2id_SALTBYTES, "one salt for both");
+    if (crypto_pwhash_argon2id(s->bytes, sizeof s->bytes, (const char *)key->data, key->size,
+                               header + AT_SALT, header[AT_PASSES],
+                               (size_t)MIB << header[AT_MEMORY],
+                               crypto_pwhash_argon2id_ALG_ARGON2ID13) != 0) {
+        return error_set(err, ERR_LIMIT, "no %zu MiB of memory for the passphrase's derivation",
+                         (size_t)1 << header[AT_MEMORY]);
+    }
+    memcpy(s->parameters, header + AT_PASSES, sizeof s->parameters);
+    memcpy(s->salt, header + AT_SALT, SALT_BYTES);
+    s->known = true;
+    return 0;
+}
+
+static void hash_key(const void *data, size_t size, const uint8_t *salt,
+                     uint8_t out[crypto_secretstream_xchacha20poly1305_KEYBYTES])
+{
+    (void)crypto_generichash(out, crypto_secretstream_xchacha20poly1305_KEYBYTES, data, size, salt,
+                             SALT_BYTES);
+}
+
+/* The stream's key, and its id, for a header whose salt and parameters stand. */
+static int derive(const struct crypt_key *key, const uint8_t *header,
+                  uint8_t out[crypto_secretstream_xchacha20poly1305_KEYBYTES],
+                  uint8_t out_id[ID_BYTES], struct error *err)
 {
     static const char text[] = "hypersdk file key id";
     uint8_t hash[crypto_generichash_BYTES];
 
-    (void)crypto_generichash(out, crypto_secretstream_xchacha20poly1305_KEYBYTES, key->data,
-                             key->size, salt, SALT_BYTES);
+    if (key->stretched == NULL) {
+        hash_key(key->data, key->size, header + AT_SALT, out);
+    } else {
+        LOCK_SCOPE(&key->stretched->mutex);
+        if (stretch(key, header, err) < 0)
+            return -1;
+        hash_key(key->stretched->bytes, sizeof key->stretched->bytes, header + AT_SALT, out);
+    }
     (void)crypto_generichash(hash, sizeof hash, (const uint8_t *)text, sizeof text - 1, out,
                              crypto_secretstream_xchacha20poly1305_KEYBYTES);
     memcpy(out_id, hash, ID_BYTES);
+    return 0;
 }
 
 /* Up to size bytes; fewer only at the end of the file. */
@@ -122,20 +203,37 @@ static int check_stopped(const atomic_bool *stopped, struct error *err)
 
 /* ---- encrypting ---- */
 
-static void start_stream(const struct crypt_key *key, uint8_t header[CRYPT_HEADER_BYTES],
-                         stream_state *state)
+/* Salt and parameters: of a passphrase those that it was stretched with before. */
+static void choose_derivation(const struct crypt_key *key, uint8_t header[CRYPT_HEADER_BYTES])
+{
+    struct stretched *s = key->stretched;
+
+    header[AT_KDF] = s == NULL ? KDF_FILE : KDF_PHRASE;
+    randombytes_buf(header + AT_SALT, SALT_BYTES);
+    if (s == NULL)
+        return;
+    header[AT_PASSES] = PHRASE_PASSES;
+    header[AT_MEMORY] = PHRASE_MEMORY;
+    LOCK_SCOPE(&s->mutex);
+    if (s->known && s->parameters[0] == PHRASE_PASSES && s->parameters[1] == PHRASE_MEMORY)
+        memcpy(header + AT_SALT, s->salt, SALT_BYTES);
+}
+
+static int start_stream(const struct crypt_key *key, uint8_t header[CRYPT_HEADER_BYTES],
+                        stream_state *state, struct error *err)
 {
     uint8_t derived[crypto_secretstream_xchacha20poly1305_KEYBYTES];
 
     memset(header, 0, CRYPT_HEADER_BYTES);
     memcpy(header, MAGIC, strlen(MAGIC));
-    header[AT_KDF] = KDF_FILE;
+    choose_derivation(key, header);
     for (int i = 0; i < 4; i++)
         header[AT_CHUNK + i] = (uint8_t)(CRYPT_CHUNK_BYTES >> (8 * i));
-    randombytes_buf(header + AT_SALT, SALT_BYTES);
-    derive(key, header + AT_SALT, derived, header + AT_KEY_ID);
+    if (derive(key, header, derived, header + AT_KEY_ID, err) < 0)
+        return -1;
     (void)crypto_secretstream_xchacha20poly1305_init_push(state, header + AT_STREAM, derived);
     sodium_memzero(derived, sizeof derived);
+    return 0;
 }
 
 static int write_out(int fd, const void *data, size_t size, const char *name, struct error *err)
@@ -159,8 +257,8 @@ static int push_all(const struct crypt_file *in, const struct crypt_file *out,
     stream_state state;
     bool first = true;
 
-    start_stream(key, header, &state);
-    if (write_out(out->fd, header, sizeof header, out->name, err) < 0 ||
+    if (start_stream(key, header, &state, err) < 0 ||
+        write_out(out->fd, header, sizeof header, out->name, err) < 0 ||
         read_up_to(in->fd, now, CRYPT_CHUNK_BYTES, &size, in->name, err) < 0)
         return -1;
     for (bool last = false; !last; first = false) {
@@ -209,13 +307,12 @@ struct pull {
     stream_state state;
 };
 
-static int read_header(struct pull *pull, const struct crypt_key *key, struct error *err)
+/* The header, if it is one that can be read. */
+static int load_header(struct pull *pull, struct error *err)
 {
-    uint8_t derived[crypto_secretstream_xchacha20poly1305_KEYBYTES];
-    uint8_t id[ID_BYTES];
     const uint8_t *h = pull->header;
     size_t size = 0;
-    int rc;
+    bool known;
 
     if (read_up_to(pull->fd, pull->header, sizeof pull->header, &size, pull->name, err) < 0)
         return -1;
@@ -223,18 +320,80 @@ static int read_header(struct pull *pull, const struct crypt_key *key, struct er
         return error_set(err, ERR_CORRUPT, "'%.200s' is no encrypted file of HyperSDK", pull->name);
     for (int i = 3; i >= 0; i--)
         pull->chunk_bytes = pull->chunk_bytes << 8 | h[AT_CHUNK + i];
-    if (h[AT_KDF] != KDF_FILE || pull->chunk_bytes == 0 || pull->chunk_bytes > CRYPT_CHUNK_MAX) {
+    known = h[AT_KDF] == KDF_FILE ||
+            (h[AT_KDF] == KDF_PHRASE && h[AT_PASSES] >= crypto_pwhash_argon2id_OPSLIMIT_MIN &&
+             h[AT_PASSES] <= PHRASE_PASSES_MAX && h[AT_MEMORY] <= PHRASE_MEMORY_MAX);
+    if (!known || pull->chunk_bytes == 0 || pull->chunk_bytes > CRYPT_CHUNK_MAX) {
         return error_set(err, ERR_CORRUPT, "'%.200s' has a header that this version cannot read",
                          pull->name);
     }
-    derive(key, h + AT_SALT, derived, id);
-    rc = memcmp(id, h + AT_KEY_ID, ID_BYTES) != 0
-             ? error_set(err, ERR_DENIED, "'%.200s' was encrypted with another key", pull->name)
-             : 0;
-    if (rc == 0 &&
-        crypto_secretstream_xchacha20poly1305_init_pull(&pull->state, h + AT_STREAM, derived) != 0)
+    return 0;
+}
+
+static int check_kind(const struct pull *pull, const struct crypt_key *key, struct error *err)
+{
+    bool phrase = pull->header[AT_KDF] == KDF_PHRASE;
+
+    if (phrase == (key->stretched != NULL))
+        return 0;
+    return error_set(err, ERR_DENIED, "'%.200s' was encrypted with a %s", pull->name,
+                     phrase ? "passphrase, not with a key file"
+                            : "key file, not with a passphrase");
+}
+
+static int read_header(struct pull *pull, const struct crypt_key *key, struct error *err)
+{
+    uint8_t derived[crypto_secretstream_xchacha20poly1305_KEYBYTES];
+    uint8_t id[ID_BYTES];
+    const uint8_t *h = pull->header;
+    int rc = 0;
+
+    if (load_header(pull, err) < 0 || check_kind(pull, key, err) < 0 ||
+        derive(key, h, derived, id, err) < 0)
+        return -1;
+    if (memcmp(id, h + AT_KEY_ID, ID_BYTES) != 0) {
+        rc =
+            key->stretched != NULL
+                ? error_set(err, ERR_DENIED, "wrong passphrase for '%.200s'", pull->name)
+                : error_set(err, ERR_DENIED, "'%.200s' was encrypted with another key", pull->name);
+    } else if (crypto_secretstream_xchacha20poly1305_init_pull(&pull->state, h + AT_STREAM,
+                                                               derived) != 0) {
         rc = error_set(err, ERR_CORRUPT, "'%.200s' has a damaged header", pull->name);
+    }
     sodium_memzero(derived, sizeof derived);
+    return rc;
+}
+
+static int open_encrypted(const char *path, struct pull *pull, struct error *err)
+{
+    *pull = (struct pull){.fd = open(path, O_RDONLY | O_CLOEXEC), .name = path};
+    return pull->fd < 0 ? error_set_errno(err, errno, "'%.200s'", path) : 0;
+}
+
+int crypt_wants_passphrase(const char *path, bool *out, struct error *err)
+{
+    struct pull pull;
+    int rc;
+
+    if (open_encrypted(path, &pull, err) < 0)
+        return -1;
+    rc = load_header(&pull, err);
+    (void)close(pull.fd);
+    if (rc == 0)
+        *out = pull.header[AT_KDF] == KDF_PHRASE;
+    return rc;
+}
+
+int crypt_key_check(const char *path, const struct crypt_key *key, struct error *err)
+{
+    struct pull pull;
+    int rc;
+
+    if (open_encrypted(path, &pull, err) < 0)
+        return -1;
+    rc = read_header(&pull, key, err);
+    sodium_memzero(&pull.state, sizeof pull.state);
+    (void)close(pull.fd);
     return rc;
 }
 

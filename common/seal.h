@@ -1,7 +1,7 @@
 /* Secrets at rest and in flight: libsodium secretbox under subkeys of one master key.
  * The gateway holds the master; every other process only the subkey of its audience:
- * "provider:<kind>", "upload", "notify", "bridge". Sealed form: 1 byte version, 8 bytes key id,
- * 24 bytes nonce, box. Keys are wiped when freed. */
+ * "provider:<kind>", "upload", "notify", "bridge", "exports". Sealed form: 1 byte version, 8 bytes
+ * key id, 24 bytes nonce, box. Keys are wiped when freed. */
 #ifndef COMMON_SEAL_H
 #define COMMON_SEAL_H
 
@@ -15,6 +15,7 @@
 #define SEAL_PUBLIC_BYTES     32 /* Ed25519 */
 #define SEAL_SIGNATURE_BYTES  64
 #define SEAL_EVIDENCE         "evidence" /* the audience whose key signs, and does nothing else */
+#define SEAL_EXPORTS          "exports"  /* opens passphrases of exports */
 #define SEAL_SECRET_BYTES_MAX 65536      /* a service account file is 3 KiB */
 
 /* libsodium's set-up; idempotent, thread-safe. service_main calls it before threads start; the

@@ -181,6 +181,7 @@ int export_keys(const struct gateway *gateway, const char *dir, struct error *er
         "bridge",
         "upload",
         SEAL_EVIDENCE,
+        SEAL_EXPORTS,
     };
 
     if (gateway->master == NULL) {

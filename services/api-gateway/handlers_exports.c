@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/crypt_file.h"
 #include "common/job_store.h"
 #include "common/json.h"
 #include "common/paths.h"
@@ -160,6 +161,7 @@ static int submit_file_job(struct call *call, const char *kind, const char *path
 {
     bool known = row != NULL && PQntuples(row) == 1;
     const char *slash = strrchr(path, '/');
+    auto_json *definition = json_mask_secrets(spec);
     char id[64];
     bool existing = false;
     struct job_submission submission = {
@@ -171,7 +173,7 @@ static int submit_file_job(struct call *call, const char *kind, const char *path
         .format = known ? db_text(row, 0, 5) : "",
         .volume = known ? db_text(row, 0, 4) : NULL,
         .any_exporter = true,
-        .definition = spec,
+        .definition = definition,
         .export_spec = spec,
         .priority = SUBMIT_PRIORITY,
         .max_attempts = call->gateway->retry.max_attempts,
@@ -188,11 +190,18 @@ static int submit_file_job(struct call *call, const char *kind, const char *path
     return 0;
 }
 
-static int submit_verify(struct call *call, const char *path, const PGresult *row,
-                         struct error *err)
+/* body: canonical, with the passphrase of an encrypted export or without. */
+static int submit_verify(struct call *call, const json_t *body, const char *path,
+                         const PGresult *row, struct error *err)
 {
+    auto_seal_key *key = call->gateway->master == NULL
+                             ? NULL
+                             : seal_master_derive(call->gateway->master, SEAL_EXPORTS);
     auto_json *spec = json_object();
+    struct field_problem problem = {0};
 
+    if (submit_seal_passphrase(key, body, "passphrase", spec, &problem, err) < 0)
+        return call_fail_field(call, &problem, err);
     json_set_text(spec, "path", path);
     if (PQntuples(row) == 1) {
         json_set_text(spec, "export_id", db_text(row, 0, 0));
@@ -203,23 +212,32 @@ static int submit_verify(struct call *call, const char *path, const PGresult *ro
 
 int handle_export_verify(struct call *call, struct error *err)
 {
-    static const char *const no_names[] = {NULL};
+    static const struct field fields[] = {
+        {"passphrase", {NULL}, FIELD_TEXT, 1, CRYPT_PASSPHRASE_BYTES_MAX, NULL},
+        {0},
+    };
     const char *id = call_param(call, "id");
+    auto_json *empty = json_object();
+    auto_json *body = NULL;
     auto_pgresult *rows = NULL;
+    struct field_problem problem = {0};
 
     call_resource(call, "export", id);
-    if ((call->body != NULL && call_check_body(call, no_names, err) < 0) ||
-        db_exec(call->db, find_sql, DB_PARAMS(id, NULL), &rows, err) < 0)
+    if (fields_canonical(fields, "", call->body == NULL ? empty : call->body, &body, &problem,
+                         err) < 0)
+        return call_fail_field(call, &problem, err);
+    if (db_exec(call->db, find_sql, DB_PARAMS(id, NULL), &rows, err) < 0)
         return -1;
     if (PQntuples(rows) == 0)
         return error_set(err, ERR_NOT_FOUND, "export '%.64s' does not exist", id);
-    return submit_verify(call, db_text(rows, 0, 3), rows, err);
+    return submit_verify(call, body, db_text(rows, 0, 3), rows, err);
 }
 
 int handle_export_verify_path(struct call *call, struct error *err)
 {
     static const struct field fields[] = {
         {"path", {"export_path", "output_path", NULL}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL},
+        {"passphrase", {NULL}, FIELD_TEXT, 1, CRYPT_PASSPHRASE_BYTES_MAX, NULL},
         {0},
     };
     auto_json *empty = json_object();
@@ -240,7 +258,7 @@ int handle_export_verify_path(struct call *call, struct error *err)
     }
     if (db_exec(call->db, find_sql, DB_PARAMS(NULL, path), &rows, err) < 0)
         return -1;
-    return submit_verify(call, path, rows, err);
+    return submit_verify(call, body, path, rows, err);
 }
 
 /* ---- restore points ---- */

@@ -60,17 +60,20 @@ static int inventory_name(struct call *call, const char *provider, const char *v
     return 0;
 }
 
-static struct submit_settings settings_of(struct call *call)
+static struct submit_settings settings_of(struct call *call, const struct seal_key *exports_key)
 {
     return (struct submit_settings){&call->gateway->bases, &call->gateway->hyper2kvm,
-                                    &call->gateway->libvirt, &call->gateway->retry};
+                                    &call->gateway->libvirt, &call->gateway->retry, exports_key};
 }
 
 int submit_element(struct call *call, const json_t *element, struct submit_request **out,
                    struct provider_row *out_provider, struct field_problem *problem,
                    struct error *err)
 {
-    struct submit_settings settings = settings_of(call);
+    auto_seal_key *key = call->gateway->master == NULL
+                             ? NULL
+                             : seal_master_derive(call->gateway->master, SEAL_EXPORTS);
+    struct submit_settings settings = settings_of(call, key);
     auto_submit_request *request = NULL;
     autofree char *vm_name = NULL;
     struct job_submission *s;
@@ -272,10 +275,12 @@ static int answer_submit(struct call *call, struct submit_run *run, struct error
     return 0;
 }
 
-/* Same key and same body = same job; the body is compared in canonical form. */
+/* Same key and same body = same job; the body is compared in canonical form, and without secrets: a
+ * plain hash over a passphrase would let others try passphrases against it. */
 static int read_idempotency(struct call *call, struct submit_run *run, struct error *err)
 {
     const char *key = call_header(call, "Idempotency-Key");
+    auto_json *body = NULL;
     autofree char *text = NULL;
 
     if (key == NULL)
@@ -290,7 +295,8 @@ static int read_idempotency(struct call *call, struct submit_run *run, struct er
                                   "'Idempotency-Key' must be printable ASCII without spaces");
         }
     }
-    text = json_dumps(call->body, JSON_COMPACT | JSON_SORT_KEYS);
+    body = json_mask_secrets(call->body);
+    text = json_dumps(body, JSON_COMPACT | JSON_SORT_KEYS);
     if (text == NULL)
         abort(); /* out of memory */
     (void)SHA256((const unsigned char *)text, strlen(text), run->hash);

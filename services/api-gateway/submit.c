@@ -128,6 +128,7 @@ static const struct field libvirt_fields[] = {
 static const struct field encrypt_fields[] = {
     TEXT("method", 32),
     TEXT("key_ref", 64),
+    TEXT("passphrase", CRYPT_PASSPHRASE_BYTES_MAX),
     LATER("recipient", ""),
     {0},
 };
@@ -417,7 +418,6 @@ static int check_encrypt(const json_t *job, struct field_problem *problem, struc
     static const char *const not_yet[] = {"aes256", "gpg", NULL};
     const json_t *encrypt = json_object_get(job, "encrypt");
     const char *key = field_text(encrypt, "key_ref", DEFAULT_KEY_REF);
-    const char *with = NULL;
 
     if (encrypt == NULL)
         return 0;
@@ -429,17 +429,50 @@ static int check_encrypt(const json_t *job, struct field_problem *problem, struc
         return field_fail(problem, 400, "encrypt.key_ref", err, ERR_INVALID,
                           "'encrypt.key_ref' may hold letters, digits, '_' and '-'");
     }
+    if (json_object_get(encrypt, "key_ref") != NULL &&
+        json_object_get(encrypt, "passphrase") != NULL) {
+        return field_fail(problem, 400, "encrypt.passphrase", err, ERR_INVALID,
+                          "'encrypt.key_ref' and 'encrypt.passphrase' are two keys: give one");
+    }
     if (wants_restore_point(job)) {
-        with = "incremental";
-    } else if (json_object_get(job, "upload") != NULL) {
-        with = "upload";
-    } else if (field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false)) {
-        with = "hyper2kvm_integration";
-    }
-    if (with != NULL) {
         return field_fail(problem, 422, "encrypt", err, ERR_NOT_AVAILABLE,
-                          "'encrypt' does not go together with '%s' in this version", with);
+                          "a restore point cannot be encrypted: the next one reads and stands on "
+                          "its qcow2. Leave out 'incremental', or put the directory on an "
+                          "encrypted file system");
     }
+    if (field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false)) {
+        return field_fail(problem, 422, "encrypt", err, ERR_NOT_AVAILABLE,
+                          "an encrypted export cannot be converted: the converter reads the plain "
+                          "files. Leave out 'hyper2kvm_integration' or 'encrypt', or convert what "
+                          "hyperexport decrypt gives back");
+    }
+    return 0;
+}
+
+int submit_seal_passphrase(const struct seal_key *key, const json_t *object, const char *field,
+                           json_t *spec, struct field_problem *problem, struct error *err)
+{
+    const char *passphrase = field_text(object, "passphrase", NULL);
+    autofree uint8_t *sealed = NULL;
+    autofree char *hex = NULL;
+    size_t size = 0;
+
+    if (passphrase == NULL)
+        return 0;
+    if (strlen(passphrase) < CRYPT_PASSPHRASE_BYTES_MIN) {
+        return field_fail(problem, 400, field, err, ERR_INVALID, "'%s' must have %d to %d bytes",
+                          field, CRYPT_PASSPHRASE_BYTES_MIN, CRYPT_PASSPHRASE_BYTES_MAX);
+    }
+    if (key == NULL) {
+        return field_fail(problem, 422, field, err, ERR_NOT_AVAILABLE,
+                          "'%s' cannot be sealed: secrets.master_key is not set in the "
+                          "configuration",
+                          field);
+    }
+    seal(key, passphrase, strlen(passphrase), &sealed, &size);
+    hex = xmalloc(2 * size + 1);
+    hex_encode(sealed, size, hex);
+    json_set_text(spec, "sealed_passphrase", hex);
     return 0;
 }
 
@@ -614,7 +647,8 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     }
     if (wants_compression(job))
         json_set_text(spec, "compress", field_text(job, "compression", SUBMIT_COMPRESSION));
-    if (json_object_get(job, "encrypt") != NULL) {
+    if (json_object_get(job, "encrypt") != NULL &&
+        json_object_get(json_object_get(job, "encrypt"), "passphrase") == NULL) {
         json_set_text(spec, "encrypt_key",
                       field_text(json_object_get(job, "encrypt"), "key_ref", DEFAULT_KEY_REF));
     }
@@ -707,6 +741,9 @@ int submit_parse(const struct submit_settings *settings, const json_t *element, 
     conversion = json_object_get(job, "hyper2kvm_integration");
     enabled = field_bool(conversion, "enabled", false);
     request->export_spec = export_spec_of(request, enabled);
+    if (submit_seal_passphrase(settings->exports_key, json_object_get(job, "encrypt"),
+                               "encrypt.passphrase", request->export_spec, problem, err) < 0)
+        return -1;
     request->submission.export_spec = request->export_spec;
     if (add_cleanup(settings, request, problem, err) < 0)
         return -1;

@@ -6,6 +6,7 @@
 
 #include "common/config_schema.h"
 #include "common/job_store.h"
+#include "common/seal.h"
 #include "fields.h"
 
 #define SUBMIT_JOBS_MAX       1000       /* of one request; the body limit allows about 50,000 */
@@ -22,6 +23,7 @@ struct submit_settings { /* what the configuration says; borrowed */
     const struct hyper2kvm_config *hyper2kvm;
     const struct libvirt_config *libvirt;
     const struct retry_config *retry;
+    const struct seal_key *exports_key; /* for passphrases; NULL: secrets.master_key is not set */
 };
 
 struct submit_batch { /* borrowed from the body */
@@ -37,7 +39,7 @@ MUST_CHECK int submit_split(const json_t *body, struct submit_batch *out,
 struct submit_request {
     struct job_submission submission; /* strings are borrowed from the members below */
     json_t *definition;
-    json_t *export_spec;
+    json_t *export_spec; /* a passphrase in it is sealed */
     json_t *convert_spec;
     json_t *import_spec;
     char *output_path;
@@ -48,6 +50,11 @@ struct submit_request {
 MUST_CHECK int submit_parse(const struct submit_settings *settings, const json_t *element,
                             const char *vm_name, struct submit_request **out,
                             struct field_problem *problem, struct error *err);
+/* Checks the passphrase of a canonical object, if it has one, and puts it sealed into a task's
+ * spec; field: its name in errors. */
+MUST_CHECK int submit_seal_passphrase(const struct seal_key *key, const json_t *object,
+                                      const char *field, json_t *spec,
+                                      struct field_problem *problem, struct error *err);
 void submit_request_free(struct submit_request *request);
 DEFINE_AUTO(submit_request, struct submit_request, submit_request_free)
 #define auto_submit_request CLEANUP(submit_request_auto) struct submit_request

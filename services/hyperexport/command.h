@@ -82,6 +82,15 @@ const char *command_argument(const struct program *program, const char *what, st
 /* --password-file, --password, or asked for on the terminal. Caller frees. */
 MUST_CHECK int command_password(const struct program *program, const char *prompt, char **out,
                                 struct error *err);
+/* --passphrase-file, --passphrase, or HYPEREXPORT_PASSPHRASE; NULL: none of them. ask_twice: it is
+ * for a new file, and "--passphrase-file -" asks for it again on a terminal. Wipe with secret_free.
+ */
+MUST_CHECK int command_passphrase(const struct program *program, bool ask_twice, char **out,
+                                  struct error *err);
+/* The same as member of a request's body, if there is one. ERR_DENIED: it would cross plain http.
+ */
+MUST_CHECK int body_add_passphrase(struct program *program, json_t *body, bool ask_twice,
+                                   struct error *err);
 /* Of a list: --limit, or what holds without it. */
 size_t command_limit(const struct program *program);
 /* ERR_INVALID when more than count words were typed. */

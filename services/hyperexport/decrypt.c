@@ -7,6 +7,8 @@
 #include "command.h"
 #include "common/crypt_file.h"
 #include "common/paths.h"
+#include "common/seal.h"
+#include "settings.h"
 
 #define FILES_MAX 1000 /* as many as an export has at most, and more */
 
@@ -65,29 +67,61 @@ static int decrypt_all(const struct program *program, const char *dir, const cha
         if (decrypt_into(program, from, to, key, err) < 0)
             return -1;
     }
-    if (count == 0)
-        return error_set(err, ERR_NOT_FOUND, "'%.200s' holds no file *" CRYPT_SUFFIX, dir);
     return 0;
+}
+
+/* The first encrypted file in `dir`; NULL: none. Caller frees. */
+static char *first_encrypted(const char *dir)
+{
+    auto_dir *stream = opendir(dir);
+    const struct dirent *entry;
+
+    while (stream != NULL && (entry = readdir(stream)) != NULL) {
+        if (is_encrypted(entry->d_name))
+            return xasprintf("%s/%s", dir, entry->d_name);
+    }
+    return NULL;
+}
+
+/* A key file or passphrase that was given; else it is asked for, if the file wants a passphrase. */
+static int find_key(const struct program *program, const char *file, struct crypt_key **out,
+                    struct error *err)
+{
+    const char *keyfile = flag_text(program->line, FLAG_KEYFILE);
+    auto_secret *passphrase = NULL;
+    bool wanted = false;
+
+    if (keyfile != NULL)
+        return crypt_key_load(keyfile, out, err);
+    if (command_passphrase(program, false, &passphrase, err) < 0 ||
+        (passphrase == NULL && crypt_wants_passphrase(file, &wanted, err) < 0))
+        return -1;
+    if (passphrase == NULL && !wanted) {
+        return error_set(err, ERR_INVALID,
+                         "--keyfile FILE is missing: a copy of the key on the "
+                         "server that encrypted");
+    }
+    if (passphrase == NULL && settings_ask_secret("Passphrase: ", &passphrase, err) < 0)
+        return error_wrap(err, "a passphrase is needed (--passphrase-file)");
+    return crypt_key_from_passphrase(passphrase, out, err);
 }
 
 static int decrypt(const struct program *program, const char *from, const char *to,
                    struct error *err)
 {
-    const char *keyfile = flag_text(program->line, FLAG_KEYFILE);
     autofree char *parent = xstrndup(from, (size_t)(base_name(from) - from));
+    autofree char *some = NULL;
     auto_crypt_key *key = NULL;
     struct stat st;
 
-    if (keyfile == NULL) {
-        return error_set(err, ERR_INVALID,
-                         "--keyfile FILE is missing: a copy of the key on the "
-                         "server that encrypted");
-    }
     if (stat(from, &st) < 0)
         return error_set_errno(err, errno, "'%.200s'", from);
     if (!S_ISDIR(st.st_mode) && !is_encrypted(from))
         return error_set(err, ERR_INVALID, "'%.200s' does not end in " CRYPT_SUFFIX, from);
-    if (crypt_key_load(keyfile, &key, err) < 0)
+    some = S_ISDIR(st.st_mode) ? first_encrypted(from) : xstrdup(from);
+    if (some == NULL)
+        return error_set(err, ERR_NOT_FOUND, "'%.200s' holds no file *" CRYPT_SUFFIX, from);
+    if (find_key(program, some, &key, err) < 0 || crypt_key_check(some, key, err) < 0)
         return -1;
     if (to != NULL && mkdir(to, 0700) < 0 && errno != EEXIST)
         return error_set_errno(err, errno, "'%.200s'", to);

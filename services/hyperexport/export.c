@@ -10,6 +10,25 @@
 #define SUBMIT_BASE_MS 500
 #define SUBMIT_MAX_MS  8000
 
+/* Without a typed key, what the environment has is a passphrase; without that, key "default". */
+static int add_encryption(struct program *program, json_t *body, struct error *err)
+{
+    const struct command_line *line = program->line;
+    json_t *encrypt;
+
+    if (!flag_on(line, FLAG_ENCRYPT))
+        return 0;
+    encrypt = json_object();
+    (void)json_object_set_new(body, "encrypt", encrypt);
+    if (flag_given(line, FLAG_ENCRYPT_METHOD))
+        json_set_text(encrypt, "method", flag_text(line, FLAG_ENCRYPT_METHOD));
+    if (flag_given(line, FLAG_ENCRYPT_KEY)) {
+        json_set_text(encrypt, "key_ref", flag_text(line, FLAG_ENCRYPT_KEY));
+        return 0;
+    }
+    return body_add_passphrase(program, encrypt, true, err);
+}
+
 static json_t *job_body(const struct command_line *line)
 {
     json_t *body = json_object();
@@ -39,14 +58,6 @@ static json_t *job_body(const struct command_line *line)
         (void)json_object_set_new(
             body, "options",
             json_pack("{s:i}", "parallel_downloads", (int)flag_number(line, FLAG_PARALLEL)));
-    }
-    if (flag_on(line, FLAG_ENCRYPT)) {
-        json_t *encrypt = json_object();
-        if (flag_given(line, FLAG_ENCRYPT_METHOD))
-            json_set_text(encrypt, "method", flag_text(line, FLAG_ENCRYPT_METHOD));
-        if (flag_given(line, FLAG_ENCRYPT_KEY))
-            json_set_text(encrypt, "key_ref", flag_text(line, FLAG_ENCRYPT_KEY));
-        (void)json_object_set_new(body, "encrypt", encrypt);
     }
     if (flag_on(line, FLAG_CONVERT)) {
         (void)json_object_set_new(
@@ -185,6 +196,8 @@ int export_command(struct program *program, struct error *err)
             return -1;
         (void)json_object_set_new(body, "cleanup", rules);
     }
+    if (add_encryption(program, body, err) < 0)
+        return -1;
     if (flag_on(line, FLAG_RESUME) &&
         json_object_size(body) > (flag_given(line, FLAG_PROVIDER) ? 2 : 1)) {
         return error_set(err, ERR_INVALID,

@@ -149,6 +149,8 @@ int verify_path(struct program *program, const char *path, struct error *err)
     auto_json *body = json_object();
 
     json_set_text(body, "path", path);
+    if (body_add_passphrase(program, body, false, err) < 0)
+        return -1;
     return submit_and_follow(program, "/api/v1/exports/verify", body, err);
 }
 
@@ -168,6 +170,8 @@ static int verify_export(struct program *program, const char *id, struct error *
     autofree char *path = output_path("/api/v1/exports/", id, "/verify");
     auto_json *body = json_object();
 
+    if (body_add_passphrase(program, body, false, err) < 0)
+        return -1;
     return submit_and_follow(program, path, body, err);
 }
 

@@ -268,6 +268,23 @@ static int check_cleanup(const struct command_line *line, struct error *err)
     return 0;
 }
 
+/* Exactly one key. */
+static int check_passphrase(const struct command_line *line, struct error *err)
+{
+    bool phrase = flag_given(line, FLAG_PASSPHRASE) || flag_given(line, FLAG_PASSPHRASE_FILE);
+
+    if (flag_given(line, FLAG_PASSPHRASE) && flag_given(line, FLAG_PASSPHRASE_FILE))
+        return error_set(err, ERR_INVALID, "--passphrase and --passphrase-file say the same");
+    if (phrase && (flag_given(line, FLAG_ENCRYPT_KEY) || flag_given(line, FLAG_KEYFILE)))
+        return error_set(err, ERR_INVALID, "a passphrase and a key file are two keys: give one");
+    if (phrase && line->command == FLAG_IN_EXPORT && !flag_on(line, FLAG_ENCRYPT) &&
+        !flag_given(line, FLAG_DECRYPT) && !flag_given(line, FLAG_VERIFY_ONLY)) {
+        return error_set(err, ERR_INVALID,
+                         "--passphrase needs --encrypt, --decrypt or --verify-only");
+    }
+    return 0;
+}
+
 /* What only makes sense together. */
 static int check_together(const struct command_line *line, struct error *err)
 {
@@ -289,10 +306,12 @@ static int check_together(const struct command_line *line, struct error *err)
             return error_set(err, ERR_INVALID, "--%s needs --snapshot", names[i]);
     }
     if (line->command != FLAG_IN_EXPORT)
-        return 0;
+        return check_passphrase(line, err);
     if ((flag_given(line, FLAG_ENCRYPT_METHOD) || flag_given(line, FLAG_ENCRYPT_KEY)) &&
         !flag_on(line, FLAG_ENCRYPT))
         return error_set(err, ERR_INVALID, "--encrypt-method and --encrypt-key need --encrypt");
+    if (check_passphrase(line, err) < 0)
+        return -1;
     if (flag_given(line, FLAG_KEYFILE) && !flag_given(line, FLAG_DECRYPT)) {
         return error_set(err, ERR_INVALID,
                          "--keyfile is for decrypting; exports are encrypted "

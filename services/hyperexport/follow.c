@@ -232,6 +232,12 @@ static void show_verified(const json_t *result)
     strbuf_addf(&out, " (%s read)\n", size);
     if (json_str(result, "evidence")[0] != '\0')
         output_pair(&out, "evidence", json_str(result, "evidence"));
+    if (json_object_get(result, "content_checked") != NULL) { /* of an encrypted export */
+        output_pair(&out, "content_checked",
+                    json_is_true(json_object_get(result, "content_checked")) ? "true" : "false");
+    }
+    if (json_str(result, "content_note")[0] != '\0')
+        output_pair(&out, "content_note", json_str(result, "content_note"));
     output_text(&out);
 }
 

@@ -1,9 +1,14 @@
-/* Login: a session of this user at this gateway, kept in the configuration directory. */
+/* Secrets that a user gives: passwords, passphrases; and login, which is a session of this user at
+ * this gateway, kept in the configuration directory. */
 #include <string.h>
+#include <unistd.h>
 
 #include "command.h"
 #include "common/json.h"
+#include "common/seal.h"
 #include "settings.h"
+
+#define PASSPHRASE_VARIABLE "HYPEREXPORT_PASSPHRASE"
 
 int command_password(const struct program *program, const char *prompt, char **out,
                      struct error *err)
@@ -17,6 +22,51 @@ int command_password(const struct program *program, const char *prompt, char **o
         return 0;
     }
     return settings_ask_secret(prompt, out, err);
+}
+
+static int ask_passphrase(bool twice, char **out, struct error *err)
+{
+    auto_secret *first = NULL;
+    auto_secret *second = NULL;
+
+    if (settings_ask_secret("Passphrase: ", &first, err) < 0 ||
+        (twice && settings_ask_secret("The same again: ", &second, err) < 0))
+        return -1;
+    if (twice && strcmp(first, second) != 0)
+        return error_set(err, ERR_INVALID, "the two passphrases are not the same");
+    *out = STEAL(first);
+    return 0;
+}
+
+int command_passphrase(const struct program *program, bool ask_twice, char **out, struct error *err)
+{
+    const char *file = flag_text(program->line, FLAG_PASSPHRASE_FILE);
+    const char *text = flag_text(program->line, FLAG_PASSPHRASE);
+
+    *out = NULL;
+    if (file != NULL && strcmp(file, "-") == 0 && isatty(STDIN_FILENO))
+        return ask_passphrase(ask_twice, out, err);
+    if (file != NULL)
+        return settings_read_secret(file, out, err);
+    if (text == NULL)
+        text = secure_getenv(PASSPHRASE_VARIABLE);
+    if (text != NULL && text[0] != '\0')
+        *out = xstrdup(text);
+    return 0;
+}
+
+int body_add_passphrase(struct program *program, json_t *body, bool ask_twice, struct error *err)
+{
+    auto_secret *passphrase = NULL;
+
+    if (command_passphrase(program, ask_twice, &passphrase, err) < 0)
+        return -1;
+    if (passphrase == NULL)
+        return 0;
+    if (api_check_secret_allowed(program->api, err) < 0)
+        return -1;
+    json_set_text(body, "passphrase", passphrase);
+    return 0;
 }
 
 int login_command(struct program *program, struct error *err)

@@ -103,8 +103,8 @@ static int run_line(struct command_line *line, struct error *err)
         return print_help(line);
     set_up(&program, line);
     if (line->secret_on_argv) {
-        (void)fprintf(stderr, "warning: other users may have seen the password among the "
-                              "arguments; --password-file is safer\n");
+        (void)fprintf(stderr, "warning: other users may have seen the secret among the "
+                              "arguments; --password-file or --passphrase-file is safer\n");
     }
     if (line->command == FLAG_IN_DECRYPT || flag_given(line, FLAG_DECRYPT))
         return decrypt_command(&program, err);

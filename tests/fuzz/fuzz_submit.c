@@ -23,7 +23,7 @@ static const struct retry_config retry = {3, 60000, 1800000};
 
 static void parse_one(const json_t *element)
 {
-    const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry};
+    const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry, NULL};
     auto_submit_request *request = NULL;
     struct field_problem problem = {0};
     struct error err = ERROR_NONE;

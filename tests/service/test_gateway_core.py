@@ -611,7 +611,7 @@ def test_export_keys_writes_one_file_per_audience(make_suite, tmp_path):
     names = {p.name for p in target.iterdir()}
     assert names == {f"provider-{k}.key" for k in (
         "vsphere", "aws", "azure", "gcp", "hyperv", "proxmox", "openstack", "oci", "alibaba")} | {
-            "notify.key", "bridge.key", "upload.key", "evidence.key"}
+            "notify.key", "bridge.key", "upload.key", "evidence.key", "exports.key"}
     contents = {p.read_text() for p in target.iterdir()}
     assert len(contents) == len(names)
     assert all((p.stat().st_mode & 0o777) == 0o600 for p in target.iterdir())

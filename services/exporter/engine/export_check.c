@@ -16,6 +16,8 @@
 #include "services/exporter/engine/chain.h"
 #include "services/exporter/engine/copy.h"
 #include "services/exporter/engine/export_evidence.h"
+#include "services/exporter/engine/export_key.h"
+#include "services/exporter/engine/export_plain.h"
 #include "services/exporter/engine/export_record.h"
 #include "services/exporter/formats/mf.h"
 #include "services/exporter/formats/ova.h"
@@ -31,7 +33,9 @@ struct check {
     json_t *result;
     json_t *problems; /* borrowed from result */
     json_t *extra;
-    char *root; /* of a restore point's chain, else NULL */
+    char *root;                  /* of a restore point's chain, else NULL */
+    const struct crypt_key *key; /* of an encrypted export; NULL: not encrypted, or not there */
+    struct crypt_key *loaded;    /* key, when it is a file's; owned */
     size_t problem_count;
     uint64_t done;
     uint64_t total;
@@ -367,7 +371,7 @@ static int find_extra(struct check *check, struct error *err)
 
 static int check_evidence(struct check *check, struct error *err)
 {
-    const struct seal_key *key = check->options->evidence_key;
+    const struct seal_key *key = check->options->exporter->evidence_key;
     const char *found = "valid";
 
     if (key == NULL) {
@@ -393,8 +397,10 @@ static void plan_bytes(struct check *check)
 
     for (size_t k = 0; k < check->record->file_count; k++)
         check->total += check->record->files[k].size;
-    if (json_object_get(check->record->document, "encryption") != NULL)
+    if (json_object_get(check->record->document, "encryption") != NULL) {
+        check->total *= check->key != NULL ? 2 : 1; /* read once more to decrypt it */
         return;
+    }
     json_array_foreach(json_object_get(check->record->document, "disks"), i, disk)
     {
         check->total +=
@@ -424,6 +430,159 @@ static int check_plain(struct check *check, struct error *err)
     return 0;
 }
 
+/* ---- encrypted exports ---- */
+
+/* The first encrypted file that stands there; NULL: none does. Caller frees. */
+static char *some_encrypted(const struct check *check)
+{
+    for (size_t i = 0; i < check->record->file_count; i++) {
+        autofree char *path = path_of(check, check->record->files[i].name);
+        if (has_suffix(path, CRYPT_SUFFIX) && access(path, R_OK) == 0)
+            return STEAL(path);
+    }
+    return NULL;
+}
+
+/* check->key, or why there is none. A passphrase that was given must be the right one. */
+static int find_key(struct check *check, struct error *err)
+{
+    const json_t *encryption = json_object_get(check->record->document, "encryption");
+    const char *ref = json_str(encryption, "key_ref");
+    autofree char *file = encryption == NULL ? NULL : some_encrypted(check);
+    const char *reason = "no passphrase was given";
+    struct error why = ERROR_NONE;
+
+    if (encryption == NULL)
+        return 0;
+    check->key = check->options->passphrase;
+    if (check->key == NULL && ref[0] != '\0') {
+        if (export_key_load(check->options->exporter, ref, &check->loaded, &why) < 0)
+            reason = why.message;
+        check->key = check->loaded;
+    }
+    if (check->key != NULL && file != NULL && crypt_key_check(file, check->key, &why) < 0 &&
+        why.code == ERR_DENIED) {
+        check->key = NULL;
+        reason = why.message;
+        if (check->options->passphrase != NULL) {
+            *err = why;
+            return -1;
+        }
+    }
+    json_put(check->result, "encrypted", json_true());
+    json_put(check->result, "content_checked", json_boolean(check->key != NULL));
+    if (check->key == NULL)
+        json_set_text(check->result, "content_note", reason);
+    return 0;
+}
+
+/* The entry of the file that was called so before it was encrypted; NULL: none. */
+static const json_t *encrypted_entry(const struct check *check, const char *plain_name)
+{
+    const json_t *entry;
+    size_t i;
+
+    json_array_foreach(json_object_get(check->record->document, "files"), i, entry)
+    {
+        if (strcmp(json_str(entry, "plain_name"), plain_name) == 0)
+            return entry;
+    }
+    return NULL;
+}
+
+/* The leaves of the disk whose raw image is called so; NULL: it is no raw image, or they cannot be
+ * read, which is told with their own file. */
+static struct leaves *leaves_of(struct check *check, const char *plain_name)
+{
+    const json_t *disk;
+    size_t i;
+
+    json_array_foreach(json_object_get(check->record->document, "disks"), i, disk)
+    {
+        const json_t *image = json_array_get(json_object_get(disk, "images"), 0);
+        const json_t *entry = encrypted_entry(check, json_str(disk, "leaves"));
+        uint64_t size = json_u64(entry, "plain_size");
+        autofree char *path = NULL;
+        struct leaves *leaves = NULL;
+        struct export_plain plain;
+        struct error none = ERROR_NONE;
+        struct stat st;
+        if (!has_suffix(plain_name, ".raw") || strcmp(json_str(image, "name"), plain_name) != 0)
+            continue;
+        path = path_of(check, json_str(entry, "name"));
+        if (size == 0 || stat(path, &st) < 0 || size >= (uint64_t)st.st_size)
+            return NULL; /* a file is longer than what it holds */
+        if (export_plain_read(&(struct export_plain_options){.path = path,
+                                                             .key = check->key,
+                                                             .stopped = check->options->stopped,
+                                                             .keep_max = size},
+                              &plain, &none) < 0 ||
+            leaves_parse(plain.kept, plain.bytes, &leaves, &none) < 0)
+            leaves = NULL;
+        free(plain.kept);
+        return leaves;
+    }
+    return NULL;
+}
+
+/* Of a raw image the MiB of the disk, of others that of the file. */
+static void add_damage(struct check *check, const char *name, bool raw, uint64_t plain_offset,
+                       const char *why)
+{
+    uint64_t mib = plain_offset - plain_offset % LEAF_BYTES;
+    json_t *problem = add_problem(check, name, "content",
+                                  "'%.255s': the MiB at offset %" PRIu64 " of the %s cannot be "
+                                  "decrypted, nor what lies behind it: %.200s",
+                                  name, mib, raw ? "disk" : "plain file", why);
+
+    if (problem != NULL && raw)
+        json_put(problem, "offsets", json_pack("[I]", (json_int_t)mib));
+}
+
+static int check_content(struct check *check, const json_t *entry, struct error *err)
+{
+    const char *name = json_str(entry, "name");
+    auto_leaves *leaves = leaves_of(check, json_str(entry, "plain_name"));
+    autofree char *path = path_of(check, name);
+    struct export_plain plain;
+
+    advance(check, 0, name);
+    if (access(path, F_OK) < 0)
+        return 0; /* was told already */
+    if (export_plain_read(&(struct export_plain_options){.path = path,
+                                                         .key = check->key,
+                                                         .leaves = leaves,
+                                                         .stopped = check->options->stopped},
+                          &plain, err) < 0) {
+        if (err->code != ERR_CORRUPT)
+            return note_failure(check, name, "content", err);
+        add_damage(check, name, leaves != NULL, plain.bytes, err->message);
+        error_clear(err);
+    } else if (strcmp(plain.sha256, json_str(entry, "plain_sha256")) != 0) {
+        (void)add_problem(check, name, "content",
+                          "'%.255s' decrypts to something else than was encrypted", name);
+    }
+    if (plain.differences.count > 0)
+        add_differences(check, name, &plain.differences);
+    advance(check, json_u64(entry, "size"), name);
+    return 0;
+}
+
+static int check_encrypted(struct check *check, struct error *err)
+{
+    const json_t *entry;
+    size_t i;
+
+    if (check->key == NULL)
+        return 0;
+    json_array_foreach(json_object_get(check->record->document, "files"), i, entry)
+    {
+        if (json_object_get(entry, "plain_name") != NULL && check_content(check, entry, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 static int check_export(struct check *check, struct error *err)
 {
     const struct export_record *record = check->record;
@@ -432,17 +591,16 @@ static int check_export(struct check *check, struct error *err)
     json_set_text(check->result, "export_id", record->export_id);
     json_set_text(check->result, "vm_name", json_str(source, "vm_name"));
     json_set_text(check->result, "format", json_str(record->document, "format"));
+    if (find_key(check, err) < 0)
+        return -1;
     plan_bytes(check);
     for (size_t k = 0; k < record->file_count; k++) {
         if (check_file(check, &record->files[k], err) < 0)
             return -1;
     }
-    if (json_object_get(record->document, "encryption") == NULL) {
-        if (check_plain(check, err) < 0)
-            return -1;
-    } else {
-        json_put(check->result, "encrypted", json_true());
-    }
+    if ((json_object_get(record->document, "encryption") == NULL ? check_plain(check, err)
+                                                                 : check_encrypted(check, err)) < 0)
+        return -1;
     if (check_evidence(check, err) < 0)
         return -1;
     json_put(check->result, "files_checked", json_integer((json_int_t)record->file_count));
@@ -509,13 +667,16 @@ int export_check(const struct export_check_options *options, json_t **out, struc
 {
     auto_json *result = json_object();
     struct check check = {.options = options, .result = result};
+    int rc;
 
     check.problems = json_array();
     check.extra = json_array();
     json_set_text(result, "path", options->dir);
     json_put(result, "problems", check.problems);
     json_put(result, "extra_files", check.extra);
-    if (run_check(&check, err) < 0)
+    rc = run_check(&check, err);
+    crypt_key_free(check.loaded);
+    if (rc < 0)
         return -1;
     json_put(result, "bytes_checked", json_integer((json_int_t)check.done));
     json_put(result, "problem_count", json_integer((json_int_t)check.problem_count));

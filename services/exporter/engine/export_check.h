@@ -7,23 +7,28 @@
 #include <jansson.h>
 #include <stdatomic.h>
 
-#include "common/seal.h"
+#include "common/crypt_file.h"
+#include "services/exporter/engine/session.h"
 
 #define EXPORT_PROBLEMS_MAX 200 /* in the list; more are counted */
 
 struct export_check_options {
     const char *dir;
-    unsigned int threads;                /* readers of one image */
-    const struct seal_key *evidence_key; /* NULL: signatures are not checked */
+    unsigned int threads;               /* readers of one image */
+    const struct exporter *exporter;    /* its evidence_key (NULL there: signatures are not checked)
+                                           and key files of encrypted exports */
+    const struct crypt_key *passphrase; /* of an encrypted export; NULL: none was given */
     const atomic_bool *stopped;
     /* Bytes read of bytes to be read, and the file that is next. May be NULL. */
     void (*progress)(void *arg, uint64_t done, uint64_t total, const char *file);
     void *arg;
 };
 
-/* What was found, as the result of a task "verify" (docs/tasks.md): a new reference, also when the
- * export is damaged (member "intact" is false then). ERR_NOT_FOUND: no export stands in dir.
- * ERR_CORRUPT: export.json itself is not to be believed. ERR_CANCELLED: *stopped. */
+/* The content of an encrypted export is checked when its key is there; else its encrypted files
+ * are, and the result says so. What was found, as the result of a task "verify" (docs/tasks.md): a
+ * new reference, also when the export is damaged (member "intact" is false then). ERR_NOT_FOUND: no
+ * export stands in dir. ERR_CORRUPT: export.json itself is not to be believed. ERR_DENIED: wrong
+ * passphrase. ERR_CANCELLED: *stopped. */
 MUST_CHECK int export_check(const struct export_check_options *options, json_t **out,
                             struct error *err);
 /* The first problem of a result in one line, or "" when it is intact. Borrowed from the result. */

@@ -154,7 +154,9 @@ json_t *export_document(const struct export_run *run)
     if (run->encrypt_key != NULL) { /* the catalogue's copy: the file is not readable any more */
         json_t *encryption = json_object();
         json_set_text(encryption, "method", CRYPT_METHOD);
-        json_set_text(encryption, "key_ref", run->options.encrypt_key);
+        json_set_text(encryption, "key", run->options.encrypt_key == NULL ? "passphrase" : "file");
+        if (run->options.encrypt_key != NULL)
+            json_set_text(encryption, "key_ref", run->options.encrypt_key);
         json_put(document, "encryption", encryption);
         json_put(document, "manifest", json_incref(run->plain_manifest));
     }

@@ -6,26 +6,21 @@
 #include <sys/stat.h>
 
 #include "common/autos.h"
-#include "common/crypt_file.h"
 #include "common/json.h"
+#include "services/exporter/engine/export_key.h"
 #include "services/exporter/engine/export_run.h"
 
 int export_encryption_open(struct export_run *run, struct error *err)
 {
-    const char *name = run->options.encrypt_key;
-    const char *key_dir = run->exporter->export.encryption_key_dir;
-    autofree char *path = NULL;
+    const struct export_options *options = &run->options;
 
-    if (name == NULL)
-        return 0;
-    if (key_dir[0] == '\0') {
-        return error_set(err, ERR_NOT_AVAILABLE,
-                         "exports cannot be encrypted here: export.encryption_key_dir is not set");
-    }
-    path = xasprintf("%s/%s.key", key_dir, name);
-    if (crypt_key_load(path, &run->encrypt_key, err) < 0)
-        return error_wrap(err, "encryption key '%.64s'", name);
-    return 0;
+    if (options->passphrase != NULL && options->encrypt_key != NULL)
+        return error_set(err, ERR_INVALID, "an export is encrypted with one key, not with two");
+    if (options->passphrase != NULL)
+        return export_key_unseal(run->exporter, options->passphrase, &run->encrypt_key, err);
+    return options->encrypt_key == NULL
+               ? 0
+               : export_key_load(run->exporter, options->encrypt_key, &run->encrypt_key, err);
 }
 
 static int check_space(const struct export_run *run, struct error *err)
@@ -79,7 +74,10 @@ int export_encrypt(struct export_run *run, struct error *err)
         if (encrypt_one(run, &run->files[i], err) < 0)
             return error_wrap(err, "encrypting");
     }
-    worker_task_log(run->task, LOG_LEVEL_INFO, "%zu files encrypted with key '%s', and read back",
-                    run->file_count, run->options.encrypt_key);
+    worker_task_log(run->task, LOG_LEVEL_INFO, "%zu files encrypted with %s%s%s, and read back",
+                    run->file_count,
+                    run->options.encrypt_key == NULL ? "the job's passphrase" : "key '",
+                    run->options.encrypt_key == NULL ? "" : run->options.encrypt_key,
+                    run->options.encrypt_key == NULL ? "" : "'");
     return 0;
 }

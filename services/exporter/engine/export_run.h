@@ -55,7 +55,8 @@ struct export_options {
     bool by_disk;            /* incremental, and of whole disks: every format but qcow2 */
     bool force_full;
     int64_t incremental_max_age_ms; /* of the last full one */
-    const char *encrypt_key;        /* name below export.encryption_key_dir; NULL: plain files */
+    const char *encrypt_key;        /* name below export.encryption_key_dir; NULL: none */
+    const char *passphrase;         /* sealed, instead of encrypt_key; NULL: none */
     json_t *tags;                   /* borrowed; may be NULL */
 };
 
@@ -346,7 +347,7 @@ MUST_CHECK int export_ova_verify(struct export_run *run, struct error *err);
 void export_ova_free(struct export_run *run);
 
 /* export_encrypt.c */
-/* Loads the key that the task names, before anything is read. */
+/* Loads or unseals the key that the task names, before anything is read. */
 MUST_CHECK int export_encryption_open(struct export_run *run, struct error *err);
 /* All files so far become encrypted ones; nothing without a key. */
 MUST_CHECK int export_encrypt(struct export_run *run, struct error *err);

@@ -6,6 +6,7 @@
 #include "common/json.h"
 #include "common/paths.h"
 #include "services/exporter/engine/control.h"
+#include "services/exporter/engine/export_key.h"
 #include "services/exporter/engine/export_run.h"
 #include "services/exporter/engine/export_keys.h"
 
@@ -32,6 +33,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "upload",
                                         "keep_local",
                                         "encrypt_key",
+                                        EXPORT_SPEC_PASSPHRASE,
                                         "incremental",
                                         "force_full",
                                         "incremental_max_age_ms",
@@ -110,6 +112,7 @@ int export_spec_read(struct export_run *run, struct error *err)
     uint64_t level = 0;
     const char *compress = "";
     const char *encrypt_key = "";
+    const char *passphrase = "";
 
     if (json_check_keys(spec, spec_keys, err) < 0 ||
         json_get_string(spec, "job_id", worker_task_job_id(run->task), &options->job_id, err) < 0 ||
@@ -126,6 +129,7 @@ int export_spec_read(struct export_run *run, struct error *err)
         json_get_string(spec, "upload", "", &options->upload, err) < 0 ||
         json_get_bool(spec, "keep_local", true, &options->keep_local, err) < 0 ||
         json_get_string(spec, "encrypt_key", "", &encrypt_key, err) < 0 ||
+        json_get_string(spec, EXPORT_SPEC_PASSPHRASE, "", &passphrase, err) < 0 ||
         read_incremental(spec, options, err) < 0 ||
         json_get_object(spec, "tags", &options->tags, err) < 0)
         return error_wrap(err, "export task");
@@ -136,6 +140,7 @@ int export_spec_read(struct export_run *run, struct error *err)
     options->compress_level = (int)level;
     options->compression = compress[0] == '\0' ? NULL : compress;
     options->encrypt_key = encrypt_key[0] == '\0' ? NULL : encrypt_key;
+    options->passphrase = passphrase[0] == '\0' ? NULL : passphrase;
     if (check_format(options->format, err) < 0 || export_encryption_open(run, err) < 0)
         return -1;
     return check_compression(options, err);

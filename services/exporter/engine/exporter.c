@@ -179,6 +179,7 @@ static int run(struct service *service, struct error *err)
         return 0;
     }
     load_evidence_key();
+    state.exporter.key_dir = state.secrets.key_dir;
     return worker_run(service, &state.bus, &description, err);
 }
 

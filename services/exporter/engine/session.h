@@ -13,6 +13,7 @@ struct exporter { /* one per process; read-only while tasks run */
     const struct provider *provider;
     struct seal_key *key;          /* audience provider:<kind> */
     struct seal_key *evidence_key; /* signs (export_evidence.h); NULL: exports have no evidence */
+    const char *key_dir;           /* secrets.key_dir; borrowed */
     struct export_config export;
     struct config_list bases;     /* base_path, then allowed_paths */
     json_t *uploads;              /* section "uploads"; secrets inside */

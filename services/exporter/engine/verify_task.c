@@ -7,6 +7,7 @@
 #include "common/paths.h"
 #include "services/exporter/engine/control.h"
 #include "services/exporter/engine/export_check.h"
+#include "services/exporter/engine/export_key.h"
 
 #define VERIFY_THREADS  4  /* readers of one image, as an export's own verification */
 #define PROBLEMS_LOGGED 50 /* the result has more */
@@ -41,6 +42,11 @@ static void tell(struct worker_task *task, const json_t *result)
     }
     if (json_is_true(json_object_get(result, "intact")))
         worker_task_log(task, LOG_LEVEL_INFO, "'%s' is intact", json_str(result, "path"));
+    if (json_is_false(json_object_get(result, "content_checked"))) {
+        worker_task_log(task, LOG_LEVEL_WARN,
+                        "only the encrypted files were checked, not what they hold: %s",
+                        json_str(result, "content_note"));
+    }
 }
 
 /* The catalogue may remember an export whose directory was given to another one since. */
@@ -58,6 +64,8 @@ static int check_identity(const struct worker_task *task, const json_t *result, 
 int exporter_run_verify(struct worker_task *task, void *arg, json_t **out_result, struct error *err)
 {
     struct exporter *exporter = arg;
+    const char *sealed = json_str(worker_task_spec(task), EXPORT_SPEC_PASSPHRASE);
+    auto_crypt_key *passphrase = NULL;
     autofree char *dir = NULL;
     struct export_check_options options = {.threads = VERIFY_THREADS,
                                            .stopped = worker_task_stopped(task),
@@ -68,8 +76,11 @@ int exporter_run_verify(struct worker_task *task, void *arg, json_t **out_result
 
     if (path_confine(&exporter->bases, json_str(worker_task_spec(task), "path"), &dir, err) < 0)
         return -1;
+    if (sealed[0] != '\0' && export_key_unseal(exporter, sealed, &passphrase, err) < 0)
+        return -1;
     options.dir = dir;
-    options.evidence_key = exporter->evidence_key;
+    options.exporter = exporter;
+    options.passphrase = passphrase;
     worker_task_phase(task, "verifying");
     if (export_check(&options, &result, err) < 0)
         return -1;

@@ -1,12 +1,5 @@
 /* Aliases, checks, defaults and task specs of submitted jobs. */
-#include <setjmp.h>
-#include <stdarg.h>
-#include <stddef.h>
-#include <stdint.h>
-
-#include <cmocka.h>
-#include <stdlib.h>
-#include <string.h>
+#include "tests/unit/common/unit.h"
 
 #include "common/autos.h"
 #include "common/json.h"
@@ -21,7 +14,7 @@ static const struct hyper2kvm_config hyper2kvm = {.default_format = (char[]){"qc
                                                   .fallback = (char[]){"builtin"},
                                                   .job_timeout_ms = 3600000};
 static const struct retry_config retry = {3, 60000, 1800000};
-static const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry};
+static const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry, NULL};
 
 /* Parses text as a body of one job; NULL and *problem, *err when refused. */
 static struct submit_request *parse(const char *text, struct field_problem *problem,
@@ -194,7 +187,7 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"upload\": \"gs://bucket/x\"",
         "\"stream_upload\": true",
         "\"encrypt\": {\"method\": \"gpg\"}",
-        "\"encrypt\": {}, \"upload\": \"s3://bucket/x\"",
+        "\"encrypt\": {}, \"hyper2kvm_integration\": {\"enabled\": true}",
         "\"encrypt\": {}, \"format\": \"qcow2\", \"incremental\": true",
         "\"pre_hooks\": [{}]",
         "\"post_hooks\": [{}]",
@@ -349,6 +342,39 @@ static void restore_points_are_qcow2_and_a_month_old_at_most(void **state)
         assert_int_equal(json_u64(spec, "incremental_max_age_ms"), cases[i].age_ms);
     }
     check_refusals(refusals, ARRAY_LEN(refusals));
+}
+
+static void a_passphrase_travels_sealed_and_is_stored_nowhere(void **state)
+{
+    static const char hex[] = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f";
+    auto_json *body =
+        json_loads("{\"vm\": \"a\", \"encrypt\": {\"passphrase\": \"correct horse\"}}", 0, NULL);
+    auto_seal_master *master = NULL;
+    auto_seal_key *key = NULL;
+    auto_submit_request *request = NULL;
+    struct submit_settings sealing = settings;
+    struct field_problem problem = {0};
+    struct error err = ERROR_NONE;
+    uint8_t sealed[200];
+    const char *text;
+    auto_secret *open = NULL;
+    size_t size = 0;
+
+    (void)state;
+    assert_fails(submit_parse(&settings, body, NULL, &request, &problem, &err), err,
+                 ERR_NOT_AVAILABLE, "master_key");
+    assert_ok(seal_master_new(hex, &master, &err), err);
+    key = seal_master_derive(master, SEAL_EXPORTS);
+    sealing.exports_key = key;
+    assert_ok(submit_parse(&sealing, body, NULL, &request, &problem, &err), err);
+    text = json_str(request->export_spec, "sealed_passphrase");
+    assert_true(strlen(text) / 2 < sizeof sealed);
+    assert_true(hex_decode(text, sealed, strlen(text) / 2));
+    assert_ok(seal_open(key, sealed, strlen(text) / 2, &open, &size, &err), err);
+    assert_string_equal(open, "correct horse");
+    assert_null(json_object_get(request->export_spec, "encrypt_key"));
+    assert_string_equal(json_str(json_object_get(request->definition, "encrypt"), "passphrase"),
+                        "***");
 }
 
 static void compression_is_zstd_unless_another_is_named(void **state)
@@ -586,6 +612,7 @@ int main(void)
         cmocka_unit_test(bandwidth_becomes_bytes_per_second_for_the_worker),
         cmocka_unit_test(defaults_are_those_of_the_reference),
         cmocka_unit_test(restore_points_are_qcow2_and_a_month_old_at_most),
+        cmocka_unit_test(a_passphrase_travels_sealed_and_is_stored_nowhere),
         cmocka_unit_test(compression_is_zstd_unless_another_is_named),
         cmocka_unit_test(retry_is_in_seconds_or_with_units),
         cmocka_unit_test(one_delay_alone_moves_the_default_of_the_other),

@@ -167,11 +167,80 @@ static void keys_are_told_apart_and_must_be_private(void **state)
     assert_int_equal(strlen(hex), 64);
 }
 
+static void a_passphrase_opens_what_it_closed(void **state)
+{
+    struct error err = ERROR_NONE;
+    auto_crypt_key *phrase = NULL;
+    auto_crypt_key *same = NULL;
+    auto_crypt_key *wrong = NULL;
+    auto_crypt_key *bad = NULL;
+    size_t size = 0;
+    autofree uint8_t *first = NULL;
+    autofree uint8_t *second = NULL;
+    autofree char *cipher = at("plain.enc");
+    autofree char *out = at("out");
+    bool wants = false;
+    char hex[65];
+
+    (void)state;
+    assert_ok(crypt_key_from_passphrase("correct horse", &phrase, &err), err);
+    assert_ok(crypt_key_from_passphrase("correct horse", &same, &err), err);
+    assert_ok(crypt_key_from_passphrase("correct Horse", &wrong, &err), err);
+    assert_fails(crypt_key_from_passphrase("seven77", &bad, &err), err, ERR_INVALID, "8 to 1024");
+    crypt_key_free(key);
+    key = STEAL(phrase); /* end() frees it */
+    first = encrypt(100000, &size);
+    second = encrypt(100000, &size);
+    assert_int_equal(first[8], 2);
+    assert_true(first[9] >= 3 && first[10] >= 6);         /* passes, 64 MiB */
+    assert_memory_equal(first + 16, second + 16, 16);     /* stretched once: one salt ... */
+    assert_memory_not_equal(first + 32, second + 32, 24); /* ... but never one nonce */
+    assert_memory_not_equal(first + 64, second + 64, 1000);
+    assert_ok(crypt_wants_passphrase(cipher, &wants, &err), err);
+    assert_true(wants);
+    assert_ok(crypt_decrypt_file(cipher, out, same, &err), err);
+    assert_int_equal(unlink(out), 0);
+    assert_ok(crypt_plain_sha256(cipher, key, NULL, hex, &err), err);
+    assert_fails(crypt_decrypt_file(cipher, out, wrong, &err), err, ERR_DENIED, "wrong passphrase");
+    assert_fails(crypt_key_check(cipher, wrong, &err), err, ERR_DENIED, "wrong passphrase");
+    assert_ok(crypt_key_check(cipher, same, &err), err);
+    /* a header that asks for hours or for all memory is not obeyed */
+    second[9] = 255;
+    put(second, size);
+    assert_refused(ERR_CORRUPT, "cannot read");
+    second[9] = 4;
+    second[10] = 11;
+    put(second, size);
+    assert_refused(ERR_CORRUPT, "cannot read");
+}
+
+static void a_key_file_is_no_passphrase(void **state)
+{
+    struct error err = ERROR_NONE;
+    auto_crypt_key *phrase = NULL;
+    size_t size = 0;
+    autofree uint8_t *bytes = encrypt(10, &size);
+    autofree char *cipher = at("plain.enc");
+    bool wants = true;
+
+    (void)state;
+    assert_ok(crypt_key_from_passphrase("correct horse", &phrase, &err), err);
+    assert_ok(crypt_wants_passphrase(cipher, &wants, &err), err);
+    assert_false(wants);
+    assert_fails(crypt_key_check(cipher, phrase, &err), err, ERR_DENIED, "with a key file");
+    bytes[8] = 2;
+    bytes[9] = 3;
+    put(bytes, size);
+    assert_refused(ERR_DENIED, "with a passphrase");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(every_size_comes_back, start, end),
         cmocka_unit_test_setup_teardown(every_damage_is_refused_and_leaves_no_file, start, end),
+        cmocka_unit_test_setup_teardown(a_passphrase_opens_what_it_closed, start, end),
+        cmocka_unit_test_setup_teardown(a_key_file_is_no_passphrase, start, end),
         cmocka_unit_test_setup_teardown(keys_are_told_apart_and_must_be_private, start, end),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

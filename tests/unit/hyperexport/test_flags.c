@@ -176,7 +176,7 @@ static void a_secret_is_wiped_from_the_arguments(void **state)
     assert_string_equal(words[8], "*******");
     assert_true(line.secret_on_argv);
     /* also when the flag itself is refused */
-    fails("--vm web --passphrase=hunter2", ERR_NOT_AVAILABLE, "--passphrase");
+    fails("--vm web --passphrase=hunter2", ERR_INVALID, "--passphrase needs --encrypt");
     assert_string_equal(words[3], "--passphrase=*******");
 }
 
