@@ -40,7 +40,7 @@ struct vmdk {
     uint64_t clock;
     struct libdeflate_decompressor *inflate;
     uint8_t *packed;
-    uint8_t *unpacked; /* the last grain */
+    uint8_t *unpacked; /* the last grain of which a part was read */
     uint64_t unpacked_grain;
 };
 
@@ -259,16 +259,15 @@ static int grain_find(struct image *image, uint64_t grain, uint64_t *out, struct
 
 /* ---- reading ---- */
 
-static int unpack(struct image *image, uint64_t grain, uint64_t offset, struct error *err)
+/* Inflates the record of the grain at that file offset into out, which has room for one. */
+static int inflate_record(struct image *image, uint64_t grain, uint64_t offset, uint8_t *out,
+                          struct error *err)
 {
     struct vmdk *v = image->data;
     uint8_t head[VMDK_RECORD_HEADER];
     uint32_t size;
     size_t got = 0;
 
-    if (v->unpacked_grain == grain)
-        return 0;
-    v->unpacked_grain = NONE;
     if (image_file_read(image, head, sizeof head, offset, err) < 0)
         return -1;
     size = get_le32(head + 8);
@@ -283,7 +282,7 @@ static int unpack(struct image *image, uint64_t grain, uint64_t offset, struct e
     }
     if (image_file_read(image, v->packed, size, offset + VMDK_RECORD_HEADER, err) < 0)
         return -1;
-    if (libdeflate_zlib_decompress(v->inflate, v->packed, size, v->unpacked, (size_t)v->grain_bytes,
+    if (libdeflate_zlib_decompress(v->inflate, v->packed, size, out, (size_t)v->grain_bytes,
                                    &got) != LIBDEFLATE_SUCCESS) {
         return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " cannot be inflated",
                          offset);
@@ -294,6 +293,19 @@ static int unpack(struct image *image, uint64_t grain, uint64_t offset, struct e
         return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " inflates to %zu bytes",
                          offset, got);
     }
+    return 0;
+}
+
+/* A part of a grain: the rest is kept, it is often wanted next. */
+static int read_part(struct image *image, uint64_t grain, uint64_t offset, struct error *err)
+{
+    struct vmdk *v = image->data;
+
+    if (v->unpacked_grain == grain)
+        return 0;
+    v->unpacked_grain = NONE;
+    if (inflate_record(image, grain, offset, v->unpacked, err) < 0)
+        return -1;
     v->unpacked_grain = grain;
     return 0;
 }
@@ -312,7 +324,9 @@ static int read_grain(struct image *image, uint8_t *out, size_t length, uint64_t
     }
     if (!v->compressed)
         return image_file_read(image, out, length, offset + inside, err);
-    if (unpack(image, grain, offset, err) < 0)
+    if (length == v->grain_bytes)
+        return inflate_record(image, grain, offset, out, err);
+    if (read_part(image, grain, offset, err) < 0)
         return -1;
     memcpy(out, v->unpacked + inside, length);
     return 0;
