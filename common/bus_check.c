@@ -7,6 +7,7 @@
 #include "common/id.h"
 #include "common/strbuf.h"
 
+#define RATE_MAX        (UINT64_C(1) << 50) /* bytes per second */
 #define ID_MAX          128
 #define JSON_TEXT_MAX   (512 * KIB) /* a job definition or result is at most a few KiB */
 #define VM_JSON_MAX     (64 * KIB)
@@ -138,6 +139,14 @@ static int check_controls(Hypersdk__V1__TaskControl *const *controls, size_t cou
     return 0;
 }
 
+/* NULL: none is set. */
+static int check_worker_limit(const Hypersdk__V1__WorkerLimit *m, struct error *err)
+{
+    if (m == NULL || (m->bytes_per_second <= RATE_MAX && m->burst_bytes <= RATE_MAX))
+        return 0;
+    return error_set(err, ERR_PROTOCOL, "bus: a worker's limit is out of range");
+}
+
 static int check_lease_ms(int64_t lease_ms, struct error *err)
 {
     if (lease_ms < 1000 || lease_ms > 3600000) {
@@ -157,7 +166,8 @@ static int check_task_lease(const Hypersdk__V1__TaskLease *m, struct error *err)
         check_text("settings", m->settings_json, 0, 64 * KIB, err) < 0 ||
         check_count("sealed bytes", m->sealed_secrets.len, SEALED_MAX, err) < 0 ||
         check_text("audience", m->audience, 0, 128, err) < 0 ||
-        check_controls(m->controls, m->n_controls, err) < 0)
+        check_controls(m->controls, m->n_controls, err) < 0 ||
+        check_worker_limit(m->worker_limit, err) < 0)
         return -1;
     for (size_t i = 0; i < m->n_records; i++) {
         if (check_record(m->records[i], err) < 0)
@@ -270,6 +280,8 @@ static int check_body(const bus_envelope *m, struct error *err)
         return 0;
     case HYPERSDK__V1__ENVELOPE__BODY_RENEW_REPLY:
         if (!m->renew_reply->lost && check_lease_ms(m->renew_reply->lease_ms, err) < 0)
+            return -1;
+        if (check_worker_limit(m->renew_reply->worker_limit, err) < 0)
             return -1;
         return check_controls(m->renew_reply->controls, m->renew_reply->n_controls, err);
     case HYPERSDK__V1__ENVELOPE__BODY_ACK:

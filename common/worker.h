@@ -41,6 +41,13 @@ struct worker_kind {
     int (*run)(struct worker_task *task, void *arg, json_t **out_result, struct error *err);
 };
 
+struct worker_rate { /* bandwidth of a task (spec member "bandwidth", then what users set later) or
+                        process */
+    uint64_t rate;   /* bytes per second (adaptive: at most); 0: no limit */
+    uint64_t burst;  /* bytes; 0: 2 x rate */
+    uint64_t floor;  /* > 0: adaptive, bytes per second at least */
+};
+
 struct worker_description { /* texts, kinds, bases and arg live as long as the process: slots with
                                a parked request still look at them when it ends */
     const char *role;       /* "exporter" | "bridge" */
@@ -55,7 +62,10 @@ struct worker_description { /* texts, kinds, bases and arg live as long as the p
      * reference. */
     json_t *(*capabilities_now)(void *arg);
     void (*tick)(void *arg); /* every WORKER_PROGRESS_MS, quick; may be NULL */
-    void *arg;               /* for run() and tick() */
+    /* What holds for all transfers of this process together, with every lease and renewal; NULL:
+     * its configuration. Any thread, quick; may be NULL. */
+    void (*limit)(void *arg, const struct worker_rate *rate);
+    void *arg; /* for run() and tick() */
 };
 
 /* Returns after service_stopping() and the drain: running tasks are asked to stop, yielded or
@@ -109,11 +119,6 @@ struct worker_progress {
  * WORKER_PROGRESS_MS, may be lost. */
 void worker_task_progress(struct worker_task *task, const struct worker_progress *progress);
 
-struct worker_rate { /* the task's bandwidth: spec member "bandwidth", then what users set later */
-    uint64_t rate;   /* bytes per second (adaptive: at most); 0: no limit */
-    uint64_t burst;  /* bytes; 0: 2 x rate */
-    uint64_t floor;  /* > 0: adaptive, bytes per second at least */
-};
 /* Calls changed() at once with what holds now and then whenever it is changed, from any thread and
  * never after a call with changed NULL has returned. It must not call worker_task functions. */
 void worker_task_on_rate(struct worker_task *task,

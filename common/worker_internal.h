@@ -106,6 +106,8 @@ void worker_task_stop(struct worker_task *task, enum worker_stop reason);
 void worker_task_kick(struct worker_task *task);
 /* Does what a message of the scheduler to this task asks for. */
 void worker_task_control(struct worker_task *task, const Hypersdk__V1__TaskControl *control);
+/* The limit of the whole process, as a lease or a renewal tells it; NULL: none is set. */
+void worker_take_limit(const struct worker_task *task, const Hypersdk__V1__WorkerLimit *limit);
 /* Monotonic time after which nothing may be written. */
 int64_t worker_task_deadline_ms(const struct worker_task *task);
 /* Sends one body and repeats it (same message id) until an answer comes, the task is lost, or the

@@ -101,6 +101,7 @@ static void take_reply(struct worker_task *task, const Hypersdk__V1__RenewReply 
     acknowledge(task, reply->lines_stored);
     for (size_t i = 0; i < reply->n_controls; i++)
         worker_task_control(task, reply->controls[i]);
+    worker_take_limit(task, reply->worker_limit);
 }
 
 int worker_renew_once(struct worker_task *task, struct error *err)

@@ -87,6 +87,20 @@ void worker_task_control(struct worker_task *task, const Hypersdk__V1__TaskContr
     }
 }
 
+void worker_take_limit(const struct worker_task *task, const Hypersdk__V1__WorkerLimit *limit)
+{
+    const struct worker_description *description = &task->worker->description;
+
+    if (description->limit == NULL)
+        return;
+    if (limit == NULL) {
+        description->limit(description->arg, NULL);
+        return;
+    }
+    description->limit(description->arg, &(struct worker_rate){.rate = limit->bytes_per_second,
+                                                               .burst = limit->burst_bytes});
+}
+
 int worker_task_new(struct worker *worker, bus_envelope *lease_taken, struct worker_task **out,
                     struct error *err)
 {
@@ -119,6 +133,7 @@ int worker_task_new(struct worker *worker, bus_envelope *lease_taken, struct wor
     read_rate(task);
     for (size_t i = 0; i < task->facts->n_controls; i++)
         worker_task_control(task, task->facts->controls[i]);
+    worker_take_limit(task, task->facts->worker_limit);
     *out = STEAL(task);
     return 0;
 }

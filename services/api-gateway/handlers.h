@@ -29,6 +29,9 @@ int handle_job_cancel_many(struct call *call, struct error *err); /* POST /jobs/
 int handle_job_retry(struct call *call, struct error *err);
 
 /* handlers_job_bandwidth.c; {id} in the path */
+int handle_worker_bandwidth_get(struct call *call, struct error *err);
+int handle_worker_bandwidth_put(struct call *call, struct error *err);
+int handle_worker_bandwidth_delete(struct call *call, struct error *err);
 int handle_job_bandwidth(struct call *call, struct error *err);
 
 /* handlers_job_query.c */

@@ -86,6 +86,11 @@ const struct route routes[] = {
     {"POST", "/providers/validate", "vm.list", "provider.validate", "validateProvider", ROUTE_SLOW | ROUTE_SHORT, handle_provider_validate},
     {"POST", "/api/v1/providers/{name}/validate", "vm.list", "provider.validate", "validateProvider", ROUTE_SLOW, handle_provider_validate},
 
+    /* workers */
+    {"GET", "/api/v1/workers/{kind}/bandwidth", "status.view", "worker.bandwidth_view", "getWorkerBandwidth", 0, handle_worker_bandwidth_get},
+    {"PUT", "/api/v1/workers/{kind}/bandwidth", "settings.manage", "worker.bandwidth", "setWorkerBandwidth", 0, handle_worker_bandwidth_put},
+    {"DELETE", "/api/v1/workers/{kind}/bandwidth", "settings.manage", "worker.bandwidth_reset", "resetWorkerBandwidth", 0, handle_worker_bandwidth_delete},
+
     /* identity */
     {"POST", "/api/login", NULL, "auth.login", "login", ROUTE_OPEN | ROUTE_PASSWORD | ROUTE_SHORT, handle_login},
     {"POST", "/api/v1/auth/login", NULL, "auth.login", "login", ROUTE_OPEN | ROUTE_PASSWORD, handle_login},

@@ -23,6 +23,8 @@ const atomic_bool *interrupt_flag(void);
 /* 130 or 143 after a signal, else 0. */
 int interrupt_exit_status(void);
 
+#define LIMIT_MB_MAX 1000000 /* MB/s that can be asked for */
+
 /* body.c: members of a request's body, each only when its flag was given: the defaults are the
  * server's. */
 void body_add_text(json_t *body, const char *key, const struct command_line *line, enum flag_id id);

@@ -423,6 +423,7 @@ void flags_help(struct strbuf *out, unsigned int command)
         "  hyperexport --cleanup [--cleanup-...]     remove old exports\n"
         "  hyperexport vms list|info --vm NAME\n"
         "  hyperexport providers list|add|validate NAME|remove NAME\n"
+        "  hyperexport providers limit KIND [MB/S|config]   bandwidth of the kind's workers\n"
         "  hyperexport status                        workers, queue, why jobs wait\n"
         "  hyperexport login --username NAME         keep a session for this gateway\n\n"
         "Booleans are written --flag, --flag=true or --flag=false; -flag works like --flag.\n"

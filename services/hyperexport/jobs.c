@@ -7,7 +7,6 @@
 #include "progress.h"
 
 #define LIST_COLUMNS 6
-#define LIMIT_MB_MAX 1000000
 
 static const char *vm_of(const json_t *job)
 {

@@ -1,9 +1,11 @@
 /* Providers: what the suite exports from. Credentials travel once, in the body, and are sealed by
  * the gateway. */
+#include <inttypes.h>
 #include <string.h>
 
 #include "command.h"
 #include "common/json.h"
+#include "common/parse.h"
 #include "settings.h"
 
 #define LIST_COLUMNS 5
@@ -137,6 +139,39 @@ static int validate(struct program *program, const char *name, struct error *err
                      json_str(answer, "error"));
 }
 
+/* "providers limit KIND [MB | config]" */
+static int limit(struct program *program, const char *kind, struct error *err)
+{
+    autofree char *path = output_path("/api/v1/workers/", kind, "/bandwidth");
+    const char *word = program->line->word_count > 3 ? program->line->words[3] : NULL;
+    struct api_request request = {.method = "GET", .path = path};
+    auto_json *body = json_object();
+    auto_json *answer = NULL;
+    uint32_t mb = 0;
+
+    if (word != NULL && strcmp(word, "config") == 0) {
+        request.method = "DELETE";
+    } else if (word != NULL) {
+        if (parse_u32("MB/s", word, 0, LIMIT_MB_MAX, &mb, err) < 0)
+            return -1;
+        json_put(body, "bandwidth_limit_mbps", json_integer(mb));
+        body_add_number(body, "bandwidth_burst_mb", program->line, FLAG_BANDWIDTH_BURST);
+        request.method = "PUT";
+        request.body = body;
+    }
+    if (api_check(program->api, err) < 0 || api_call(program->api, &request, &answer, err) < 0)
+        return -1;
+    if (program->json) {
+        output_json(answer);
+    } else if (strcmp(json_str(answer, "source"), "api") != 0) {
+        (void)printf("limit: %s by configuration\n", kind);
+    } else {
+        (void)printf("limit: %s %" PRIu64 " MB/s\n", kind,
+                     json_u64(answer, "bandwidth_limit_mbps"));
+    }
+    return EXIT_DONE;
+}
+
 static int drop(struct program *program, const char *name, struct error *err)
 {
     autofree char *path = output_path("/api/v1/providers/", name, "");
@@ -166,9 +201,16 @@ int providers_command(struct program *program, struct error *err)
         return command_words_max(program, 2, err) < 0 ? -1 : list(program, err);
     if (strcmp(what, "add") == 0)
         return command_words_max(program, 2, err) < 0 ? -1 : add(program, err);
+    if (strcmp(what, "limit") == 0) {
+        name = command_argument(program, "a kind of provider", err);
+        if (name == NULL || command_words_max(program, 4, err) < 0)
+            return -1;
+        return limit(program, name, err);
+    }
     if (strcmp(what, "validate") != 0 && strcmp(what, "remove") != 0) {
         return error_set(err, ERR_INVALID,
-                         "unknown command 'providers %.40s' (list, add, validate, remove)", what);
+                         "unknown command 'providers %.40s' (list, add, validate, remove, limit)",
+                         what);
     }
     name = command_argument(program, "the name of a provider", err);
     if (name == NULL || command_words_max(program, 3, err) < 0)

@@ -94,6 +94,7 @@ struct claim { /* rows own the texts */
     uint8_t *sealed;
     size_t sealed_size;
     uint64_t epoch;
+    struct worker_bandwidth worker_limit;
 };
 
 void claim_free(struct claim *claim)
@@ -300,7 +301,8 @@ int claim_task(struct scheduler *scheduler, struct db *db,
     event.new_token = claim->token;
     event.input.event = JOB_EVENT_LEASED;
     event.input.lease_ms = scheduler->config.lease_ms;
-    if (job_store_apply(db, &event, &decision, err) < 0 || load_lease(db, claim, err) < 0)
+    if (job_store_apply(db, &event, &decision, err) < 0 || load_lease(db, claim, err) < 0 ||
+        worker_bandwidth_of(db, request->instance, &claim->worker_limit, err) < 0)
         return -1;
     if (!decision.allowed) {
         return error_set(err, ERR_INTERNAL, "task '%.63s' was chosen but %s", out_task,
@@ -370,6 +372,7 @@ void claim_reply(struct scheduler *scheduler, struct claim *claim, struct bus_re
     Hypersdk__V1__Record *pointers[CLAIM_RECORDS_MAX];
     Hypersdk__V1__TaskRef ref;
     Hypersdk__V1__TaskLease body;
+    Hypersdk__V1__WorkerLimit limit;
     struct bus_envelope_store store;
     char traceparent[TRACEPARENT_SIZE];
     const char *trace_id = db_text(claim->rows, 0, 9);
@@ -392,6 +395,7 @@ void claim_reply(struct scheduler *scheduler, struct claim *claim, struct bus_re
     body.settings_json = (char *)(uintptr_t)db_text(claim->rows, 0, 6);
     body.sealed_secrets = (ProtobufCBinaryData){claim->sealed_size, claim->sealed};
     body.audience = (char *)(uintptr_t)db_text(claim->rows, 0, 8);
+    body.worker_limit = scheduler_worker_limit(&limit, &claim->worker_limit);
     traceparent_new(trace_id[0] == '\0' ? NULL : trace_id, traceparent);
     bus_envelope_init(&reply, &store, service_instance(scheduler->service), traceparent);
     reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_LEASE;

@@ -137,6 +137,7 @@ struct work {
     uint64_t lines_stored;
     bool cancel;
     struct scheduler_bandwidth bandwidth;
+    struct worker_bandwidth worker_limit;
     char job_id[65];
     char vm_name[256];
 };
@@ -215,7 +216,8 @@ static int renew(struct work *work, struct error *err)
     work->lost = !decision.allowed;
     if (work->lost)
         return 0;
-    if (db_exec(work->db, SEEN, DB_PARAMS(work->envelope->sender), NULL, err) < 0)
+    if (db_exec(work->db, SEEN, DB_PARAMS(work->envelope->sender), NULL, err) < 0 ||
+        worker_bandwidth_of(work->db, work->envelope->sender, &work->worker_limit, err) < 0)
         return -1;
     return store_lines(work, body->lines, body->n_lines, err);
 }
@@ -444,6 +446,7 @@ static void reply_renew(struct bus_request *request, const struct work *work)
     Hypersdk__V1__TaskControl cancel, rate;
     Hypersdk__V1__TaskControl *controls[2];
     Hypersdk__V1__RenewReply body;
+    Hypersdk__V1__WorkerLimit limit;
     struct bus_envelope_store store;
     bus_envelope reply;
 
@@ -458,6 +461,7 @@ static void reply_renew(struct bus_request *request, const struct work *work)
     body.lease_ms = work->scheduler->config.lease_ms;
     body.lines_stored = work->lines_stored;
     body.controls = controls;
+    body.worker_limit = scheduler_worker_limit(&limit, &work->worker_limit);
     bus_envelope_init(&reply, &store, service_instance(work->scheduler->service), NULL);
     reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_RENEW_REPLY;
     reply.renew_reply = &body;

@@ -82,6 +82,17 @@ void scheduler_control_rate(Hypersdk__V1__TaskControl *out, const char *task_id,
     out->stamp_ms = bandwidth->stamp_ms;
 }
 
+Hypersdk__V1__WorkerLimit *scheduler_worker_limit(Hypersdk__V1__WorkerLimit *out,
+                                                  const struct worker_bandwidth *bandwidth)
+{
+    if (!bandwidth->set)
+        return NULL;
+    hypersdk__v1__worker_limit__init(out);
+    out->bytes_per_second = bandwidth->rate;
+    out->burst_bytes = bandwidth->burst;
+    return out;
+}
+
 void scheduler_announce_control(struct scheduler *scheduler, Hypersdk__V1__TaskControl *control)
 {
     struct bus_envelope_store store;

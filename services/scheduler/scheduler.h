@@ -12,6 +12,7 @@
 #include "common/db.h"
 #include "common/log.h"
 #include "common/service.h"
+#include "common/worker_bandwidth.h"
 
 #define SCHEDULER_DB_ROLE "hypersdk_scheduler"
 
@@ -62,6 +63,10 @@ struct scheduler_bandwidth scheduler_bandwidth_of(const PGresult *rows, int row,
 void scheduler_control_cancel(Hypersdk__V1__TaskControl *out, const char *task_id);
 void scheduler_control_rate(Hypersdk__V1__TaskControl *out, const char *task_id,
                             const struct scheduler_bandwidth *bandwidth);
+
+/* Into a lease or renewal; NULL when none is set. */
+Hypersdk__V1__WorkerLimit *scheduler_worker_limit(Hypersdk__V1__WorkerLimit *out,
+                                                  const struct worker_bandwidth *bandwidth);
 
 /* leader.c: waits for the leader's row; renews it until the process stops; gives it back. The
  * process starts anew as a standby when the row is lost (sockets of the bus cannot be closed

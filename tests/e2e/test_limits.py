@@ -75,6 +75,42 @@ def test_an_adaptive_limit_starts_halfway(suite):
     assert "adaptive, 2.0 to 14.0 MB/s" in log_of(suite, job)
 
 
+def test_a_workers_limit_is_changed_while_it_copies_and_outlives_it(suite, endless):
+    def rate():  # moving average of 10 s
+        return suite.client.get(f"/api/v1/jobs/{job}/progress")["rate_bytes_per_second"] / MB
+
+    def hyperexport(*arguments):
+        return subprocess.run([BIN / "hyperexport", "providers", "limit", "vsphere", *arguments,
+                               "--daemon-url", suite.url()], capture_output=True, text=True)
+
+    path = "/api/v1/workers/vsphere/bandwidth"
+    job = suite.client.submit(vm_path="endless", format="raw", bandwidth_limit_mbps=20)
+    wait_for(lambda: rate() > 4, 30, lambda: suite.explain(job))
+    answer = suite.client.put(path, {"bandwidth_limit_mbps": 1, "bandwidth_burst_mb": 1})
+    assert (answer["source"], answer["bandwidth_limit_mbps"]) == ("api", 1)
+    worker = suite["exporter-vsphere"]
+    wait_for(lambda: [e for e in worker.events("bandwidth_limit") if e["mb_per_second"] == 1], 30)
+    wait_for(lambda: 0 < rate() < 2, 60, lambda: suite.explain(job))
+    wait_limited(suite, job)
+    worker.kill()
+    worker.start()
+    wait_for(lambda: [e for e in worker.events("bandwidth_limit") if e["api"]], 60)
+    shown = hyperexport()
+    assert shown.stdout == "limit: vsphere 1 MB/s\n", shown.stderr
+    suite.client.put(f"/api/v1/jobs/{job}/bandwidth", {"bandwidth_limit_mbps": 0})
+    wait_limited(suite, job)
+    done = hyperexport("config")
+    assert done.stdout == "limit: vsphere by configuration\n", done.stderr
+    done = suite.wait_job(job, "completed")  # ten minutes at the old limit
+    images.compare(endless, f"{done['result']['output_path']}/endless-disk1.raw", "raw")
+    assert hyperexport("7").stdout == "limit: vsphere 7 MB/s\n"
+    assert suite.client.get(path)["bandwidth_limit_mbps"] == 7
+    assert suite.client.request("PUT", "/api/v1/workers/vspere/bandwidth",
+                                {"bandwidth_limit_mbps": 1}).status_code == 404
+    actions = {r["action"] for r in suite.sql("SELECT action FROM audit.audit_log")}
+    assert {"worker.bandwidth", "worker.bandwidth_reset"} <= actions
+
+
 @pytest.mark.parametrize("way", ["rest", "cli"])
 def test_a_limit_is_changed_while_the_job_runs(suite, endless, way):
     job = suite.client.submit(vm_path="endless", format="raw", bandwidth_limit_mbps=1,

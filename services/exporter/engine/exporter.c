@@ -18,9 +18,12 @@ static struct {
     struct secrets_config secrets;
     struct exporter exporter;
     struct worker_limit limit;
+    pthread_mutex_t limit_mutex; /* guards the next two */
+    bool limit_is_set;           /* by the API */
+    struct rate_settings limit_set;
     struct service *service;
     char service_name[64];
-} state;
+} state = {.limit_mutex = PTHREAD_MUTEX_INITIALIZER};
 
 static void add_path(struct config_list *list, const char *path)
 {
@@ -141,8 +144,25 @@ static void apply_limit(void)
     time_t now = time(NULL);
     struct tm local;
 
+    struct rate_settings set;
+    bool is_set;
+
+    (void)pthread_mutex_lock(&state.limit_mutex);
+    is_set = state.limit_is_set;
+    set = state.limit_set;
+    (void)pthread_mutex_unlock(&state.limit_mutex);
     if (localtime_r(&now, &local) != NULL)
-        worker_limit_apply(&state.limit, &local, state.exporter.limiter);
+        worker_limit_apply(&state.limit, &local, is_set ? &set : NULL, state.exporter.limiter);
+}
+
+/* With a lease or renewal; the next tick applies it. */
+static void take_limit(void *arg, const struct worker_rate *rate)
+{
+    (void)arg;
+    LOCK_SCOPE(&state.limit_mutex);
+    state.limit_is_set = rate != NULL;
+    if (rate != NULL)
+        state.limit_set = (struct rate_settings){.rate = rate->rate, .burst = rate->burst};
 }
 
 static void tick(void *arg)
@@ -166,6 +186,7 @@ static int run(struct service *service, struct error *err)
         .bases = &state.exporter.bases,
         .capabilities = record,
         .tick = tick,
+        .limit = take_limit,
         .arg = &state.exporter,
     };
 

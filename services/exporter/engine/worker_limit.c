@@ -26,18 +26,21 @@ void worker_limit_read(const struct export_config *config, struct worker_limit *
 }
 
 void worker_limit_apply(struct worker_limit *limit, const struct tm *local,
-                        struct rate_limiter *limiter)
+                        const struct rate_settings *set, struct rate_limiter *limiter)
 {
     const struct rate_profile *profile =
         rate_profile_find(limit->profiles, limit->profile_count, local);
     uint64_t mb = profile != NULL ? profile->mb : limit->limit_mb;
     struct rate_settings settings = {.rate = mb * MIB, .burst = limit->burst_mb * MIB};
 
+    if (set != NULL)
+        settings = *set;
     if (settings.rate == limit->applied.rate && settings.burst == limit->applied.burst)
         return;
     limit->applied = settings;
     rate_limiter_set(limiter, &settings);
-    LOG(INFO, "bandwidth_limit", F_U64("mb_per_second", mb), F_BOOL("profile", profile != NULL));
+    LOG(INFO, "bandwidth_limit", F_U64("mb_per_second", settings.rate / MIB),
+        F_BOOL("profile", set == NULL && profile != NULL), F_BOOL("api", set != NULL));
 }
 
 static int load(const char *path, struct worker_limit *out, struct error *err)

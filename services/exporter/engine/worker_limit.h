@@ -1,5 +1,5 @@
-/* The bandwidth of a whole worker process by its configuration: export.bandwidth_limit_mbps,
- * bandwidth_burst_mb and bandwidth_profiles. Read again at SIGHUP. */
+/* The bandwidth of a whole worker process: by its configuration (export.bandwidth_limit_mbps,
+ * bandwidth_burst_mb and bandwidth_profiles, read again at SIGHUP), or by the API, which wins. */
 #ifndef EXPORTER_WORKER_LIMIT_H
 #define EXPORTER_WORKER_LIMIT_H
 
@@ -19,9 +19,10 @@ struct worker_limit {
 /* Problems, one a line, go to `problems`. */
 void worker_limit_read(const struct export_config *config, struct worker_limit *out,
                        struct strbuf *problems);
-/* Sets what holds at this local time; says so in the log when that is news. One thread. */
+/* Sets what holds at this local time, or `set` unless that is NULL; says so in the log when it is
+ * news. One thread. */
 void worker_limit_apply(struct worker_limit *limit, const struct tm *local,
-                        struct rate_limiter *limiter);
+                        const struct rate_settings *set, struct rate_limiter *limiter);
 /* Reads the file again. What is wrong with it is logged, and `limit` stays as it was. */
 void worker_limit_reload(const char *path, struct worker_limit *limit);
 
