@@ -486,8 +486,10 @@ static int check_upload(const json_t *job, struct field_problem *problem, struct
     struct upload_url parsed;
 
     if (url != NULL && upload_url_parse(url, &parsed, &why) < 0) {
+        bool named = strncmp(why.message, "upload: ", strlen("upload: ")) == 0;
         return field_fail(problem, why.code == ERR_NOT_AVAILABLE ? 422 : 400, "upload", err,
-                          why.code, "'upload': %.400s", why.message);
+                          why.code, "'upload': %.400s",
+                          why.message + (named ? strlen("upload: ") : 0));
     }
     if (!keep_local && url == NULL) {
         return field_fail(problem, 400, "keep_local", err, ERR_INVALID,

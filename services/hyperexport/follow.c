@@ -22,6 +22,7 @@ struct watch {
     bool owned;
     bool bar_shown;
     bool away;             /* told that the gateway does not answer */
+    char waits_for[256];   /* told why it is pending */
     int64_t plain_line_ms; /* when the last one was printed */
     int64_t answer_ms;     /* of the last answer */
 };
@@ -76,6 +77,30 @@ static void show_progress(struct watch *watch, const json_t *progress)
     }
 }
 
+/* Of a job that waits for its next try, or for a worker. */
+static void tell_waiting(struct watch *watch)
+{
+    autofree char *path = output_path("/api/v1/jobs/", watch->job_id, "");
+    auto_json *job = NULL;
+    struct error none = ERROR_NONE;
+    const char *why;
+    auto_strbuf line = {0};
+
+    if (api_get(watch->program->api, path, &job, &none) < 0)
+        return;
+    why = json_str(job, "error");
+    if (why[0] == '\0')
+        why = json_str(job, "pending_reason");
+    if (why[0] == '\0' || strncmp(why, watch->waits_for, sizeof watch->waits_for - 1) == 0)
+        return;
+    (void)snprintf(watch->waits_for, sizeof watch->waits_for, "%s", why);
+    strbuf_init(&line, PROGRESS_LINE_BYTES_MAX);
+    strbuf_add(&line,
+               json_str(job, "error")[0] != '\0' ? "waits, and will be tried again: " : "waits: ");
+    text_add_clean(&line, watch->waits_for, true);
+    tell(watch, line.data);
+}
+
 /* 1 when the job is final, 0 when not (or nobody answered), -1. */
 static int look(struct watch *watch, struct error *err)
 {
@@ -89,6 +114,8 @@ static int look(struct watch *watch, struct error *err)
         watch->answer_ms = clock_mono_ms();
         if (is_final(json_str(progress, "status")))
             return 1;
+        if (strcmp(json_str(progress, "status"), "pending") == 0)
+            tell_waiting(watch);
         show_progress(watch, progress);
         return 0;
     }

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from tests.e2e.test_restore_points import hyperexport
+from tests.harness.process import BIN
 from tests.harness.vsphere import make_image, vm
 from tests.harness.wait import wait_for
 
@@ -52,6 +53,22 @@ def test_a_job_takes_old_exports_away_when_it_is_complete(suite):
     failed = suite.client.submit(vm_path="nobody", cleanup={"max_count": 1}, retry={"max_attempts": 1})
     suite.wait_job(failed, "failed")
     assert suite.sql("SELECT count(*) AS n FROM jobs WHERE kind = 'cleanup'")[0]["n"] == count
+
+
+def test_following_a_job_tells_why_it_waits(make_suite, make_vsphere, tmp_path):
+    sim = make_vsphere([vm("web", make_image(tmp_path / "gone.raw", MB, []))])
+    suite = make_suite()
+    suite.add_vsphere(sim)
+    sim.stop()
+    job = suite.client.submit(vm_path="web", retry={"initial_delay": "30s", "max_delay": "30s"})
+    wait_for(lambda: suite.client.job(job)["error"] and suite.client.job(job)["status"] == "pending")
+    watch = subprocess.Popen([BIN / "hyperexport", "--daemon-watch", job, "--daemon-url", suite.url()],
+                             stderr=subprocess.PIPE, text=True)
+    try:
+        assert any("waits, and will be tried again: " in line for line in watch.stderr)
+    finally:
+        watch.kill()
+        watch.wait()
 
 
 def test_the_rules_are_confined_and_need_the_right_to_delete(suite):

@@ -144,6 +144,29 @@ static int remove_temps(const char *dir, const struct export_record *record, str
     return 0;
 }
 
+/* The same of the journal: it stands in the root, which belongs to no point. */
+static int remove_journal_temps(const struct chain_edit *edit, struct error *err)
+{
+    autofree char *path = chain_journal_path(edit->root, edit->vm_id);
+    const char *name = strrchr(path, '/') + 1;
+    auto_dir *stream = opendir(edit->root);
+    const struct dirent *entry;
+    size_t length = 0;
+
+    if (stream == NULL)
+        return error_set_errno(err, errno, "directory '%.200s' cannot be read", edit->root);
+    while ((entry = readdir(stream)) != NULL) {
+        if (!file_name_is_temp(entry->d_name, &length) || length != strlen(name) ||
+            memcmp(entry->d_name, name, length) != 0)
+            continue;
+        if (unlinkat(dirfd(stream), entry->d_name, 0) < 0 && errno != ENOENT) {
+            return error_set_errno(err, errno, "'%.200s/%.255s' cannot be removed", edit->root,
+                                   entry->d_name);
+        }
+    }
+    return 0;
+}
+
 /* ---- images ---- */
 
 /* Does the image stand on another one? */
@@ -320,7 +343,7 @@ int chain_recover(const struct chain_edit *edit, struct error *err)
     CLEANUP(step_release) struct step step = {0};
     bool found = false;
 
-    if (journal_read(edit, &step, &found, err) < 0)
+    if (remove_journal_temps(edit, err) < 0 || journal_read(edit, &step, &found, err) < 0)
         return -1;
     if (!found)
         return 0;

@@ -89,6 +89,8 @@ static void every_alias_becomes_its_canonical_name(void **state)
 static void two_aliases_may_agree_but_not_differ(void **state)
 {
     static const struct refusal refusals[] = {
+        {"{\"vm\": \"a\", \"upload\": \"ftp://x/y\"}", "upload", 400, ERR_INVALID,
+         "'upload': unknown kind of URL"},
         {"{\"vm_path\": \"a\", \"vm\": \"b\"}", "vm", 400, ERR_INVALID,
          "another name of 'vm_path'"},
         {"{\"vm\": \"a\", \"format\": \"ovf\", \"export_method\": \"raw\"}", "export_method", 400,

@@ -192,6 +192,25 @@ static void a_killed_increment_goes_on_and_is_right(void **state)
     compare_point(1);
 }
 
+static void a_half_written_journal_of_a_dead_worker_goes(void **state)
+{
+    struct error err = ERROR_NONE;
+
+    (void)state;
+    take_point(0);
+    autofree char *root = below_base("web-03");
+    autofree char *other = xasprintf("%s/mine.tmp-1a2b3c4d", root);
+    const char *vm_id = json_str(json_object_get(world_result, "export"), "vm_id");
+    autofree char *real_journal = chain_journal_path(root, vm_id);
+    autofree char *temp = xasprintf("%s.tmp-1a2b3c4d", real_journal);
+    assert_ok(file_write_atomic(temp, "{", 1, 0640, &err));
+    assert_ok(file_write_atomic(other, "{", 1, 0640, &err));
+    take_point(1);
+    assert_int_equal(access(temp, F_OK), -1);
+    assert_int_equal(access(other, F_OK), 0); /* not ours */
+    assert_string_equal(mode(), "leaf");
+}
+
 static void lose_the_lease_when_shared(struct worker_task *task, const char *line)
 {
     if (strstr(line, "unchanged since export") != NULL)
@@ -789,6 +808,7 @@ int main(void)
         TEST(every_point_is_the_source_at_its_time),
         TEST(a_point_holds_what_changed_only),
         TEST(a_killed_increment_goes_on_and_is_right),
+        TEST(a_half_written_journal_of_a_dead_worker_goes),
         TEST(an_unchanged_disk_is_never_written_again_and_never_into),
         TEST(a_planned_point_is_finished_by_the_next_lease),
         TEST(the_first_point_is_full),
