@@ -245,6 +245,9 @@ def test_cleanup_by_every_rule(suite, cli):
     listed, _ = cleaned(suite, max_age="3650d")
     assert listed == {ids[1]: "unfinished removal"} and not dirs[1].exists()
     assert catalogue(suite) == every - set(ids[:2])
+    for limit, count in (("10d", 1), ("30d", 0)):
+        done = cli("--cleanup-dry-run", "--quiet", env={"HYPEREXPORT_CLEANUP_MAX_AGE": limit})
+        assert done.stdout.startswith(f"cleanup: deleted={count} "), done.stderr
     # limits of the environment; with an export, the clean-up comes after it
     done = cli("--vm", "web", "--format", "raw", "--cleanup", "--quiet",
                env={"HYPEREXPORT_CLEANUP_MAX_COUNT": "1"})
