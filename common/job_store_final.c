@@ -178,6 +178,8 @@ int store_converted(struct db *db, const struct store_row *row, const json_t *re
     json_set_text(more, "disk_format", json_str(conversion, "format"));
     json_put(more, "guest_fixed",
              json_boolean(json_is_true(json_object_get(conversion, "guest_fixed"))));
+    if (json_str(conversion, "manifest_path")[0] != '\0')
+        json_set_text(more, "manifest_path", json_str(conversion, "manifest_path"));
     if (json_is_array(json_object_get(conversion, "output_files")))
         json_put(more, "disks", json_incref(json_object_get(conversion, "output_files")));
     text = json_text(more);

@@ -15,7 +15,7 @@
  * them those that a person waits for come first. */
 static const char insert_sql[] =
     "INSERT INTO tasks (id, kind, class, role, provider_kind, provider, spec, volume, priority,"
-    " expires_at) VALUES ($1, $2, 'control', 'exporter', $3, $4, $5, $6, 100,"
+    " expires_at) VALUES ($1, $2, 'control', $7, $3, $4, $5, $6, 100,"
     " now() + interval '" CONTROL_KEEP_TEXT "')";
 static const char under_way_sql[] =
     "SELECT id FROM tasks WHERE job_id IS NULL AND kind = $1 AND provider = $2 AND spec = $3"
@@ -72,7 +72,8 @@ static int insert(struct call *call, const struct control_request *request,
     id_new("task", out->id);
     return db_exec(call->db, insert_sql,
                    DB_PARAMS(out->id, request->kind, request->provider_kind, request->provider,
-                             spec, request->volume == NULL ? "" : request->volume),
+                             spec, request->volume == NULL ? "" : request->volume,
+                             request->bridge ? "bridge" : "exporter"),
                    NULL, err);
 }
 

@@ -25,6 +25,7 @@ struct control_request {
     json_t *spec; /* borrowed */
     int64_t wait_ms;
     const char *volume; /* only workers that reach it; NULL or "": any */
+    bool bridge;        /* work of hyper2kvm-bridge; provider and provider_kind are "" */
     bool share;         /* a task of this kind and provider that is under way already will do */
 };
 /* Inserts (or joins) and waits up to wait_ms; *out says how far it came: done, failed, or still

@@ -67,6 +67,13 @@ int handle_cleanup_schedule_delete(struct call *call, struct error *err);
 
 /* handlers_imports.c */
 int handle_import(struct call *call, struct error *err); /* 202 with a job */
+int handle_convert(struct call *call, struct error *err);
+int handle_conversion_list(struct call *call, struct error *err);
+int handle_conversion_get(struct call *call, struct error *err);
+int handle_manifest_submit(struct call *call, struct error *err);
+int handle_manifest_validate(struct call *call, struct error *err); /* read by the bridge */
+int handle_disk_inspect(struct call *call, struct error *err);      /* by the bridge as well */
+int handle_bridge_status(struct call *call, struct error *err);
 
 /* handlers_vms.c; ROUTE_SLOW */
 int handle_vm_list(struct call *call, struct error *err); /* GET by parameters, POST by body */

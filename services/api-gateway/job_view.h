@@ -27,6 +27,9 @@ json_t *job_view(const struct gateway *gateway, const PGresult *rows, int row);
 /* One row of JOB_COLUMNS by id; ERR_NOT_FOUND. */
 MUST_CHECK int job_load(struct call *call, const char *job_id, PGresult **out, struct error *err);
 
+/* "cnv-90aa" of "job-90aa": a job has at most one conversion. Caller frees. */
+char *conversion_id(const char *job_id);
+
 /* total_jobs, pending_jobs ... as members of answer. */
 MUST_CHECK int job_counts(struct db *db, json_t *answer, struct error *err);
 

@@ -135,7 +135,7 @@ static const struct field encrypt_fields[] = {
 
 static const struct field cleanup_fields[] = {CLEANUP_POLICY_FIELDS, {0}};
 
-static const struct field stage_fields[] = {
+const struct field submit_stage_fields[] = {
     BOOL("inspect"), BOOL("fix"), BOOL("convert"), BOOL("validate"), {0},
 };
 
@@ -522,7 +522,7 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
         return -1;
     conversion = json_object_get(job, "hyper2kvm_integration");
     if (conversion != NULL &&
-        canonical_member(conversion, "stages", "hyper2kvm_integration.stages.", stage_fields,
+        canonical_member(conversion, "stages", "hyper2kvm_integration.stages.", submit_stage_fields,
                          problem, err) < 0)
         return -1;
     if (json_object_get(job, "vm_path") == NULL)

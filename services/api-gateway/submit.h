@@ -59,6 +59,7 @@ void submit_request_free(struct submit_request *request);
 DEFINE_AUTO(submit_request, struct submit_request, submit_request_free)
 #define auto_submit_request CLEANUP(submit_request_auto) struct submit_request
 
+extern const struct field submit_stage_fields[]; /* of a conversion: which ones run */
 extern const char *const submit_formats[];       /* that this build writes */
 extern const char *const submit_formats_later[]; /* that the reference has as well */
 

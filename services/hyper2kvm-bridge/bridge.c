@@ -5,6 +5,7 @@
 
 #include "common/autos.h"
 #include "convert.h"
+#include "inspect.h"
 #include "services/hyper2kvm-bridge/libvirt/import.h"
 #include "stage.h"
 
@@ -79,6 +80,8 @@ static int bridge_run(struct service *service, struct error *err)
         {"convert", false, convert_run},
         {"import", false, import_run},
         {"release", true, import_release_run},
+        {"inspect_image", true, inspect_image_run},
+        {"validate_manifest", true, validate_manifest_run},
     };
     struct worker_description description = {
         .role = "bridge",

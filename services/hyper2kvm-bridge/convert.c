@@ -78,6 +78,7 @@ json_t *convert_result(const struct conversion *c)
     json_put(conversion, "guest_fixed", json_boolean(c->guest_fixed));
     json_put(conversion, "output_files", json_incref(c->output_files));
     json_set_text(conversion, "domain_xml", c->domain_xml == NULL ? "" : c->domain_xml);
+    json_set_text(conversion, "manifest_path", c->manifest_path == NULL ? "" : c->manifest_path);
     json_set_text(conversion, "report", c->report == NULL ? "" : c->report);
     json_put(conversion, "not_done", json_incref(c->not_done));
     json_put(conversion, "warnings", json_incref(c->warnings));
@@ -143,6 +144,7 @@ static int take_source(struct conversion *c, const json_t *spec, struct error *e
     if (convert_read_manifest(path, bases, &c->manifest, err) < 0)
         return -1;
     slash = strrchr(path, '/');
+    c->manifest_path = xstrdup(path);
     c->export_dir = xasprintf("%.*s", slash == NULL ? 0 : (int)(slash - path), path);
     return convert_take_disks(c->manifest, c->export_dir, bases, err);
 }
@@ -226,6 +228,7 @@ static void conversion_release(struct conversion *c)
     free(c->vm_file);
     free(c->report);
     free(c->domain_xml);
+    free(c->manifest_path);
     json_decref(c->manifest);
     json_decref(c->output_files);
     json_decref(c->not_done);

@@ -38,6 +38,7 @@ struct conversion {
     bool guest_fixed;      /* the guest starts with virtio devices */
     char *report;          /* path of hyper2kvm's report, or NULL */
     char *domain_xml;      /* path */
+    char *manifest_path;   /* of the images: the export's, or one that was published with them */
     json_t *output_files;  /* array of paths */
     json_t *not_done;      /* array of texts: what nobody did to the guest */
     json_t *warnings;      /* array of texts */
@@ -59,6 +60,10 @@ MUST_CHECK int convert_domain(const struct conversion *c, const char *const *ima
 /* The task's result {"conversion": {...}}. New reference. */
 json_t *convert_result(const struct conversion *c);
 
+/* Format of the image that begins at offset: by content; raw has none to go by, so `name` must end
+ * in .raw or .img. ERR_NOT_AVAILABLE: none that we read. */
+MUST_CHECK int convert_detect(const char *path, uint64_t offset, const char *name, const char **out,
+                              struct error *err);
 struct convert_source {
     json_t *manifest;    /* made from a foreign file; new reference. Or */
     char *manifest_path; /* the manifest that stands there; caller frees */

@@ -10,6 +10,7 @@
 #include "common/autos.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "services/exporter/formats/manifest.h"
 #include "stage.h"
 
 #define RECORD_NAME      "conversion.json"
@@ -154,6 +155,40 @@ static int write_domain(struct conversion *c, const struct stage *stage, const c
     return rc < 0 ? -1 : file_write_atomic(path, xml, strlen(xml), FILE_MODE, err);
 }
 
+/* For whoever imports the images, now or later: the machine as the source described it. */
+static int write_manifest(struct conversion *c, const struct stage *stage, const char *target,
+                          struct error *err)
+{
+    autofree char *path = xasprintf("%s/" MANIFEST_JSON_NAME, stage->final);
+    auto_json *manifest = json_deep_copy(c->manifest);
+    autofree char *text = NULL;
+    json_t *disk;
+    size_t i;
+
+    json_array_foreach(json_object_get(manifest, "disks"), i, disk)
+    {
+        static const char *const of_the_source[] = {"member",       "part_offset",    "part_bytes",
+                                                    "checksum",     "content_digest", "change_id",
+                                                    "relative_path"};
+        autofree char *now = publish_image(c, stage->final, i);
+        autofree char *later = publish_image(c, target, i);
+        struct stat st;
+        if (stat(now, &st) < 0)
+            return error_set_errno(err, errno, "'%.256s'", now);
+        for (size_t k = 0; k < ARRAY_LEN(of_the_source); k++)
+            (void)json_object_del(disk, of_the_source[k]);
+        json_set_text(disk, "local_path", later);
+        json_set_text(disk, "source_format", c->format);
+        json_put(disk, "bytes", json_integer(st.st_size));
+    }
+    (void)json_object_del(manifest, "pipeline");
+    (void)json_object_del(manifest, "output");
+    text = json_text(manifest);
+    free(c->manifest_path);
+    c->manifest_path = xasprintf("%s/" MANIFEST_JSON_NAME, target);
+    return file_write_atomic(path, text, strlen(text), FILE_MODE, err);
+}
+
 /* The result speaks of files below target. */
 static void name_result(struct conversion *c, const struct stage *stage, const char *target)
 {
@@ -218,7 +253,8 @@ int publish_images(struct conversion *c, const struct stage *stage, char *const 
                              c->output_name);
         if (exists(target))
             continue;
-        if (write_domain(c, stage, target, guest_fixed, warnings, err) < 0)
+        if (write_domain(c, stage, target, guest_fixed, warnings, err) < 0 ||
+            write_manifest(c, stage, target, err) < 0)
             return -1;
         warnings = NULL; /* once is enough */
         name_result(c, stage, target);

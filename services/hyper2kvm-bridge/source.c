@@ -44,8 +44,8 @@ static const char *format_of(const char *magic, size_t size, const char *name)
     return strcasecmp(suffix, "raw") == 0 || strcasecmp(suffix, "img") == 0 ? "raw" : NULL;
 }
 
-static int detect(const char *path, uint64_t offset, const char *name, const char **out,
-                  struct error *err)
+int convert_detect(const char *path, uint64_t offset, const char *name, const char **out,
+                   struct error *err)
 {
     char magic[MAGIC_BYTES];
     autoclose int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
@@ -147,7 +147,7 @@ static int add_ovf_disks(struct description *d, const char *path, const struct o
         file = package != NULL ? xstrdup(path) : beside(path, href);
         if (stat(file, &st) < 0)
             return error_set(err, ERR_NOT_FOUND, "disk file '%.256s' is missing", file);
-        if (detect(file, member == NULL ? 0 : member->offset, href, &format, err) < 0)
+        if (convert_detect(file, member == NULL ? 0 : member->offset, href, &format, err) < 0)
             return -1;
         add_disk(d, file, member == NULL ? NULL : href, format,
                  member == NULL ? (uint64_t)st.st_size : member->bytes, disk->capacity_bytes);
@@ -206,7 +206,7 @@ static int read_image(const char *path, json_t **out, struct error *err)
     struct stat st;
 
     vm_init(&d.vm);
-    if (detect(path, 0, name, &format, err) < 0)
+    if (convert_detect(path, 0, name, &format, err) < 0)
         return -1;
     if (image_open(path, format, &image, err) < 0 || image_file_stat(image, &st) < 0)
         return error_wrap(err, "'%.256s'", path);
