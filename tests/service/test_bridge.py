@@ -204,8 +204,8 @@ def test_a_direct_call_publishes_fixed_images(bridge, export, program):
     assert disks_of(domain) == [(f, "virtio") for f in result["output_files"]]
     assert json.loads(pathlib.Path(result["report"]).read_text())["pipeline"]["success"] is True
     assert sorted(x.name for x in target.iterdir()) == [
-        "conversion.json", "hyper2kvm-report.json", "web-03-disk1.qcow2", "web-03-disk2.qcow2",
-        "web-03.xml"]
+        "artifact-manifest.json", "conversion.json", "hyper2kvm-report.json", "web-03-disk1.qcow2",
+        "web-03-disk2.qcow2", "web-03.xml"]
     assert target.stat().st_mode & 0o777 == 0o751
     assert c.published() == ["web-03"] and c.staged() == []
     assert any("🚀 INFO" in x and "Stage: FIX" in x for x in c.lines(job))

@@ -310,7 +310,7 @@ def test_bodies_may_be_yaml_or_untyped(api, provider):
     ({}, 400, "vm_path", "invalid"),
     ({"vm_path": "a", "verfy": True}, 400, "verfy", "invalid"),
     ({"vm_path": "a", "vm": "b"}, 400, "vm", "invalid"),
-    ({"vm_path": "a", "format": "ovf", "incremental": True}, 422, "incremental", "not_available"),
+    ({"vm_path": "a", "format": "ova", "incremental": True}, 422, "incremental", "not_available"),
     ({"vm_path": "a", "export_method": "vhdx"}, 422, "format", "not_available"),
     ({"vm_path": "a", "vcenter": {"password": SECRET}}, 422, "vcenter", "not_available"),
     ({"vm_path": "a", "output_path": "/etc/x"}, 422, "output_path", "denied"),
