@@ -71,16 +71,6 @@ static void remove_folder(void)
         error_clear(&ignored);
 }
 
-/* provider.disk_mark: the source stays as it is. */
-static int bench_mark(struct provider_session *session, const struct frozen_vm *frozen,
-                      size_t index, char **out, struct error *err)
-{
-    (void)session;
-    (void)err;
-    *out = xstrdup(frozen->disks[index].mark);
-    return 0;
-}
-
 static int compare_seconds(const void *a, const void *b)
 {
     double x = *(const double *)a;

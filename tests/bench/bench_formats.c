@@ -16,6 +16,7 @@
 #include "tests/bench/bench.h"
 
 #include "common/clock.h"
+#include "services/exporter/engine/image_copy.h"
 
 #define DISK_MIB_DEFAULT 512U
 #define RUNS_DEFAULT     3U
@@ -52,81 +53,6 @@ static int make_disk(const char *path, uint64_t size, struct error *err)
     }
     return fsync(fd) < 0 ? error_set_errno(err, errno, "cannot write '%s'", path) : 0;
 }
-
-/* ---- an image as a source ---- */
-
-struct provider_session {
-    const char *path;
-    const char *format;
-};
-
-struct provider_disk {
-    struct image *image;
-};
-
-static int bench_open(struct provider_session *session, const struct frozen_vm *frozen,
-                      size_t index, struct provider_disk **out, struct error *err)
-{
-    struct provider_disk *disk = xcalloc(1, sizeof *disk);
-
-    (void)frozen;
-    (void)index;
-    if (image_open(session->path, session->format, &disk->image, err) < 0) {
-        free(disk);
-        return -1;
-    }
-    *out = disk;
-    return 0;
-}
-
-static int bench_read(struct provider_disk *disk, void *buffer, size_t length, uint64_t offset,
-                      struct error *err)
-{
-    return image_read(disk->image, buffer, length, offset, err);
-}
-
-static int bench_extents(struct provider_disk *disk, uint64_t offset, uint64_t length,
-                         struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
-                         struct error *err)
-{
-    uint64_t end = offset + length;
-    size_t count = 0;
-
-    (void)err;
-    while (offset < end) {
-        uint64_t n = min_u64(MIB - offset % MIB, end - offset);
-        if (!image_is_hole(disk->image, offset, n)) {
-            if (count > 0 && out[count - 1].offset + out[count - 1].length == offset)
-                out[count - 1].length += n;
-            else if (count == count_max)
-                break;
-            else
-                out[count++] = (struct extent){.offset = offset, .length = n};
-        }
-        offset += n;
-    }
-    *out_count = count;
-    *out_end = offset;
-    return 0;
-}
-
-static void bench_close(struct provider_disk *disk)
-{
-    if (disk == NULL)
-        return;
-    image_close(disk->image);
-    free(disk);
-}
-
-static const struct provider bench_provider = {
-    .name = "bench",
-    .parallel_reads_max = READERS,
-    .disk_open = bench_open,
-    .disk_read = bench_read,
-    .disk_extents = bench_extents,
-    .disk_close = bench_close,
-    .disk_mark = bench_mark,
-};
 
 /* ---- figures ---- */
 
@@ -304,28 +230,22 @@ static int run_ceiling(struct figure *figure, uint64_t size, uint32_t run, struc
     return 0;
 }
 
-static int run_copy(struct figure *figure, uint64_t size, uint32_t run, struct error *err)
+static int run_copy(struct figure *figure, uint32_t run, struct error *err)
 {
-    static char mark[] = "mark";
     autofree char *in = path_of(figure->source);
     autofree char *out = path_of("ours");
-    struct provider_session session = {in, figure->source_format};
-    struct frozen_disk disk = {.size_bytes = size, .mark = mark};
-    struct frozen_vm frozen = {.disks = &disk, .disk_count = 1};
     struct copy_output output = {.format = figure->format, .path = out, .file_name = "ours"};
-    struct copy_options options = {.provider = &bench_provider,
-                                   .session = &session,
-                                   .frozen = &frozen,
-                                   .chunk_bytes = BENCH_CHUNK_BYTES,
-                                   .readers = READERS,
-                                   .identity = "bench",
-                                   .outputs = &output,
-                                   .output_count = 1,
-                                   .hash = figure->hash};
+    const struct image_copy_options options = {
+        .image = {.path = in, .format = figure->source_format},
+        .readers = READERS,
+        .outputs = &output,
+        .output_count = 1,
+        .no_hash = !figure->hash,
+    };
     auto_copy_result result = {0};
     int64_t start = clock_mono_ns();
 
-    if (copy_disk(&options, &result, err) < 0)
+    if (image_copy(&options, &result, err) < 0)
         return -1;
     figure->seconds[run] = (double)(clock_mono_ns() - start) / 1e9;
     const struct copy_verify_options check = {
@@ -345,7 +265,7 @@ static int measure(uint64_t size, uint32_t runs, struct error *err)
             if (run_references(&figures[i], run, err) < 0 ||
                 (figures[i].format == &sink_qcow2 &&
                  run_ceiling(&figures[i], size, run, err) < 0) ||
-                run_copy(&figures[i], size, run, err) < 0)
+                run_copy(&figures[i], run, err) < 0)
                 return error_wrap(err, "%s", figures[i].name);
         }
     }

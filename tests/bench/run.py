@@ -8,6 +8,7 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from tests.harness.suite import SERVICES, Suite  # noqa: E402
+from tests.harness.vsphere import Vsphere, make_image, vm  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 FIELDS = ("name", "value", "unit", "reference", "ratio", "goal")
@@ -20,11 +21,11 @@ def figures_of(text):
             yield dict(zip(FIELDS, words))
 
 
-def rss_kib(pid):
+def memory_kib(pid, what):
     for line in pathlib.Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
+        if line.startswith(what + ":"):
             return int(line.split()[1])
-    raise ValueError(f"no VmRSS for {pid}")
+    raise ValueError(f"no {what} for {pid}")
 
 
 def idle_memory():
@@ -34,13 +35,42 @@ def idle_memory():
         suite.start()
         try:
             suite.wait_ready()
-            sizes = {name: rss_kib(suite[name].pid) for name in SERVICES}
+            sizes = {name: memory_kib(suite[name].pid, "VmRSS") for name in SERVICES}
         finally:
             suite.stop()
     total = sum(sizes.values())
     for name, size in sizes.items():
         yield dict(zip(FIELDS, (f"idle_rss_{name.replace('-', '_')}", f"{size / 1024:.1f}", "MiB",
                                 f"{total / 1024:.1f}", f"{size / total:.2f}", "-")))
+
+
+def export_memory():
+    """Peak resident memory of the exporter during one export, for a small disk and for one that is
+    far larger; the reference is 64 MiB and 16 MiB for each reader."""
+    readers = 4
+    limit = 64 + 16 * readers
+    for name, size, enough in (("1gib", 1 << 30, None), ("32gib", 32 << 30, 8 << 30)):
+        with tempfile.TemporaryDirectory(prefix="hs-bench-") as directory:
+            disk = make_image(pathlib.Path(directory) / "disk.raw", size,
+                              [(at << 20, 1 << 20) for at in range(0, 1024, 4)])
+            sim = Vsphere(pathlib.Path(directory) / "sim", [vm("web", disk)]).start()
+            suite = Suite(pathlib.Path(directory) / "suite")
+            suite.start()
+            try:
+                suite.wait_ready()
+                suite.add_vsphere(sim)
+                job = suite.client.submit(vm_path="web", format="qcow2",
+                                          options={"parallel_downloads": readers})
+                if enough is None:
+                    suite.wait_job(job, "completed", 300)
+                else:
+                    suite.wait_bytes(job, enough, 300)
+                peak = memory_kib(suite["exporter-vsphere"].pid, "VmHWM")
+            finally:
+                suite.stop()
+                sim.stop()
+        yield dict(zip(FIELDS, (f"peak_rss_export_{name}", f"{peak / 1024:.1f}", "MiB", str(limit),
+                                f"{peak / 1024 / limit:.2f}", "<=1")))
 
 
 def main(programs):
@@ -51,6 +81,7 @@ def main(programs):
         failed += done.returncode != 0
         figures += figures_of(done.stdout)
     figures += idle_memory()
+    figures += export_memory()
     for figure in figures:
         print(*(figure[field] for field in FIELDS))
     (ROOT / "build").mkdir(exist_ok=True)

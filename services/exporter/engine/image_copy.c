@@ -126,7 +126,7 @@ int image_copy(const struct image_copy_options *options, struct copy_result *out
         .identity = mark,
         .outputs = options->outputs,
         .output_count = options->output_count,
-        .hash = true,
+        .hash = !options->no_hash,
         .stopped = options->stopped,
         .may_write = options->may_write,
         .progress = options->progress,

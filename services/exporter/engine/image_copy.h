@@ -12,6 +12,7 @@ struct image_copy_options {
     const char *journal_path;
     const struct copy_output *outputs;
     size_t output_count;
+    bool no_hash; /* only in the bench */
     /* As in copy_options; all may be NULL. */
     const atomic_bool *stopped;
     int (*may_write)(void *arg, struct error *err);
