@@ -5,6 +5,8 @@
  *   kind of controller it had (VMware paravirtual SCSI, LSI, AHCI, IDE all exist in QEMU), not the
  *   fastest one; virtio is for fixed guests. What QEMU or the machine lacks (NVMe, BusLogic, IDE on
  *   q35) becomes SATA: AHCI is in the initramfs of every distribution kernel and in Windows.
+ * - The firmware must read the boot disk as well. Builds of OVMF, Debian's among them, have no
+ * driver for VMware's and LSI's controllers, so under UEFI it goes to SATA; the others stay.
  * - Machine: pc for BIOS (closest to VMware's chipset), q35 for UEFI, which libvirt's firmware
  *   selection wants. No PCI addresses: libvirt assigns them.
  * - SCSI addresses are explicit, for libvirt's automatic ones put everything on target 0, which
@@ -240,14 +242,19 @@ static const struct scsi_model *scsi_model_of(const json_t *disk)
     return NULL;
 }
 
-static enum bus bus_of(const struct builder *b, const json_t *disk)
+static enum bus bus_of(struct builder *b, const json_t *disk, bool boots)
 {
     const char *controller = json_str(disk, "controller");
 
     if (b->options->guest_fixed)
         return BUS_VIRTIO;
-    if (strncmp(controller, "scsi", 4) == 0 && scsi_model_of(disk) != NULL)
-        return BUS_SCSI;
+    if (strncmp(controller, "scsi", 4) == 0 && scsi_model_of(disk) != NULL) {
+        if (!b->uefi || !boots)
+            return BUS_SCSI;
+        warn(b, "the boot disk is on SATA, for UEFI firmware cannot read the source's SCSI "
+                "controller: a guest without an AHCI driver at boot needs the conversion's fix");
+        return BUS_SATA;
+    }
     if (strncmp(controller, "ide", 3) == 0 && !b->uefi && b->counts[BUS_IDE] < IDE_DISKS_MAX)
         return BUS_IDE;
     return BUS_SATA;
@@ -291,9 +298,9 @@ static void add_drive_address(struct builder *b, size_t controller, unsigned int
                 controller, bus, target, unit);
 }
 
-static void add_disk_place(struct builder *b, const json_t *disk)
+static void add_disk_place(struct builder *b, const json_t *disk, bool boots)
 {
-    enum bus bus = bus_of(b, disk);
+    enum bus bus = bus_of(b, disk, boots);
     unsigned int n = b->counts[bus]++;
     unsigned int letters = b->counts[BUS_SCSI] + b->counts[BUS_SATA] - 1; /* both are sdX */
     unsigned int target = 0;
@@ -348,7 +355,7 @@ static int add_disk(struct builder *b, const json_t *disk, unsigned int order, s
     strbuf_add(&b->sb, "      <source file='");
     strbuf_add_xml(&b->sb, path);
     strbuf_add(&b->sb, "'/>\n");
-    add_disk_place(b, disk);
+    add_disk_place(b, disk, order == 1);
     strbuf_addf(&b->sb, "      <boot order='%u'/>\n    </disk>\n", order);
     return 0;
 }

@@ -128,6 +128,23 @@ static void a_secure_uefi_windows_gets_its_firmware_tpm_and_clock(void **state)
     assert_xpath(doc, "/domain/devices/disk/target/@bus", "sata");
 }
 
+static void uefi_firmware_can_read_the_boot_disk(void **state)
+{
+    autofree char *boot = disk_of(0, ", \"controller\": \"scsi0:0\", \"controller_model\": "
+                                     "\"pvscsi\"");
+    autofree char *data = disk_of(1, ", \"controller\": \"scsi0:1\", \"controller_model\": "
+                                     "\"pvscsi\"");
+    autofree char *disks = xasprintf("%s, %s", boot, data);
+    auto_json *manifest = manifest_of(", \"firmware\": \"uefi\"", disks, "");
+    auto_xmldoc *doc = build(manifest, &(struct domain_options){0});
+
+    (void)state;
+    assert_xpath(doc, "/domain/devices/disk[1]/target/@bus", "sata");
+    assert_xpath(doc, "/domain/devices/disk[1]/target/@dev", "sda");
+    assert_xpath(doc, "/domain/devices/disk[2]/target/@bus", "scsi");
+    assert_xpath(doc, "/domain/devices/disk[2]/target/@dev", "sdb");
+}
+
 static void names_of_strangers_stay_texts(void **state)
 {
     static const char name[] = "a&b <c> \"d\" 'e' \xc3\xbc";
@@ -206,6 +223,7 @@ int main(void)
         cmocka_unit_test(a_bios_guest_gets_what_it_had),
         cmocka_unit_test(a_fixed_guest_gets_virtio),
         cmocka_unit_test(a_secure_uefi_windows_gets_its_firmware_tpm_and_clock),
+        cmocka_unit_test(uefi_firmware_can_read_the_boot_disk),
         cmocka_unit_test(names_of_strangers_stay_texts),
         cmocka_unit_test(names_that_libvirt_refuses_are_changed),
         cmocka_unit_test(networks_are_mapped_one_by_one),
