@@ -58,6 +58,6 @@ test-full: test ## make test, then everything that takes long
 	@HSDK_KILLS=100 $(B)/unit/exporter/engine/test_copy_crash
 	@$(MAKE) --no-print-directory $(JOBS) SAN=asan test-build
 	@VARIANT=asan /usr/bin/python3 tests/run.py service e2e
-	@HSDK_BOOTS=all /usr/bin/python3 -m pytest -q tests/e2e/test_boot.py
+	@HSDK_BOOTS=all /usr/bin/python3 -m pytest -q tests/e2e/test_boot.py tests/e2e/test_into_libvirt.py
 	@for t in $(FUZZ_NAMES); do $(MAKE) --no-print-directory fuzz T=$$t TIME=60 || exit 1; done
 	@$(MAKE) --no-print-directory $(JOBS) lint

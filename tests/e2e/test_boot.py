@@ -27,7 +27,7 @@ def test_what_was_exported_boots(make_suite, make_vsphere, tmp_path, firmware, d
     sources = [guest.build()]
     for i in range(1, disks):
         sources.append(make_image(tmp_path / f"data{i}.raw", 16 * MB, [(3 * MB, MB)], seed=i))
-    sim = make_vsphere([vm(name, *sources, firmware=firmware)])
+    sim = make_vsphere([vm(name, *sources, firmware=guest.VSPHERE[firmware])])
     suite = make_suite()
     suite.add_vsphere(sim)
     job = suite.client.submit(vm_path=name, hyper2kvm_integration={"enabled": True})

@@ -5,7 +5,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from tests.harness import images
+from tests.harness import guest, images
 from tests.harness.vsphere import make_image, vm
 from tests.harness.wait import wait_for
 
@@ -117,3 +117,22 @@ def test_requests_that_cannot_work_are_refused(make):
     answer = suite.client.request("POST", "/jobs/submit", {"vm": "web", "libvirt": {}})
     assert answer.status_code == 422 and answer.json()["field"] == "libvirt"
     assert suite.client.get("/api/v1/imports")["jobs"] == []
+
+
+@pytest.mark.parametrize("firmware", ["bios", "uefi"] if os.environ.get("HSDK_BOOTS") == "all"
+                         else ["bios"])
+def test_what_was_imported_boots_in_libvirt(make_suite, make_vsphere, libvirtd, firmware):
+    if firmware == "uefi" and not (guest.OVMF / "OVMF_CODE_4M.fd").exists():
+        pytest.skip("the package ovmf is not installed")
+    suite = make_suite(config={"libvirt": {"uri": libvirtd.uri, "pool": "images", "network": "user",
+                                           "domain_type": "qemu"}})
+    suite.add_vsphere(make_vsphere([vm("demo guest", guest.build(), firmware=guest.VSPHERE[firmware])]))
+    job = suite.client.submit(vm_path="demo guest", **convert())
+    domain = suite.wait_job(job, "completed", deadline=180)["result"]["libvirt_domain"]
+    if firmware == "bios":
+        assert [d["bus"] for d in domain["disks"]] == ["scsi"], "as it had under vSphere"
+        marker = guest.DATA_OK
+    else:  # firmware, kernel and initramfs come from the disk; the guest has no driver for SATA
+        assert [d["bus"] for d in domain["disks"]] == ["sata"]
+        marker = guest.UP + " firmware=uefi"
+    assert f"firmware={firmware}" in libvirtd.boot("demo guest", marker)

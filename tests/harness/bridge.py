@@ -1,4 +1,5 @@
-"""Conversions without the rest of the suite: scheduler, bridges, exports made by hand."""
+"""Conversions and imports without the rest of the suite: scheduler, bridges, exports made by hand."""
+import contextlib
 import json
 import pathlib
 import shutil
@@ -222,6 +223,48 @@ class Imports(Conversions):
         """What a job that completes says of its domain."""
         self.wait(job, deadline=deadline)
         return self.task(job)["result"]["libvirt_domain"]
+
+    @contextlib.contextmanager
+    def held(self, table, condition):
+        """Rows of the table that meet the condition (of NEW) wait to be written. `reached` waits for
+        the first; after `refuse` they are not written at all, else when the block ends."""
+        sql = self.suite.sql
+        connection = self.suite.postgres.connect(self.suite.database)
+        waiting = ("SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND NOT granted AND database ="
+                   " (SELECT oid FROM pg_database WHERE datname = current_database())")
+
+        class Held:
+            @staticmethod
+            def reached():
+                wait_for(lambda: sql(waiting), 60, f"{table}: {condition}")
+
+            @staticmethod
+            def refuse():
+                sql("UPDATE held_back SET refuse = true")
+
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_advisory_lock(4711)")
+        sql("CREATE TABLE held_back (refuse boolean)")
+        sql("INSERT INTO held_back VALUES (false)")
+        sql("CREATE FUNCTION held_back() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN"
+            " PERFORM pg_advisory_xact_lock_shared(4711);"
+            " IF (SELECT refuse FROM held_back) THEN RAISE 'refused by the test'; END IF;"
+            " RETURN NEW; END $$")
+        sql(f"CREATE TRIGGER held_back BEFORE INSERT OR UPDATE ON {table} FOR EACH ROW"
+            f" WHEN ({condition}) EXECUTE FUNCTION held_back()")
+        try:
+            yield Held
+        finally:
+            connection.close()
+            wait_for(lambda: not sql(waiting), 30, "statements that waited")
+            sql(f"DROP TRIGGER held_back ON {table}")
+            sql("DROP FUNCTION held_back")
+            sql("DROP TABLE held_back")
+
+    def expire(self, job):
+        """As if its dead worker had been silent until after its lease."""
+        self.suite.sql("UPDATE tasks SET lease_until = now() - interval '6 s' WHERE job_id = %s",
+                       job)
 
     def release(self, job):
         """The release of a dead job's task."""

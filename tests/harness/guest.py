@@ -9,6 +9,7 @@ from .process import ROOT
 DIRECTORY = ROOT / "build" / "test" / "guest"
 OVMF = pathlib.Path("/usr/share/OVMF")
 BOOT_SECONDS = 300  # 4 s here; machines without KVM can be slow, and others use them too
+VSPHERE = {"bios": "bios", "uefi": "efi"}  # what that calls them
 UP, DATA_OK = "DEMO-GUEST-UP", "DEMO-GUEST-DATA-OK hello from the demo guest"
 
 

@@ -89,3 +89,29 @@ class Libvirtd:
         finally:
             self.process.stop()
             shutil.rmtree(self.directory, ignore_errors=True)
+
+    def boot(self, name, marker, deadline=180):
+        """Starts the domain and reads its serial console until the marker; the text."""
+        import libvirt
+        import threading
+        c = self.connect()
+        domain = c.lookupByName(name)
+        domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED)
+        stream = c.newStream(0)
+        domain.openConsole(None, stream, 0)
+        text = bytearray()
+
+        def read():
+            try:
+                while piece := stream.recv(4096):
+                    text.extend(piece)
+            except libvirt.libvirtError:
+                pass  # the guest is off
+
+        reader = threading.Thread(target=read, daemon=True)
+        reader.start()
+        domain.resume()
+        wait_for(lambda: marker.encode() in text or not reader.is_alive(), deadline,
+                 lambda: f"{marker}: {bytes(text[-2000:])}")
+        assert marker.encode() in text, bytes(text[-2000:])
+        return text.decode(errors="replace")

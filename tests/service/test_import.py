@@ -223,3 +223,127 @@ def test_a_missing_pool_is_a_clear_failure(on_qemu, libvirtd, export):
                                            libvirt={"pool": "none"}))
     assert code == "not_found" and "storage pool 'none'" in text
     assert libvirtd.domains() == {}
+
+
+# ---- kills ----
+
+
+def volume_state(libvirtd):
+    return {p.name: (p.stat().st_ino, p.stat().st_mtime_ns) for p in libvirtd.pool.iterdir()}
+
+
+def test_a_kill_while_an_image_is_sent_sends_it_anew(on_qemu, libvirtd, export):
+    c, e = on_qemu(), export(disks=2)
+    job = f"job-{'a' * 12}"
+    with c.held("task_records", "NEW.key = 'import.volume.1' AND NEW.value LIKE '%true%'") as held:
+        c.submit_import(job=job, manifest_path=str(e.manifest_path))
+        held.reached()
+        before = volume_state(libvirtd)
+        c.suite[BRIDGE].kill()
+        held.refuse()
+    c.expire(job)
+    c.suite[BRIDGE].start()
+    domain = c.imported(job)
+    after = volume_state(libvirtd)
+    assert len(before) == 2 and set(before) == set(after)
+    first, second = sorted(before)
+    assert after[first] == before[first], "a complete image was sent again"
+    assert after[second] != before[second]
+    for raw, file in zip(e.raws, [d["file"] for d in domain["disks"]]):
+        images.compare(raw, file, "qcow2")
+    assert list(libvirtd.domains()) == ["web-03"]
+
+
+def test_a_kill_before_and_after_the_define_makes_one_domain(on_qemu, libvirtd, export):
+    c, e = on_qemu(), export()
+    job = f"job-{'b' * 12}"
+    with c.held("task_records", "NEW.key = 'import.domain'") as held:
+        c.submit_import(job=job, manifest_path=str(e.manifest_path), libvirt={"start": True})
+        held.reached()
+        volumes = volume_state(libvirtd)
+        assert libvirtd.domains() == {}
+        c.suite[BRIDGE].kill()
+        held.refuse()
+    c.expire(job)
+    with c.held("tasks", "NEW.kind = 'import' AND NEW.state = 'done'") as held:
+        c.suite[BRIDGE].start()
+        held.reached()
+        running = libvirtd.connect().lookupByName("web-03").ID()
+        c.suite[BRIDGE].kill()
+        held.refuse()
+    c.expire(job)
+    c.suite[BRIDGE].start()
+    domain = c.imported(job)
+    assert domain["id"] == running, "the guest was started anew"
+    assert list(libvirtd.domains()) == ["web-03"]
+    assert set(volume_state(libvirtd)) == set(volumes)
+    assert [v["path"] for v in domain["volumes"]] == [d["file"] for d in domain["disks"]]
+
+
+def test_a_cancel_in_the_middle_takes_everything_back(on_qemu, libvirtd, export):
+    c, e = on_qemu(timeout="120s"), export(disks=2)
+    job = f"job-{'c' * 12}"
+    with c.held("task_records", "NEW.key = 'import.domain'") as held:
+        c.submit_import(job=job, manifest_path=str(e.manifest_path), libvirt={"start": True})
+        held.reached()
+        assert len(libvirtd.volumes()) == 2
+        libvirtd.process.pause()  # the bridge waits in the define
+    c.cancel(job)
+    for _ in range(2):  # the answer to the first renewal tells the bridge
+        lease = c.task(job)["lease_until"]
+        wait_for(lambda: c.task(job)["lease_until"] > lease, 30, c.suite.tails)
+    libvirtd.process.resume()
+    c.wait(job, "cancelled")
+    assert libvirtd.volumes() == [] and libvirtd.domains() == {}
+    assert any("is defined" in x for x in c.lines(job)), "it was to be taken back"
+
+
+def test_a_libvirtd_that_dies_in_the_middle_is_waited_for(on_qemu, libvirtd, export):
+    c, e = on_qemu(), export()
+    job = f"job-{'d' * 12}"
+    with c.held("task_records", "NEW.key = 'import.domain'") as held:
+        c.submit_import(job=job, max_attempts=100, manifest_path=str(e.manifest_path))
+        held.reached()
+        volumes = volume_state(libvirtd)
+        libvirtd.process.kill()
+    wait_for(lambda: c.job(job)["attempt"] > 0, 60, c.suite.tails)
+    libvirtd.start()
+    c.imported(job)
+    assert volume_state(libvirtd) == volumes and list(libvirtd.domains()) == ["web-03"]
+
+
+def test_a_libvirtd_that_hangs_holds_no_slot_and_leaves_nothing(on_qemu, libvirtd, export):
+    """What it was told before it was given up is taken back when it comes to itself."""
+    c, e = on_qemu(timeout="2s"), export()
+    job = f"job-{'e' * 12}"
+    with c.held("task_records", "NEW.key = 'import.domain'") as held:
+        c.submit_import(job=job, manifest_path=str(e.manifest_path))
+        held.reached()
+        assert len(libvirtd.volumes()) == 1
+        libvirtd.process.pause()
+    code, text = c.failure(job)
+    assert code in ("unavailable", "timeout"), text
+    code, text = c.failure(c.submit_import(manifest_path=str(e.manifest_path)))
+    assert code in ("unavailable", "timeout"), text
+    libvirtd.process.resume()
+    wait_for(lambda: [r["state"] for r in c.release(job)] == ["done"], 90,
+             lambda: f"{c.release(job)}\n{c.suite.tails()}")
+    assert libvirtd.volumes() == [] and libvirtd.domains() == {}
+    assert c.imported(c.submit_import(manifest_path=str(e.manifest_path)))["name"] == "web-03"
+
+
+def test_a_job_that_died_with_its_bridge_is_swept(on_qemu, libvirtd, export):
+    c, e = on_qemu(), export()
+    job = f"job-{'f' * 12}"
+    with c.held("tasks", "NEW.kind = 'import' AND NEW.state = 'done'") as held:
+        c.submit_import(job=job, manifest_path=str(e.manifest_path))
+        held.reached()
+        assert list(libvirtd.domains()) == ["web-03"]
+        c.suite[BRIDGE].kill()
+        held.refuse()
+    c.cancel(job)
+    c.expire(job)
+    c.suite[BRIDGE].start()
+    c.wait(job, "cancelled")
+    wait_for(lambda: [r["state"] for r in c.release(job)] == ["done"], 60, c.suite.tails)
+    assert libvirtd.volumes() == [] and libvirtd.domains() == {}

@@ -15,6 +15,7 @@
 #include <sys/stat.h>
 
 #include "common/autos.h"
+#include "common/clock.h"
 #include "common/id.h"
 #include "common/json.h"
 #include "common/paths.h"
@@ -24,7 +25,8 @@
 #include "undo.h"
 #include "volume.h"
 
-#define NAMES_MAX     99  /* rename: <name>-2 ... */
+#define NAMES_MAX     99 /* rename: <name>-2 ... */
+#define LATE_CALLS_MS 2000
 #define FILE_NAME_MAX 120 /* of the VM's name in a volume's: the job's id comes behind it */
 
 struct import {
@@ -352,10 +354,15 @@ static int free_name(struct import *import, struct error *err)
 static int settle_name(struct import *import, virDomainPtr *out_replaces, struct error *err)
 {
     auto_domain other = NULL;
+    bool ours = false;
     int found = domain_by_name(import->connection, import->plan.name, &other, err);
 
     if (found <= 0)
         return found;
+    if (is_ours(import, other, &ours, err) < 0)
+        return -1;
+    if (ours)
+        return 0; /* a call whose answer was lost defined it: it is defined again */
     switch (import->plan.clash) {
     case PLAN_FAIL:
         return error_set(err, ERR_CONFLICT,
@@ -378,13 +385,24 @@ static int choose_uuid(struct import *import, virDomainPtr replaces,
                        char out[VIR_UUID_STRING_BUFLEN], struct error *err)
 {
     const char *source = json_str(json_object_get(import->plan.manifest, "vm"), "uuid");
+    const char *recorded = record_uuid(import->task);
     auto_domain other = NULL;
+    auto_domain earlier = NULL;
+    bool ours = true;
     int found;
 
     if (replaces != NULL) {
         return virDomainGetUUIDString(replaces, out) == 0
                    ? 0
                    : hv_error(err, "domain '%.128s'", import->plan.name);
+    }
+    /* A define whose answer was lost may still come: with the same UUID it does no harm. */
+    found = recorded[0] == '\0' ? 0 : domain_by_uuid(import->connection, recorded, &earlier, err);
+    if (found < 0 || (found == 1 && is_ours(import, earlier, &ours, err) < 0))
+        return -1;
+    if (recorded[0] != '\0' && ours) {
+        (void)snprintf(out, VIR_UUID_STRING_BUFLEN, "%s", recorded);
+        return 0;
     }
     uuid_new(out);
     if (strlen(source) != UUID_SIZE - 1 || !domain_xml_is_uuid(source))
@@ -598,8 +616,11 @@ int import_release_run(struct worker_task *task, void *arg, json_t **out_result,
     *out_result = json_pack("{s:b}", "released", 1);
     if (target == NULL)
         return 0; /* nothing was begun */
-    if (hv_open(json_str(target, "uri"), bridge->libvirt.timeout_ms, &connection, err) < 0)
+    if (hv_open(json_str(target, "uri"), bridge->libvirt.timeout_ms, &connection, err) < 0 ||
+        import_undo(task, connection, json_str(target, "job"), err) < 0)
         return -1;
+    /* A daemon that hung may be doing just now what it was told before we gave it up. */
+    clock_sleep_ms(LATE_CALLS_MS);
     return import_undo(task, connection, json_str(target, "job"), err);
 }
 

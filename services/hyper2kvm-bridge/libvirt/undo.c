@@ -61,11 +61,16 @@ static int undo_volumes(struct worker_task *task, virConnectPtr connection, stru
         struct made_volume volume;
         bool made = record_volume(task, i, &volume);
         auto_json *owned = volume.json;
+        int removed;
         if (!made)
             continue;
-        if (worker_task_may_write(task, err) < 0 ||
-            volume_delete(connection, volume.pool, volume.name, err) < 0)
+        if (worker_task_may_write(task, err) < 0)
             return -1;
+        removed = volume_delete(connection, volume.pool, volume.name, err);
+        if (removed < 0)
+            return -1;
+        if (removed == 0)
+            continue;
         worker_task_log(task, LOG_LEVEL_INFO, "volume '%s' of pool '%s' is removed", volume.name,
                         volume.pool);
     }

@@ -231,5 +231,5 @@ int volume_delete(virConnectPtr connection, const char *pool_name, const char *n
         return rc;
     if (virStorageVolDelete(volume, 0) < 0 && hv_error_number() != VIR_ERR_NO_STORAGE_VOL)
         return hv_error(err, "removing volume '%.128s'", name);
-    return 0;
+    return 1;
 }

@@ -30,7 +30,7 @@ MUST_CHECK int volume_create(virStoragePoolPtr pool, const char *name,
                              struct error *err);
 /* Where the volume is, as a domain names it. Caller frees. */
 MUST_CHECK int volume_path(virStorageVolPtr volume, char **out, struct error *err);
-/* It need not be there. */
+/* 1: removed. 0: it was not there. */
 MUST_CHECK int volume_delete(virConnectPtr connection, const char *pool, const char *name,
                              struct error *err);
 
