@@ -17,7 +17,7 @@ test="libcmocka-dev python3-pytest python3-pytest-xdist python3-psycopg2 python3
  python3-websocket python3-pyvmomi python3-yaml python3-jsonschema clang clang-format clang-tidy
  libclang-rt-14-dev cppcheck prometheus nginx-light libnbd-bin libxml2-utils libvirt-clients qemu-system-x86 ovmf openssh-server
  libvirt-daemon libvirt-daemon-driver-qemu python3-libvirt
- memcached swift-proxy swift-account swift-container swift-object python3-boto3"
+ zstd memcached swift-proxy swift-account swift-container swift-object python3-boto3"
 
 names=
 list=

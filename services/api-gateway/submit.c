@@ -393,20 +393,20 @@ static int check_incremental(json_t *job, struct field_problem *problem, struct 
     return 0;
 }
 
-/* VMDKs are compressed anyway; a raw image has no room for it. */
+/* VMDKs are compressed anyway; a raw image becomes zstd frames. */
 static int check_compression(const json_t *job, struct field_problem *problem, struct error *err)
 {
     static const char *const codecs[] = {"zlib", "zstd", NULL};
     static const char *const none[] = {NULL};
-    bool converted = field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false);
 
     if (check_word("compression", field_text(job, "compression", codecs[0]), codecs, none, problem,
                    err) < 0)
         return -1;
-    if (wants_compression(job) && !converted &&
-        strcmp(field_text(job, "format", "ovf"), "raw") == 0) {
-        return field_fail(problem, 422, "compress", err, ERR_NOT_AVAILABLE,
-                          "format raw cannot be compressed: choose qcow2, vmdk or ovf");
+    if (wants_compression(job) && strcmp(field_text(job, "format", "ovf"), "raw") == 0 &&
+        strcmp(field_text(job, "compression", SUBMIT_COMPRESSION), "zstd") != 0) {
+        return field_fail(problem, 422, "compression", err, ERR_NOT_AVAILABLE,
+                          "format raw is compressed with zstd: leave 'compression' out, or choose "
+                          "qcow2");
     }
     return 0;
 }
@@ -436,9 +436,9 @@ static int check_encrypt(const json_t *job, struct field_problem *problem, struc
     }
     if (wants_restore_point(job)) {
         return field_fail(problem, 422, "encrypt", err, ERR_NOT_AVAILABLE,
-                          "a restore point cannot be encrypted: the next one reads and stands on "
-                          "its qcow2. Leave out 'incremental', or put the directory on an "
-                          "encrypted file system");
+                          "an incremental export cannot be encrypted: the next one reads and goes "
+                          "on from the plain files of this one. Leave out 'incremental', or put "
+                          "the directory on an encrypted file system");
     }
     if (field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false)) {
         return field_fail(problem, 422, "encrypt", err, ERR_NOT_AVAILABLE,

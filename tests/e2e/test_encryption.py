@@ -1,6 +1,8 @@
-"""Exports encrypted at rest: with key files and passphrases, uploaded, killed, read back."""
+"""Exports encrypted at rest: with key files and passphrases, uploaded, killed, read back; and raw
+images compressed."""
 import json
 import os
+import pathlib
 import subprocess
 
 import pytest
@@ -242,3 +244,52 @@ def test_a_worker_killed_while_encrypting_leaves_nothing_plain(make_suite, make_
                        env={"HYPEREXPORT_PASSPHRASE": PASSPHRASE})
     assert done.returncode == 0, done.stderr
     images.compare(disk, tmp_path / "plain" / "web-disk1.raw", "raw")
+
+
+# ---- compression of raw images ----
+
+def test_a_compressed_raw_image_is_what_zstd_reads(make_suite, make_vsphere, disk, tmp_path):
+    suite = make_suite()
+    suite.add_vsphere(make_vsphere([vm("web", disk, power="off")]))
+    done = hyperexport(suite, "--vm", "web", "--format", "raw", "--compress", "--quiet")
+    assert done.returncode == 0, done.stderr
+    directory = suite.exports / "web"
+    image = directory / "web-disk1.raw.zst"
+    assert not (directory / "web-disk1.raw").exists() and image.stat().st_size < 7 * MB
+    record = json.loads((directory / "export.json").read_text())
+    assert record["disks"][0]["sha256"] == images.sha256(image)
+    manifest = json.loads((directory / "artifact-manifest.json").read_text())
+    assert manifest["disks"][0]["source_format"] == "raw.zst"
+    plain = tmp_path / "plain.raw"
+    unpacked = subprocess.run(["zstd", "-q", "-d", image, "-o", plain], capture_output=True)
+    assert unpacked.returncode == 0, unpacked.stderr
+    images.compare(disk, plain, "raw")
+    assert hyperexport(suite, "verify", "web", "--quiet").returncode == 0
+    # a byte in the middle of MiB 6, found by the frames' sizes in the seek table
+    data = image.read_bytes()
+    table = data[-9 - 32 * 8:-9]
+    sizes = [int.from_bytes(table[8 * i:8 * i + 4], "little") for i in range(32)]
+    flip(image, sum(sizes[:6]) + sizes[6] // 2)
+    answer = suite.client.post("/api/v1/exports/verify", {"path": "web"}, status=202)
+    result = suite.wait_job(answer["job_id"], "failed")["result"]
+    found = {(p["file"], p["problem"]): p for p in result["problems"]}
+    assert found[image.name, "content"]["offsets"] == [6 * MB]
+    assert (image.name, "digest") in found
+    refused = suite.client.request("POST", "/api/v1/jobs", {"vm_path": "web", "format": "raw",
+                                                            "compression": "zlib"})
+    assert refused.status_code == 422 and "qcow2" in refused.json()["error"]
+
+
+def test_a_raw_image_is_compressed_then_encrypted(make_suite, make_vsphere, disk, tmp_path):
+    suite = make_suite()
+    suite.add_vsphere(make_vsphere([vm("web", disk, power="off")]))
+    job = suite.client.submit(vm_path="web", format="raw", compress=True, compression_level=1,
+                              encrypt={"passphrase": PASSPHRASE})
+    directory = pathlib.Path(suite.wait_job(job, "completed")["result"]["output_path"])
+    env = {"HYPEREXPORT_PASSPHRASE": PASSPHRASE}
+    assert "content_checked=true" in hyperexport(suite, "verify", "web", "--quiet", env=env).stdout
+    plain = tmp_path / "plain"
+    done = hyperexport(suite, "decrypt", str(directory), str(plain), env=env)
+    assert done.returncode == 0, done.stderr
+    subprocess.run(["zstd", "-q", "-d", plain / "web-disk1.raw.zst"], check=True)
+    images.compare(disk, plain / "web-disk1.raw", "raw")

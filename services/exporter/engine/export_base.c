@@ -340,9 +340,11 @@ static void find_earlier(const struct export_run *run, struct export_disk *disk,
         json_array_foreach(images, i, found)
         {
             const char *name = json_str(found, "name");
-            const char *dot = strrchr(name, '.');
-            if (file_name_is_plain(name) && dot != NULL && disk->images[k].earlier == NULL &&
-                strcmp(dot, disk->images[k].format->suffix) == 0)
+            const char *suffix = disk->images[k].format->suffix;
+            size_t length = strlen(name);
+            if (file_name_is_plain(name) && length > strlen(suffix) &&
+                disk->images[k].earlier == NULL &&
+                strcmp(name + length - strlen(suffix), suffix) == 0)
                 disk->images[k].earlier = xasprintf("%s/%s", run->base.dir, name);
         }
     }

@@ -206,14 +206,13 @@ static int find_member(const char *name, struct image_part *part, struct error *
 static int check_image(struct check *check, const char *name, const char *member,
                        const struct leaves *leaves, struct error *err)
 {
-    static const char *const formats[] = {"vmdk", "qcow2", "raw"};
+    static const char *const formats[] = {"vmdk", "qcow2", "raw", "raw.zst"};
     autofree char *path = path_of(check, name);
     struct image_part part = {.path = path, .root = check->root};
     struct copy_differences found;
-    const char *dot = strrchr(member[0] != '\0' ? member : name, '.');
 
     for (size_t i = 0; i < ARRAY_LEN(formats); i++) {
-        if (dot != NULL && strcmp(dot + 1, formats[i]) == 0)
+        if (has_suffix(member[0] != '\0' ? member : name, sink_format_find(formats[i])->suffix))
             part.format = formats[i];
     }
     advance(check, 0, name);

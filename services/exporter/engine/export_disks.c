@@ -177,7 +177,8 @@ static void fill_outputs(const struct export_run *run, const struct export_disk 
             outputs[i].backing = disk->backing;
             outputs[i].backing_root = run->base.root;
         }
-        if (image->format == &sink_vmdk || outputs[i].compression != NULL)
+        if (image->format == &sink_vmdk || image->format == &sink_zst ||
+            outputs[i].compression != NULL)
             outputs[i].compression_level = run->options.compress_level;
     }
 }

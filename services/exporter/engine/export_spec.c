@@ -64,9 +64,10 @@ static int check_compression(const struct export_options *options, struct error 
         return error_set(err, ERR_INVALID, "compress: '%.32s' is not zlib or zstd",
                          options->compression);
     }
-    if (strcmp(options->format, "raw") == 0 && !options->convert) {
-        return error_set(err, ERR_NOT_AVAILABLE,
-                         "format raw cannot be compressed: choose qcow2, vmdk or ovf");
+    if (strcmp(options->format, "raw") == 0 && strcmp(options->compression, "zstd") != 0) {
+        return error_set(
+            err, ERR_NOT_AVAILABLE,
+            "format raw is compressed with zstd: leave the codec out, or choose qcow2");
     }
     return 0;
 }
@@ -309,8 +310,12 @@ static void plan_disk(struct export_run *run, size_t index)
     disk->vm_disk_index = frozen->vm_disk_index;
     disk->size_bytes = frozen->size_bytes;
     disk->name = xasprintf("%s-disk%zu", run->stem, frozen->vm_disk_index + 1);
-    add_image(run, disk,
-              strcmp(format, "ovf") == 0 || strcmp(format, "ova") == 0 ? "vmdk" : format);
+    if (strcmp(format, "ovf") == 0 || strcmp(format, "ova") == 0) {
+        format = "vmdk";
+    } else if (strcmp(format, "raw") == 0 && run->options.compression != NULL) {
+        format = "raw.zst";
+    }
+    add_image(run, disk, format);
     if (images_per_disk(&run->options) > 1)
         add_image(run, disk, "qcow2");
     disk->leaves_name = xasprintf("%s.leaves", disk->name);

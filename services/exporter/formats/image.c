@@ -7,7 +7,8 @@
 
 #include "services/exporter/formats/image_impl.h"
 
-static const struct image_ops *const formats[] = {&image_raw, &image_qcow2, &image_vmdk};
+static const struct image_ops *const formats[] = {&image_raw, &image_qcow2, &image_vmdk,
+                                                  &image_zst};
 
 static const struct image_ops *ops_find(const char *format)
 {

@@ -20,7 +20,7 @@ struct image_part {
 
 #define IMAGE_CHAIN_MAX 64 /* images of one chain, itself included: each is an open file */
 
-/* format: "raw", "qcow2", "vmdk" (streamOptimized, monolithicSparse, and
+/* format: "raw", "raw.zst" (zst.h), "qcow2", "vmdk" (streamOptimized, monolithicSparse, and
  * descriptors with flat or sparse extents in files with plain names beside them). A qcow2's backing
  * files are read as well; they must lie in its own directory, under plain names, and be regular
  * files: ERR_DENIED. ERR_LIMIT: a chain over IMAGE_CHAIN_MAX. ERR_CORRUPT: a circle. Not

@@ -39,6 +39,7 @@ struct image {
 extern const struct image_ops image_raw;
 extern const struct image_ops image_qcow2;
 extern const struct image_ops image_vmdk;
+extern const struct image_ops image_zst;
 extern const struct image_ops image_vmdk_extents; /* image_vmdk hands over to it */
 
 /* image.c: opens one file. flags: more of open(2)'s; above, and check with it: NULL for the first.

@@ -15,7 +15,7 @@
 #define CHECKSUM_START "sha256:"
 #define MAC_LENGTH     17
 
-static const char *const disk_formats[] = {"vmdk", "qcow2", "raw", "vhd",
+static const char *const disk_formats[] = {"vmdk", "qcow2", "raw", "raw.zst", "vhd",
                                            "vhdx", "vdi",   "ova", NULL};
 static const char *const firmwares[] = {"bios", "uefi", "unknown", NULL};
 static const char *const os_hints[] = {"linux", "windows", "unknown", NULL};

@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-static const struct sink_format *const formats[] = {&sink_raw, &sink_qcow2, &sink_vmdk};
+static const struct sink_format *const formats[] = {&sink_raw, &sink_qcow2, &sink_vmdk, &sink_zst};
 
 const struct sink_format *sink_format_find(const char *name)
 {

@@ -48,8 +48,8 @@ struct sink_blob {
 };
 
 struct sink_format {
-    const char *name;   /* "raw", "qcow2", "vmdk" */
-    const char *suffix; /* ".raw", ".qcow2", ".vmdk" */
+    const char *name;   /* "raw", "qcow2", "vmdk", "raw.zst" */
+    const char *suffix; /* ".raw", ".qcow2", ".vmdk", ".raw.zst" */
     unsigned int flags;
     int (*open)(const struct sink_options *options, struct sink **out, struct error *err);
     /* Optional, thread-safe, CPU only: what write_encoded() will take. */
@@ -78,6 +78,7 @@ struct sink_format {
 extern const struct sink_format sink_raw;
 extern const struct sink_format sink_qcow2;
 extern const struct sink_format sink_vmdk; /* streamOptimized */
+extern const struct sink_format sink_zst;  /* raw, compressed (zst.h) */
 
 /* By name; NULL if unknown. */
 const struct sink_format *sink_format_find(const char *name);

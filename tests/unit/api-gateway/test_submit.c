@@ -387,10 +387,11 @@ static void compression_is_zstd_unless_another_is_named(void **state)
     } cases[] = {{"\"compress\": true, \"format\": \"qcow2\"", "zstd"},
                  {"\"compression\": \"zlib\", \"format\": \"qcow2\"", "zlib"},
                  {"\"compress\": true", "zstd"},
+                 {"\"compress\": true, \"format\": \"raw\"", "zstd"},
                  {"\"compress\": false, \"compression\": \"zlib\"", ""},
                  {"\"verify\": true", ""}};
     static const struct refusal refusals[] = {
-        {"{\"vm\": \"a\", \"compress\": true, \"format\": \"raw\"}", "compress", 422,
+        {"{\"vm\": \"a\", \"compression\": \"zlib\", \"format\": \"raw\"}", "compression", 422,
          ERR_NOT_AVAILABLE, "raw"},
         {"{\"vm\": \"a\", \"compression\": \"lzma\"}", "compression", 400, ERR_INVALID, "lzma"},
     };

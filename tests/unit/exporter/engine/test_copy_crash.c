@@ -94,7 +94,7 @@ static uint32_t kill_until_done(const char *formats, const struct provider *prov
 
 static void a_killed_copy_goes_on_and_ends_with_the_same_bytes(void **state)
 {
-    static const char *const formats[] = {"raw qcow2 vmdk", "qcow2", "vmdk", "raw"};
+    static const char *const formats[] = {"raw qcow2 vmdk", "qcow2", "vmdk", "raw.zst", "raw"};
     static const struct provider *const providers[] = {&file_provider, &stream_provider};
     uint64_t seed = (uint64_t)clock_mono_ns() | 1;
     uint32_t wanted = kills_wanted();

@@ -6,7 +6,8 @@
 #include "services/exporter/formats/qcow2.h"
 #include "services/exporter/formats/vmdk.h"
 
-static const struct sink_format *const all_formats[] = {&sink_raw, &sink_qcow2, &sink_vmdk};
+static const struct sink_format *const all_formats[] = {&sink_raw, &sink_qcow2, &sink_vmdk,
+                                                        &sink_zst};
 
 /* Whole, then pieces at odd places. */
 static void compare_image(struct image *image, const struct test_disk *disk)
@@ -303,6 +304,62 @@ static void check_edits(const struct sink_format *format, const struct edit *edi
     test_disk_free(&disk);
 }
 
+static void a_damaged_or_foreign_raw_zst_is_refused(void **state)
+{
+    struct test_disk disk = test_disk_make(PATTERN_TEXT, 3 * MIB + SECTOR);
+    autofree char *path = test_path("bad.raw.zst");
+    size_t size = 0;
+
+    (void)state;
+    test_disk_write(&disk, &sink_zst, path);
+    autofree uint8_t *good = read_file(path, &size);
+    autofree uint8_t *bad = xmalloc(size);
+    size_t table = size - 9 - (size_t)4 * 8 - 8;
+    const struct {
+        size_t at;
+        uint32_t value;
+        enum error_code code;
+        const char *part;
+    } edits[] = {
+        {size - 4, 1, ERR_CORRUPT, "seek table"},
+        {size - 9, 0, ERR_CORRUPT, "0 frames"},
+        {size - 9, 5, ERR_CORRUPT, "begin where"},
+        {size - 9, 0xffffffff, ERR_CORRUPT, "fit"},
+        {table, 1, ERR_CORRUPT, "begin where"},
+        {table + 4, 1, ERR_CORRUPT, "begin where"},
+        {table + 8, 0, ERR_CORRUPT, "frame 0"},
+        {table + 8, 77, ERR_CORRUPT, "fill the file"},
+        {table + 8, 0x200000, ERR_CORRUPT, "frame 0"},
+        {table + 12, 512, ERR_CORRUPT, "frame 0"},
+        {table + 36, 0x100001, ERR_CORRUPT, "frame 3"},
+    };
+    for (size_t i = 0; i < ARRAY_LEN(edits); i++) {
+        memcpy(bad, good, size);
+        put_le32(bad + edits[i].at, edits[i].value);
+        write_file(path, bad, size);
+        refuse(path, "raw.zst", edits[i].code, edits[i].part);
+    }
+    for (size_t cut = 0; cut < size; cut += 1 + size / 50) {
+        write_file(path, good, cut);
+        refuse(path, "raw.zst", ERR_CORRUPT, "");
+    }
+    /* one flipped bit of a frame spoils its own MiB only */
+    struct error err = ERROR_NONE;
+    auto_image *image = NULL;
+    autofree uint8_t *data = xmalloc(MIB);
+    memcpy(bad, good, size);
+    bad[get_le32(good + table + 8) + 100] ^= 1;
+    write_file(path, bad, size);
+    assert_ok(image_open(path, "raw.zst", &image, &err));
+    assert_ok(image_read(image, data, MIB, 0, &err));
+    assert_ok(image_read(image, data, MIB, 2 * MIB, &err));
+    assert_memory_equal(data, disk.data + 2 * MIB, MIB);
+    assert_int_equal(image_read(image, data, MIB, MIB, &err), -1);
+    assert_int_equal(err.code, ERR_CORRUPT);
+    assert_non_null(strstr(err.message, "1048576"));
+    test_disk_free(&disk);
+}
+
 static void hostile_headers_are_refused(void **state)
 {
     static const struct edit qcow2[] = {
@@ -398,6 +455,7 @@ int main(void)
         cmocka_unit_test(disks_over_4_gib_in_several_extents_are_read),
         cmocka_unit_test(hostile_descriptors_are_refused),
         cmocka_unit_test(what_is_no_image_is_refused),
+        cmocka_unit_test(a_damaged_or_foreign_raw_zst_is_refused),
         cmocka_unit_test(hostile_headers_are_refused),
         cmocka_unit_test(damaged_images_end_in_errors_not_crashes),
         cmocka_unit_test(reads_outside_of_the_disk_are_refused),

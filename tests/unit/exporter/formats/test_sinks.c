@@ -21,7 +21,8 @@ static const struct shape shapes[] = {
     {"odd text", PATTERN_TEXT, 33 * MIB + 65536 + SECTOR},
 };
 
-static const struct sink_format *const all_formats[] = {&sink_raw, &sink_qcow2, &sink_vmdk};
+static const struct sink_format *const all_formats[] = {&sink_raw, &sink_qcow2, &sink_vmdk,
+                                                        &sink_zst};
 
 static void every_format_holds_the_disk_as_qemu_reads_it(void **state)
 {
@@ -234,6 +235,8 @@ static void a_checkpoint_of_another_file_is_refused(void **state)
     static const char *const bad[] = {"",
                                       "raw1",
                                       "nonsense size=1",
+                                      "zst1 size=9437184 end=9999999 next=4194304 level=3",
+                                      "zst1 size=9437184 end=99 next=4194304 level=3",
                                       "raw1 size=512",
                                       "qcow2-1 size=9437184 next=7",
                                       "vmdk1 size=9437184 end=65536",
