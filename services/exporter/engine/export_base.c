@@ -174,7 +174,8 @@ static int choose(const struct export_base_wish *wish, const json_t *row, struct
 {
     struct error why = ERROR_NONE;
     const struct export_record *youngest;
-    char differs[200];
+    char format_differs[200];
+    char disks_differ[200];
     int64_t full_ms;
 
     if (load_chain(wish, row, base, &why) < 0) {
@@ -183,17 +184,17 @@ static int choose(const struct export_base_wish *wish, const json_t *row, struct
     youngest = base->chain->points[0].record;
     if (strcmp(chain_vm_id(youngest), wish->vm->id) != 0 || !is_as_catalogued(base->chain, row))
         return full(base, "export %s is not as the catalogue knows it", json_str(row, "id"));
-    compare_format(youngest, wish, differs, sizeof differs);
-    if (differs[0] != '\0')
-        return full(base, "%s", differs);
+    compare_format(youngest, wish, format_differs, sizeof format_differs);
+    if (format_differs[0] != '\0')
+        return full(base, "%s", format_differs);
     full_ms = full_at_ms(base->chain, row);
     if (is_too_old(wish, full_ms)) {
         return full(base, "the last full export is %" PRId64 " h old, over %" PRId64 " h",
                     (clock_wall_ms() - full_ms) / HOUR_MS, wish->age_max_ms / HOUR_MS);
     }
-    compare_disks(youngest, wish->vm, differs, sizeof differs);
-    if (differs[0] != '\0')
-        return full(base, "%s", differs);
+    compare_disks(youngest, wish->vm, disks_differ, sizeof disks_differ);
+    if (disks_differ[0] != '\0')
+        return full(base, "%s", disks_differ);
     if (base->chain->count == CHAIN_POINTS_MAX)
         return full(base, "the chain has %d restore points; prune it", CHAIN_POINTS_MAX);
     if ((by_disk(wish->format)

@@ -256,15 +256,17 @@ static int write_zero_piece(struct sink *sink, struct error *err)
 {
     size_t length = plain_bytes(sink, sink->count);
     autofree void *zeros = NULL;
-    uint8_t frame[ZERO_FRAME_ROOM];
+    uint8_t own[ZERO_FRAME_ROOM];
+    const uint8_t *frame = sink->zero.frame;
     size_t size = sink->zero.size;
 
     if (length < ZST_PIECE_BYTES) {
         zeros = xcalloc(1, length);
-        if (compress(sink, zeros, length, frame, sizeof frame, &size, err) < 0)
+        if (compress(sink, zeros, length, own, sizeof own, &size, err) < 0)
             return -1;
+        frame = own;
     }
-    if (append(sink, length < ZST_PIECE_BYTES ? frame : sink->zero.frame, size, err) < 0)
+    if (append(sink, frame, size, err) < 0)
         return -1;
     note_frame(sink, size);
     sink->next += length;
