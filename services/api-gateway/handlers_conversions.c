@@ -348,9 +348,10 @@ int handle_manifest_validate(struct call *call, struct error *err)
         return -1;
     spec = json_object();
     json_put(spec, "manifest", json_incref(manifest));
-    if (manifest != call->body)
+    if (manifest != call->body) {
         json_put(spec, "checksums",
                  json_boolean(json_is_true(json_object_get(call->body, "checksums"))));
+    }
     return ask_bridge(call, "validate_manifest", spec, "validation", err);
 }
 

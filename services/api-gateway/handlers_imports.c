@@ -111,10 +111,10 @@ static int take_export(struct call *call, struct import_request *request, struct
         return call_bad_field(call, "manifest_path", err,
                               "'export_id' and 'manifest_path' both name an export: give one");
     }
+    if (id == NULL && named == NULL)
+        return 0;
     if (id == NULL)
-        return named == NULL
-                   ? 0
-                   : confine(call, request, "manifest_path", named, &request->manifest_path, err);
+        return confine(call, request, "manifest_path", named, &request->manifest_path, err);
     call_resource(call, "export", id);
     if (db_exec(call->db, find_export_sql, DB_PARAMS(id), &request->export, err) < 0)
         return -1;

@@ -248,9 +248,10 @@ int publish_images(struct conversion *c, const struct stage *stage, char *const 
     for (size_t n = 0; n < NAMES_MAX; n++) {
         autofree char *target = target_dir(c, n);
         int named;
-        if (target == NULL)
+        if (target == NULL) {
             return error_set(err, ERR_CONFLICT, "output_path '%.200s' exists already",
                              c->output_name);
+        }
         if (exists(target))
             continue;
         if (write_domain(c, stage, target, guest_fixed, warnings, err) < 0 ||

@@ -51,6 +51,7 @@ static int disk_read(struct provider_disk *disk, void *buffer, size_t length, ui
     return image_read(disk->image, buffer, length, offset, err);
 }
 
+/* NOLINTNEXTLINE(readability-function-size): the arguments are provider.h's */
 static int disk_extents(struct provider_disk *disk, uint64_t offset, uint64_t length,
                         struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
                         struct error *err)

@@ -54,9 +54,10 @@ static int read_footer(struct image *image, struct zst *zst, struct error *err)
         return error_set(err, ERR_NOT_AVAILABLE, "its seek table has flags 0x%x", footer[4]);
     zst->count = get_le32(footer);
     bytes = ZST_TABLE_HEAD_BYTES + zst->count * ZST_ENTRY_BYTES + ZST_FOOTER_BYTES;
-    if (zst->count == 0 || bytes > image->file_bytes)
+    if (zst->count == 0 || bytes > image->file_bytes) {
         return error_set(err, ERR_CORRUPT, "its seek table of %" PRIu64 " frames does not fit",
                          zst->count);
+    }
     if (zst->count > IMAGE_DISK_BYTES_MAX / ZST_PIECE_BYTES)
         return error_set(err, ERR_LIMIT, "a disk of more than 64 TiB");
     zst->table = image->file_bytes - bytes + ZST_TABLE_HEAD_BYTES;

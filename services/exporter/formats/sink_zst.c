@@ -81,8 +81,14 @@ static uint32_t plain_bytes(const struct sink *sink, size_t index)
     return (uint32_t)min_u64(ZST_PIECE_BYTES, sink->size_bytes - index * ZST_PIECE_BYTES);
 }
 
-static int compress(const struct sink *sink, const void *data, size_t length, void *out,
-                    size_t out_room, size_t *out_size, struct error *err)
+struct frame { /* where one goes */
+    void *data;
+    size_t room;
+    size_t size; /* of what was put there */
+};
+
+static int compress(const struct sink *sink, const void *data, size_t length, struct frame *out,
+                    struct error *err)
 {
     ZSTD_CCtx *context = ZSTD_createCCtx();
     size_t size;
@@ -91,11 +97,11 @@ static int compress(const struct sink *sink, const void *data, size_t length, vo
         ZSTD_isError(ZSTD_CCtx_setParameter(context, ZSTD_c_compressionLevel, sink->level)) ||
         ZSTD_isError(ZSTD_CCtx_setParameter(context, ZSTD_c_checksumFlag, 1)))
         abort(); /* out of memory */
-    size = ZSTD_compress2(context, out, out_room, data, length);
+    size = ZSTD_compress2(context, out->data, out->room, data, length);
     (void)ZSTD_freeCCtx(context);
     if (ZSTD_isError(size))
         return error_set(err, ERR_INTERNAL, "zstd: %s", ZSTD_getErrorName(size));
-    *out_size = size;
+    out->size = size;
     return 0;
 }
 
@@ -103,13 +109,13 @@ static int zst_encode(struct sink *sink, uint64_t offset, const void *data, size
                       struct sink_blob *out, struct error *err)
 {
     size_t room = ZSTD_compressBound(length);
-    autofree uint8_t *frame = xmalloc(room);
-    size_t size = 0;
+    autofree uint8_t *bytes = xmalloc(room);
+    struct frame frame = {bytes, room, 0};
 
     assert(offset % ZST_PIECE_BYTES == 0 && length <= ZST_PIECE_BYTES);
-    if (compress(sink, data, length, frame, room, &size, err) < 0)
+    if (compress(sink, data, length, &frame, err) < 0)
         return -1;
-    *out = (struct sink_blob){.data = STEAL(frame), .size = size, .raw_size = length};
+    *out = (struct sink_blob){.data = STEAL(bytes), .size = frame.size, .raw_size = length};
     return 0;
 }
 
@@ -210,6 +216,7 @@ static int zst_open(const struct sink_options *options, struct sink **out, struc
 {
     CLEANUP(sink_auto) struct sink *sink = xcalloc(1, sizeof *sink);
     autofree void *zeros = xcalloc(1, ZST_PIECE_BYTES);
+    struct frame zero;
 
     sink->fd = -1;
     writeback_init(&sink->writeback, -1);
@@ -220,9 +227,11 @@ static int zst_open(const struct sink_options *options, struct sink **out, struc
     sink->writeback.fd = sink->fd;
     sink->size_bytes = options->size_bytes;
     sink->level = options->compression_level == 0 ? LEVEL_DEFAULT : options->compression_level;
-    if (compress(sink, zeros, ZST_PIECE_BYTES, sink->zero.frame, sizeof sink->zero.frame,
-                 &sink->zero.size, err) < 0 ||
-        (options->resume != NULL ? resume(sink, options, err) : start(sink, err)) < 0)
+    zero = (struct frame){sink->zero.frame, sizeof sink->zero.frame, 0};
+    if (compress(sink, zeros, ZST_PIECE_BYTES, &zero, err) < 0)
+        return -1;
+    sink->zero.size = zero.size;
+    if ((options->resume != NULL ? resume(sink, options, err) : start(sink, err)) < 0)
         return -1;
     *out = STEAL(sink);
     return 0;
@@ -257,18 +266,17 @@ static int write_zero_piece(struct sink *sink, struct error *err)
     size_t length = plain_bytes(sink, sink->count);
     autofree void *zeros = NULL;
     uint8_t own[ZERO_FRAME_ROOM];
-    const uint8_t *frame = sink->zero.frame;
-    size_t size = sink->zero.size;
+    struct frame frame = {sink->zero.frame, sizeof sink->zero.frame, sink->zero.size};
 
     if (length < ZST_PIECE_BYTES) {
         zeros = xcalloc(1, length);
-        if (compress(sink, zeros, length, own, sizeof own, &size, err) < 0)
+        frame = (struct frame){own, sizeof own, 0};
+        if (compress(sink, zeros, length, &frame, err) < 0)
             return -1;
-        frame = own;
     }
-    if (append(sink, frame, size, err) < 0)
+    if (append(sink, frame.data, frame.size, err) < 0)
         return -1;
-    note_frame(sink, size);
+    note_frame(sink, frame.size);
     sink->next += length;
     return 0;
 }
