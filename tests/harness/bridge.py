@@ -13,6 +13,7 @@ from .wait import GiveUp, wait_for
 
 FINAL = ("completed", "failed", "cancelled")
 DISK_BYTES = 4 << 20
+BRIDGE = "hyper2kvm-bridge"
 
 
 class Export:
@@ -111,6 +112,17 @@ def alive(pid):
     except OSError:
         return False
     return text.rsplit(")", 1)[1].split()[0] not in "ZX"
+
+
+def start_bridges(make_suite, kind, bridges=1, **config):
+    """Scheduler and bridges; kind: Conversions or Imports. config: sections as Suite takes them."""
+    suite = make_suite(services=["scheduler"], config=config)
+    wait_for(lambda: suite.ready("scheduler"), 30, suite.tails)
+    for i in range(1, bridges + 1):
+        suite.add(BRIDGE if i == 1 else f"{BRIDGE}-{i}")
+    for name in suite.processes:
+        wait_for(lambda n=name: suite.ready(n), 30, suite.tails)
+    return kind(suite)
 
 
 class Conversions:

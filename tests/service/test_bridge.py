@@ -12,11 +12,10 @@ import pytest
 
 from tests.fakes.hyper2kvm_daemon import Daemon
 from tests.harness import images
-from tests.harness.bridge import Conversions, Export, Program, alive
+from tests.harness.bridge import BRIDGE, Conversions, Export, Program, alive, start_bridges
 from tests.harness.process import ROOT
 from tests.harness.wait import wait_for
 
-BRIDGE = "hyper2kvm-bridge"
 
 
 @pytest.fixture
@@ -25,13 +24,7 @@ def bridge(make_suite):
 
     def make(bridges=1, **settings):
         settings.setdefault("path", "/nonexistent/hyper2kvm")
-        suite = make_suite(services=["scheduler"], config={"hyper2kvm": settings})
-        wait_for(lambda: suite.ready("scheduler"), 30, suite.tails)
-        for i in range(1, bridges + 1):
-            suite.add(BRIDGE if i == 1 else f"{BRIDGE}-{i}")
-        for name in suite.processes:
-            wait_for(lambda n=name: suite.ready(n), 30, suite.tails)
-        return Conversions(suite)
+        return start_bridges(make_suite, Conversions, bridges, hyper2kvm=settings)
 
     return make
 

@@ -9,10 +9,9 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from tests.harness import images
-from tests.harness.bridge import Export, Imports
+from tests.harness.bridge import BRIDGE, Export, Imports, start_bridges
 from tests.harness.wait import wait_for
 
-BRIDGE = "hyper2kvm-bridge"
 ODD_NAME = "Straße \"5\" <web> & 'söhne'"
 
 
@@ -23,11 +22,7 @@ def importer(make_suite):
     def make(**settings):
         settings.setdefault("uri", "test:///default")
         settings.setdefault("timeout", "5s")
-        suite = make_suite(services=["scheduler"], config={"libvirt": settings})
-        wait_for(lambda: suite.ready("scheduler"), 30, suite.tails)
-        suite.add(BRIDGE)
-        wait_for(lambda: suite.ready(BRIDGE), 30, suite.tails)
-        return Imports(suite)
+        return start_bridges(make_suite, Imports, libvirt=settings)
 
     return make
 
@@ -171,6 +166,7 @@ def test_libvirt_that_is_away_is_tried_again_and_the_capability_says_so(importer
         "SELECT capabilities FROM workers WHERE role = 'bridge'"
         " AND capabilities->'libvirt'->>'error' LIKE '%%Failed to connect%%'"), 60)
     assert record[0]["capabilities"]["features"] == {"libvirt_import": False}
+    assert "none" in c.suite[BRIDGE].events("libvirt_unreachable")[0]["error"]
 
 
 # ---- QEMU ----
