@@ -167,3 +167,22 @@ int handle_task_get(struct call *call, struct error *err)
     call_answer_json(call, 200, answer);
     return 0;
 }
+
+int control_task_answer(struct call *call, const struct control_task *task, const char *name,
+                        struct error *err)
+{
+    json_t *answer;
+
+    if (!control_task_is_over(task)) {
+        control_task_answer_later(call, task);
+        return 0;
+    }
+    if (strcmp(task->state, "done") != 0)
+        return control_task_fail(call, task, NULL, err);
+    answer = json_deep_copy(json_object_get(task->result, name));
+    if (answer == NULL)
+        return error_set(err, ERR_PROTOCOL, "the worker's answer holds no %s", name);
+    json_set_now(answer, "timestamp");
+    call_answer_json(call, 200, answer);
+    return 0;
+}

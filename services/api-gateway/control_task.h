@@ -37,6 +37,10 @@ bool control_task_is_over(const struct control_task *task);
  * a source that does not answer 503. extra (may be NULL, taken) as in call_fail. Returns -1. */
 int control_task_fail(struct call *call, const struct control_task *task, json_t *extra_taken,
                       struct error *err);
+/* The whole answer: member `name` of the result with a timestamp (200), control_task_fail, or 202.
+ */
+MUST_CHECK int control_task_answer(struct call *call, const struct control_task *task,
+                                   const char *name, struct error *err);
 /* 202 with the id to ask for at /api/v1/tasks/{id}. */
 void control_task_answer_later(struct call *call, const struct control_task *task);
 

@@ -268,6 +268,20 @@ int fields_canonical(const struct field *table, const char *prefix, const json_t
     return 0;
 }
 
+int fields_member(json_t *object, const char *name, const char *prefix, const struct field *table,
+                  struct field_problem *problem, struct error *err)
+{
+    json_t *canonical = NULL;
+
+    if (json_object_get(object, name) == NULL)
+        return 0;
+    if (fields_canonical(table, prefix, json_object_get(object, name), &canonical, problem, err) <
+        0)
+        return -1;
+    (void)json_object_set_new(object, name, canonical);
+    return 0;
+}
+
 const char *field_text(const json_t *object, const char *name, const char *fallback)
 {
     const char *text = json_string_value(json_object_get(object, name));

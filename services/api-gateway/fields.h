@@ -44,6 +44,10 @@ struct field_problem { /* where and how, for the error object and the list of a 
  * {0}. prefix ("options." or "") is put before names in errors. ERR_INVALID, ERR_NOT_AVAILABLE. */
 MUST_CHECK int fields_canonical(const struct field *table, const char *prefix, const json_t *object,
                                 json_t **out, struct field_problem *problem, struct error *err);
+/* The same for object[name], in place; without that member nothing is done. prefix: "<name>.". */
+MUST_CHECK int fields_member(json_t *object, const char *name, const char *prefix,
+                             const struct field *table, struct field_problem *problem,
+                             struct error *err);
 /* Fills problem and err; always -1. */
 int field_fail(struct field_problem *problem, unsigned int status, const char *field,
                struct error *err, enum error_code code, const char *format, ...) PRINTF_LIKE(6, 7);

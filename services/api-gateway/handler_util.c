@@ -8,6 +8,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/parse.h"
+#include "submit.h"
 
 #define QUERY_VALUES_MAX 1000 /* of one repeatable parameter */
 
@@ -187,18 +188,46 @@ static int value_of(struct call *call, const struct field *f, const char *name, 
     return *out == NULL ? call_bad_field(call, name, err, "'%s' is not UTF-8", name) : 0;
 }
 
-void call_answer_job(struct call *call, const char *job_id, const char *path)
+struct job_submission call_submission(const struct call *call, const char *kind)
+{
+    const struct retry_config *retry = &call->gateway->retry;
+
+    return (struct job_submission){
+        .kind = kind,
+        .name = "",
+        .provider = "",
+        .format = "",
+        .priority = SUBMIT_PRIORITY,
+        .max_attempts = retry->max_attempts,
+        .retry_initial_ms = retry->initial_delay_ms,
+        .retry_max_ms = retry->max_delay_ms,
+        .submitted_by = call->identity.username,
+        .trace_id = call->trace_id,
+    };
+}
+
+void call_answer_accepted(struct call *call, const char *job_id, const char *location,
+                          json_t *more_taken)
 {
     json_t *answer = json_object();
-    autofree char *location = xasprintf("/api/v1/jobs/%s", job_id);
 
     gateway_poke(call->gateway, job_id);
     json_set_text(answer, "job_id", job_id);
     json_set_text(answer, "status", "pending");
-    json_set_text(answer, "path", path);
+    (void)json_object_update(answer, more_taken);
+    json_decref(more_taken);
     json_set_now(answer, "timestamp");
     call_set_header(call, "Location", location);
     call_answer_json(call, 202, answer);
+}
+
+void call_answer_job(struct call *call, const char *job_id, const char *path)
+{
+    json_t *more = json_object();
+    autofree char *location = xasprintf("/api/v1/jobs/%s", job_id);
+
+    json_set_text(more, "path", path);
+    call_answer_accepted(call, job_id, location, more);
 }
 
 int query_as_body(struct call *call, const struct field *table, json_t **out, struct error *err)

@@ -2,6 +2,7 @@
 #ifndef GATEWAY_HANDLER_UTIL_H
 #define GATEWAY_HANDLER_UTIL_H
 
+#include "common/job_store.h"
 #include "fields.h"
 #include "route.h"
 
@@ -21,6 +22,13 @@ int call_fail_field(struct call *call, const struct field_problem *problem, stru
 int call_bad_field(struct call *call, const char *field, struct error *err, const char *format, ...)
     PRINTF_LIKE(4, 5);
 
+/* A job of one task as this caller asks for it, with the configuration's retries; name, provider
+ * and format "". Strings are borrowed from the call. */
+struct job_submission call_submission(const struct call *call, const char *kind);
+/* 202 {"job_id", "status": "pending", ..., "timestamp"} with the members of more_taken; wakes the
+ * scheduler. */
+void call_answer_accepted(struct call *call, const char *job_id, const char *location,
+                          json_t *more_taken);
 /* 202: the job was queued to work on the files below path; Location says where to ask. Wakes the
  * scheduler. */
 void call_answer_job(struct call *call, const char *job_id, const char *path);

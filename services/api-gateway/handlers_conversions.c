@@ -65,17 +65,13 @@ static void convert_request_release(struct convert_request *request)
 static int merge_options(struct convert_request *request, struct field_problem *problem,
                          struct error *err)
 {
-    json_t *options = json_object_get(request->body, "conversion_options");
-    auto_json *canonical = NULL;
     const char *key;
     json_t *value;
 
-    if (options == NULL)
-        return 0;
-    if (fields_canonical(option_fields, "conversion_options.", options, &canonical, problem, err) <
-        0)
+    if (fields_member(request->body, "conversion_options", "conversion_options.", option_fields,
+                      problem, err) < 0)
         return -1;
-    json_object_foreach(canonical, key, value)
+    json_object_foreach(json_object_get(request->body, "conversion_options"), key, value)
     {
         const json_t *top = json_object_get(request->body, key);
         if (top != NULL && !json_equal(top, value)) {
@@ -85,20 +81,6 @@ static int merge_options(struct convert_request *request, struct field_problem *
         json_put(request->body, key, json_incref(value));
     }
     (void)json_object_del(request->body, "conversion_options");
-    return 0;
-}
-
-static int take_stages(struct convert_request *request, struct field_problem *problem,
-                       struct error *err)
-{
-    json_t *canonical = NULL;
-
-    if (json_object_get(request->body, "stages") == NULL)
-        return 0;
-    if (fields_canonical(submit_stage_fields, "stages.", json_object_get(request->body, "stages"),
-                         &canonical, problem, err) < 0)
-        return -1;
-    json_put(request->body, "stages", canonical);
     return 0;
 }
 
@@ -209,13 +191,8 @@ static void answer(struct call *call, const char *job_id)
     autofree char *id = conversion_id(job_id);
     autofree char *location = xasprintf("/api/v1/conversions/%s", id);
 
-    gateway_poke(call->gateway, job_id);
-    json_set_text(body, "job_id", job_id);
     json_set_text(body, "conversion_id", id);
-    json_set_text(body, "status", "pending");
-    json_set_now(body, "timestamp");
-    call_set_header(call, "Location", location);
-    call_answer_json(call, 202, body);
+    call_answer_accepted(call, job_id, location, body);
 }
 
 static int submit(struct call *call, struct convert_request *request, struct error *err)
@@ -226,24 +203,15 @@ static int submit(struct call *call, struct convert_request *request, struct err
     char made[ID_SIZE];
     char id[64];
     bool existing = false;
-    struct job_submission submission = {
-        .id = made,
-        .kind = "convert",
-        .name = "",
-        .provider = "",
-        .vm_path = field_text(request->body, "vm_name", from),
-        .output_path = call->gateway->hyper2kvm.output_dir,
-        .format = field_text(request->body, "format", call->gateway->hyper2kvm.default_format),
-        .bridge = true,
-        .definition = request->body,
-        .priority = SUBMIT_PRIORITY,
-        .max_attempts = call->gateway->retry.max_attempts,
-        .retry_initial_ms = call->gateway->retry.initial_delay_ms,
-        .retry_max_ms = call->gateway->retry.max_delay_ms,
-        .submitted_by = call->identity.username,
-        .trace_id = call->trace_id,
-    };
+    struct job_submission submission = call_submission(call, "convert");
 
+    submission.id = made;
+    submission.vm_path = field_text(request->body, "vm_name", from);
+    submission.output_path = call->gateway->hyper2kvm.output_dir;
+    submission.format =
+        field_text(request->body, "format", call->gateway->hyper2kvm.default_format);
+    submission.bridge = true;
+    submission.definition = request->body;
     id_new("job", made);
     if (make_spec(call, request, made, err) < 0)
         return -1;
@@ -266,7 +234,7 @@ int handle_convert(struct call *call, struct error *err)
     if (fields_canonical(convert_fields, "", call->body == NULL ? empty : call->body, &request.body,
                          &problem, err) < 0 ||
         merge_options(&request, &problem, err) < 0 || check_words(&request, &problem, err) < 0 ||
-        take_stages(&request, &problem, err) < 0 ||
+        fields_member(request.body, "stages", "stages.", submit_stage_fields, &problem, err) < 0 ||
         libvirt_wish_check(&call->gateway->libvirt, request.body, "", &problem, err) < 0)
         return call_fail_field(call, &problem, err);
     if (json_object_get(request.body, "source_path") == NULL)
@@ -321,22 +289,10 @@ static int ask_bridge(struct call *call, const char *kind, json_t *spec, const c
                                             .wait_ms = CONTROL_WAIT_MS,
                                             .bridge = true};
     auto_control_task task = {0};
-    json_t *json;
 
     if (control_task_run(call, &request, &task, err) < 0)
         return -1;
-    if (!control_task_is_over(&task)) {
-        control_task_answer_later(call, &task);
-        return 0;
-    }
-    if (strcmp(task.state, "done") != 0)
-        return control_task_fail(call, &task, NULL, err);
-    json = json_deep_copy(json_object_get(task.result, name));
-    if (json == NULL)
-        return error_set(err, ERR_PROTOCOL, "the bridge's answer holds no %s", name);
-    json_set_now(json, "timestamp");
-    call_answer_json(call, 200, json);
-    return 0;
+    return control_task_answer(call, &task, name, err);
 }
 
 int handle_manifest_validate(struct call *call, struct error *err)

@@ -164,25 +164,19 @@ static int submit_file_job(struct call *call, const char *kind, const char *path
     auto_json *definition = json_mask_secrets(spec);
     char id[64];
     bool existing = false;
-    struct job_submission submission = {
-        .kind = kind,
-        .name = "",
-        .provider = known ? db_text(row, 0, 1) : "",
-        .vm_path = known ? db_text(row, 0, 2) : (slash == NULL ? path : slash + 1),
-        .output_path = path,
-        .format = known ? db_text(row, 0, 5) : "",
-        .volume = known ? db_text(row, 0, 4) : NULL,
-        .any_exporter = true,
-        .definition = definition,
-        .export_spec = spec,
-        .priority = SUBMIT_PRIORITY,
-        .max_attempts = call->gateway->retry.max_attempts,
-        .retry_initial_ms = call->gateway->retry.initial_delay_ms,
-        .retry_max_ms = call->gateway->retry.max_delay_ms,
-        .submitted_by = call->identity.username,
-        .trace_id = call->trace_id,
-    };
+    struct job_submission submission = call_submission(call, kind);
 
+    submission.vm_path = slash == NULL ? path : slash + 1;
+    submission.output_path = path;
+    submission.any_exporter = true;
+    submission.definition = definition;
+    submission.export_spec = spec;
+    if (known) {
+        submission.provider = db_text(row, 0, 1);
+        submission.vm_path = db_text(row, 0, 2);
+        submission.format = db_text(row, 0, 5);
+        submission.volume = db_text(row, 0, 4);
+    }
     if (job_store_submit(call->db, &submission, id, &existing, err) < 0)
         return -1;
     call_audit(call, "job", id);

@@ -182,17 +182,9 @@ static void answer(struct call *call, const char *job_id, const char *domain)
     json_t *body = json_object();
     autofree char *location = xasprintf("/api/v1/jobs/%s", job_id);
 
-    gateway_poke(call->gateway, job_id);
-    json_set_text(body, "job_id", job_id);
-    json_set_text(body, "status", "pending");
-    if (domain != NULL) {
-        json_set_text(body, "domain", domain);
-    } else { /* the manifest says it */
-        json_put(body, "domain", json_null());
-    }
-    json_set_now(body, "timestamp");
-    call_set_header(call, "Location", location);
-    call_answer_json(call, 202, body);
+    /* without a name here the manifest says it */
+    json_put(body, "domain", domain == NULL ? json_null() : json_string(domain));
+    call_answer_accepted(call, job_id, location, body);
 }
 
 static int submit(struct call *call, struct import_request *request, struct error *err)
@@ -202,28 +194,20 @@ static int submit(struct call *call, struct import_request *request, struct erro
     char made[ID_SIZE];
     char id[64];
     bool existing = false;
-    struct job_submission submission = {
-        .id = made,
-        .kind = "import",
-        .name = "",
-        .provider = row != NULL ? db_text(row, 0, 0) : "",
-        .vm_path = row != NULL      ? db_text(row, 0, 1)
-                   : domain != NULL ? domain
-                                    : "",
-        .output_path = parent_of(request),
-        .format = row != NULL ? db_text(row, 0, 5) : "",
-        .volume = row != NULL ? db_text(row, 0, 4) : NULL,
-        .bridge = true,
-        .definition = request->body,
-        .export_spec = request->spec,
-        .priority = SUBMIT_PRIORITY,
-        .max_attempts = call->gateway->retry.max_attempts,
-        .retry_initial_ms = call->gateway->retry.initial_delay_ms,
-        .retry_max_ms = call->gateway->retry.max_delay_ms,
-        .submitted_by = call->identity.username,
-        .trace_id = call->trace_id,
-    };
+    struct job_submission submission = call_submission(call, "import");
 
+    submission.id = made;
+    submission.vm_path = domain != NULL ? domain : "";
+    submission.output_path = parent_of(request);
+    submission.bridge = true;
+    submission.definition = request->body;
+    submission.export_spec = request->spec;
+    if (row != NULL) {
+        submission.provider = db_text(row, 0, 0);
+        submission.vm_path = db_text(row, 0, 1);
+        submission.format = db_text(row, 0, 5);
+        submission.volume = db_text(row, 0, 4);
+    }
     if (domain == NULL && row != NULL)
         domain = db_text(row, 0, 2);
     id_new("job", made);

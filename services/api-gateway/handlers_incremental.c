@@ -23,24 +23,6 @@ static json_t *element_of(struct call *call)
     return element;
 }
 
-static int answer(struct call *call, struct control_task *task, struct error *err)
-{
-    json_t *json;
-
-    if (!control_task_is_over(task)) {
-        control_task_answer_later(call, task);
-        return 0;
-    }
-    if (strcmp(task->state, "done") != 0)
-        return control_task_fail(call, task, NULL, err);
-    json = json_deep_copy(json_object_get(task->result, "analysis"));
-    if (json == NULL)
-        return error_set(err, ERR_PROTOCOL, "the worker's answer holds no analysis");
-    json_set_now(json, "timestamp");
-    call_answer_json(call, 200, json);
-    return 0;
-}
-
 /* Only what the analysis looks at. New reference. */
 static json_t *spec_of(const struct submit_request *request)
 {
@@ -80,5 +62,5 @@ int handle_incremental_analyze(struct call *call, struct error *err)
     control.volume = volume;
     if (control_task_run(call, &control, &task, err) < 0)
         return -1;
-    return answer(call, &task, err);
+    return control_task_answer(call, &task, "analysis", err);
 }
