@@ -44,7 +44,7 @@ static int parse_scheme(const char *text, struct upload_url *out, const char **o
                          "upload to %s:// is not available in this version: use s3:// or sftp://",
                          later);
     }
-    return error_set(err, ERR_INVALID, "upload: unknown kind of URL: use s3:// or sftp://");
+    return error_set(err, ERR_INVALID, "unknown kind of URL: use s3:// or sftp://");
 }
 
 /* Control bytes would end up in requests and logs; the others mean something else in URLs. */
@@ -53,7 +53,7 @@ static int check_characters(const char *text, struct error *err)
     for (const char *p = text; *p != '\0'; p++) {
         if ((unsigned char)*p < 0x20 || *p == 0x7f || strchr("?#\\%", *p) != NULL) {
             return error_set(err, ERR_INVALID,
-                             "upload: control characters, '?', '#', '%%' and '\\' have no place in "
+                             "control characters, '?', '#', '%%' and '\\' have no place in "
                              "the URL");
         }
     }
@@ -75,7 +75,7 @@ static int parse_path(const char *text, struct upload_url *out, struct error *er
         size_t n = strcspn(p, "/");
         if (n == 0 || (n == 1 && p[0] == '.') || (n == 2 && p[0] == '.' && p[1] == '.')) {
             return error_set(err, ERR_INVALID,
-                             "upload: empty, '.' and '..' parts have no place in the path");
+                             "empty, '.' and '..' parts have no place in the path");
         }
         p += n + (p[n] == '/');
     }
@@ -86,7 +86,7 @@ static int copy_name(const char *what, const char *text, size_t length, char *ou
                      struct error *err)
 {
     if (length == 0 || length > UPLOAD_NAME_BYTES_MAX) {
-        return error_set(err, ERR_INVALID, "upload: %s is missing or over %d bytes", what,
+        return error_set(err, ERR_INVALID, "%s is missing or over %d bytes", what,
                          UPLOAD_NAME_BYTES_MAX);
     }
     memcpy(out, text, length);
@@ -104,7 +104,7 @@ static int parse_bucket(const char *text, size_t length, struct upload_url *out,
     if (length < BUCKET_BYTES_MIN || length > BUCKET_BYTES_MAX ||
         strspn(out->host, allowed) != length || !isalnum((unsigned char)out->host[0])) {
         return error_set(err, ERR_INVALID,
-                         "upload: a bucket has %d to %d letters, digits, '.', '_' and '-'",
+                         "a bucket has %d to %d letters, digits, '.', '_' and '-'",
                          BUCKET_BYTES_MIN, BUCKET_BYTES_MAX);
     }
     return 0;
@@ -120,7 +120,7 @@ static int parse_host(const char *text, size_t length, struct upload_url *out, s
     if (length > 0 && text[0] == '[') {
         const char *end = memchr(text, ']', length);
         if (end == NULL)
-            return error_set(err, ERR_INVALID, "upload: '[' of an IPv6 address is not closed");
+            return error_set(err, ERR_INVALID, "'[' of an IPv6 address is not closed");
         host = text + 1;
         host_length = (size_t)(end - host);
         if ((size_t)(end + 1 - text) < length)
@@ -132,15 +132,15 @@ static int parse_host(const char *text, size_t length, struct upload_url *out, s
         return -1;
     for (const char *p = out->host; *p != '\0'; p++) {
         if (!isalnum((unsigned char)*p) && strchr(".-_:", *p) == NULL)
-            return error_set(err, ERR_INVALID, "upload: the host is no name or address");
+            return error_set(err, ERR_INVALID, "the host is no name or address");
     }
     if (out->host[0] == '-')
-        return error_set(err, ERR_INVALID, "upload: the host is no name or address");
+        return error_set(err, ERR_INVALID, "the host is no name or address");
     if (port != NULL) {
         autofree char *digits = xstrndup(port + 1, length - (size_t)(port + 1 - text));
         if (*port != ':' || parse_u32("port", digits, 1, 65535, &out->port, err) < 0) {
             error_clear(err);
-            return error_set(err, ERR_INVALID, "upload: the port is no number from 1 to 65535");
+            return error_set(err, ERR_INVALID, "the port is no number from 1 to 65535");
         }
     }
     return 0;
@@ -154,7 +154,7 @@ static int parse_authority(const char *text, size_t length, struct upload_url *o
     if (strcmp(out->scheme, "s3") == 0) {
         if (at != NULL) {
             return error_set(err, ERR_INVALID,
-                             "upload: credentials have no place in the URL, they belong into "
+                             "credentials have no place in the URL, they belong into "
                              "uploads.<name> of the exporter's configuration");
         }
         return parse_bucket(text, length, out, err);
@@ -162,7 +162,7 @@ static int parse_authority(const char *text, size_t length, struct upload_url *o
     if (at != NULL) {
         if (memchr(text, ':', (size_t)(at - text)) != NULL) {
             return error_set(err, ERR_INVALID,
-                             "upload: a password has no place in the URL, it belongs into "
+                             "a password has no place in the URL, it belongs into "
                              "uploads.<name> of the exporter's configuration");
         }
         if (copy_name("the user", text, (size_t)(at - text), out->user, err) < 0)
@@ -180,11 +180,10 @@ int upload_url_parse(const char *text, struct upload_url *out, struct error *err
     size_t length;
 
     if (strlen(text) > UPLOAD_URL_BYTES_MAX) {
-        return error_set(err, ERR_INVALID, "upload: the URL is over %d bytes",
-                         UPLOAD_URL_BYTES_MAX);
+        return error_set(err, ERR_INVALID, "the URL is over %d bytes", UPLOAD_URL_BYTES_MAX);
     }
     if (!utf8_is_valid(text))
-        return error_set(err, ERR_INVALID, "upload: the URL is not UTF-8");
+        return error_set(err, ERR_INVALID, "the URL is not UTF-8");
     if (parse_scheme(text, &url, &rest, err) < 0 || check_characters(rest, err) < 0)
         return -1;
     length = strcspn(rest, "/");

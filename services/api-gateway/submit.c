@@ -239,21 +239,6 @@ static int split_export_method(json_t *job, struct field_problem *problem, struc
     return 0;
 }
 
-/* A nested object under its own table; the canonical form replaces it. */
-static int canonical_member(json_t *job, const char *name, const char *prefix,
-                            const struct field *table, struct field_problem *problem,
-                            struct error *err)
-{
-    json_t *canonical = NULL;
-
-    if (json_object_get(job, name) == NULL)
-        return 0;
-    if (fields_canonical(table, prefix, json_object_get(job, name), &canonical, problem, err) < 0)
-        return -1;
-    (void)json_object_set_new(job, name, canonical);
-    return 0;
-}
-
 static int check_id(const char *id, struct field_problem *problem, struct error *err)
 {
     static const char allowed[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789"
@@ -486,10 +471,8 @@ static int check_upload(const json_t *job, struct field_problem *problem, struct
     struct upload_url parsed;
 
     if (url != NULL && upload_url_parse(url, &parsed, &why) < 0) {
-        bool named = strncmp(why.message, "upload: ", strlen("upload: ")) == 0;
         return field_fail(problem, why.code == ERR_NOT_AVAILABLE ? 422 : 400, "upload", err,
-                          why.code, "'upload': %.400s",
-                          why.message + (named ? strlen("upload: ") : 0));
+                          why.code, "'upload': %.400s", why.message);
     }
     if (!keep_local && url == NULL) {
         return field_fail(problem, 400, "keep_local", err, ERR_INVALID,
@@ -512,18 +495,17 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
 
     if (fields_canonical(job_fields, "", element, &job, problem, err) < 0 ||
         split_export_method(job, problem, err) < 0 ||
-        canonical_member(job, "options", "options.", option_fields, problem, err) < 0 ||
-        canonical_member(job, "hyper2kvm_integration", "hyper2kvm_integration.", conversion_fields,
-                         problem, err) < 0 ||
-        canonical_member(job, "encrypt", "encrypt.", encrypt_fields, problem, err) < 0 ||
-        canonical_member(job, "libvirt", "libvirt.", libvirt_fields, problem, err) < 0 ||
-        canonical_member(job, "cleanup", "cleanup.", cleanup_fields, problem, err) < 0 ||
-        canonical_member(job, "retry", "retry.", retry_fields, problem, err) < 0)
+        fields_member(job, "options", "options.", option_fields, problem, err) < 0 ||
+        fields_member(job, "hyper2kvm_integration", "hyper2kvm_integration.", conversion_fields,
+                      problem, err) < 0 ||
+        fields_member(job, "encrypt", "encrypt.", encrypt_fields, problem, err) < 0 ||
+        fields_member(job, "libvirt", "libvirt.", libvirt_fields, problem, err) < 0 ||
+        fields_member(job, "cleanup", "cleanup.", cleanup_fields, problem, err) < 0 ||
+        fields_member(job, "retry", "retry.", retry_fields, problem, err) < 0)
         return -1;
     conversion = json_object_get(job, "hyper2kvm_integration");
-    if (conversion != NULL &&
-        canonical_member(conversion, "stages", "hyper2kvm_integration.stages.", submit_stage_fields,
-                         problem, err) < 0)
+    if (conversion != NULL && fields_member(conversion, "stages", "hyper2kvm_integration.stages.",
+                                            submit_stage_fields, problem, err) < 0)
         return -1;
     if (json_object_get(job, "vm_path") == NULL)
         return field_fail(problem, 400, "vm_path", err, ERR_INVALID, "'vm_path' is missing");

@@ -70,8 +70,9 @@ static int connect_target(struct export_upload *upload, const atomic_bool *stopp
 static int read_target(const struct exporter *exporter, const char *url,
                        struct export_upload *upload, struct error *err)
 {
-    if (upload_url_parse(url, &upload->url, err) < 0 ||
-        target_settings_find(exporter->uploads, &upload->url, &upload->settings, err) < 0)
+    if (upload_url_parse(url, &upload->url, err) < 0)
+        return error_wrap(err, "upload");
+    if (target_settings_find(exporter->uploads, &upload->url, &upload->settings, err) < 0)
         return -1;
     upload->has_settings = true;
     return 0;
