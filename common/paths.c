@@ -248,6 +248,21 @@ static size_t cut_length(const char *text, size_t length, size_t max)
     return max;
 }
 
+char *path_parent(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash == NULL ? xstrdup("") : xstrndup(path, (size_t)(slash - path));
+}
+
+bool path_has_suffix(const char *text, const char *suffix)
+{
+    size_t length = strlen(text);
+    size_t end = strlen(suffix);
+
+    return length > end && strcmp(text + length - end, suffix) == 0;
+}
+
 char *vm_file_name(const char *name)
 {
     size_t start = strspn(name, ". ");

@@ -25,6 +25,11 @@ MUST_CHECK int file_write_atomic(const char *path, const void *data, size_t size
 bool file_name_is_temp(const char *base_name, size_t *out_length);
 /* fsync of the directory that holds path. */
 MUST_CHECK int dir_sync_parent(const char *path, struct error *err);
+/* The directory that path names its file in, without the last '/'; "" when it names none. Caller
+ * frees. */
+char *path_parent(const char *path);
+/* Does text end in suffix, with something before it? */
+bool path_has_suffix(const char *text, const char *suffix);
 /* VM name to file name (manifest-and-ovf.md section 1): caller frees, never empty. */
 char *vm_file_name(const char *name);
 

@@ -122,7 +122,6 @@ static int take_source(struct conversion *c, const json_t *spec, struct error *e
     const char *source = json_str(spec, "source_path");
     struct convert_source found = {json_incref(json_object_get(spec, "manifest")), NULL};
     autofree char *path = NULL;
-    const char *slash;
 
     if (found.manifest == NULL && source[0] == '\0') {
         found.manifest_path = xstrdup(json_str(spec, "manifest_path"));
@@ -143,39 +142,25 @@ static int take_source(struct conversion *c, const json_t *spec, struct error *e
         return error_set(err, ERR_INVALID, "task names no manifest of the export");
     if (convert_read_manifest(path, bases, &c->manifest, err) < 0)
         return -1;
-    slash = strrchr(path, '/');
     c->manifest_path = xstrdup(path);
-    c->export_dir = xasprintf("%.*s", slash == NULL ? 0 : (int)(slash - path), path);
+    c->export_dir = path_parent(path);
     return convert_take_disks(c->manifest, c->export_dir, bases, err);
-}
-
-static void set_number(json_t *object, const char *key, uint64_t value)
-{
-    if (value > 0)
-        json_put(object, key, json_integer((json_int_t)value));
 }
 
 /* What the user knows better than the manifest. */
 static int take_machine(struct conversion *c, const json_t *spec, struct error *err)
 {
     json_t *source = json_object_get(c->manifest, "source");
-    json_t *vm = json_object_get(c->manifest, "vm");
+    const json_t *vm;
     const char *name = NULL;
-    uint64_t memory_mb = 0;
-    uint64_t vcpus = 0;
 
     if (json_get_string(spec, "vm_name", json_str(source, "vm_name"), &name, err) < 0 ||
-        json_get_u64(spec, "memory_mb", 0, INT32_MAX, 0, &memory_mb, err) < 0 ||
-        json_get_u64(spec, "vcpus", 0, INT32_MAX, 0, &vcpus, err) < 0)
+        convert_override_machine(spec, c->manifest, err) < 0)
         return -1;
     c->vm_file = vm_file_name(name[0] == '\0' ? "vm" : name);
     if (name[0] != '\0' && json_is_object(source))
         json_set_text(source, "vm_name", name);
-    if (json_is_object(vm)) {
-        set_number(vm, "memory_mb", memory_mb);
-        set_number(vm, "mem_gb", (memory_mb + 1023) / 1024);
-        set_number(vm, "cpu", vcpus);
-    }
+    vm = json_object_get(c->manifest, "vm");
     if (json_u64(vm, "cpu") == 0 || json_u64(vm, "memory_mb") == 0) {
         return error_set(err, ERR_INVALID,
                          "how many CPUs and how much memory the machine has is not known: say "

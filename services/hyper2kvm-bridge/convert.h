@@ -81,6 +81,9 @@ MUST_CHECK int convert_read_manifest(const char *path, const struct config_list 
  * one beside it) and opened once. dir: of the manifest, or NULL; bases: where files may lie. */
 MUST_CHECK int convert_take_disks(json_t *manifest, const char *dir,
                                   const struct config_list *bases, struct error *err);
+/* What the caller says about the machine ("memory_mb", "vcpus", "firmware" of spec) beats the
+ * manifest. ERR_INVALID: out of range. */
+MUST_CHECK int convert_override_machine(const json_t *spec, json_t *manifest, struct error *err);
 /* Where disk `index` is. Borrowed from c. */
 struct image_part convert_part(const struct conversion *c, size_t index);
 

@@ -70,7 +70,7 @@ int inspect_image_run(struct worker_task *task, void *arg, json_t **out_result, 
     if (convert_detect(path, 0, path, &format, err) < 0)
         return -1;
     if (image_open(path, format, &image, err) < 0)
-        return error_wrap(err, "'%.256s'", path);
+        return -1;
     json_set_text(facts, "path", path);
     json_set_text(facts, "format", format);
     put_u64(facts, "capacity_bytes", image_size_bytes(image));

@@ -12,7 +12,10 @@
 #include "services/exporter/formats/manifest.h"
 #include "services/exporter/formats/ova.h"
 
-#define HINT_ABSENT 999 /* as hyper2kvm reads a missing boot_order_hint */
+#define VCPUS_MAX         1024
+#define MEMORY_MB_MAX     (64 * 1024 * 1024)
+#define MEMORY_MB_PER_GIB 1024
+#define HINT_ABSENT       999 /* as hyper2kvm reads a missing boot_order_hint */
 
 static uint64_t hint_of(const json_t *disk)
 {
@@ -65,16 +68,12 @@ static const char *format_of_member(const char *name)
 static int find_member(json_t *disk, const char *path, struct error *err)
 {
     const char *name = json_str(disk, "member");
-    const struct ova_member *member;
-    auto_ova *package = NULL;
+    struct image_part part = {.path = path};
 
-    if (ova_read(path, &package, err) < 0)
+    if (ova_find_part(name, &part, err) < 0)
         return -1;
-    member = ova_find(package, name);
-    if (member == NULL || member->bytes == 0)
-        return error_set(err, ERR_CORRUPT, "it has no member '%.255s'", name);
-    json_put(disk, "part_offset", json_integer((json_int_t)member->offset));
-    json_put(disk, "part_bytes", json_integer((json_int_t)member->bytes));
+    json_put(disk, "part_offset", json_integer((json_int_t)part.offset));
+    json_put(disk, "part_bytes", json_integer((json_int_t)part.length));
     json_set_text(disk, "source_format", format_of_member(name));
     return 0;
 }
@@ -106,7 +105,7 @@ static int check_image(json_t *disk, struct error *err)
                          json_str(disk, "id"), part.format);
     }
     if (image_open_part(&part, &image, err) < 0)
-        return error_wrap(err, "'%.256s'", part.path);
+        return -1;
     json_put(disk, "capacity_bytes", json_integer((json_int_t)image_size_bytes(image)));
     return 0;
 }
@@ -181,6 +180,38 @@ int convert_take_disks(json_t *manifest, const char *dir, const struct config_li
     {
         if (take_disk(disk, dir, bases, err) < 0)
             return -1;
+    }
+    return 0;
+}
+
+int convert_override_machine(const json_t *spec, json_t *manifest, struct error *err)
+{
+    json_t *vm = json_object_get(manifest, "vm");
+    const char *firmware = "";
+    uint64_t memory = 0;
+    uint64_t vcpus = 0;
+
+    if (json_get_u64(spec, "memory_mb", 1, MEMORY_MB_MAX, 0, &memory, err) < 0 ||
+        json_get_u64(spec, "vcpus", 1, VCPUS_MAX, 0, &vcpus, err) < 0 ||
+        json_get_string(spec, "firmware", "", &firmware, err) < 0)
+        return -1;
+    if (!json_is_object(vm)) {
+        vm = json_object();
+        json_put(manifest, "vm", vm);
+    }
+    if (memory > 0) {
+        json_put(vm, "memory_mb", json_integer((json_int_t)memory));
+        json_put(vm, "mem_gb",
+                 json_integer((json_int_t)((memory + MEMORY_MB_PER_GIB - 1) / MEMORY_MB_PER_GIB)));
+    }
+    if (vcpus > 0) {
+        json_put(vm, "cpu", json_integer((json_int_t)vcpus));
+        (void)json_object_del(vm, "cores_per_socket");
+    }
+    if (firmware[0] != '\0') {
+        json_set_text(vm, "firmware", firmware);
+        if (strcmp(firmware, "uefi") != 0)
+            (void)json_object_del(vm, "secureboot");
     }
     return 0;
 }

@@ -302,14 +302,6 @@ static int follow(struct queued *q, bool *out_next, struct error *err)
 
 /* ---- what it left ---- */
 
-static bool has_suffix(const char *text, const char *suffix)
-{
-    size_t n = strlen(text);
-    size_t m = strlen(suffix);
-
-    return n > m && strcmp(text + n - m, suffix) == 0;
-}
-
 /* A file dir/<any>.<format>; NULL if there is none. Caller frees. */
 static char *find_image(const char *dir, const char *format)
 {
@@ -319,7 +311,7 @@ static char *find_image(const char *dir, const char *format)
     char *found = NULL;
 
     while (d != NULL && found == NULL && (entry = readdir(d)) != NULL) {
-        if (entry->d_name[0] != '.' && has_suffix(entry->d_name, suffix))
+        if (entry->d_name[0] != '.' && path_has_suffix(entry->d_name, suffix))
             found = xasprintf("%s/%s", dir, entry->d_name);
     }
     if (d != NULL)

@@ -208,8 +208,10 @@ static int read_image(const char *path, json_t **out, struct error *err)
     vm_init(&d.vm);
     if (convert_detect(path, 0, name, &format, err) < 0)
         return -1;
-    if (image_open(path, format, &image, err) < 0 || image_file_stat(image, &st) < 0)
-        return error_wrap(err, "'%.256s'", path);
+    if (image_open(path, format, &image, err) < 0)
+        return -1;
+    if (image_file_stat(image, &st) < 0)
+        return error_set_errno(err, errno, "'%.256s'", path);
     free(d.vm.name);
     d.vm.name =
         dot == NULL || dot == name ? xstrdup(name) : xasprintf("%.*s", (int)(dot - name), name);

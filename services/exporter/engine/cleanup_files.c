@@ -82,15 +82,6 @@ static bool is_marked(const char *dir)
     return false;
 }
 
-/* An import uses the images where they are (docs/tasks.md, "import"). */
-static bool is_used_by_domain(const char *dir)
-{
-    autofree char *path = xasprintf("%s/.hypersdk-domain", dir);
-    struct stat st;
-
-    return lstat(path, &st) == 0;
-}
-
 static uint64_t bytes_of(const struct export_record *record, const char *record_path)
 {
     struct stat st;
@@ -193,7 +184,7 @@ static int add_export(struct scan *scan, const char *dir, struct error *err)
     item.outside = !is_below(dir, scan->dir);
     if (is_marked(dir)) {
         item.guarded = "being written";
-    } else if (is_used_by_domain(dir)) {
+    } else if (local_is_used_by_domain(dir)) {
         item.guarded = "in use by a domain";
     } else if (is_busy(scan, dir)) {
         item.guarded = "in use by a job";
@@ -362,7 +353,7 @@ int cleanup_remove(const struct cleanup_item *item, const char *base, struct err
 
     if (is_marked(item->dir) && !item->unfinished)
         return error_set(err, ERR_CONFLICT, "an export begins in '%.200s'", item->dir);
-    if (is_used_by_domain(item->dir) && !item->unfinished)
+    if (local_is_used_by_domain(item->dir) && !item->unfinished)
         return error_set(err, ERR_CONFLICT, "a domain uses the images in '%.200s'", item->dir);
     if (move_all(item, trash, err) < 0 || empty_trash(trash, err) < 0)
         return -1;

@@ -89,14 +89,6 @@ static char *path_of(const struct check *check, const char *name)
     return xasprintf("%s/%s", check->options->dir, name);
 }
 
-static bool has_suffix(const char *name, const char *suffix)
-{
-    size_t length = strlen(name);
-    size_t end = strlen(suffix);
-
-    return length > end && strcmp(name + length - end, suffix) == 0;
-}
-
 /* ---- files: there, their size, their digest ---- */
 
 static bool stands(struct check *check, const char *name, uint64_t size)
@@ -186,22 +178,6 @@ static void add_differences(struct check *check, const char *name,
     }
 }
 
-/* Where the member of an OVA stands in it. */
-static int find_member(const char *name, struct image_part *part, struct error *err)
-{
-    const struct ova_member *member;
-    auto_ova *ova = NULL;
-
-    if (ova_read(part->path, &ova, err) < 0)
-        return -1;
-    member = ova_find(ova, name);
-    if (member == NULL || member->bytes == 0)
-        return error_set(err, ERR_CORRUPT, "it has no member '%.255s'", name);
-    part->offset = member->offset;
-    part->length = member->bytes;
-    return 0;
-}
-
 /* member: of the OVA `name`; "": the file is the image. */
 static int check_image(struct check *check, const char *name, const char *member,
                        const struct leaves *leaves, struct error *err)
@@ -212,7 +188,8 @@ static int check_image(struct check *check, const char *name, const char *member
     struct copy_differences found;
 
     for (size_t i = 0; i < ARRAY_LEN(formats); i++) {
-        if (has_suffix(member[0] != '\0' ? member : name, sink_format_find(formats[i])->suffix))
+        if (path_has_suffix(member[0] != '\0' ? member : name,
+                            sink_format_find(formats[i])->suffix))
             part.format = formats[i];
     }
     advance(check, 0, name);
@@ -221,7 +198,7 @@ static int check_image(struct check *check, const char *name, const char *member
         return 0;
     }
     if (access(path, F_OK) == 0) { /* a missing one was told already */
-        if (member[0] != '\0' && find_member(member, &part, err) < 0)
+        if (member[0] != '\0' && ova_find_part(member, &part, err) < 0)
             return note_failure(check, name, "structure", err);
         if (copy_verify_all(&(struct copy_verify_options){.image = part,
                                                           .leaves = leaves,
@@ -436,7 +413,7 @@ static char *some_encrypted(const struct check *check)
 {
     for (size_t i = 0; i < check->record->file_count; i++) {
         autofree char *path = path_of(check, check->record->files[i].name);
-        if (has_suffix(path, CRYPT_SUFFIX) && access(path, R_OK) == 0)
+        if (path_has_suffix(path, CRYPT_SUFFIX) && access(path, R_OK) == 0)
             return STEAL(path);
     }
     return NULL;
@@ -506,7 +483,8 @@ static struct leaves *leaves_of(struct check *check, const char *plain_name)
         struct export_plain plain;
         struct error none = ERROR_NONE;
         struct stat st;
-        if (!has_suffix(plain_name, ".raw") || strcmp(json_str(image, "name"), plain_name) != 0)
+        if (!path_has_suffix(plain_name, ".raw") ||
+            strcmp(json_str(image, "name"), plain_name) != 0)
             continue;
         path = path_of(check, json_str(entry, "name"));
         if (size == 0 || stat(path, &st) < 0 || size >= (uint64_t)st.st_size)
@@ -614,7 +592,7 @@ static char *only_file(const char *dir, const char *suffix)
     char *found = NULL;
 
     while (stream != NULL && (entry = readdir(stream)) != NULL) {
-        if (!has_suffix(entry->d_name, suffix) || !file_name_is_plain(entry->d_name))
+        if (!path_has_suffix(entry->d_name, suffix) || !file_name_is_plain(entry->d_name))
             continue;
         if (found != NULL) {
             free(found);

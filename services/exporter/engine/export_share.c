@@ -122,9 +122,9 @@ static int link_image(const struct export_run *run, struct export_image *image, 
  * links). */
 static int check_unused(const struct export_run *run, struct error *err)
 {
-    autofree char *mark = xasprintf("%s/.hypersdk-domain", run->base.chain->points[0].dir);
-
-    return access(mark, F_OK) < 0 ? 0 : error_set(err, ERR_CONFLICT, "a domain uses them");
+    return local_is_used_by_domain(run->base.chain->points[0].dir)
+               ? error_set(err, ERR_CONFLICT, "a domain uses them")
+               : 0;
 }
 
 static int link_all(const struct export_run *run, struct export_disk *disk, struct error *err)

@@ -10,6 +10,7 @@
 #define EXPORTER_OVA_H
 
 #include "common/error.h"
+#include "services/exporter/formats/image.h"
 
 #define OVA_BLOCK          512U
 #define OVA_RECORD         10240U /* a package's size is padded to it, as tar does */
@@ -47,6 +48,9 @@ struct ova {
 MUST_CHECK int ova_read(const char *path, struct ova **out, struct error *err);
 /* NULL: there is none of that name. */
 const struct ova_member *ova_find(const struct ova *ova, const char *name);
+/* Where the image that is member `name` of the package at out->path stands: sets offset and length.
+ * ERR_CORRUPT: no such member, or an empty one; else as ova_read. */
+MUST_CHECK int ova_find_part(const char *name, struct image_part *out, struct error *err);
 /* A member's content, NUL-terminated. Caller frees. ERR_LIMIT: over size_max bytes. */
 MUST_CHECK int ova_member_read(const char *path, const struct ova_member *member, size_t size_max,
                                char **out, struct error *err);

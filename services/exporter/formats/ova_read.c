@@ -328,6 +328,21 @@ int ova_read(const char *path, struct ova **out, struct error *err)
     return 0;
 }
 
+int ova_find_part(const char *name, struct image_part *out, struct error *err)
+{
+    const struct ova_member *member;
+    auto_ova *ova = NULL;
+
+    if (ova_read(out->path, &ova, err) < 0)
+        return -1;
+    member = ova_find(ova, name);
+    if (member == NULL || member->bytes == 0)
+        return error_set(err, ERR_CORRUPT, "it has no member '%.255s'", name);
+    out->offset = member->offset;
+    out->length = member->bytes;
+    return 0;
+}
+
 int ova_member_read(const char *path, const struct ova_member *member, size_t size_max, char **out,
                     struct error *err)
 {

@@ -126,6 +126,14 @@ int local_claim(const char *dir, const char *export_id, struct error *err)
     return dir_sync_parent(dir, err);
 }
 
+bool local_is_used_by_domain(const char *dir)
+{
+    autofree char *path = xasprintf("%s/" LOCAL_DOMAIN_MARK, dir);
+    struct stat st;
+
+    return lstat(path, &st) == 0;
+}
+
 char *local_lock_path(const char *dir, uint64_t generation)
 {
     return generation == 0 ? xasprintf("%s/%s", dir, LOCAL_MARK_NAME)

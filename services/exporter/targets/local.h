@@ -18,8 +18,10 @@
 #include "common/config.h"
 #include "common/id.h"
 
-#define LOCAL_MARK_NAME    ".hypersdk-export"
-#define LOCAL_VOLUME_NAME  ".hypersdk-volume"
+#define LOCAL_MARK_NAME   ".hypersdk-export"
+#define LOCAL_VOLUME_NAME ".hypersdk-volume"
+#define LOCAL_DOMAIN_MARK \
+    ".hypersdk-domain" /* a libvirt domain uses the images of the export here */
 #define LOCAL_PARTIAL      ".partial"
 #define LOCAL_LOCK_WAIT_MS INT64_C(10000) /* a fenced writer stops within its 5 s of margin */
 #define LOCAL_FILE_MODE    0640
@@ -37,6 +39,8 @@ MUST_CHECK int local_dir_is_free(const char *dir, const char *export_id, bool *o
 MUST_CHECK int local_claim(const char *dir, const char *export_id, struct error *err);
 /* Is dir marked as export_id's? */
 bool local_is_claimed_by(const char *dir, const char *export_id);
+/* Do the images of the export in dir belong to a domain now (task kind import)? */
+bool local_is_used_by_domain(const char *dir);
 /* Path of the lock of the writer that began in epoch `generation` (0: the first). Caller frees. */
 char *local_lock_path(const char *dir, uint64_t generation);
 /* Takes the lock, waiting up to wait_ms; closing *out_fd gives it back. ERR_TIMEOUT: someone else

@@ -22,6 +22,7 @@
 #include "domain.h"
 #include "plan.h"
 #include "services/exporter/formats/domain_xml.h"
+#include "services/exporter/targets/local.h"
 #include "undo.h"
 #include "volume.h"
 
@@ -221,7 +222,7 @@ static int list_volumes(struct import *import, struct error *err)
 /* An export whose images a domain uses must not be cleaned up. */
 static int mark(struct import *import, size_t index, const char *dir, struct error *err)
 {
-    autofree char *path = xasprintf("%s/" UNDO_MARK_NAME, dir);
+    autofree char *path = xasprintf("%s/" LOCAL_DOMAIN_MARK, dir);
     autofree char *line = xasprintf("%s\n", import->job_id);
 
     if (record_mark_put(import->task, index, dir, err) < 0 ||
@@ -252,7 +253,7 @@ static int place_here(struct import *import, struct error *err)
 
     for (size_t i = 0; i < import->plan.count; i++) {
         const char *image = import->plan.images[i];
-        autofree char *dir = xstrndup(image, (size_t)(strrchr(image, '/') - image));
+        autofree char *dir = path_parent(image);
         bool is_export = false;
         import->paths[i] = xstrdup(image);
         if (plan_is_export(dir, &is_export, err) < 0)

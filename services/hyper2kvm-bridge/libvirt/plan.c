@@ -14,11 +14,8 @@
 #include "services/exporter/formats/image.h"
 #include "services/exporter/formats/manifest.h"
 
-#define EXPORT_RECORD     "export.json"
-#define RECORD_BYTES_MAX  ((size_t)(16 * MIB))
-#define VCPUS_MAX         1024
-#define MEMORY_MB_MAX     (64 * 1024 * 1024)
-#define MEMORY_MB_PER_GIB 1024
+#define EXPORT_RECORD    "export.json"
+#define RECORD_BYTES_MAX ((size_t)(16 * MIB))
 
 /* ---- networks ---- */
 
@@ -131,7 +128,7 @@ static int check_image(const char *path, const char *format, struct error *err)
                          format);
     }
     if (image_open(path, format, &image, err) < 0)
-        return error_wrap(err, "'%.200s'", path);
+        return -1;
     if (image_backing_name(image) != NULL) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "'%.200s' stands on other images: flatten the restore point first", path);
@@ -211,39 +208,6 @@ static json_t *empty_manifest(void)
     return manifest;
 }
 
-/* What the caller says about the machine beats the manifest. */
-static int override_machine(const json_t *spec, json_t *manifest, struct error *err)
-{
-    json_t *vm = json_object_get(manifest, "vm");
-    const char *firmware = "";
-    uint64_t memory = 0;
-    uint64_t vcpus = 0;
-
-    if (json_get_u64(spec, "memory_mb", 1, MEMORY_MB_MAX, 0, &memory, err) < 0 ||
-        json_get_u64(spec, "vcpus", 1, VCPUS_MAX, 0, &vcpus, err) < 0 ||
-        json_get_string(spec, "firmware", "", &firmware, err) < 0)
-        return -1;
-    if (!json_is_object(vm)) {
-        vm = json_object();
-        json_put(manifest, "vm", vm);
-    }
-    if (memory > 0) {
-        json_put(vm, "memory_mb", json_integer((json_int_t)memory));
-        json_put(vm, "mem_gb",
-                 json_integer((json_int_t)((memory + MEMORY_MB_PER_GIB - 1) / MEMORY_MB_PER_GIB)));
-    }
-    if (vcpus > 0) {
-        json_put(vm, "cpu", json_integer((json_int_t)vcpus));
-        (void)json_object_del(vm, "cores_per_socket");
-    }
-    if (firmware[0] != '\0') {
-        json_set_text(vm, "firmware", firmware);
-        if (strcmp(firmware, "uefi") != 0)
-            (void)json_object_del(vm, "secureboot");
-    }
-    return 0;
-}
-
 /* Nobody said what network the guest was in: it gets one card all the same. */
 static void add_default_nic(json_t *manifest)
 {
@@ -271,9 +235,7 @@ static int read_machine(const json_t *spec, const struct bridge *bridge, struct 
         plan->manifest = empty_manifest();
         add_default_nic(plan->manifest);
     } else {
-        const char *slash = strrchr(manifest_path, '/');
-        dir =
-            slash == NULL ? xstrdup("") : xstrndup(manifest_path, (size_t)(slash - manifest_path));
+        dir = path_parent(manifest_path);
         if (convert_read_manifest(manifest_path, named ? &bridge->reach : &bridge->bases,
                                   &plan->manifest, err) < 0 ||
             (!named && convert_take_disks(plan->manifest, dir, &bridge->bases, err) < 0))
@@ -282,7 +244,7 @@ static int read_machine(const json_t *spec, const struct bridge *bridge, struct 
     }
     if (named && take_images(disks, format, &bridge->reach, plan->manifest, err) < 0)
         return -1;
-    return override_machine(spec, plan->manifest, err);
+    return convert_override_machine(spec, plan->manifest, err);
 }
 
 static int read_images(struct import_plan *plan, struct error *err)

@@ -8,6 +8,7 @@
 #include "common/json.h"
 #include "common/paths.h"
 #include "domain.h"
+#include "services/exporter/targets/local.h"
 #include "services/hyper2kvm-bridge/convert.h"
 #include "volume.h"
 
@@ -81,7 +82,7 @@ static void undo_marks(const struct worker_task *task, const char *job_id)
 {
     for (size_t i = 0; i < CONVERT_DISKS_MAX; i++) {
         const char *dir = record_mark(task, i);
-        autofree char *path = xasprintf("%s/" UNDO_MARK_NAME, dir);
+        autofree char *path = xasprintf("%s/" LOCAL_DOMAIN_MARK, dir);
         autofree char *text = NULL;
         struct error ignored = ERROR_NONE;
         size_t size = 0;

@@ -4,8 +4,6 @@
 
 #include "records.h"
 
-#define UNDO_MARK_NAME ".hypersdk-domain" /* in an export's directory: a domain uses its images */
-
 /* Neither domain nor volume nor mark is left; what it replaced is back. What is not the job's is
  * not touched. May be repeated. */
 MUST_CHECK int import_undo(struct worker_task *task, virConnectPtr connection, const char *job_id,
