@@ -23,19 +23,20 @@ int plan_network(const char *text, struct domain_network *out, struct error *err
 {
     const char *equals = strrchr(text, '=');
     const char *to = equals == NULL ? "" : equals + 1;
-    const char *name = strchr(to, ':');
+    const char *colon = strchr(to, ':');
+    const char *name = colon == NULL ? "" : colon + 1;
 
     *out = (struct domain_network){0};
     if (equals == NULL || equals == text)
         return error_set(err, ERR_INVALID, "'%.128s' is not <source>=<where it goes>", text);
     if (strcmp(to, "user") == 0) {
         out->kind = DOMAIN_NET_USER;
-    } else if (strncmp(to, "network:", 8) == 0 && name[1] != '\0') {
+    } else if (strncmp(to, "network:", 8) == 0 && name[0] != '\0') {
         out->kind = DOMAIN_NET_NETWORK;
-        out->target = xstrdup(name + 1);
-    } else if (strncmp(to, "bridge:", 7) == 0 && name[1] != '\0') {
+        out->target = xstrdup(name);
+    } else if (strncmp(to, "bridge:", 7) == 0 && name[0] != '\0') {
         out->kind = DOMAIN_NET_BRIDGE;
-        out->target = xstrdup(name + 1);
+        out->target = xstrdup(name);
     } else {
         return error_set(err, ERR_INVALID,
                          "'%.128s' leads to none of network:<name>, "
