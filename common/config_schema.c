@@ -140,9 +140,9 @@ static const struct config_key hyper2kvm_keys[] = {
 
 static const struct config_key libvirt_keys[] = {
     {"uri", CONFIG_STRING, KEY(libvirt, uri), "qemu:///system", 1, 1023, 0,
-     "libvirt that imports go to"},
+     "libvirt that imports and calls go to"},
     {"allowed_uris", CONFIG_STRING_LIST, KEY(libvirt, allowed_uris), "", 0, 0, 0,
-     "further URIs that jobs may name"},
+     "further URIs that jobs and calls may name"},
     {"pool", CONFIG_STRING, KEY(libvirt, pool), "", 0, 255, 0,
      "storage pool that images are copied into; empty: they are used where they are"},
     {"network", CONFIG_STRING, KEY(libvirt, network), "default", 1, 255, 0,

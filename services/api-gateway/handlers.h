@@ -75,6 +75,9 @@ int handle_manifest_validate(struct call *call, struct error *err); /* read by t
 int handle_disk_inspect(struct call *call, struct error *err);      /* by the bridge as well */
 int handle_bridge_status(struct call *call, struct error *err);
 
+/* handlers_libvirt.c; ROUTE_SLOW: every endpoint below /libvirt, told apart by its operation */
+int handle_libvirt(struct call *call, struct error *err);
+
 /* handlers_vms.c; ROUTE_SLOW */
 int handle_vm_list(struct call *call, struct error *err); /* GET by parameters, POST by body */
 int handle_vm_info(struct call *call, struct error *err); /* {id} or vm_path */

@@ -81,6 +81,26 @@ const struct route routes[] = {
     {"POST", "/api/v1/imports", "convert.run", "import.create", "importToKvm", 0, handle_import},
     {"GET", "/api/v1/imports", "job.view", "import.list", "listImports", 0, handle_import_list},
 
+    /* libvirt */
+    {"GET", "/libvirt/domains", "libvirt.view", "libvirt.domain_list", "listLibvirtDomains", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/api/v1/libvirt/domains", "libvirt.view", "libvirt.domain_list", "listLibvirtDomains", ROUTE_SLOW, handle_libvirt},
+    {"GET", "/libvirt/domain", "libvirt.view", "libvirt.domain_view", "getLibvirtDomain", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/api/v1/libvirt/domains/{name}", "libvirt.view", "libvirt.domain_view", "getLibvirtDomain", ROUTE_SLOW, handle_libvirt},
+    {"GET", "/libvirt/console", "libvirt.manage", "libvirt.console", "getLibvirtConsole", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/console/info", "libvirt.manage", "libvirt.console", "getLibvirtConsole", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/api/v1/libvirt/domains/{name}/console", "libvirt.manage", "libvirt.console", "getLibvirtConsole", ROUTE_SLOW, handle_libvirt},
+    {"GET", "/libvirt/stats", "libvirt.view", "libvirt.stats", "getLibvirtStats", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/libvirt/stats/all", "libvirt.view", "libvirt.stats", "getLibvirtStats", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/api/v1/libvirt/stats", "libvirt.view", "libvirt.stats", "getLibvirtStats", ROUTE_SLOW, handle_libvirt},
+    {"GET", "/libvirt/snapshots", "libvirt.view", "libvirt.snapshot_list", "listLibvirtSnapshots", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/api/v1/libvirt/domains/{name}/snapshots", "libvirt.view", "libvirt.snapshot_list", "listLibvirtSnapshots", ROUTE_SLOW, handle_libvirt},
+    {"GET", "/libvirt/pools", "libvirt.view", "libvirt.pool_list", "listLibvirtPools", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/api/v1/libvirt/pools", "libvirt.view", "libvirt.pool_list", "listLibvirtPools", ROUTE_SLOW, handle_libvirt},
+    {"GET", "/libvirt/volumes", "libvirt.view", "libvirt.volume_list", "listLibvirtVolumes", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/api/v1/libvirt/volumes", "libvirt.view", "libvirt.volume_list", "listLibvirtVolumes", ROUTE_SLOW, handle_libvirt},
+    {"GET", "/libvirt/networks", "libvirt.view", "libvirt.network_list", "listLibvirtNetworks", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"GET", "/api/v1/libvirt/networks", "libvirt.view", "libvirt.network_list", "listLibvirtNetworks", ROUTE_SLOW, handle_libvirt},
+
     /* VMs */
     {"GET", "/vms/list", "vm.list", "vm.list", "listVms", ROUTE_SLOW | ROUTE_SHORT, handle_vm_list},
     {"GET", "/api/v1/vms", "vm.list", "vm.list", "listVms", ROUTE_SLOW, handle_vm_list},

@@ -6,6 +6,7 @@
 #include "common/autos.h"
 #include "convert.h"
 #include "inspect.h"
+#include "services/hyper2kvm-bridge/libvirt/call.h"
 #include "services/hyper2kvm-bridge/libvirt/import.h"
 #include "stage.h"
 
@@ -82,6 +83,7 @@ static int bridge_run(struct service *service, struct error *err)
         {"release", true, import_release_run},
         {"inspect_image", true, inspect_image_run},
         {"validate_manifest", true, validate_manifest_run},
+        {"libvirt", true, libvirt_call_run},
     };
     struct worker_description description = {
         .role = "bridge",

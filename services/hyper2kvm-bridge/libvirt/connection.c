@@ -75,6 +75,10 @@ static enum error_code code_of(const virError *e)
     case VIR_ERR_DOM_EXIST:
     case VIR_ERR_STORAGE_VOL_EXIST:
     case VIR_ERR_OPERATION_INVALID:
+    case VIR_ERR_SNAPSHOT_REVERT_RISKY:
+    case VIR_ERR_RESOURCE_BUSY:
+    case VIR_ERR_AGENT_UNRESPONSIVE:
+    case VIR_ERR_AGENT_UNSYNCED:
         return ERR_CONFLICT;
     case VIR_ERR_AUTH_FAILED:
     case VIR_ERR_AUTH_CANCELLED:
@@ -86,6 +90,7 @@ static enum error_code code_of(const virError *e)
         return ERR_TIMEOUT;
     case VIR_ERR_NO_SUPPORT:
     case VIR_ERR_CONFIG_UNSUPPORTED:
+    case VIR_ERR_ARGUMENT_UNSUPPORTED:
         return ERR_NOT_AVAILABLE;
     case VIR_ERR_XML_ERROR:
     case VIR_ERR_XML_DETAIL:
@@ -98,6 +103,13 @@ static enum error_code code_of(const virError *e)
     }
 }
 
+static int say(struct error *err, const virError *last, enum error_code code, const char *text)
+{
+    return error_set(err, code, "%s: %.350s", text,
+                     last == NULL || last->message == NULL ? "libvirt gives no reason"
+                                                           : last->message);
+}
+
 int hv_error(struct error *err, const char *format, ...)
 {
     const virError *last = virGetLastError();
@@ -107,10 +119,23 @@ int hv_error(struct error *err, const char *format, ...)
     va_start(args, format);
     (void)vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    if (last == NULL)
-        return error_set(err, ERR_INTERNAL, "%s: libvirt gives no reason", text);
-    return error_set(err, code_of(last), "%s: %.350s", text,
-                     last->message == NULL ? "libvirt gives no reason" : last->message);
+    return say(err, last, last == NULL ? ERR_INTERNAL : code_of(last), text);
+}
+
+int hv_error_of(struct error *err, const char *format, ...)
+{
+    const virError *last = virGetLastError();
+    enum error_code code = last == NULL ? ERR_INTERNAL : code_of(last);
+    char text[ERROR_MESSAGE_MAX];
+    va_list args;
+
+    va_start(args, format);
+    (void)vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    if (code == ERR_NOT_FOUND && last->code != VIR_ERR_NO_DOMAIN &&
+        last->code != VIR_ERR_NO_DOMAIN_SNAPSHOT)
+        code = ERR_CONFLICT;
+    return say(err, last, code, text);
 }
 
 /* ---- opening ---- */

@@ -7,6 +7,7 @@
 #define BRIDGE_LIBVIRT_CONNECTION_H
 
 #include <libvirt/libvirt.h>
+#include <stdlib.h>
 
 #include "common/error.h"
 
@@ -24,6 +25,9 @@ static inline void hv_auto_close(virConnectPtr *connection)
 
 /* Turns the calling thread's last libvirt error into ours, behind "<text>: ". Always -1. */
 int hv_error(struct error *err, const char *format, ...) PRINTF_LIKE(2, 3);
+/* The same for what was done to something that is there: that it lacks a network or a volume is its
+ * wrong state, ERR_CONFLICT. */
+int hv_error_of(struct error *err, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Its number (VIR_ERR_...). */
 int hv_error_number(void);
 
@@ -44,5 +48,26 @@ DEFINE_HV_AUTO(pool, virStoragePoolPtr, virStoragePoolFree)
 #define auto_pool CLEANUP(hv_pool_auto) virStoragePoolPtr
 DEFINE_HV_AUTO(volume, virStorageVolPtr, virStorageVolFree)
 #define auto_volume CLEANUP(hv_volume_auto) virStorageVolPtr
+DEFINE_HV_AUTO(snapshot, virDomainSnapshotPtr, virDomainSnapshotFree)
+#define auto_snapshot CLEANUP(hv_snapshot_auto) virDomainSnapshotPtr
+
+/* What virConnectListAll... give: items[0..count). CLEANUP(hv_<name>_list_release). */
+#define DEFINE_HV_LIST(name, pointer, release)                           \
+    struct hv_##name##_list {                                            \
+        pointer *items;                                                  \
+        int count;                                                       \
+    };                                                                   \
+    __attribute__((unused)) static inline void hv_##name##_list_release( \
+        struct hv_##name##_list *list)                                   \
+    {                                                                    \
+        for (int i = 0; i < list->count; i++)                            \
+            (void)release(list->items[i]);                               \
+        free(list->items);                                               \
+    }
+DEFINE_HV_LIST(domain, virDomainPtr, virDomainFree)
+DEFINE_HV_LIST(pool, virStoragePoolPtr, virStoragePoolFree)
+DEFINE_HV_LIST(volume, virStorageVolPtr, virStorageVolFree)
+DEFINE_HV_LIST(network, virNetworkPtr, virNetworkFree)
+DEFINE_HV_LIST(snapshot, virDomainSnapshotPtr, virDomainSnapshotFree)
 
 #endif

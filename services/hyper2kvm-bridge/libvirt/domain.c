@@ -7,10 +7,8 @@
 
 #include "common/autos.h"
 #include "common/json.h"
-#include "common/xml.h"
 #include "services/exporter/formats/domain_xml.h"
-
-#define XML_DEPTH_MAX 64
+#include "xml.h"
 
 static int found(virDomainPtr domain, virDomainPtr *out, const char *what, struct error *err)
 {
@@ -43,46 +41,7 @@ int domain_is_active(virDomainPtr domain, bool *out, struct error *err)
     return 0;
 }
 
-/* ---- XML ---- */
-
-static char *attribute(xmlNode *node, const char *name)
-{
-    xmlChar *value = node == NULL ? NULL : xmlGetProp(node, (const xmlChar *)name);
-    char *copy = xstrdup(value == NULL ? "" : (const char *)value);
-
-    xmlFree(value);
-    return copy;
-}
-
-static bool is_element(const xmlNode *node, const char *name)
-{
-    return node->type == XML_ELEMENT_NODE && strcmp((const char *)node->name, name) == 0;
-}
-
-static xmlNode *child(xmlNode *node, const char *name)
-{
-    for (xmlNode *c = node == NULL ? NULL : node->children; c != NULL; c = c->next) {
-        if (is_element(c, name))
-            return c;
-    }
-    return NULL;
-}
-
-static void take(json_t *to, const char *key, xmlNode *node, const char *name)
-{
-    autofree char *value = attribute(node, name);
-
-    json_set_text(to, key, value);
-}
-
-static int parse(char *text_taken, xmlDoc **out, struct error *err)
-{
-    autofree char *text = text_taken;
-
-    if (xml_parse(text, strlen(text), XML_DEPTH_MAX, out, err) < 0)
-        return error_wrap(err, "XML of libvirt");
-    return 0;
-}
+/* ---- facts ---- */
 
 int domain_origin_job(virDomainPtr domain, char **out, struct error *err)
 {
@@ -96,36 +55,45 @@ int domain_origin_job(virDomainPtr domain, char **out, struct error *err)
         *out = xstrdup("");
         return 0;
     }
-    if (parse(text, &doc, err) < 0)
+    if (hv_xml_parse(text, &doc, err) < 0)
         return -1;
-    *out = attribute(xmlDocGetRootElement(doc), "job");
+    *out = hv_xml_attribute(xmlDocGetRootElement(doc), "job");
     return 0;
 }
 
+/* A block device is named like a file; a disk of another kind has none here. */
 static json_t *disk_facts(xmlNode *disk)
 {
+    xmlNode *source = hv_xml_child(disk, "source");
+    autofree char *device = hv_xml_attribute(disk, "device");
+    autofree char *file = hv_xml_attribute(source, "file");
     json_t *facts = json_object();
 
-    take(facts, "file", child(disk, "source"), "file");
-    take(facts, "target", child(disk, "target"), "dev");
-    take(facts, "bus", child(disk, "target"), "bus");
-    take(facts, "format", child(disk, "driver"), "type");
+    if (file[0] == '\0') {
+        hv_xml_take(facts, "file", source, "dev");
+    } else {
+        json_set_text(facts, "file", file);
+    }
+    json_set_text(facts, "device", device[0] == '\0' ? "disk" : device);
+    hv_xml_take(facts, "target", hv_xml_child(disk, "target"), "dev");
+    hv_xml_take(facts, "bus", hv_xml_child(disk, "target"), "bus");
+    hv_xml_take(facts, "format", hv_xml_child(disk, "driver"), "type");
     return facts;
 }
 
 static json_t *nic_facts(xmlNode *nic)
 {
     json_t *facts = json_object();
-    autofree char *type = attribute(nic, "type");
+    autofree char *type = hv_xml_attribute(nic, "type");
 
-    take(facts, "mac", child(nic, "mac"), "address");
-    take(facts, "model", child(nic, "model"), "type");
+    hv_xml_take(facts, "mac", hv_xml_child(nic, "mac"), "address");
+    hv_xml_take(facts, "model", hv_xml_child(nic, "model"), "type");
     json_set_text(facts, "type", type);
-    take(facts, "source", child(nic, "source"), type);
+    hv_xml_take(facts, "source", hv_xml_child(nic, "source"), type);
     return facts;
 }
 
-static const char *state_word(virDomainPtr domain)
+const char *domain_state(virDomainPtr domain)
 {
     static const char *const words[] = {"nostate",  "running", "blocked", "paused",
                                         "shutdown", "shutoff", "crashed", "pmsuspended"};
@@ -169,18 +137,18 @@ int domain_facts(virDomainPtr domain, json_t **out, struct error *err)
         free(text);
         return hv_error(err, "domain '%.128s'", virDomainGetName(domain));
     }
-    if (parse(text, &doc, err) < 0)
+    if (hv_xml_parse(text, &doc, err) < 0)
         return -1;
     json_set_text(facts, "name", virDomainGetName(domain));
     json_set_text(facts, "uuid", uuid);
-    json_set_text(facts, "state", state_word(domain));
+    json_set_text(facts, "state", domain_state(domain));
     if (add_numbers(domain, facts, err) < 0)
         return -1;
-    devices = child(xmlDocGetRootElement(doc), "devices");
+    devices = hv_xml_child(xmlDocGetRootElement(doc), "devices");
     for (xmlNode *n = devices == NULL ? NULL : devices->children; n != NULL; n = n->next) {
-        if (is_element(n, "disk"))
+        if (hv_xml_is(n, "disk"))
             (void)json_array_append_new(disks, disk_facts(n));
-        if (is_element(n, "interface"))
+        if (hv_xml_is(n, "interface"))
             (void)json_array_append_new(nics, nic_facts(n));
     }
     *out = STEAL(facts);

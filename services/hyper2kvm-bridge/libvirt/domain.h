@@ -14,9 +14,11 @@ MUST_CHECK int domain_by_uuid(virConnectPtr connection, const char *uuid, virDom
 /* The job that imported it, from its metadata; "": none did. *out: caller frees. */
 MUST_CHECK int domain_origin_job(virDomainPtr domain, char **out, struct error *err);
 MUST_CHECK int domain_is_active(virDomainPtr domain, bool *out, struct error *err);
+/* "running", "paused", "shutdown" (on its way), "shutoff" ...; "nostate" also when it is gone. */
+const char *domain_state(virDomainPtr domain);
 /* As libvirt has it now, rest-api.md section 8: name, uuid, id, state, cpus, memory_mb, autostart,
- * persistent, disks[{file, target, bus, format}], nics[{mac, model, type, source}]. New reference.
- */
+ * persistent, disks[{file, device, target, bus, format}], nics[{mac, model, type, source}]. New
+ * reference. */
 MUST_CHECK int domain_facts(virDomainPtr domain, json_t **out, struct error *err);
 /* Stops it if it runs and removes its definition, its UEFI variables and nothing else. */
 MUST_CHECK int domain_remove(virDomainPtr domain, struct error *err);

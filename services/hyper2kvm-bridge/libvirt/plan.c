@@ -280,7 +280,7 @@ static int read_clash(const json_t *wish, struct import_plan *plan, struct error
 }
 
 /* A URI can name programs to run: only those that the configuration allows. */
-static int check_uri(const struct libvirt_config *config, const char *uri, struct error *err)
+int plan_check_uri(const struct libvirt_config *config, const char *uri, struct error *err)
 {
     if (strcmp(config->uri, uri) == 0)
         return 0;
@@ -301,7 +301,7 @@ int plan_read(const json_t *spec, const struct bridge *bridge, struct import_pla
 
     if (json_get_object(spec, "libvirt", &wish, err) < 0 ||
         json_get_string(wish, "uri", config->uri, &plan.uri, err) < 0 ||
-        check_uri(config, plan.uri, err) < 0 ||
+        plan_check_uri(config, plan.uri, err) < 0 ||
         json_get_string(wish, "pool", config->pool, &plan.pool, err) < 0 ||
         json_get_bool(wish, "autostart", false, &plan.autostart, err) < 0 ||
         json_get_bool(wish, "start", false, &plan.start, err) < 0 ||

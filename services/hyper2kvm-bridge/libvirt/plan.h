@@ -32,6 +32,9 @@ MUST_CHECK int plan_read(const json_t *spec, const struct bridge *bridge, struct
 void plan_release(struct import_plan *plan);
 #define auto_plan CLEANUP(plan_release) struct import_plan
 
+/* ERR_DENIED: neither the configuration's nor among those that it allows. */
+MUST_CHECK int plan_check_uri(const struct libvirt_config *config, const char *uri,
+                              struct error *err);
 /* Does a finished export stand in the directory? ERR_CONFLICT: a restore point does, whose images
  * others stand on. */
 MUST_CHECK int plan_is_export(const char *dir, bool *out, struct error *err);

@@ -1,0 +1,231 @@
+/* The endpoints below /libvirt: a control task "libvirt" of the bridge (docs/tasks.md), whose
+ * answer is ours. What an endpoint takes stands in the table `endpoints`, by the route's operation.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/json.h"
+#include "control_task.h"
+#include "handlers.h"
+#include "libvirt_wish.h"
+#include "transport.h"
+
+#define URI_FIELD                                          \
+    {                                                      \
+        "uri", {NULL}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL \
+    }
+#define NAME_FIELD                                                                          \
+    {                                                                                       \
+        "name", {"domain", "domain_name", "vm_name"}, FIELD_TEXT, 1, LIBVIRT_NAME_MAX, NULL \
+    }
+#define LIST_FIELDS                                           \
+    {"limit", {NULL}, FIELD_NUMBER, 1, PAGE_LIMIT_MAX, NULL}, \
+    {                                                         \
+        "cursor", {NULL}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL \
+    }
+
+static const struct field list_fields[] = {URI_FIELD, LIST_FIELDS, {0}};
+static const struct field domain_fields[] = {URI_FIELD, NAME_FIELD, {0}};
+static const struct field domain_list_fields[] = {URI_FIELD, NAME_FIELD, LIST_FIELDS, {0}};
+static const struct field volumes_fields[] = {
+    URI_FIELD,
+    LIST_FIELDS,
+    {"pool", {NULL}, FIELD_TEXT, 1, LIBVIRT_NAME_MAX, NULL},
+    {"refresh", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {0}};
+
+static const struct endpoint {
+    const char *operation; /* of the route */
+    const char *op;        /* of the task's spec */
+    const struct field *fields;
+    const char *required[3]; /* fields; those in the path among them */
+    unsigned int status;     /* of success */
+} endpoints[] = {
+    {"listLibvirtDomains", "domains", list_fields, {NULL}, 200},
+    {"getLibvirtDomain", "domain", domain_fields, {"name"}, 200},
+    {"getLibvirtConsole", "console", domain_fields, {"name"}, 200},
+    {"getLibvirtStats", "stats", domain_list_fields, {NULL}, 200},
+    {"listLibvirtSnapshots", "snapshots", domain_list_fields, {"name"}, 200},
+    {"listLibvirtPools", "pools", list_fields, {NULL}, 200},
+    {"listLibvirtVolumes", "volumes", volumes_fields, {"pool"}, 200},
+    {"listLibvirtNetworks", "networks", list_fields, {NULL}, 200},
+};
+
+static const struct endpoint *endpoint_of(const struct call *call)
+{
+    for (size_t i = 0; i < ARRAY_LEN(endpoints); i++) {
+        if (strcmp(endpoints[i].operation, call->route->operation) == 0)
+            return &endpoints[i];
+    }
+    return NULL;
+}
+
+/* ---- what the client sends ---- */
+
+/* Names go to libvirt's library only, but some end up in file names there. */
+static int check_name(struct call *call, const char *field, const char *name, struct error *err)
+{
+    static const char allowed[] =
+        "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._ -";
+
+    if (name[strspn(name, allowed)] != '\0') {
+        return call_bad_field(call, field, err,
+                              "'%s': a name has letters, digits, '.', '_', ' ' and '-' only "
+                              "(domains with other names: give their UUID)",
+                              field);
+    }
+    if (name[0] == '-' || name[strspn(name, ".")] == '\0') {
+        return call_bad_field(call, field, err,
+                              "'%s': a name does not begin with '-' and is not only dots", field);
+    }
+    return 0;
+}
+
+static int check_names(struct call *call, const json_t *body, struct error *err)
+{
+    static const char *const fields[] = {"name", "pool"};
+
+    for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
+        const char *name = field_text(body, fields[i], NULL);
+        if (name != NULL && check_name(call, fields[i], name, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int check_query(struct call *call, const struct field *fields, struct error *err)
+{
+    const char *names[64];
+    size_t count = 0;
+
+    for (const struct field *f = fields; f->name != NULL; f++) {
+        names[count++] = f->name;
+        for (size_t i = 0; i < FIELD_ALIASES_MAX && f->aliases[i] != NULL; i++)
+            names[count++] = f->aliases[i];
+        assert(count + FIELD_ALIASES_MAX + 1 < ARRAY_LEN(names));
+    }
+    names[count] = NULL;
+    return call_check_query(call, names, err);
+}
+
+/* What the path names as well must be the same. */
+static int take_path(struct call *call, json_t *canonical, struct error *err)
+{
+    static const char *const fields[] = {"name", "pool"};
+
+    for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
+        const char *named = call_param(call, fields[i]);
+        const char *given = field_text(canonical, fields[i], named);
+        if (named[0] == '\0')
+            continue;
+        if (strcmp(given, named) != 0) {
+            return call_bad_field(call, fields[i], err, "'%s' is not the one of the path",
+                                  fields[i]);
+        }
+        json_set_text(canonical, fields[i], named);
+    }
+    return 0;
+}
+
+/* By parameters, by body, or by the path: one canonical object. */
+static int read_request(struct call *call, const struct endpoint *endpoint, json_t **out,
+                        struct error *err)
+{
+    auto_json *parameters = NULL;
+    auto_json *canonical = NULL;
+    struct field_problem problem = {0};
+
+    if (check_query(call, endpoint->fields, err) < 0)
+        return -1;
+    if (call->body == NULL && query_as_body(call, endpoint->fields, &parameters, err) < 0)
+        return -1;
+    if (fields_canonical(endpoint->fields, "", call->body != NULL ? call->body : parameters,
+                         &canonical, &problem, err) < 0)
+        return call_fail_field(call, &problem, err);
+    if (take_path(call, canonical, err) < 0)
+        return -1;
+    for (size_t i = 0; i < ARRAY_LEN(endpoint->required) && endpoint->required[i] != NULL; i++) {
+        if (json_object_get(canonical, endpoint->required[i]) == NULL) {
+            return call_bad_field(call, endpoint->required[i], err, "'%s' is missing",
+                                  endpoint->required[i]);
+        }
+    }
+    if (check_names(call, canonical, err) < 0)
+        return -1;
+    if (libvirt_wish_check(&call->gateway->libvirt, canonical, "", &problem, err) < 0)
+        return call_fail_field(call, &problem, err);
+    *out = STEAL(canonical);
+    return 0;
+}
+
+/* ---- what the bridge answers ---- */
+
+static int fail(struct call *call, const struct control_task *task, struct error *err)
+{
+    switch (task->error_code) {
+    case ERR_NOT_FOUND: /* 404 */
+    case ERR_CONFLICT:  /* 409 */
+        return error_set(err, task->error_code, "%s", task->error);
+    case ERR_TIMEOUT:
+    case ERR_UNAVAILABLE:
+        call->transport->error_slug = "libvirt_unreachable";
+        break;
+    case ERR_INTERNAL: /* libvirt's own word for "it did not work": its reason is worth knowing */
+        call->transport->error_slug = "libvirt_failed";
+        return call_fail(call, 422, NULL, err, task->error_code, "%s", task->error);
+    case ERR_NONE:
+    case ERR_INVALID:
+    case ERR_DENIED:
+    case ERR_LIMIT:
+    case ERR_NOT_AVAILABLE:
+    case ERR_SOURCE_CHANGED:
+    case ERR_CANCELLED:
+    case ERR_PROTOCOL:
+    case ERR_CORRUPT:
+        break;
+    }
+    return control_task_fail(call, task, NULL, err);
+}
+
+static int answer_task(struct call *call, const struct control_task *task, unsigned int status,
+                       struct error *err)
+{
+    json_t *answer;
+
+    if (!control_task_is_over(task)) {
+        control_task_answer_later(call, task);
+        return 0;
+    }
+    if (strcmp(task->state, "done") != 0)
+        return fail(call, task, err);
+    answer = json_deep_copy(json_object_get(task->result, "answer"));
+    if (answer == NULL)
+        return error_set(err, ERR_PROTOCOL, "the worker's answer holds nothing");
+    json_set_now(answer, "timestamp");
+    call_answer_json(call, status, answer);
+    return 0;
+}
+
+int handle_libvirt(struct call *call, struct error *err)
+{
+    const struct endpoint *endpoint = endpoint_of(call);
+    struct control_request request = {.kind = "libvirt",
+                                      .provider = "",
+                                      .provider_kind = "",
+                                      .wait_ms = CONTROL_WAIT_MS,
+                                      .bridge = true};
+    auto_control_task task = {0};
+    auto_json *spec = NULL;
+
+    assert(endpoint != NULL);
+    if (read_request(call, endpoint, &spec, err) < 0)
+        return -1;
+    if (json_object_get(spec, "name") != NULL)
+        call_resource(call, "domain", field_text(spec, "name", ""));
+    json_set_text(spec, "op", endpoint->op);
+    json_set_text(spec, "uri", field_text(spec, "uri", call->gateway->libvirt.uri));
+    request.spec = spec;
+    if (control_task_run(call, &request, &task, err) < 0)
+        return -1;
+    return answer_task(call, &task, endpoint->status, err);
+}
