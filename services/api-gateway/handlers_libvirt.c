@@ -10,6 +10,8 @@
 #include "libvirt_wish.h"
 #include "transport.h"
 
+#define POWER_TIMEOUT_MAX_MS 600000 /* a guest that takes longer to shut down does not */
+
 #define URI_FIELD                                          \
     {                                                      \
         "uri", {NULL}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL \
@@ -34,21 +36,66 @@ static const struct field volumes_fields[] = {
     {"refresh", {NULL}, FIELD_BOOL, 0, 0, NULL},
     {0}};
 
+static const struct field power_fields[] = {
+    URI_FIELD,
+    NAME_FIELD,
+    {"wait", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"timeout", {NULL}, FIELD_DURATION, 1000, POWER_TIMEOUT_MAX_MS, NULL},
+    {0}};
+static const struct field autostart_fields[] = {
+    URI_FIELD, NAME_FIELD, {"autostart", {NULL}, FIELD_BOOL, 0, 0, NULL}, {0}};
+#define SNAPSHOT_FIELDS                                                      \
+    URI_FIELD, NAME_FIELD,                                                   \
+    {                                                                        \
+        "snapshot_name", {"snapshot"}, FIELD_TEXT, 1, LIBVIRT_NAME_MAX, NULL \
+    }
+static const struct field snapshot_create_fields[] = {
+    SNAPSHOT_FIELDS,
+    {"description", {NULL}, FIELD_TEXT, 0, FIELD_TEXT_MAX, NULL},
+    {"disk_only", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"quiesce", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {0}};
+static const struct field snapshot_revert_fields[] = {
+    SNAPSHOT_FIELDS, {"force", {NULL}, FIELD_BOOL, 0, 0, NULL}, {0}};
+static const struct field snapshot_delete_fields[] = {
+    SNAPSHOT_FIELDS, {"children", {NULL}, FIELD_BOOL, 0, 0, NULL}, {0}};
+
 static const struct endpoint {
     const char *operation; /* of the route */
     const char *op;        /* of the task's spec */
     const struct field *fields;
     const char *required[3]; /* fields; those in the path among them */
     unsigned int status;     /* of success */
+    const char *action;      /* of the spec; NULL: none */
 } endpoints[] = {
-    {"listLibvirtDomains", "domains", list_fields, {NULL}, 200},
-    {"getLibvirtDomain", "domain", domain_fields, {"name"}, 200},
-    {"getLibvirtConsole", "console", domain_fields, {"name"}, 200},
-    {"getLibvirtStats", "stats", domain_list_fields, {NULL}, 200},
-    {"listLibvirtSnapshots", "snapshots", domain_list_fields, {"name"}, 200},
-    {"listLibvirtPools", "pools", list_fields, {NULL}, 200},
-    {"listLibvirtVolumes", "volumes", volumes_fields, {"pool"}, 200},
-    {"listLibvirtNetworks", "networks", list_fields, {NULL}, 200},
+    {"listLibvirtDomains", "domains", list_fields, {NULL}, 200, NULL},
+    {"getLibvirtDomain", "domain", domain_fields, {"name"}, 200, NULL},
+    {"getLibvirtConsole", "console", domain_fields, {"name"}, 200, NULL},
+    {"getLibvirtStats", "stats", domain_list_fields, {NULL}, 200, NULL},
+    {"listLibvirtSnapshots", "snapshots", domain_list_fields, {"name"}, 200, NULL},
+    {"listLibvirtPools", "pools", list_fields, {NULL}, 200, NULL},
+    {"listLibvirtVolumes", "volumes", volumes_fields, {"pool"}, 200, NULL},
+    {"listLibvirtNetworks", "networks", list_fields, {NULL}, 200, NULL},
+    {"startLibvirtDomain", "power", power_fields, {"name"}, 200, "start"},
+    {"shutdownLibvirtDomain", "power", power_fields, {"name"}, 200, "shutdown"},
+    {"destroyLibvirtDomain", "power", power_fields, {"name"}, 200, "destroy"},
+    {"rebootLibvirtDomain", "power", domain_fields, {"name"}, 200, "reboot"},
+    {"pauseLibvirtDomain", "power", power_fields, {"name"}, 200, "pause"},
+    {"resumeLibvirtDomain", "power", power_fields, {"name"}, 200, "resume"},
+    {"autostartLibvirtDomain", "autostart", autostart_fields, {"name", "autostart"}, 200, NULL},
+    {"createLibvirtSnapshot", "snapshot_create", snapshot_create_fields, {"name"}, 201, NULL},
+    {"revertLibvirtSnapshot",
+     "snapshot_revert",
+     snapshot_revert_fields,
+     {"name", "snapshot_name"},
+     200,
+     NULL},
+    {"deleteLibvirtSnapshot",
+     "snapshot_delete",
+     snapshot_delete_fields,
+     {"name", "snapshot_name"},
+     200,
+     NULL},
 };
 
 static const struct endpoint *endpoint_of(const struct call *call)
@@ -83,7 +130,7 @@ static int check_name(struct call *call, const char *field, const char *name, st
 
 static int check_names(struct call *call, const json_t *body, struct error *err)
 {
-    static const char *const fields[] = {"name", "pool"};
+    static const char *const fields[] = {"name", "pool", "snapshot_name"};
 
     for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
         const char *name = field_text(body, fields[i], NULL);
@@ -111,18 +158,30 @@ static int check_query(struct call *call, const struct field *fields, struct err
 /* What the path names as well must be the same. */
 static int take_path(struct call *call, json_t *canonical, struct error *err)
 {
-    static const char *const fields[] = {"name", "pool"};
+    static const struct {
+        const char *parameter;
+        const char *field;
+    } places[] = {{"name", "name"}, {"pool", "pool"}, {"snapshot", "snapshot_name"}};
 
-    for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
-        const char *named = call_param(call, fields[i]);
-        const char *given = field_text(canonical, fields[i], named);
+    for (size_t i = 0; i < ARRAY_LEN(places); i++) {
+        const char *named = call_param(call, places[i].parameter);
+        const char *field = places[i].field;
         if (named[0] == '\0')
             continue;
-        if (strcmp(given, named) != 0) {
-            return call_bad_field(call, fields[i], err, "'%s' is not the one of the path",
-                                  fields[i]);
-        }
-        json_set_text(canonical, fields[i], named);
+        if (strcmp(field_text(canonical, field, named), named) != 0)
+            return call_bad_field(call, field, err, "'%s' is not the one of the path", field);
+        json_set_text(canonical, field, named);
+    }
+    return 0;
+}
+
+/* Fields that mean something only together with others. */
+static int check_together(struct call *call, const json_t *body, struct error *err)
+{
+    if (field_bool(body, "quiesce", false) && !field_bool(body, "disk_only", false)) {
+        return call_bad_field(
+            call, "quiesce", err,
+            "'quiesce' is for snapshots with 'disk_only': others hold the memory");
     }
     return 0;
 }
@@ -137,8 +196,10 @@ static int read_request(struct call *call, const struct endpoint *endpoint, json
 
     if (check_query(call, endpoint->fields, err) < 0)
         return -1;
-    if (call->body == NULL && query_as_body(call, endpoint->fields, &parameters, err) < 0)
+    if (query_as_body(call, endpoint->fields, &parameters, err) < 0)
         return -1;
+    if (call->body != NULL && json_object_size(parameters) > 0)
+        return error_set(err, ERR_INVALID, "there are fields in the body and in the URL: use one");
     if (fields_canonical(endpoint->fields, "", call->body != NULL ? call->body : parameters,
                          &canonical, &problem, err) < 0)
         return call_fail_field(call, &problem, err);
@@ -150,7 +211,7 @@ static int read_request(struct call *call, const struct endpoint *endpoint, json
                                   endpoint->required[i]);
         }
     }
-    if (check_names(call, canonical, err) < 0)
+    if (check_names(call, canonical, err) < 0 || check_together(call, canonical, err) < 0)
         return -1;
     if (libvirt_wish_check(&call->gateway->libvirt, canonical, "", &problem, err) < 0)
         return call_fail_field(call, &problem, err);
@@ -223,6 +284,8 @@ int handle_libvirt(struct call *call, struct error *err)
     if (json_object_get(spec, "name") != NULL)
         call_resource(call, "domain", field_text(spec, "name", ""));
     json_set_text(spec, "op", endpoint->op);
+    if (endpoint->action != NULL)
+        json_set_text(spec, "action", endpoint->action);
     json_set_text(spec, "uri", field_text(spec, "uri", call->gateway->libvirt.uri));
     request.spec = spec;
     if (control_task_run(call, &request, &task, err) < 0)

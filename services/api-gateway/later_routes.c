@@ -79,10 +79,6 @@ static const struct route later[] = {
     /* libvirt */
     LATER("POST", "/libvirt/domain/{action}"),
     LATER("DELETE", "/api/v1/libvirt/domains/{name}"),
-    LATER("POST", "/api/v1/libvirt/domains/{name}/{action}"),
-    LATER("POST", "/libvirt/snapshot/{action}"),
-    LATER("POST", "/api/v1/libvirt/domains/{name}/snapshots/{snapshot}/revert"),
-    LATER("DELETE", "/api/v1/libvirt/domains/{name}/snapshots/{snapshot}"),
     LATER_BOTH("POST", "/libvirt/batch/{action}", "/api/v1/libvirt/batch"),
     LATER("POST", "/libvirt/volume/{action}"),
     LATER("POST", "/libvirt/network/{action}"),

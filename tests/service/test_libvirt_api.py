@@ -3,12 +3,13 @@ a libvirtd of the test's own, where every effect is read back through libvirt's 
 import json
 import re
 import subprocess
+import threading
 import time
 
 import pytest
 import requests
 
-from tests.harness.bridge import BRIDGE
+from tests.harness.bridge import BRIDGE, Imports
 from tests.harness.client import Client
 from tests.harness.process import BIN
 from tests.harness.wait import wait_for
@@ -202,6 +203,190 @@ def test_long_lists_have_pages(real, there):
     assert seen == names
 
 
+# ---- power ----
+
+
+def act(client, action, name, status=200, **fields):
+    """POST in both families in turn; the answer."""
+    act.short = not act.short
+    path = f"/libvirt/domain/{action}" if act.short else f"{API}/domains/{name}/{action}"
+    body = {"name": name, **fields} if act.short else fields
+    answer = client.request("POST", path, body)
+    assert answer.status_code == status, (path, body, answer.status_code, answer.text)
+    return answer.json()
+
+
+act.short = False
+
+
+def state(there, name):
+    """Running, paused ... as libvirt's binding says."""
+    import libvirt
+    words = {libvirt.VIR_DOMAIN_RUNNING: "running", libvirt.VIR_DOMAIN_PAUSED: "paused",
+             libvirt.VIR_DOMAIN_SHUTOFF: "shutoff"}
+    return words[there.domain(name).state()[0]]
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_power_calls_change_what_libvirt_says_and_may_be_repeated(real, there, short):
+    there.define("web")
+    act.short = short
+    steps = [("start", "running"), ("pause", "paused"), ("resume", "running"), ("reboot", "running"),
+             ("destroy", "shutoff")]
+    for action, after in steps:
+        answer = act(real, action, "web")
+        assert (answer["status"], answer["changed"], answer["state"], answer["domain"]) == (
+            "success", True, after, "web"), answer
+        assert state(there, "web") == after
+        if action == "reboot":
+            continue
+        again = act(real, action, "web")
+        assert (again["changed"], again["state"]) == (False, after), again
+        assert state(there, "web") == after
+    assert there.names() == ["web"], "destroy removes nothing"
+
+
+def test_a_wrong_state_is_409_with_the_reason(real, there):
+    there.define("web")
+    for action in ("reboot", "pause", "resume"):
+        answer = act(real, action, "web", 409)
+        assert answer["code"] == "conflict" and "'web' is 'shutoff'" in answer["error"]
+    assert act(real, "shutdown", "web")["changed"] is False
+    act(real, "start", "web")
+    act(real, "pause", "web")
+    for action in ("start", "shutdown", "reboot"):
+        assert "'web' is 'paused'" in act(real, action, "web", 409)["error"]
+    assert state(there, "web") == "paused"
+    there.define("lost", disk_xml(f"{there.pool.name()}/none.qcow2"))
+    answer = act(real, "start", "lost", 422)
+    assert answer["code"] == "libvirt_failed" and "none.qcow2" in answer["error"]
+    there.define("nowhere", devices="<interface type='network'><source network='gone'/></interface>")
+    assert act(real, "start", "nowhere", 409)["code"] == "conflict", "not 404: the domain is there"
+
+
+def test_waiting_ends_with_the_state_or_says_that_the_guest_does_not_react(real, mock, there):
+    assert act(mock, "shutdown", "test", wait=True, timeout="5s")["state"] == "shutoff"
+    assert act(mock, "start", "test", wait=True)["state"] == "running"
+    there.define("web")  # nothing to boot from: nobody hears the request
+    act(real, "start", "web")
+    assert act(real, "shutdown", "web")["message"].endswith("was asked to shut down")
+    before = time.monotonic()
+    answer = act(real, "shutdown", "web", 409, wait=True, timeout="2s")
+    assert 2 <= time.monotonic() - before < 15
+    assert "is 'running' after 2000 ms still" in answer["error"]
+    assert act(real, "destroy", "web", wait=True)["state"] == "shutoff"
+
+
+def test_autostart_is_switched(real, there):
+    domain = there.define("web")
+    for wanted, changed in ((True, True), (True, False), (False, True)):
+        answer = act(real, "autostart", "web", autostart=wanted)
+        assert (answer["autostart"], answer["changed"]) == (wanted, changed)
+        assert domain.autostart() == wanted
+        assert real.get(f"{API}/domains/web")["autostart"] is wanted
+    assert refused(real, "POST", f"{API}/domains/web/autostart", {})["field"] == "autostart"
+
+
+def test_bodies_of_actions_are_checked(make):
+    suite = make()
+    api = suite.client
+    for body, field in (({"name": "a/b"}, "name"), ({}, "name"), ({"name": 7}, "name"),
+                        ({"name": "test", "timeout": "0s", "wait": True}, "timeout"),
+                        ({"name": "test", "timeout": 10 ** 12}, "timeout"),
+                        ({"name": "test", "wait": "yes"}, "wait"),
+                        ({"name": "test", "forced": True}, "forced"),
+                        ({"name": "test", "vm_name": "other"}, "vm_name")):
+        assert refused(api, "POST", "/libvirt/domain/start", body)["field"] == field, body
+    for name in BAD_NAMES:
+        body = {"name": "test", "snapshot_name": name}
+        for action in ("create", "revert", "delete"):
+            answer = refused(api, "POST", f"/libvirt/snapshot/{action}", body)
+            assert answer["field"] == "snapshot_name", (action, name)
+    assert refused(api, "POST", "/libvirt/snapshot/create",
+                   {"name": "test", "description": "x" * 2000})["field"] == "description"
+    assert "body and in the URL" in refused(api, "POST", "/libvirt/domain/start?name=test",
+                                            {"name": "test"})["error"]
+    assert refused(api, "POST", "/libvirt/domain/start", [])["code"] == "invalid"
+    assert suite.sql("SELECT count(*) FROM tasks")[0]["count"] == 0
+    for action in ("start", "destroy", "autostart"):
+        act(api, action, "none", 404, **({"autostart": True} if action == "autostart" else {}))
+
+
+# ---- snapshots ----
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_snapshots_are_made_shown_gone_back_to_and_removed(real, there, short):
+    domain = there.define("web", disk_xml(there.volume("web.qcow2")))
+
+    def snapshot(action, name, status=200, **fields):
+        if short:
+            return real.post(f"/libvirt/snapshot/{action}", {"domain_name": "web",
+                                                            "snapshot_name": name, **fields}, status)
+        base = f"{API}/domains/web/snapshots"
+        if action == "create":
+            return real.post(base, {"snapshot_name": name, **fields}, status)
+        if action == "revert":
+            return real.post(f"{base}/{name}/revert", fields, status)
+        query = "&".join(f"{k}={str(v).lower()}" for k, v in fields.items())
+        return real.delete(f"{base}/{name}?{query}", status)
+
+    made = snapshot("create", "before", 201, description="<ä> & 'b'")
+    assert made["snapshot"]["description"] == "<ä> & 'b'" and made["snapshot"]["current"] is True
+    assert [s.getName() for s in domain.listAllSnapshots()] == ["before"]
+    assert "already" in snapshot("create", "before", 409)["error"]
+    snapshot("create", "after", 201)
+    shown = real.get("/libvirt/snapshots?name=web")
+    assert [(s["name"], s["parent"], s["current"]) for s in shown["snapshots"]] == [
+        ("after", "before", True), ("before", "", False)]
+    snapshot("revert", "before")
+    assert domain.snapshotCurrent().getName() == "before"
+    assert snapshot("revert", "none", 404)["code"] == "not_found"
+    removed = snapshot("delete", "before", children=True)
+    assert removed["removed"] == ["before", "after"] and domain.listAllSnapshots() == []
+    assert snapshot("delete", "before", 404)["code"] == "not_found"
+
+
+def test_a_snapshot_without_a_name_gets_one(real, there):
+    domain = there.define("web", disk_xml(there.volume("web.qcow2")))
+    made = real.post(f"{API}/domains/web/snapshots", {}, status=201)["snapshot"]
+    assert re.fullmatch(r"snap-\d{8}-\d{6}", made["name"])
+    assert [s.getName() for s in domain.listAllSnapshots()] == [made["name"]]
+
+
+def test_disk_only_snapshots_write_into_a_new_file(real, there):
+    path = there.volume("web.qcow2")
+    there.define("web", disk_xml(path))
+    real.post(f"{API}/domains/web/snapshots", {"snapshot_name": "s1", "disk_only": True}, status=201)
+    shown = real.get(f"{API}/domains/web")["disks"][0]["file"]
+    assert shown == path.removesuffix("qcow2") + "s1"
+    answer = refused(real, "POST", f"{API}/domains/web/snapshots", {"quiesce": True})
+    assert answer["field"] == "quiesce"
+
+
+def test_a_bridge_that_dies_after_a_snapshot_makes_no_second_one(make, libvirtd, there):
+    suite = make(uri=libvirtd.uri)
+    domain = there.define("web", disk_xml(there.volume("web.qcow2")))
+    answers = []
+
+    def ask():
+        answers.append(suite.client.request("POST", f"{API}/domains/web/snapshots", {}))
+
+    asking = threading.Thread(target=ask)
+    with Imports(suite).held("tasks", "NEW.kind = 'libvirt' AND NEW.state = 'done'") as held:
+        asking.start()
+        held.reached()
+        made = [s.getName() for s in domain.listAllSnapshots()]
+        assert len(made) == 1
+        suite[BRIDGE].kill()
+        held.refuse()
+    suite.sql("UPDATE tasks SET lease_until = now() - interval '6 s' WHERE kind = 'libvirt'")
+    suite[BRIDGE].start()
+    asking.join(60)
+    assert answers[0].status_code == 201 and answers[0].json()["snapshot"]["name"] == made[0]
+    assert [s.getName() for s in domain.listAllSnapshots()] == made
+
+
 # ---- refusals ----
 
 
@@ -252,11 +437,11 @@ def test_who_may_look_and_who_may_act(make):
     assert len(routes) >= 18
     clients = people(suite)
     for route in routes:
-        path = route["path"].replace("{name}", "test")
+        path = re.sub(r"\{\w+\}", "test", route["path"])
         assert Client(suite.url()).request(route["method"], path).status_code == 401, path
         answer = clients["viewer"].request(route["method"], path)
         if route["permission"] == "libvirt.view":
-            assert answer.status_code in (200, 400), (path, answer.text)
+            assert answer.status_code in (200, 400, 404), (path, answer.text)
         else:
             assert (answer.status_code, answer.json()["permission"]) == (403, "libvirt.manage"), path
     assert clients["operator"].get(f"{API}/domains/test/console")["state"] == "running"

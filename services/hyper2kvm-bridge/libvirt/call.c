@@ -1,6 +1,7 @@
 /* See call.h. */
 #include "call.h"
 
+#include <stdio.h>
 #include <string.h>
 
 #include "common/autos.h"
@@ -9,13 +10,26 @@
 #include "plan.h"
 #include "services/exporter/formats/domain_xml.h"
 
+#define NOTE_KEY       "libvirt.%zu"
+#define NOTE_KEY_BYTES 40
+
 static const struct {
     const char *name;
     int (*run)(struct hv_call *call, json_t *answer, struct error *err);
 } calls[] = {
-    {"domains", call_domains}, {"domain", call_domain},       {"console", call_console},
-    {"stats", call_stats},     {"snapshots", call_snapshots}, {"pools", call_pools},
-    {"volumes", call_volumes}, {"networks", call_networks},
+    {"domains", call_domains},
+    {"domain", call_domain},
+    {"console", call_console},
+    {"stats", call_stats},
+    {"snapshots", call_snapshots},
+    {"pools", call_pools},
+    {"volumes", call_volumes},
+    {"networks", call_networks},
+    {"power", call_power},
+    {"autostart", call_autostart},
+    {"snapshot_create", call_snapshot_create},
+    {"snapshot_revert", call_snapshot_revert},
+    {"snapshot_delete", call_snapshot_delete},
 };
 
 int call_find(struct hv_call *call, const char *name, virDomainPtr *out, struct error *err)
@@ -24,10 +38,32 @@ int call_find(struct hv_call *call, const char *name, virDomainPtr *out, struct 
 
     if (found == 0 && domain_xml_is_uuid(name))
         found = domain_by_uuid(call->connection, name, out, err);
-    if (found == 0)
+    if (found == 0) {
         return error_set(err, ERR_NOT_FOUND, "libvirt at '%.128s' has no domain '%.255s'",
                          call->uri, name);
+    }
     return found < 0 ? -1 : 0;
+}
+
+int call_may_act(const struct hv_call *call, struct error *err)
+{
+    return worker_task_check(call->task, err) < 0 ? -1 : worker_task_may_write(call->task, err);
+}
+
+const char *call_noted(const struct hv_call *call, size_t index)
+{
+    char key[NOTE_KEY_BYTES];
+
+    (void)snprintf(key, sizeof key, NOTE_KEY, index);
+    return worker_task_record_get(call->task, key);
+}
+
+int call_note(struct hv_call *call, size_t index, const char *value, struct error *err)
+{
+    char key[NOTE_KEY_BYTES];
+
+    (void)snprintf(key, sizeof key, NOTE_KEY, index);
+    return worker_task_record_put(call->task, key, value, err);
 }
 
 /* ---- lists ---- */

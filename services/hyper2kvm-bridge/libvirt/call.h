@@ -35,6 +35,19 @@ int call_pools(struct hv_call *call, json_t *answer, struct error *err);
 int call_volumes(struct hv_call *call, json_t *answer, struct error *err);
 int call_networks(struct hv_call *call, json_t *answer, struct error *err);
 
+int call_power(struct hv_call *call, json_t *answer, struct error *err);
+int call_autostart(struct hv_call *call, json_t *answer, struct error *err);
+int call_snapshot_create(struct hv_call *call, json_t *answer, struct error *err);
+int call_snapshot_revert(struct hv_call *call, json_t *answer, struct error *err);
+int call_snapshot_delete(struct hv_call *call, json_t *answer, struct error *err);
+
+/* Asked before everything that changes something. ERR_CANCELLED: the task is not ours any more. */
+MUST_CHECK int call_may_act(const struct hv_call *call, struct error *err);
+/* What must not be done twice is noted before it is done, one note for each domain of the call
+ * (index; 0 when there is one only): a later lease of the task sees it. NULL: nothing was begun. */
+const char *call_noted(const struct hv_call *call, size_t index);
+MUST_CHECK int call_note(struct hv_call *call, size_t index, const char *value, struct error *err);
+
 /* The domain of that name or UUID. ERR_NOT_FOUND. */
 MUST_CHECK int call_find(struct hv_call *call, const char *name, virDomainPtr *out,
                          struct error *err);

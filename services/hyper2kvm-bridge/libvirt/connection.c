@@ -15,6 +15,7 @@
 
 #define KEEPALIVE_COUNT 5 /* unanswered in a row: the connection is dead */
 #define EVENT_PAUSE_MS  1000
+#define REASON_BYTES    360 /* of libvirt's words: the rest of an error is ours */
 
 /* ---- libvirt's own machinery ---- */
 
@@ -57,15 +58,32 @@ int hv_error_number(void)
     return last == NULL ? VIR_ERR_OK : last->code;
 }
 
-/* What the transport says means the daemon is away; from the daemon itself come other domains. */
-static bool is_transport(const virError *e)
+static _Thread_local struct {
+    int code;
+    int domain;
+    char message[REASON_BYTES];
+} kept;
+
+void hv_error_keep(void)
 {
-    return e->domain == VIR_FROM_RPC || e->domain == VIR_FROM_REMOTE;
+    const virError *last = virGetLastError();
+    const char *message = last == NULL || last->message == NULL ? "" : last->message;
+
+    kept.code = last == NULL ? VIR_ERR_OK : last->code;
+    kept.domain = last == NULL ? VIR_FROM_NONE : last->domain;
+    (void)snprintf(kept.message, sizeof kept.message, "%s",
+                   message[0] == '\0' ? "libvirt gives no reason" : message);
 }
 
-static enum error_code code_of(const virError *e)
+/* What the transport says means the daemon is away; from the daemon itself come other domains. */
+static bool is_transport(int domain)
 {
-    switch (e->code) {
+    return domain == VIR_FROM_RPC || domain == VIR_FROM_REMOTE;
+}
+
+static enum error_code kept_code(void)
+{
+    switch (kept.code) {
     case VIR_ERR_NO_DOMAIN:
     case VIR_ERR_NO_STORAGE_POOL:
     case VIR_ERR_NO_STORAGE_VOL:
@@ -99,43 +117,33 @@ static enum error_code code_of(const virError *e)
     case VIR_ERR_NO_CONNECT:
         return ERR_UNAVAILABLE;
     default:
-        return is_transport(e) ? ERR_UNAVAILABLE : ERR_INTERNAL;
+        return is_transport(kept.domain) ? ERR_UNAVAILABLE : ERR_INTERNAL;
     }
 }
 
-static int say(struct error *err, const virError *last, enum error_code code, const char *text)
+int hv_error_say(struct error *err, const char *format, ...)
 {
-    return error_set(err, code, "%s: %.350s", text,
-                     last == NULL || last->message == NULL ? "libvirt gives no reason"
-                                                           : last->message);
-}
-
-int hv_error(struct error *err, const char *format, ...)
-{
-    const virError *last = virGetLastError();
     char text[ERROR_MESSAGE_MAX];
     va_list args;
 
     va_start(args, format);
     (void)vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    return say(err, last, last == NULL ? ERR_INTERNAL : code_of(last), text);
+    return error_set(err, kept_code(), "%s: %s", text, kept.message);
 }
 
-int hv_error_of(struct error *err, const char *format, ...)
+int hv_error_say_of(struct error *err, const char *format, ...)
 {
-    const virError *last = virGetLastError();
-    enum error_code code = last == NULL ? ERR_INTERNAL : code_of(last);
+    bool is_gone = kept.code == VIR_ERR_NO_DOMAIN || kept.code == VIR_ERR_NO_DOMAIN_SNAPSHOT;
+    enum error_code code = kept_code();
     char text[ERROR_MESSAGE_MAX];
     va_list args;
 
     va_start(args, format);
     (void)vsnprintf(text, sizeof text, format, args);
     va_end(args);
-    if (code == ERR_NOT_FOUND && last->code != VIR_ERR_NO_DOMAIN &&
-        last->code != VIR_ERR_NO_DOMAIN_SNAPSHOT)
-        code = ERR_CONFLICT;
-    return say(err, last, code, text);
+    return error_set(err, code == ERR_NOT_FOUND && !is_gone ? ERR_CONFLICT : code, "%s: %s", text,
+                     kept.message);
 }
 
 /* ---- opening ---- */

@@ -23,11 +23,15 @@ static inline void hv_auto_close(virConnectPtr *connection)
 }
 #define auto_connection CLEANUP(hv_auto_close) virConnectPtr
 
-/* Turns the calling thread's last libvirt error into ours, behind "<text>: ". Always -1. */
-int hv_error(struct error *err, const char *format, ...) PRINTF_LIKE(2, 3);
+/* Turns the calling thread's last libvirt error into ours, behind "<text>: ". Always -1. The error
+ * is kept before the arguments are looked at: virDomainGetName and its like would wipe it out. */
+#define hv_error(err, ...) (hv_error_keep(), hv_error_say(err, __VA_ARGS__))
 /* The same for what was done to something that is there: that it lacks a network or a volume is its
  * wrong state, ERR_CONFLICT. */
-int hv_error_of(struct error *err, const char *format, ...) PRINTF_LIKE(2, 3);
+#define hv_error_of(err, ...) (hv_error_keep(), hv_error_say_of(err, __VA_ARGS__))
+void hv_error_keep(void);
+int hv_error_say(struct error *err, const char *format, ...) PRINTF_LIKE(2, 3);
+int hv_error_say_of(struct error *err, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Its number (VIR_ERR_...). */
 int hv_error_number(void);
 
