@@ -129,6 +129,8 @@ static const struct config_key hyper2kvm_keys[] = {
      "program of direct calls; empty: hyper2kvm on PATH"},
     {"fallback", CONFIG_STRING, KEY(hyper2kvm, fallback), "builtin", 1, 16, 0,
      "without hyper2kvm: builtin (qcow2 and domain XML by ourselves) or fail"},
+    {"virt_v2v", CONFIG_STRING, KEY(hyper2kvm, virt_v2v), "auto", 1, 4095, 0,
+     "virt-v2v-in-place of the built-in path: auto (on PATH), never, or its path"},
     {"poll_interval", CONFIG_DURATION_MS, KEY(hyper2kvm, poll_interval_ms), "5s", 100, 600000, 0,
      "how often queue directories are looked at"},
     {"job_timeout", CONFIG_DURATION_MS, KEY(hyper2kvm, job_timeout_ms), "60m", 1000, 48 * HOUR_MS,

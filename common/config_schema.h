@@ -73,6 +73,7 @@ struct hyper2kvm_config { /* section "hyper2kvm" */
     char *default_format;
     char *path;     /* program of direct calls; empty: PATH */
     char *fallback; /* builtin | fail */
+    char *virt_v2v; /* auto | never | path of virt-v2v-in-place */
     int64_t poll_interval_ms;
     int64_t job_timeout_ms;
     int64_t stuck_after_ms; /* no output, no growing file for so long: hyper2kvm hangs */

@@ -2,6 +2,7 @@
 # Installs the Debian packages that are missing: packages.sh SET...
 #   build   compiler and libraries        run    PostgreSQL, Redis and small tools
 #   demo    simulator and guest disk      test   what `make test` needs on top of these
+#   full    what `make test-full` needs on top of that
 # Asks apt only when something is missing; uses sudo when not root. --list prints the names.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -18,13 +19,14 @@ test="libcmocka-dev python3-pytest python3-pytest-xdist python3-psycopg2 python3
  libclang-rt-14-dev cppcheck prometheus nginx-light libnbd-bin libxml2-utils libvirt-clients qemu-system-x86 ovmf openssh-server
  libvirt-daemon libvirt-daemon-driver-qemu python3-libvirt
  zstd memcached swift-proxy swift-account swift-container swift-object python3-boto3"
+full="virt-v2v nbdkit mmdebstrap linux-image-cloud-amd64"
 
 names=
 list=
 for set in "$@"; do
     case $set in
     --list) list=1 ;;
-    build | run | demo | test) names="$names ${!set}" ;;
+    build | run | demo | test | full) names="$names ${!set}" ;;
     *) die "unknown package set '$set' (build, run, demo, test)" ;;
     esac
 done

@@ -70,9 +70,9 @@ static json_t *capabilities(void *arg)
     json_t *libvirt = import_probe_record();
     bool available = json_is_true(json_object_get(libvirt, "available"));
 
-    return json_pack("{s:[s,s,s], s:s, s:o, s:{s:b}}", "paths", "queue", "direct", "builtin",
-                     "fallback", bridge->hyper2kvm.fallback, "libvirt", libvirt, "features",
-                     "libvirt_import", available ? 1 : 0);
+    return json_pack("{s:[s,s,s,s], s:s, s:o, s:{s:b}}", "paths", "queue", "direct", "virt-v2v",
+                     "builtin", "fallback", bridge->hyper2kvm.fallback, "libvirt", libvirt,
+                     "features", "libvirt_import", available ? 1 : 0);
 }
 
 static int bridge_run(struct service *service, struct error *err)

@@ -178,6 +178,25 @@ static int prepare(struct conversion *c, struct error *err)
     return take_machine(c, spec, err);
 }
 
+/* Without hyper2kvm: virt-v2v mends the guest where it is installed and knows it, else the guest
+ * stays as it is. That virt-v2v is not there is only worth a word to who has named it. */
+static int without_hyper2kvm(struct conversion *c, struct error *err)
+{
+    const char *v2v = c->bridge->hyper2kvm.virt_v2v;
+    bool next = false;
+
+    if (strcmp(v2v, "never") != 0 && convert_stage(c, "fix")) {
+        if (v2v_convert(c, &next, err) == 0)
+            return 0;
+        if (!next)
+            return -1;
+        if (strcmp(v2v, "auto") != 0 || c->path_used != NULL)
+            convert_remark(c->warnings, "%s", err->message);
+        error_clear(err);
+    }
+    return builtin_convert(c, err);
+}
+
 /* Why the path before was left is a warning of the result. */
 static void go_on(struct conversion *c, const char *next, struct error *err)
 {
@@ -204,7 +223,7 @@ static int choose(struct conversion *c, struct error *err)
     if (strcmp(c->bridge->hyper2kvm.fallback, "fail") == 0)
         return error_wrap(err, "hyper2kvm.fallback is 'fail'");
     go_on(c, "taking the built-in path", err);
-    return builtin_convert(c, err);
+    return without_hyper2kvm(c, err);
 }
 
 static void conversion_release(struct conversion *c)

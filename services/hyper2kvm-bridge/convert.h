@@ -1,9 +1,9 @@
 /* One conversion: an export that exists becomes images and a libvirt domain.
  *
  * Paths, in the order of choice: the hyper2kvm daemon's queue (when asked for and configured), a
- * direct call of hyper2kvm, the built-in path (the exporter has written qcow2 already; a domain
- * with the devices the guest knows is put next to it). The export's images are never written to:
- * hyper2kvm gets overlays. */
+ * direct call of hyper2kvm, virt-v2v where it is installed, the built-in path (the exporter has
+ * written qcow2 already; a domain with the devices the guest knows is put next to it). The export's
+ * images are never written to: programs that change guests get overlays. */
 #ifndef BRIDGE_CONVERT_H
 #define BRIDGE_CONVERT_H
 
@@ -34,7 +34,7 @@ struct conversion {
     const char *instance;    /* hyper2kvm@<instance> */
     int64_t timeout_ms;
     /* the result */
-    const char *path_used; /* "queue" | "direct" | "builtin" */
+    const char *path_used; /* "queue" | "direct" | "virt-v2v" | "builtin" */
     bool guest_fixed;      /* the guest starts with virtio devices */
     char *report;          /* path of hyper2kvm's report, or NULL */
     char *domain_xml;      /* path */
@@ -53,7 +53,8 @@ void convert_remark(json_t *array, const char *format, ...) PRINTF_LIKE(2, 3);
 /* Boot order: the first one is the boot disk. */
 const json_t *convert_disk(const struct conversion *c, size_t index);
 size_t convert_disk_count(const struct conversion *c);
-/* Domain for images[i] (one per disk of the manifest). Caller frees *out. warnings may be NULL. */
+/* Domain for images[i] (one per disk of the manifest, all of c->format). Caller frees *out.
+ * warnings may be NULL. */
 MUST_CHECK int convert_domain(const struct conversion *c, const char *const *images,
                               const struct domain_options *options, json_t *warnings, char **out,
                               struct error *err);
@@ -92,6 +93,7 @@ struct image_part convert_part(const struct conversion *c, size_t index);
 MUST_CHECK int builtin_convert(struct conversion *c, struct error *err);
 MUST_CHECK int direct_convert(struct conversion *c, bool *out_next, struct error *err);
 MUST_CHECK int queue_convert(struct conversion *c, bool *out_next, struct error *err);
+MUST_CHECK int v2v_convert(struct conversion *c, bool *out_next, struct error *err);
 
 struct stage;
 /* The images become <output_dir>/<vm>/<vm>-disk<i+1>.<format> (images[i]: of disk i; they are

@@ -4,17 +4,13 @@
 #include <string.h>
 #include <sys/stat.h>
 
-#include "child.h"
 #include "common/autos.h"
 #include "common/json.h"
 #include "common/paths.h"
-#include "stage.h"
+#include "guest_tool.h"
 
-#define HELP_BYTES_MAX   ((size_t)(512 * KIB)) /* about 1400 lines */
-#define HELP_TIMEOUT_MS  30000
 #define REPORT_BYTES_MAX ((size_t)(4 * MIB))
-#define LOG_LINES_MAX    5000 /* of one run into the job's log; hyper2kvm prints some hundred */
-#define WORDS_MAX        8    /* of a command line */
+#define WORDS_MAX        8 /* of a command line */
 
 struct program {
     const char *words[WORDS_MAX]; /* how it is called, without arguments */
@@ -25,7 +21,6 @@ struct call {
     struct conversion *c;
     const struct stage *stage;
     bool not_fixed; /* it said so itself */
-    size_t lines;
 };
 
 /* ---- is it there? ---- */
@@ -49,23 +44,13 @@ static int try_program(const struct conversion *c, const struct program *program
 {
     static const char *const arguments[] = {"--help", NULL};
     const char *argv[WORDS_MAX];
-    const struct child_options options = {
-        .argv = argv, .stopped = worker_task_stopped(c->task), .timeout_ms = HELP_TIMEOUT_MS};
-    autofree char *help = NULL;
-    int status = 0;
 
     command_line(program, arguments, argv);
-    *out_absent = false;
-    if (child_output(&options, HELP_BYTES_MAX, &help, &status, err) < 0) {
-        *out_absent = err->code == ERR_NOT_FOUND || err->code == ERR_DENIED;
-        return -1;
-    }
-    if (status == 0 && strstr(help, "--manifest") != NULL)
+    if (guest_tool_probe(c, argv, "--manifest", out_absent, err) == 0)
         return 0;
-    *out_absent = true;
-    return error_set(err, ERR_NOT_AVAILABLE,
-                     "'%s' does not know --manifest: hyper2kvm 0.1.0 or later is needed",
-                     program->words[program->count - 1]);
+    if (err->code == ERR_NOT_AVAILABLE)
+        return error_wrap(err, "hyper2kvm 0.1.0 or later is needed");
+    return -1;
 }
 
 /* The configured program, else the one on PATH, else the Python module. */
@@ -95,20 +80,6 @@ static int find_program(const struct conversion *c, struct program *out, bool *o
 
 /* ---- while it runs ---- */
 
-static void on_start(void *arg, pid_t pid)
-{
-    const struct call *call = arg;
-
-    stage_note_child(call->stage, pid);
-}
-
-static enum log_level level_of(const char *line)
-{
-    if (strstr(line, "ERROR") != NULL || strstr(line, "CRITICAL") != NULL)
-        return LOG_LEVEL_ERROR;
-    return strstr(line, "WARNING") != NULL ? LOG_LEVEL_WARN : LOG_LEVEL_INFO;
-}
-
 /* Its messages may span lines, so the words count wherever they stand. */
 static void on_line(void *arg, const char *line)
 {
@@ -117,9 +88,6 @@ static void on_line(void *arg, const char *line)
     if (strcasestr(line, "stage failed") != NULL ||
         strcasestr(line, "read-only file system") != NULL)
         call->not_fixed = true;
-    call->lines++;
-    if (call->lines <= LOG_LINES_MAX)
-        worker_task_log(call->c->task, level_of(line), "hyper2kvm: %s", line);
 }
 
 /* The size of what it writes against what there is to read. */
@@ -140,62 +108,27 @@ static void on_tick(void *arg)
     worker_task_progress(call->c->task, &progress);
 }
 
-/* KVM that is there but not for us makes the appliance hang; without the module nbd hyper2kvm
- * cannot open guests by itself. Who sets these variables for this service knows better. */
-static void guest_access(const char *out[3])
-{
-    size_t n = 0;
-
-    if (access("/dev/kvm", R_OK | W_OK) < 0)
-        out[n++] = "LIBGUESTFS_BACKEND_SETTINGS=force_tcg";
-    if (access("/dev/nbd0", F_OK) < 0)
-        out[n++] = "HYPER2KVM_GUESTFS_BACKEND=libguestfs";
-    out[n] = NULL;
-}
-
 static int run(struct call *call, const struct program *program, struct error *err)
 {
     struct conversion *c = call->c;
     autofree char *document = xasprintf("%s/manifest.json", call->stage->dir);
-    autofree char *tmp = xasprintf("TMPDIR=%s", call->stage->tmp);
     auto_json *json = stage_document(c, call->stage);
     autofree char *text = json_text(json);
     const char *const arguments[] = {"--manifest", document, NULL};
-    const char *const env[] = {"LIBGUESTFS_BACKEND=direct", "LC_ALL=C.UTF-8", tmp, NULL};
-    const char *env_if[3];
     const char *argv[WORDS_MAX];
-    struct child_options options = {
-        .argv = argv,
-        .env = env,
-        .env_if = env_if,
-        .stopped = worker_task_stopped(c->task),
-        .timeout_ms = c->timeout_ms,
-        .silence_ms = c->bridge->hyper2kvm.stuck_after_ms,
-        .started = on_start,
-        .line = on_line,
-        .tick = on_tick,
-        .arg = call,
-    };
-    int status = 0;
+    const struct guest_tool tool = {.c = c,
+                                    .stage = call->stage,
+                                    .name = "hyper2kvm",
+                                    .argv = argv,
+                                    .tmp = "TMPDIR",
+                                    .line = on_line,
+                                    .tick = on_tick,
+                                    .arg = call};
 
     if (file_write_atomic(document, text, strlen(text), 0640, err) < 0)
         return -1;
     command_line(program, arguments, argv);
-    guest_access(env_if);
-    worker_task_log(c->task, LOG_LEVEL_INFO, "calling %s --manifest", argv[0]);
-    if (child_run(&options, &status, err) < 0)
-        return -1;
-    if (call->lines > LOG_LINES_MAX) {
-        worker_task_log(c->task, LOG_LEVEL_WARN, "hyper2kvm printed %zu more lines",
-                        call->lines - LOG_LINES_MAX);
-    }
-    if (status > 128)
-        return error_set(err, ERR_INTERNAL, "hyper2kvm was ended by signal %d", status - 128);
-    if (status != 0) {
-        return error_set(err, ERR_INTERNAL, "hyper2kvm ended with status %d; see the job log",
-                         status);
-    }
-    return 0;
+    return guest_tool_run(&tool, err);
 }
 
 /* ---- what it left ---- */
@@ -221,16 +154,6 @@ static int check_report(const struct call *call, const char *path, struct error 
     return 0;
 }
 
-/* Without stage convert hyper2kvm changes its work copies only. */
-static int copy_disks(const struct call *call, struct error *err)
-{
-    for (size_t i = 0; i < call->stage->count; i++) {
-        if (stage_copy_disk(call->c, call->stage, i, err) < 0)
-            return -1;
-    }
-    return 0;
-}
-
 static int finish(struct call *call, struct error *err)
 {
     struct conversion *c = call->c;
@@ -240,7 +163,8 @@ static int finish(struct call *call, struct error *err)
     int rc;
 
     if (check_report(call, report, err) < 0 ||
-        (!convert_stage(c, "convert") && copy_disks(call, err) < 0))
+        /* without that stage hyper2kvm changes its work copies only */
+        (!convert_stage(c, "convert") && stage_copy_disks(c, call->stage, err) < 0))
         return -1;
     if (!fixed) {
         convert_remark(c->not_done, call->not_fixed

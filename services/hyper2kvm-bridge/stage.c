@@ -152,6 +152,15 @@ int stage_copy_disk(const struct conversion *c, const struct stage *stage, size_
     return 0;
 }
 
+int stage_copy_disks(const struct conversion *c, const struct stage *stage, struct error *err)
+{
+    for (size_t i = 0; i < stage->count; i++) {
+        if (stage_copy_disk(c, stage, i, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* ---- the area ---- */
 
 /* Is the lock file that we hold still the one in the directory? Its holder may have removed it. */

@@ -51,6 +51,9 @@ MUST_CHECK int stage_qemu_img(const struct conversion *c, const struct stage *st
 /* Copies what disk `index` holds by now (overlay and all) to out/<id>.<format>. */
 MUST_CHECK int stage_copy_disk(const struct conversion *c, const struct stage *stage, size_t index,
                                struct error *err);
+/* All of them. */
+MUST_CHECK int stage_copy_disks(const struct conversion *c, const struct stage *stage,
+                                struct error *err);
 /* out/<id>.<format>; caller frees. */
 char *stage_image(const struct conversion *c, const struct stage *stage, size_t index);
 /* rm -r */

@@ -80,13 +80,13 @@ class Export:
 
 
 class Program:
-    """The scripted hyper2kvm in a directory of its own."""
+    """A scripted program of tests/fakes in a directory of its own."""
 
-    def __init__(self, directory, mode="success", **scenario):
+    def __init__(self, directory, mode="success", name="hyper2kvm", **scenario):
         self.directory = pathlib.Path(directory)
         self.directory.mkdir()
-        self.path = self.directory / "hyper2kvm"
-        shutil.copy(ROOT / "tests" / "fakes" / "hyper2kvm", self.path)
+        self.path = self.directory / name
+        shutil.copy(ROOT / "tests" / "fakes" / name, self.path)
         self.set(mode, **scenario)
 
     def set(self, mode, **scenario):
@@ -99,7 +99,7 @@ class Program:
     def wait_pids(self, deadline=30):
         """The processes of a hanging call."""
         path = self.directory / "pids.json"
-        return wait_for(lambda: json.loads(path.read_text()), deadline, "hyper2kvm hangs")
+        return wait_for(lambda: json.loads(path.read_text()), deadline, f"{self.path.name} hangs")
 
     def forget_pids(self):
         (self.directory / "pids.json").unlink()

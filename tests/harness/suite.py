@@ -93,7 +93,7 @@ class Suite:
             "export": {"base_path": str(self.exports)},
             "hyper2kvm": {"watch_dir": str(self.directory / "watch"),
                           "output_dir": str(self.directory / "images"),
-                          "poll_interval": "200ms"},
+                          "virt_v2v": "never", "poll_interval": "200ms"},
             "webhooks": {"allow_private": True},
             "metrics": {"address": f"127.0.0.1:{self.port('metrics')}"},
             "retry": {"initial_delay": "200ms", "max_delay": "2s"},
