@@ -92,8 +92,8 @@ static void description_release(struct description *d)
 #define auto_description CLEANUP(description_release) struct description
 
 /* member: NULL, or the disk is that member of the OVA `path`. */
-static void add_disk(struct description *d, const char *path, const char *member,
-                     const char *format, uint64_t file_bytes, uint64_t capacity)
+static struct vm_disk *add_disk(struct description *d, const char *path, const char *member,
+                                const char *format, uint64_t file_bytes, uint64_t capacity)
 {
     struct vm_disk *disk = vm_add_disk(&d->vm);
     size_t i = d->count++;
@@ -106,6 +106,7 @@ static void add_disk(struct description *d, const char *path, const char *member
                                          .member = d->members[i],
                                          .path = d->paths[i],
                                          .file_bytes = file_bytes};
+    return disk;
 }
 
 static int build(const struct description *d, const char *method, json_t **out, struct error *err)
@@ -123,6 +124,14 @@ static int build(const struct description *d, const char *method, json_t **out, 
 }
 
 /* ---- OVF and OVA ---- */
+
+static void place_disk(struct vm_disk *to, const struct ovf_disk_entry *disk)
+{
+    vm_set_text(&to->controller_type, disk->controller_type);
+    vm_set_text(&to->controller_model, disk->controller_model);
+    to->controller_bus = disk->controller_bus;
+    to->unit = disk->unit;
+}
 
 static int add_ovf_disks(struct description *d, const char *path, const struct ovf *ovf,
                          const struct ova *package, struct error *err)
@@ -149,10 +158,29 @@ static int add_ovf_disks(struct description *d, const char *path, const struct o
             return error_set(err, ERR_NOT_FOUND, "disk file '%.256s' is missing", file);
         if (convert_detect(file, member == NULL ? 0 : member->offset, href, &format, err) < 0)
             return -1;
-        add_disk(d, file, member == NULL ? NULL : href, format,
-                 member == NULL ? (uint64_t)st.st_size : member->bytes, disk->capacity_bytes);
+        place_disk(add_disk(d, file, member == NULL ? NULL : href, format,
+                            member == NULL ? (uint64_t)st.st_size : member->bytes,
+                            disk->capacity_bytes),
+                   disk);
     }
     return 0;
+}
+
+static void take_machine(struct vm *vm, const struct ovf *ovf)
+{
+    vm_set_text(&vm->name, ovf->name);
+    vm->num_cpu = ovf->cpu_count;
+    vm->memory_mb = ovf->memory_mb;
+    vm->firmware = ovf->firmware == VM_FIRMWARE_UNKNOWN ? VM_FIRMWARE_BIOS : ovf->firmware;
+    vm->secure_boot = ovf->secure_boot;
+    vm_set_text(&vm->guest_id, ovf->os_type);
+    vm_set_text(&vm->guest_os, ovf->os_name);
+    for (size_t i = 0; i < ovf->nic_count; i++) {
+        struct vm_nic *nic = vm_add_nic(vm);
+        vm_set_text(&nic->mac, ovf->nics[i].mac);
+        vm_set_text(&nic->network, ovf->nics[i].network);
+        vm_set_text(&nic->model, ovf->nics[i].model);
+    }
 }
 
 static int from_ovf(const char *path, const char *text, size_t size, const struct ova *package,
@@ -164,11 +192,7 @@ static int from_ovf(const char *path, const char *text, size_t size, const struc
     vm_init(&d.vm);
     if (ovf_read(text, size, &ovf, err) < 0 || add_ovf_disks(&d, path, ovf, package, err) < 0)
         return error_wrap(err, "'%.256s'", path);
-    vm_set_text(&d.vm.name, ovf->name);
-    d.vm.num_cpu = ovf->cpu_count;
-    d.vm.memory_mb = ovf->memory_mb;
-    d.vm.firmware = ovf->firmware == VM_FIRMWARE_UNKNOWN ? VM_FIRMWARE_BIOS : ovf->firmware;
-    d.vm.secure_boot = ovf->secure_boot;
+    take_machine(&d.vm, ovf);
     return build(&d, package == NULL ? "ovf" : "ova", out, err);
 }
 

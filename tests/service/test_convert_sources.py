@@ -3,6 +3,7 @@ import pathlib
 import shutil
 import subprocess
 import tarfile
+import xml.etree.ElementTree as ET
 
 import pytest
 
@@ -20,7 +21,11 @@ OVF = """<?xml version="1.0" encoding="UTF-8"?>
   xmlns:rasd="http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData">
  <References>{files}</References>
  <DiskSection><Info>disks</Info>{disks}</DiskSection>
+ <NetworkSection><Info>nets</Info><Network ovf:name="Büro &amp; co"/></NetworkSection>
  <VirtualSystem ovf:id="shop"><Info>a machine</Info><Name>shop &amp; co</Name>
+  <OperatingSystemSection ovf:id="112" vmw:osType="windows9Server64Guest"
+   xmlns:vmw="http://www.vmware.com/schema/ovf"><Info>guest</Info>
+   <Description>Microsoft Windows Server 2016</Description></OperatingSystemSection>
   <VirtualHardwareSection><Info>hardware</Info>
    <Item><rasd:InstanceID>1</rasd:InstanceID><rasd:ElementName>cpu</rasd:ElementName>
     <rasd:ResourceType>3</rasd:ResourceType><rasd:VirtualQuantity>2</rasd:VirtualQuantity></Item>
@@ -28,7 +33,14 @@ OVF = """<?xml version="1.0" encoding="UTF-8"?>
     <rasd:AllocationUnits>byte * 2^20</rasd:AllocationUnits>
     <rasd:ResourceType>4</rasd:ResourceType><rasd:VirtualQuantity>768</rasd:VirtualQuantity></Item>
    <Item><rasd:InstanceID>3</rasd:InstanceID><rasd:ElementName>scsi</rasd:ElementName>
-    <rasd:ResourceType>6</rasd:ResourceType></Item>{items}
+    <rasd:ResourceSubType>lsilogicsas</rasd:ResourceSubType>
+    <rasd:ResourceType>6</rasd:ResourceType></Item>
+   <Item><rasd:Address>00-50-56-AA-BB-07</rasd:Address><rasd:Connection>Büro &amp; co</rasd:Connection>
+    <rasd:InstanceID>4</rasd:InstanceID><rasd:ElementName>card 1</rasd:ElementName>
+    <rasd:ResourceSubType>VmxNet3</rasd:ResourceSubType><rasd:ResourceType>10</rasd:ResourceType></Item>
+   <Item><rasd:Address>7</rasd:Address><rasd:InstanceID>5</rasd:InstanceID>
+    <rasd:ElementName>card 2</rasd:ElementName>
+    <rasd:ResourceSubType>PCNet32</rasd:ResourceSubType><rasd:ResourceType>10</rasd:ResourceType></Item>{items}
   </VirtualHardwareSection></VirtualSystem></Envelope>"""
 
 
@@ -105,6 +117,15 @@ def test_an_ovf_of_strangers_becomes_images_and_a_domain(bridge, base, raws, pac
         images.compare(raw, made, "qcow2")
     domain = pathlib.Path(result["domain_xml"]).read_text()
     assert "shop &amp; co" in domain and "<memory unit='KiB'>786432<" in domain
+    devices = ET.fromstring(domain).find("devices")
+    assert [d.find("target").get("bus") for d in devices.findall("disk")] == ["scsi", "scsi"]
+    assert devices.find("controller[@type='scsi']").get("model") == "lsisas1068"
+    cards = devices.findall("interface")
+    assert [c.find("model").get("type") for c in cards] == ["vmxnet3", "e1000"]
+    assert cards[0].find("mac").get("address") == "00:50:56:aa:bb:07"
+    assert cards[1].find("mac") is None, "what is no address is not taken for one"
+    assert "<clock offset='localtime'>" in domain, "a Windows guest"
+    assert any("Büro & co" in w and "not mapped" in w for w in result["warnings"])
     assert state(base) == before and c.staged() == []
 
 

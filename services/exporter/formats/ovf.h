@@ -9,6 +9,7 @@
 #define OVF_DEPTH_MAX 32
 #define OVF_NODES_MAX 100000
 #define OVF_FILES_MAX 1000 /* as for OVA members */
+#define OVF_NICS_MAX  VM_NICS_MAX
 
 struct ovf_disk {          /* a streamOptimized VMDK that is complete; borrowed */
     const char *file_name; /* base name, as on disk */
@@ -34,6 +35,17 @@ struct ovf_disk_entry {
     size_t file; /* index into files; SIZE_MAX: an empty disk */
     uint64_t capacity_bytes;
     uint64_t populated_bytes;
+    /* Of the hardware item that holds it, in the words of struct vm_disk; "" and 0: none says. */
+    const char *controller_type;
+    const char *controller_model;
+    uint32_t controller_bus;
+    uint32_t unit;
+};
+
+struct ovf_nic_entry {
+    char *mac;         /* lower case, colons; "": the importer makes one */
+    char *network;     /* as NetworkSection lists it, or "" */
+    const char *model; /* as in struct vm_nic, "" when it is none of those */
 };
 
 struct ovf {
@@ -46,6 +58,9 @@ struct ovf {
     bool secure_boot;
     uint32_t cpu_count;
     uint64_t memory_mb;
+    char *os_type; /* VMware's guest id (vmw:osType), or "" */
+    char *os_name; /* for people, or "" */
+    struct ovf_nic_entry *nics;
     size_t nic_count;
 };
 

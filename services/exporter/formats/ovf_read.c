@@ -6,10 +6,12 @@
  * - Elements are found by local name in either OVF namespace; attributes with or without prefix,
  *   since both are in the wild. */
 #include <errno.h>
+#include <fnmatch.h>
 #include <inttypes.h>
 #include <libxml/parser.h>
 #include <libxml/tree.h>
 #include <string.h>
+#include <strings.h>
 #include <sys/stat.h>
 
 #include "common/autos.h"
@@ -25,15 +27,31 @@
 #define CPU_MAX         4096
 #define UNIT_POWER_MAX  60
 #define ITEMS_MAX       1024
+#define HEX             "[0-9a-f][0-9a-f]"
+#define MAC_PATTERN     HEX ":" HEX ":" HEX ":" HEX ":" HEX ":" HEX
 #define RESOURCE_CPU    3
 #define RESOURCE_MEMORY 4
+#define RESOURCE_IDE    5
+#define RESOURCE_SCSI   6
 #define RESOURCE_NIC    10
 #define RESOURCE_DISK   17
+#define RESOURCE_SATA   20
+
+#define MAC_LENGTH 17 /* 00:50:56:aa:bb:01 */
+
+struct item { /* of the virtual hardware; half-read ones have NULLs */
+    char *instance;
+    char *parent;
+    char *sub_type;
+    uint64_t type;
+    uint64_t address; /* of a controller */
+    uint64_t unit;    /* on its parent */
+    size_t disk;      /* index into ovf->disks; SIZE_MAX: it holds none */
+};
 
 struct reader {
     struct ovf *ovf;
-    char *instances[ITEMS_MAX];
-    char *parents[ITEMS_MAX];
+    struct item items[ITEMS_MAX];
     size_t item_count;
     char **networks;
     size_t network_count;
@@ -223,7 +241,8 @@ static int read_disk_entry(struct ovf *ovf, const xmlNode *node, struct error *e
         return error_set(err, ERR_LIMIT, "more than %d disks", OVF_FILES_MAX);
     ovf->disks = xreallocarray(ovf->disks, ovf->disk_count + 1, sizeof *ovf->disks);
     disk = &ovf->disks[ovf->disk_count++];
-    *disk = (struct ovf_disk_entry){.file = SIZE_MAX};
+    *disk =
+        (struct ovf_disk_entry){.file = SIZE_MAX, .controller_type = "", .controller_model = ""};
     if (required(node, "diskId", &disk->id, err) < 0 ||
         attribute(node, "fileRef", &file, err) < 0 ||
         required(node, "capacity", &capacity, err) < 0 ||
@@ -290,8 +309,10 @@ static int read_disk_node(struct reader *r, const xmlNode *node, struct error *e
     return read_disk_entry(r->ovf, node, err);
 }
 
-static int check_host_resource(const struct ovf *ovf, const xmlNode *node, struct error *err)
+static int read_host_resource(struct reader *r, struct item *item, const xmlNode *node,
+                              struct error *err)
 {
+    const struct ovf *ovf = r->ovf;
     autofree char *resource = NULL;
     const char *id;
 
@@ -300,8 +321,10 @@ static int check_host_resource(const struct ovf *ovf, const xmlNode *node, struc
     id = strncmp(resource, "ovf:", 4) == 0 ? resource + 4 : resource;
     if (strncmp(id, "/disk/", 6) == 0) {
         for (size_t i = 0; i < ovf->disk_count; i++) {
-            if (strcmp(ovf->disks[i].id, id + 6) == 0)
+            if (strcmp(ovf->disks[i].id, id + 6) == 0) {
+                item->disk = i;
                 return 0;
+            }
         }
     } else if (strncmp(id, "/file/", 6) == 0) {
         for (size_t i = 0; i < ovf->file_count; i++) {
@@ -313,12 +336,11 @@ static int check_host_resource(const struct ovf *ovf, const xmlNode *node, struc
                      xmlGetLineNo(node), resource);
 }
 
-static int check_connection(const struct reader *r, const xmlNode *node, struct error *err)
-{
-    autofree char *name = NULL;
+/* ---- network cards ---- */
 
-    if (child_text(node, "Connection", &name, err) < 0)
-        return -1;
+static int check_network(const struct reader *r, const xmlNode *node, const char *name,
+                         struct error *err)
+{
     if (name[0] == '\0')
         return 0;
     for (size_t i = 0; i < r->network_count; i++) {
@@ -328,6 +350,51 @@ static int check_connection(const struct reader *r, const xmlNode *node, struct 
     return error_set(err, ERR_CORRUPT, "line %ld: network '%.255s' is not listed",
                      xmlGetLineNo(node), name);
 }
+
+/* In place: lower case with colons, or "" when it is no MAC address. */
+static void tidy_mac(char *mac)
+{
+    for (char *p = mac; *p != '\0'; p++) {
+        if (*p == '-')
+            *p = ':';
+        if (*p >= 'A' && *p <= 'F')
+            *p = (char)(*p - 'A' + 'a');
+    }
+    if (fnmatch(MAC_PATTERN, mac, 0) != 0)
+        mac[0] = '\0';
+}
+
+static const char *nic_model(const char *sub_type)
+{
+    static const char *const models[] = {"vmxnet3", "vmxnet2", "e1000e", "e1000", "pcnet32"};
+
+    for (size_t i = 0; i < ARRAY_LEN(models); i++) {
+        if (strcasecmp(sub_type, models[i]) == 0)
+            return models[i];
+    }
+    return "";
+}
+
+static int read_nic(struct reader *r, const struct item *item, const xmlNode *node,
+                    struct error *err)
+{
+    struct ovf *ovf = r->ovf;
+    struct ovf_nic_entry *nic;
+
+    if (ovf->nic_count == OVF_NICS_MAX)
+        return error_set(err, ERR_LIMIT, "more than %d network cards", OVF_NICS_MAX);
+    ovf->nics = xreallocarray(ovf->nics, ovf->nic_count + 1, sizeof *ovf->nics);
+    nic = &ovf->nics[ovf->nic_count++];
+    *nic = (struct ovf_nic_entry){.model = nic_model(item->sub_type)};
+    if (child_text(node, "Connection", &nic->network, err) < 0 ||
+        child_text(node, "Address", &nic->mac, err) < 0 ||
+        check_network(r, node, nic->network, err) < 0)
+        return -1;
+    tidy_mac(nic->mac);
+    return 0;
+}
+
+/* ---- hardware items ---- */
 
 static int read_quantity(struct reader *r, const xmlNode *node, uint64_t type, struct error *err)
 {
@@ -356,50 +423,114 @@ static int read_quantity(struct reader *r, const xmlNode *node, uint64_t type, s
     return 0;
 }
 
-static int read_item(struct reader *r, const xmlNode *node, struct error *err)
+static int read_number(const xmlNode *node, const char *name, uint64_t max, uint64_t *out,
+                       struct error *err)
 {
-    autofree char *type_text = NULL;
-    uint64_t type = 0;
-    size_t i = r->item_count;
+    autofree char *text = NULL;
 
-    if (i == ITEMS_MAX)
-        return error_set(err, ERR_LIMIT, "more than %d hardware items", ITEMS_MAX);
-    r->item_count++; /* half-read entries are NULL and freed as such */
-    if (child_text(node, "InstanceID", &r->instances[i], err) < 0 ||
-        child_text(node, "Parent", &r->parents[i], err) < 0 ||
-        child_text(node, "ResourceType", &type_text, err) < 0 ||
-        number(node, "ResourceType", type_text, UINT16_MAX, &type, err) < 0)
-        return -1;
-    if (r->instances[i][0] == '\0')
+    return child_text(node, name, &text, err) < 0 ? -1 : number(node, name, text, max, out, err);
+}
+
+static int check_instance(const struct reader *r, const struct item *item, const xmlNode *node,
+                          struct error *err)
+{
+    if (item->instance[0] == '\0')
         return error_set(err, ERR_CORRUPT, "line %ld: item without InstanceID", xmlGetLineNo(node));
-    for (size_t j = 0; j < i; j++) {
-        if (strcmp(r->instances[i], r->instances[j]) == 0) {
+    for (const struct item *other = r->items; other < item; other++) {
+        if (strcmp(item->instance, other->instance) == 0) {
             return error_set(err, ERR_CORRUPT, "line %ld: InstanceID '%.64s' stands there twice",
-                             xmlGetLineNo(node), r->instances[i]);
+                             xmlGetLineNo(node), item->instance);
         }
-    }
-    if (type == RESOURCE_CPU || type == RESOURCE_MEMORY)
-        return read_quantity(r, node, type, err);
-    if (type == RESOURCE_DISK)
-        return check_host_resource(r->ovf, node, err);
-    if (type == RESOURCE_NIC) {
-        r->ovf->nic_count++;
-        return check_connection(r, node, err);
     }
     return 0;
 }
 
-static int check_parents(const struct reader *r, struct error *err)
+/* Where a device sits is a help, not a promise: what is no number is as if it were not there. */
+static uint64_t place(const xmlNode *node, const char *name)
+{
+    struct error ignored = ERROR_NONE;
+    uint64_t value = 0;
+
+    (void)!read_number(node, name, UINT16_MAX, &value, &ignored);
+    return value;
+}
+
+static int read_item(struct reader *r, const xmlNode *node, struct error *err)
+{
+    struct item *item = &r->items[r->item_count];
+
+    if (r->item_count == ITEMS_MAX)
+        return error_set(err, ERR_LIMIT, "more than %d hardware items", ITEMS_MAX);
+    r->item_count++;
+    *item = (struct item){.disk = SIZE_MAX,
+                          .address = place(node, "Address"),
+                          .unit = place(node, "AddressOnParent")};
+    if (child_text(node, "InstanceID", &item->instance, err) < 0 ||
+        child_text(node, "Parent", &item->parent, err) < 0 ||
+        child_text(node, "ResourceSubType", &item->sub_type, err) < 0 ||
+        read_number(node, "ResourceType", UINT16_MAX, &item->type, err) < 0 ||
+        check_instance(r, item, node, err) < 0)
+        return -1;
+    switch (item->type) {
+    case RESOURCE_CPU:
+    case RESOURCE_MEMORY:
+        return read_quantity(r, node, item->type, err);
+    case RESOURCE_DISK:
+        return read_host_resource(r, item, node, err);
+    case RESOURCE_NIC:
+        return read_nic(r, item, node, err);
+    default:
+        return 0;
+    }
+}
+
+/* Sub types are free text; these are what VMware and VirtualBox write. */
+static void place_disk(struct ovf_disk_entry *disk, const struct item *item,
+                       const struct item *controller)
+{
+    static const struct {
+        uint64_t type;
+        const char *sub_type; /* NULL: any */
+        const char *bus;
+        const char *model;
+    } known[] = {
+        {RESOURCE_IDE, NULL, "ide", "ide"},
+        {RESOURCE_SCSI, "lsilogicsas", "scsi", "lsisas1068"},
+        {RESOURCE_SCSI, "VirtualSCSI", "scsi", "pvscsi"},
+        {RESOURCE_SCSI, "buslogic", "scsi", "buslogic"},
+        {RESOURCE_SCSI, NULL, "scsi", "lsilogic"},
+        {RESOURCE_SATA, "vmware.nvme.controller", "nvme", "nvme"},
+        {RESOURCE_SATA, NULL, "sata", "ahci"},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(known); i++) {
+        if (known[i].type != controller->type ||
+            (known[i].sub_type != NULL && strcasecmp(known[i].sub_type, controller->sub_type) != 0))
+            continue;
+        disk->controller_type = known[i].bus;
+        disk->controller_model = known[i].model;
+        disk->controller_bus = (uint32_t)controller->address;
+        disk->unit = (uint32_t)item->unit;
+        return;
+    }
+}
+
+static int check_parents(struct reader *r, struct error *err)
 {
     for (size_t i = 0; i < r->item_count; i++) {
-        bool found = r->parents[i][0] == '\0';
-        for (size_t j = 0; j < r->item_count && !found; j++)
-            found = i != j && strcmp(r->parents[i], r->instances[j]) == 0;
-        if (!found) {
-            return error_set(err, ERR_CORRUPT,
-                             "item '%.64s' has parent '%.64s', which is not there", r->instances[i],
-                             r->parents[i]);
+        const struct item *item = &r->items[i];
+        const struct item *parent = NULL;
+        for (size_t j = 0; j < r->item_count && parent == NULL; j++) {
+            if (i != j && strcmp(item->parent, r->items[j].instance) == 0)
+                parent = &r->items[j];
         }
+        if (parent == NULL && item->parent[0] != '\0') {
+            return error_set(err, ERR_CORRUPT,
+                             "item '%.64s' has parent '%.64s', which is not there", item->instance,
+                             item->parent);
+        }
+        if (parent != NULL && item->disk != SIZE_MAX)
+            place_disk(&r->ovf->disks[item->disk], item, parent);
     }
     return 0;
 }
@@ -418,6 +549,21 @@ static int read_config(struct ovf *ovf, const xmlNode *node, struct error *err)
     return 0;
 }
 
+/* Only ours and VMware's say which guest it is; the number of the standard names no version. */
+static int read_guest(struct ovf *ovf, const xmlNode *system, struct error *err)
+{
+    const xmlNode *guest = child(system, "OperatingSystemSection");
+
+    if (guest == NULL) {
+        ovf->os_type = xstrdup("");
+        ovf->os_name = xstrdup("");
+        return 0;
+    }
+    if (attribute(guest, "osType", &ovf->os_type, err) < 0)
+        return -1;
+    return child_text(guest, "Description", &ovf->os_name, err);
+}
+
 static int read_system(struct reader *r, const xmlNode *system, struct error *err)
 {
     const xmlNode *hardware = child(system, "VirtualHardwareSection");
@@ -431,6 +577,8 @@ static int read_system(struct reader *r, const xmlNode *system, struct error *er
     }
     if (hardware == NULL)
         return error_set(err, ERR_CORRUPT, "no VirtualHardwareSection");
+    if (read_guest(r->ovf, system, err) < 0)
+        return -1;
     for (xmlNode *n = hardware->children; n != NULL; n = n->next) {
         if (is_named(n, "Item") && read_item(r, n, err) < 0)
             return -1;
@@ -515,8 +663,9 @@ static int parse_tree(const char *text, size_t size, xmlDoc **out, struct error 
 static void reader_release(struct reader *r)
 {
     for (size_t i = 0; i < r->item_count; i++) {
-        free(r->instances[i]);
-        free(r->parents[i]);
+        free(r->items[i].instance);
+        free(r->items[i].parent);
+        free(r->items[i].sub_type);
     }
     for (size_t i = 0; i < r->network_count; i++)
         free(r->networks[i]);
@@ -550,6 +699,13 @@ void ovf_free(struct ovf *ovf)
     }
     for (size_t i = 0; i < ovf->disk_count; i++)
         free(ovf->disks[i].id);
+    for (size_t i = 0; i < ovf->nic_count; i++) {
+        free(ovf->nics[i].mac);
+        free(ovf->nics[i].network);
+    }
+    free(ovf->nics);
+    free(ovf->os_type);
+    free(ovf->os_name);
     free(ovf->files);
     free(ovf->disks);
     free(ovf->name);
