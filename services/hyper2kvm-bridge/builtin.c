@@ -9,7 +9,7 @@
 #include "services/exporter/engine/image_copy.h"
 #include "stage.h"
 
-#define READERS 2 /* inflating and hashing; more images are converted at the same time */
+#define THREADS 2 /* inflating and hashing; more images are converted at the same time */
 
 /* ---- no copy ---- */
 
@@ -87,7 +87,7 @@ static int rewrite_disk(struct rewrite *rewrite, size_t i, const char *image, st
     };
     const struct image_copy_options options = {
         .image = convert_part(c, i),
-        .readers = READERS,
+        .threads = THREADS,
         .journal_path = journal,
         .outputs = &output,
         .output_count = 1,
@@ -102,7 +102,7 @@ static int rewrite_disk(struct rewrite *rewrite, size_t i, const char *image, st
         return error_wrap(err, "disk %zu", i + 1);
     if (copy_verify(&(struct copy_verify_options){.image = {.path = image, .format = c->format},
                                                   .leaves = result.leaves,
-                                                  .threads = READERS,
+                                                  .threads = THREADS,
                                                   .stopped = options.stopped},
                     err) < 0)
         return error_wrap(err, "disk %zu, read back", i + 1);

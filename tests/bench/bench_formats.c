@@ -20,7 +20,7 @@
 
 #define DISK_MIB_DEFAULT 512U
 #define RUNS_DEFAULT     3U
-#define READERS          2U
+#define THREADS          2U
 #define RUN_BYTES        (4 * MIB) /* data and holes take turns */
 #define PROGRAM_ARGS_MAX 16U
 #define REFERENCES_MAX   4U
@@ -215,17 +215,17 @@ static void *ceiling_main(void *arg)
 static int run_ceiling(struct figure *figure, uint64_t size, uint32_t run, struct error *err)
 {
     struct ceiling ceiling = {.figure = figure, .size = size};
-    pthread_t threads[READERS];
+    pthread_t threads[THREADS];
     unsigned int started = 0;
     int64_t start = clock_mono_ns();
 
-    while (started < READERS &&
+    while (started < THREADS &&
            pthread_create(&threads[started], NULL, ceiling_main, &ceiling) == 0)
         started++;
     for (unsigned int i = 0; i < started; i++)
         (void)pthread_join(threads[i], NULL);
     figure->ceiling_seconds[run] = (double)(clock_mono_ns() - start) / 1e9;
-    if (started < READERS || atomic_load(&ceiling.failed))
+    if (started < THREADS || atomic_load(&ceiling.failed))
         return error_set(err, ERR_INTERNAL, "cannot read '%s'", figure->source);
     return 0;
 }
@@ -237,7 +237,7 @@ static int run_copy(struct figure *figure, uint32_t run, struct error *err)
     struct copy_output output = {.format = figure->format, .path = out, .file_name = "ours"};
     const struct image_copy_options options = {
         .image = {.path = in, .format = figure->source_format},
-        .readers = READERS,
+        .threads = THREADS,
         .outputs = &output,
         .output_count = 1,
         .no_hash = !figure->hash,
@@ -251,7 +251,7 @@ static int run_copy(struct figure *figure, uint32_t run, struct error *err)
     const struct copy_verify_options check = {
         .image = {.path = out, .format = figure->format->name},
         .leaves = result.leaves,
-        .threads = READERS,
+        .threads = THREADS,
     };
     if (run == 0 && result.leaves != NULL && copy_verify(&check, err) < 0)
         return -1;

@@ -176,9 +176,10 @@ static int readers_start(struct copy_run *run, struct threads *threads, unsigned
 
 static int threads_start(struct copy_run *run, struct threads *threads, struct error *err)
 {
+    bool local = run->options->provider->local;
     unsigned int wanted =
-        run->options->readers < READERS_START ? run->options->readers : READERS_START;
-    unsigned int count = worker_count();
+        local || run->options->readers < READERS_START ? run->options->readers : READERS_START;
+    unsigned int count = local ? 0 : worker_count();
 
     run->readers_wanted = wanted;
     run->room = COPY_PIECES_PER_READER * (run->ordered ? run->options->readers : wanted);
@@ -220,6 +221,8 @@ static const char *limit_name(struct copy_run *run, struct tuning *tuning, int64
     uint64_t rate_wait = grown(&run->times.rate_wait, &tuning->rate_wait);
     uint64_t readers_ns = (uint64_t)took_ms * 1000000 * run->readers_wanted;
 
+    if (run->options->provider->local) /* its readers do not wait for workers, they are those */
+        wait += write + cpu;
     if (rate_wait > wait && rate_wait * 100 >= readers_ns * WAITING_PERCENT)
         return "rate_limit";
     if (wait * 100 < readers_ns * WAITING_PERCENT)

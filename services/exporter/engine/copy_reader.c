@@ -210,6 +210,14 @@ static struct copy_piece *piece_at(struct copy_reader *reader, uint64_t offset, 
     return piece;
 }
 
+static int deliver(struct copy_run *run, struct copy_piece *piece, struct error *err)
+{
+    if (run->options->provider->local)
+        return copy_piece_work(run, piece, err);
+    copy_piece_queue(run, piece);
+    return 0;
+}
+
 static int emit_zeros(struct copy_reader *reader, uint64_t offset, uint64_t length,
                       struct error *err)
 {
@@ -217,8 +225,7 @@ static int emit_zeros(struct copy_reader *reader, uint64_t offset, uint64_t leng
 
     if (piece == NULL)
         return error_set(err, ERR_CANCELLED, "the copy has ended");
-    copy_piece_queue(reader->run, piece);
-    return 0;
+    return deliver(reader->run, piece, err);
 }
 
 /* The piece at reader->position, with a buffer. */
@@ -238,13 +245,14 @@ static int need_piece(struct copy_reader *reader, struct error *err)
     return 0;
 }
 
-static void got(struct copy_reader *reader, size_t length)
+static int got(struct copy_reader *reader, size_t length, struct error *err)
 {
     reader->filled += length;
     reader->position += length;
     atomic_fetch_add(&reader->run->transferred, length);
-    if (reader->filled == reader->piece->length)
-        copy_piece_queue(reader->run, STEAL(reader->piece));
+    if (reader->filled < reader->piece->length)
+        return 0;
+    return deliver(reader->run, STEAL(reader->piece), err);
 }
 
 struct stream {
@@ -266,7 +274,8 @@ static int stream_take(void *arg, const void *data, size_t length, struct error 
             return -1;
         n = (size_t)min_u64(length, reader->piece->length - reader->filled);
         memcpy(reader->piece->data + reader->filled, bytes, n);
-        got(reader, n);
+        if (got(reader, n, err) < 0)
+            return -1;
         bytes += n;
         length -= n;
     }
@@ -281,9 +290,9 @@ static int read_pieces(struct copy_reader *reader, uint64_t end, struct error *e
         if (need_piece(reader, err) < 0)
             return -1;
         if (source->ops->read(source, reader->piece->data, (size_t)reader->piece->length,
-                              reader->position, err) < 0)
+                              reader->position, err) < 0 ||
+            got(reader, (size_t)reader->piece->length, err) < 0)
             return -1;
-        got(reader, (size_t)reader->piece->length);
     }
     return 0;
 }

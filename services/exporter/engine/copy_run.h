@@ -5,6 +5,7 @@
  * - Readers (copy_reader.c) claim units of the disk in rising order, fill pieces, queue them.
  * - Workers (copy_worker.c) take pieces: zero test, leaf digest, write to the outputs that take any
  *   order, encode for the ordered ones. Whoever has the next piece in order writes it there.
+ * - A local source has no workers: the reader works on its piece while the processor has it warm.
  *
  * Bounds. Every queued thing, also a run of zeros, is a piece with a ticket; tickets rise with the
  * offset. Without ordered outputs at most `room` pieces are alive. With them a piece is let in only
@@ -138,6 +139,8 @@ void *copy_worker_main(void *run);
 struct copy_piece *copy_piece_new(struct copy_run *run, uint64_t ticket);
 void copy_piece_take_buffer(struct copy_run *run, struct copy_piece *piece);
 void copy_piece_queue(struct copy_run *run, struct copy_piece *piece);
+/* What a worker does with a piece; takes it. */
+MUST_CHECK int copy_piece_work(struct copy_run *run, struct copy_piece *piece, struct error *err);
 void copy_piece_free(struct copy_piece *piece); /* after the threads are gone; NULL-safe */
 /* Waits at most that long; the mutex of the run is held. */
 void copy_wait_ms(struct copy_run *run, pthread_cond_t *cond, int64_t ms);

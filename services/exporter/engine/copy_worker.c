@@ -294,7 +294,7 @@ static int process(struct copy_run *run, struct copy_piece *piece, struct error 
     return run->ordered ? encode(run, piece, err) : 0;
 }
 
-static int work_take(struct copy_run *run, struct copy_piece *piece, struct error *err)
+int copy_piece_work(struct copy_run *run, struct copy_piece *piece, struct error *err)
 {
     if (process(run, piece, err) < 0) {
         copy_piece_free(piece);
@@ -334,7 +334,7 @@ void *copy_worker_main(void *arg)
 
     while ((piece = next_piece(run)) != NULL) {
         struct error err = ERROR_NONE;
-        if (work_take(run, piece, &err) < 0) {
+        if (copy_piece_work(run, piece, &err) < 0) {
             copy_fail(run, &err);
             break;
         }

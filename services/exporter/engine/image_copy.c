@@ -103,6 +103,7 @@ static int disk_mark(struct provider_session *session, const struct frozen_vm *f
 static const struct provider image_provider = {
     .name = "image",
     .parallel_reads_max = COPY_READERS_MAX,
+    .local = true,
     .disk_open = disk_open,
     .disk_read = disk_read,
     .disk_extents = disk_extents,
@@ -122,7 +123,7 @@ int image_copy(const struct image_copy_options *options, struct copy_result *out
         .session = &session,
         .frozen = &frozen,
         .chunk_bytes = CHUNK_BYTES,
-        .readers = options->readers,
+        .readers = 2 * options->threads, /* half of them may wait for the disk */
         .journal_path = options->journal_path,
         .identity = mark,
         .outputs = options->outputs,
@@ -134,6 +135,7 @@ int image_copy(const struct image_copy_options *options, struct copy_result *out
         .arg = options->arg,
     };
 
+    assert(options->threads > 0 && options->threads <= IMAGE_COPY_THREADS_MAX);
     if (image_open_part(&options->image, &image, err) < 0 || mark_of(image, mark, err) < 0)
         return -1;
     disk.size_bytes = image_size_bytes(image);

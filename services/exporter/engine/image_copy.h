@@ -6,9 +6,11 @@
 #include "services/exporter/engine/copy.h"
 #include "services/exporter/formats/image.h"
 
+#define IMAGE_COPY_THREADS_MAX (COPY_READERS_MAX / 2)
+
 struct image_copy_options {
     struct image_part image; /* no chains: image_open's rules */
-    unsigned int readers;    /* each opens the image itself and inflates its own grains */
+    unsigned int threads;    /* busy ones, 1 to IMAGE_COPY_THREADS_MAX; each reads for itself */
     const char *journal_path;
     const struct copy_output *outputs;
     size_t output_count;

@@ -87,6 +87,7 @@ struct provider {
     const struct provider_method *methods; /* ends with {0} */
     bool snapshots;                        /* prepare() freezes running VMs by one */
     unsigned int parallel_reads_max;       /* useful connections per disk */
+    bool local; /* reading is work for this machine, not waiting for another one */
     size_t config_size;
     const struct config_key *config_keys; /* settings of one instance; secrets marked */
 

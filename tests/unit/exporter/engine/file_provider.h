@@ -185,6 +185,16 @@ __attribute__((unused)) static const struct provider stream_provider = {
     .disk_stream = file_disk_stream,
 };
 
+__attribute__((unused)) static const struct provider local_provider = {
+    .name = "local",
+    .parallel_reads_max = PROVIDER_PARALLEL_READS_MAX,
+    .local = true,
+    .disk_open = file_disk_open,
+    .disk_read = file_disk_read,
+    .disk_close = file_disk_close,
+    .disk_mark = file_disk_mark,
+};
+
 __attribute__((unused)) static const struct provider extents_provider = {
     .name = "extents",
     .parallel_reads_max = PROVIDER_PARALLEL_READS_MAX,

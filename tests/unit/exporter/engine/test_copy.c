@@ -20,7 +20,8 @@ static const struct shape shapes[] = {
     {"all zero", PATTERN_ZERO, 40 * MIB},
 };
 
-static const struct provider *const providers[] = {&file_provider, &stream_provider};
+static const struct provider *const providers[] = {&file_provider, &stream_provider,
+                                                   &local_provider};
 
 static void every_output_of_one_pass_holds_the_disk_as_qemu_reads_it(void **state)
 {
@@ -242,7 +243,7 @@ static void other_read_errors_end_the_copy_at_once(void **state)
     (void)state;
     for (size_t i = 0; i < ARRAY_LEN(codes); i++) {
         struct one one;
-        one_make(&one, providers[i % 2], 11 * MIB, "qcow2");
+        one_make(&one, providers[i % ARRAY_LEN(providers)], 11 * MIB, "qcow2");
         one.session.fail_from = 5 * MIB;
         one.session.fail_reads = 1;
         one.session.fail_code = codes[i];
@@ -731,8 +732,12 @@ static void see(void *arg, const struct copy_progress *progress)
 static void progress_tells_what_limits(void **state)
 {
     static const struct {
+        const struct provider *provider;
         int64_t read_ms, write_ms;
-    } cases[] = {{40, 0}, {0, 20}};
+    } cases[] = {{&file_provider, 40, 0},
+                 {&file_provider, 0, 20},
+                 {&local_provider, 40, 0},
+                 {&local_provider, 0, 20}};
     (void)state;
     for (size_t i = 0; i < ARRAY_LEN(cases); i++) {
         struct one one;
@@ -740,7 +745,7 @@ static void progress_tells_what_limits(void **state)
         struct seen seen = {0};
         auto_copy_result result = {0};
 
-        one_make(&one, &file_provider, 120 * MIB, "raw");
+        one_make(&one, cases[i].provider, 120 * MIB, "raw");
         one.setup.outputs[0].format = &slow_formats[0];
         one.setup.options.journal_path = NULL;
         one.setup.options.progress = see;
@@ -783,7 +788,7 @@ static void chunks_of_any_size_give_the_same_disk(void **state)
     need_qemu_img();
     for (size_t i = 0; i < ARRAY_LEN(chunks); i++) {
         struct one one;
-        one_make(&one, providers[i % 2], 75 * MIB + SECTOR, "vmdk raw");
+        one_make(&one, providers[i % ARRAY_LEN(providers)], 75 * MIB + SECTOR, "vmdk raw");
         one.setup.options.chunk_bytes = chunks[i];
         one.setup.options.readers = readers[i];
         one_works(&one, false);

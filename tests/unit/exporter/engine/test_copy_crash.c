@@ -95,7 +95,8 @@ static uint32_t kill_until_done(const char *formats, const struct provider *prov
 static void a_killed_copy_goes_on_and_ends_with_the_same_bytes(void **state)
 {
     static const char *const formats[] = {"raw qcow2 vmdk", "qcow2", "vmdk", "raw.zst", "raw"};
-    static const struct provider *const providers[] = {&file_provider, &stream_provider};
+    static const struct provider *const providers[] = {&file_provider, &stream_provider,
+                                                       &local_provider};
     uint64_t seed = (uint64_t)clock_mono_ns() | 1;
     uint32_t wanted = kills_wanted();
     uint32_t kills = 0;
@@ -104,7 +105,7 @@ static void a_killed_copy_goes_on_and_ends_with_the_same_bytes(void **state)
     print_message("seed %" PRIu64 "\n", seed);
     for (size_t i = 0; i < ARRAY_LEN(formats) || kills < wanted; i++)
         kills += kill_until_done(formats[i % ARRAY_LEN(formats)],
-                                 providers[i / ARRAY_LEN(formats) % 2], &seed);
+                                 providers[i % ARRAY_LEN(providers)], &seed);
     assert_true(kills >= wanted);
 }
 
