@@ -131,6 +131,8 @@ static const struct config_key hyper2kvm_keys[] = {
      "without hyper2kvm: builtin (qcow2 and domain XML by ourselves) or fail"},
     {"virt_v2v", CONFIG_STRING, KEY(hyper2kvm, virt_v2v), "auto", 1, 4095, 0,
      "virt-v2v-in-place of the built-in path: auto (on PATH), never, or its path"},
+    {"restart_command", CONFIG_STRING_LIST, KEY(hyper2kvm, restart_command), "", 0, 0, 0,
+     "program and arguments that restart a daemon without a sign of life"},
     {"poll_interval", CONFIG_DURATION_MS, KEY(hyper2kvm, poll_interval_ms), "5s", 100, 600000, 0,
      "how often queue directories are looked at"},
     {"job_timeout", CONFIG_DURATION_MS, KEY(hyper2kvm, job_timeout_ms), "60m", 1000, 48 * HOUR_MS,

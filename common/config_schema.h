@@ -66,14 +66,16 @@ struct export_config {                     /* section "export" */
     uint32_t provider_limit; /* exports at a time per provider instance, all workers; default 8 */
 };
 
+#define HYPER2KVM_RESTART_WORDS_MAX 16
 struct hyper2kvm_config { /* section "hyper2kvm" */
     bool daemon_enabled;
     char *watch_dir;
     char *output_dir;
     char *default_format;
-    char *path;     /* program of direct calls; empty: PATH */
-    char *fallback; /* builtin | fail */
-    char *virt_v2v; /* auto | never | path of virt-v2v-in-place */
+    char *path;                         /* program of direct calls; empty: PATH */
+    char *fallback;                     /* builtin | fail */
+    char *virt_v2v;                     /* auto | never | path of virt-v2v-in-place */
+    struct config_list restart_command; /* argv; empty: nobody may restart the daemon */
     int64_t poll_interval_ms;
     int64_t job_timeout_ms;
     int64_t stuck_after_ms; /* no output, no growing file for so long: hyper2kvm hangs */

@@ -34,6 +34,10 @@ static int check(const struct hyper2kvm_config *config, struct strbuf *problems)
         strbuf_addf(problems, "hyper2kvm.default_format: '%.32s' is not qcow2 or raw\n",
                     config->default_format);
     }
+    if (config->restart_command.count > HYPER2KVM_RESTART_WORDS_MAX) {
+        strbuf_addf(problems, "hyper2kvm.restart_command: more than %d words\n",
+                    HYPER2KVM_RESTART_WORDS_MAX);
+    }
     if (config->watch_dir[0] != '/' || config->output_dir[0] != '/')
         strbuf_add(problems, "hyper2kvm: watch_dir and output_dir must be absolute paths\n");
     return problems->length == 0 ? 0 : -1;

@@ -13,6 +13,8 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "child.h"
+#include "services/exporter/targets/local.h"
 #include "stage.h"
 
 #define STOP_POLL_MS         500 /* a cancel is seen this soon, whatever poll_interval says */
@@ -20,33 +22,45 @@
 #define GONE_LOOKS_MAX       3   /* a move between two file systems takes a moment */
 #define ERROR_FILE_BYTES_MAX ((size_t)(256 * KIB))
 #define NAME_BYTES_MAX       255
-#define SUBMISSION_NAME      "submission" /* in the work area: which file is ours */
+#define SUBMISSION_NAME      "submission"         /* in the work area: which file is ours */
+#define RESTART_NAME         ".hypersdk-restarts" /* in the watch directory: a byte per restart */
+#define RESTART_TIMEOUT_MS   120000 /* its stop hangs and is killed after systemd's 30 to 90 s */
+#define RESTART_OUTPUT_BYTES 2000
+#define RESTARTS_MAX         2 /* of one conversion; the daemon may hang again on the way to it */
 
 enum place { PLACE_NOWHERE, PLACE_QUEUED, PLACE_RUNNING, PLACE_DONE, PLACE_FAILED };
 
 struct queued {
     struct conversion *c;
     struct stage stage;
-    char *stem;       /* <job>-<attempt>-<epoch>: the daemon's job id */
+    char *stem;       /* <job>-<attempt>-<epoch>[-r<restart>]: the daemon's job id */
     char *name;       /* with .json */
     char *drop;       /* path in the drop directory */
     char *processing; /* path while the daemon works */
     char *ended;      /* path in processed/ or failed/ */
     char *images[CONVERT_DISKS_MAX];
     unsigned int gone_looks;
+    unsigned int restarts;
     uint64_t life; /* sign of life of the daemon; changes while it lives */
     int64_t life_ms;
+    off_t restarts_seen; /* of the daemon, by anyone, up to that sign of life */
 };
+
+static void forget_submission(struct queued *q)
+{
+    free(q->stem);
+    free(q->name);
+    free(q->drop);
+    free(q->processing);
+    q->stem = q->name = q->drop = q->processing = NULL;
+}
 
 static void queued_release(struct queued *q)
 {
     for (size_t i = 0; i < q->stage.count; i++)
         free(q->images[i]);
     stage_close(&q->stage);
-    free(q->stem);
-    free(q->name);
-    free(q->drop);
-    free(q->processing);
+    forget_submission(q);
     free(q->ended);
 }
 
@@ -94,8 +108,10 @@ static void name_submission(struct queued *q, const char *stem)
 static int submit(struct queued *q, struct error *err)
 {
     autofree char *job = vm_file_name(q->c->job_id);
-    autofree char *stem = xasprintf("%s-%" PRIu32 "-%" PRIu64, job, worker_task_attempt(q->c->task),
-                                    worker_task_epoch(q->c->task));
+    autofree char *again = q->restarts == 0 ? xstrdup("") : xasprintf("-r%u", q->restarts);
+    autofree char *stem =
+        xasprintf("%s-%" PRIu32 "-%" PRIu64 "%s", job, worker_task_attempt(q->c->task),
+                  worker_task_epoch(q->c->task), again);
     autofree char *note = xasprintf("%s/" SUBMISSION_NAME, q->stage.dir);
     autofree char *partial = NULL;
     auto_json *json = NULL;
@@ -171,6 +187,14 @@ static uint64_t life_of_others(const struct queued *q)
     return sum;
 }
 
+static off_t restarts_of(const struct queued *q)
+{
+    autofree char *path = xasprintf("%s/" RESTART_NAME, watch_dir(q));
+    struct stat st;
+
+    return stat(path, &st) == 0 ? st.st_size : 0;
+}
+
 static bool is_stuck(struct queued *q, enum place place)
 {
     uint64_t life = place == PLACE_RUNNING ? 1 + stage_used(q->stage.dir) + output_used(q, q->stem)
@@ -180,6 +204,7 @@ static bool is_stuck(struct queued *q, enum place place)
     if (life != q->life || q->life_ms == 0) {
         q->life = life;
         q->life_ms = now;
+        q->restarts_seen = restarts_of(q);
     }
     return now - q->life_ms > q->c->bridge->hyper2kvm.stuck_after_ms;
 }
@@ -222,6 +247,83 @@ static int wait_a_while(struct queued *q, struct error *err)
         clock_sleep_ms(left < STOP_POLL_MS ? left : STOP_POLL_MS);
     }
     return check_stop(q, err);
+}
+
+/* ---- a daemon that hangs ---- */
+
+static int call_restart(const struct queued *q, struct error *err)
+{
+    const struct config_list *command = &q->c->bridge->hyper2kvm.restart_command;
+    const char *argv[HYPER2KVM_RESTART_WORDS_MAX + 1] = {0};
+    const struct child_options options = {
+        .argv = argv, .stopped = worker_task_stopped(q->c->task), .timeout_ms = RESTART_TIMEOUT_MS};
+    autofree char *output = NULL;
+    int status = 0;
+
+    for (size_t i = 0; i < command->count; i++)
+        argv[i] = command->items[i];
+    worker_task_log(q->c->task, LOG_LEVEL_WARN, "the hyper2kvm daemon hangs: calling %s", argv[0]);
+    if (child_output(&options, RESTART_OUTPUT_BYTES, &output, &status, err) < 0)
+        return -1;
+    if (status != 0)
+        return error_set(err, ERR_INTERNAL, "'%s' ended with %d: %.300s", argv[0], status, output);
+    return 0;
+}
+
+/* After its first minute a real one blocks for ever at the end of a job
+ * (hyper2kvm-contract.md 6.6): whoever finds it so restarts it, once for all conversions that wait
+ * for it. */
+static int restart(const struct queued *q, struct error *err)
+{
+    autofree char *record = xasprintf("%s/" RESTART_NAME, watch_dir(q));
+    autoclose int fd = -1;
+
+    if (local_lock(record, RESTART_TIMEOUT_MS, worker_task_stopped(q->c->task), &fd, err) < 0)
+        return -1;
+    if (restarts_of(q) > q->restarts_seen)
+        return 0; /* by another conversion, meanwhile */
+    if (call_restart(q, err) < 0)
+        return -1;
+    if (lseek(fd, 0, SEEK_END) < 0 || write(fd, "\n", 1) != 1)
+        return error_set_errno(err, errno, "'%.256s'", record);
+    return 0;
+}
+
+/* What it had begun it never takes up again: that goes to it under a new name, from the export. */
+static int submit_again(struct queued *q, struct error *err)
+{
+    autofree char *remains = find_dated(q->c->bridge->hyper2kvm.output_dir, q->stem);
+
+    if (exists(q->drop))
+        return 0;
+    if (worker_task_may_write(q->c->task, err) < 0)
+        return -1;
+    (void)unlink(q->processing);
+    if (remains != NULL)
+        stage_remove(remains);
+    forget_submission(q);
+    return submit(q, err);
+}
+
+/* 0: go on following. */
+static int cure(struct queued *q, bool *out_next, struct error *err)
+{
+    long long seconds = (long long)(q->c->bridge->hyper2kvm.stuck_after_ms / 1000);
+    struct error why = ERROR_NONE;
+
+    if (q->c->bridge->hyper2kvm.restart_command.count > 0 && q->restarts < RESTARTS_MAX) {
+        q->restarts++;
+        if (restart(q, &why) == 0) {
+            q->life_ms = 0;
+            return submit_again(q, err);
+        }
+        convert_remark(q->c->warnings, "hyper2kvm.restart_command: %s", why.message);
+    }
+    take_back(q);
+    *out_next = true;
+    return error_set(err, ERR_TIMEOUT,
+                     "the hyper2kvm daemon has shown no sign of life for %lld s; restart it",
+                     seconds);
 }
 
 static void report_progress(const struct queued *q)
@@ -271,13 +373,8 @@ static int look(struct queued *q, enum place *last, bool *out_next, struct error
         return error_set(err, ERR_UNAVAILABLE, "'%.200s' is gone from hyper2kvm.watch_dir '%.200s'",
                          q->name, watch_dir(q));
     }
-    if (is_stuck(q, place)) {
-        take_back(q);
-        *out_next = true;
-        return error_set(err, ERR_TIMEOUT,
-                         "the hyper2kvm daemon has shown no sign of life for %lld s; restart it",
-                         (long long)(q->c->bridge->hyper2kvm.stuck_after_ms / 1000));
-    }
+    if (is_stuck(q, place))
+        return cure(q, out_next, err);
     report_progress(q);
     return 0;
 }
@@ -391,11 +488,7 @@ static bool adopt(struct queued *q)
         worker_task_log(q->c->task, LOG_LEVEL_INFO, "going on with '%s', queued before", q->name);
         return true;
     }
-    free(q->stem);
-    free(q->name);
-    free(q->drop);
-    free(q->processing);
-    q->stem = q->name = q->drop = q->processing = NULL;
+    forget_submission(q);
     return false;
 }
 

@@ -31,7 +31,7 @@ def test_what_was_exported_boots(make_suite, make_vsphere, tmp_path, firmware, d
     suite = make_suite()
     suite.add_vsphere(sim)
     job = suite.client.submit(vm_path=name, hyper2kvm_integration={"enabled": True})
-    result = suite.wait_job(job, "completed", 180)["result"]
+    result = suite.wait_job(job, "completed", deadline=180)["result"]
     made = [pathlib.Path(p) for p in result["conversion"]["output_files"] if p.endswith(".qcow2")]
     assert len(made) == disks
     for source, image in zip(sources, made):

@@ -5,7 +5,10 @@ to_be_processed/ through processing/ to processed/<date>/ or failed/<date>/.
 
 Modes: ok; failed; no_output (success without an image); busy (writes its output slowly until
 `release` is set, then ok); idle (never takes a file); stuck (takes one and stops for ever);
-vanish (takes one, takes it away, and is gone). `documents` are the files it read."""
+vanish (takes one, takes it away, and is gone). `documents` are the files it read.
+
+A file `restart` in the watch directory ends a hang: what it had begun stays in processing/, and it
+goes on in mode `after`, by default ok."""
 import datetime
 import json
 import os
@@ -22,6 +25,7 @@ class Daemon:
         self.watch = pathlib.Path(watch_dir)
         self.output = pathlib.Path(output_dir)
         self.mode = mode
+        self.after = "ok"
         self.documents = []
         self.names = []
         self.release = threading.Event()
@@ -64,7 +68,12 @@ class Daemon:
             self.ending.set()
             return
         if self.mode == "stuck":
-            self.ending.wait()
+            restart = self.watch / "restart"
+            while not self.ending.wait(0.05):
+                if restart.exists():
+                    restart.unlink()
+                    self.mode = self.after
+                    return
             return
         date = datetime.date.today().isoformat()
         try:

@@ -25,7 +25,7 @@ def test_virt_v2v_reads_our_ova(make_suite, make_vsphere, tmp_path, firmware):
     suite = make_suite()
     suite.add_vsphere(sim)
     result = suite.wait_job(suite.client.submit(vm_path="web 'ü' <1>", format="ova"),
-                            "completed", 180)["result"]
+                            "completed", deadline=180)["result"]
     ova, = pathlib.Path(result["output_path"]).glob("*.ova")
     done = subprocess.run(["virt-v2v", "-i", "ova", "--print-source", ova], capture_output=True,
                           text=True, timeout=120, env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8",
@@ -49,7 +49,7 @@ def test_virt_v2v_mends_a_debian(make_suite, make_vsphere, tmp_path, monkeypatch
                                              "path": "/nonexistent/hyper2kvm"}})
     suite.add_vsphere(make_vsphere([vm("debian", disk, memory=512)]))
     job = suite.client.submit(vm_path="debian", hyper2kvm_integration={"enabled": True})
-    result = suite.wait_job(job, "completed", MEND_SECONDS)["result"]
+    result = suite.wait_job(job, "completed", deadline=MEND_SECONDS)["result"]
     conversion = result["conversion"]
     assert conversion["path_used"] == "virt-v2v", conversion["warnings"]
     assert conversion["guest_fixed"] is True

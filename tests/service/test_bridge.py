@@ -478,6 +478,57 @@ def test_a_daemon_that_hangs_is_passed_over(bridge, export, daemon):
     assert e.state() == e.before
 
 
+def test_a_daemon_that_hangs_is_restarted(bridge, export, daemon):
+    """What it had begun is queued anew, under another name; what waited is simply taken."""
+    d = daemon("stuck")
+    c = queue_of(bridge, stuck_after="2s", restart_command=["touch", str(d.watch / "restart")])
+    first, second = export(disks=2), Export(c.suite.exports, name="db-01")
+    jobs = [c.submit(e, daemon=True) for e in (first, second)]
+    for job, e in zip(jobs, (first, second)):
+        result = c.conversion(job, 90)
+        assert result["path_used"] == "queue"
+        assert not any("restart" in x for x in result["warnings"])
+        images.compare(e.fixed(0, 0x66), result["output_files"][0], "qcow2")
+        assert e.state() == e.before
+    calls = [x for job in jobs for x in c.lines(job) if "calling touch" in x]
+    assert len(calls) == 1, "one restart cures both"
+    assert len(d.names) == 3 and len(set(d.names)) == 3
+    assert d.processing() == [] and d.waiting() == [] and c.staged() == []
+
+
+@pytest.mark.parametrize("command", ["hangs_again", "fails", "absent"])
+def test_a_restart_that_does_not_help_is_told(bridge, export, daemon, command):
+    d = daemon("stuck")
+    d.after = "stuck"
+    words = {"hangs_again": ["touch", str(d.watch / "restart")], "fails": ["sh", "-c", "echo why; exit 3"],
+             "absent": ["/nonexistent/systemctl", "restart"]}[command]
+    c, e = queue_of(bridge, stuck_after="1s", restart_command=words), export()
+    result = c.conversion(c.submit(e, daemon=True), 90)
+    assert result["path_used"] == "builtin"
+    assert any("no sign of life" in x for x in result["warnings"])
+    told = {"hangs_again": "", "fails": "ended with 3: why", "absent": "/nonexistent/systemctl"}
+    assert any(told[command] in x for x in result["warnings"])
+    assert len(d.names) == (3 if command == "hangs_again" else 1)
+    assert e.state() == e.before and c.staged() == []
+
+
+def test_a_batch_of_fifty_goes_through_the_queue(bridge, daemon, tmp_path):
+    (tmp_path / "suite" / "exports").mkdir(parents=True)
+    d = daemon()
+    c = bridge(bridges=2, daemon_enabled=True)
+    exports = [Export(c.suite.exports, name=f"vm-{i:02}") for i in range(50)]
+    jobs = [c.submit(e, daemon=True) for e in exports]
+    for job, e in zip(jobs, exports):
+        result = c.conversion(job, 300)
+        assert result["path_used"] == "queue", result["warnings"]
+        image, = result["output_files"]
+        assert image == str(c.images / e.name / f"{e.name}-disk1.qcow2")
+        images.compare(e.fixed(0, 0x66), image, "qcow2")
+    assert len(set(d.names)) == 50
+    assert set(c.published()) >= {e.name for e in exports}
+    assert c.staged() == [] and d.waiting() == [] and d.processing() == []
+
+
 def test_a_daemon_that_loses_the_file_is_passed_over(bridge, export, daemon):
     c, e = queue_of(bridge), export()
     daemon("vanish")
