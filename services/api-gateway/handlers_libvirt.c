@@ -12,6 +12,10 @@
 
 #define POWER_TIMEOUT_MAX_MS 600000 /* a guest that takes longer to shut down does not */
 
+#define BATCH_DOMAINS_MAX 100
+#define PREFIX_MAX        200 /* the time comes behind it */
+#define VOLUME_BYTES_MAX  (UINT64_C(64) << 40)
+
 #define URI_FIELD                                          \
     {                                                      \
         "uri", {NULL}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL \
@@ -60,6 +64,37 @@ static const struct field snapshot_revert_fields[] = {
 static const struct field snapshot_delete_fields[] = {
     SNAPSHOT_FIELDS, {"children", {NULL}, FIELD_BOOL, 0, 0, NULL}, {0}};
 
+static const struct field delete_fields[] = {URI_FIELD,
+                                             NAME_FIELD,
+                                             {"force", {NULL}, FIELD_BOOL, 0, 0, NULL},
+                                             {"remove_storage", {NULL}, FIELD_BOOL, 0, 0, NULL},
+                                             {0}};
+#define VOLUME_FIELDS                                                            \
+    URI_FIELD, {"pool", {NULL}, FIELD_TEXT, 1, LIBVIRT_NAME_MAX, NULL},          \
+    {                                                                            \
+        "volume", {"name", "volume_name"}, FIELD_TEXT, 1, LIBVIRT_NAME_MAX, NULL \
+    }
+#define CAPACITY_FIELD                                                    \
+    {                                                                     \
+        "capacity_bytes", {NULL}, FIELD_NUMBER, 1, VOLUME_BYTES_MAX, NULL \
+    }
+static const struct field volume_create_fields[] = {
+    VOLUME_FIELDS, CAPACITY_FIELD, {"format", {NULL}, FIELD_TEXT, 1, 8, NULL}, {0}};
+static const struct field volume_delete_fields[] = {VOLUME_FIELDS, {0}};
+static const struct field volume_resize_fields[] = {VOLUME_FIELDS, CAPACITY_FIELD, {0}};
+static const struct field batch_fields[] = {
+    URI_FIELD,
+    {"operation", {NULL}, FIELD_TEXT, 1, 16, NULL},
+    {"domains", {NULL}, FIELD_TEXT_LIST, 0, BATCH_DOMAINS_MAX, NULL},
+    {"paused", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"force", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"name_prefix", {NULL}, FIELD_TEXT, 1, PREFIX_MAX, NULL},
+    {"description", {NULL}, FIELD_TEXT, 0, FIELD_TEXT_MAX, NULL},
+    {"atomic", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"disk_only", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"remove_storage", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {0}};
+
 static const struct endpoint {
     const char *operation; /* of the route */
     const char *op;        /* of the task's spec */
@@ -83,6 +118,21 @@ static const struct endpoint {
     {"pauseLibvirtDomain", "power", power_fields, {"name"}, 200, "pause"},
     {"resumeLibvirtDomain", "power", power_fields, {"name"}, 200, "resume"},
     {"autostartLibvirtDomain", "autostart", autostart_fields, {"name", "autostart"}, 200, NULL},
+    {"deleteLibvirtDomain", "delete", delete_fields, {"name"}, 200, NULL},
+    {"batchLibvirtDomains", "batch", batch_fields, {"operation", "domains"}, 200, NULL},
+    {"createLibvirtVolume",
+     "volume_create",
+     volume_create_fields,
+     {"pool", "volume", "capacity_bytes"},
+     201,
+     NULL},
+    {"deleteLibvirtVolume", "volume_delete", volume_delete_fields, {"pool", "volume"}, 200, NULL},
+    {"resizeLibvirtVolume",
+     "volume_resize",
+     volume_resize_fields,
+     {"pool", "volume", "capacity_bytes"},
+     200,
+     NULL},
     {"createLibvirtSnapshot", "snapshot_create", snapshot_create_fields, {"name"}, 201, NULL},
     {"revertLibvirtSnapshot",
      "snapshot_revert",
@@ -130,7 +180,7 @@ static int check_name(struct call *call, const char *field, const char *name, st
 
 static int check_names(struct call *call, const json_t *body, struct error *err)
 {
-    static const char *const fields[] = {"name", "pool", "snapshot_name"};
+    static const char *const fields[] = {"name", "pool", "volume", "snapshot_name", "name_prefix"};
 
     for (size_t i = 0; i < ARRAY_LEN(fields); i++) {
         const char *name = field_text(body, fields[i], NULL);
@@ -161,7 +211,11 @@ static int take_path(struct call *call, json_t *canonical, struct error *err)
     static const struct {
         const char *parameter;
         const char *field;
-    } places[] = {{"name", "name"}, {"pool", "pool"}, {"snapshot", "snapshot_name"}};
+    } places[] = {{"name", "name"},
+                  {"pool", "pool"},
+                  {"volume", "volume"},
+                  {"snapshot", "snapshot_name"},
+                  {"operation", "operation"}};
 
     for (size_t i = 0; i < ARRAY_LEN(places); i++) {
         const char *named = call_param(call, places[i].parameter);
@@ -175,9 +229,89 @@ static int take_path(struct call *call, json_t *canonical, struct error *err)
     return 0;
 }
 
+/* Each operation of a batch, and the fields that mean something to it. */
+static const struct {
+    const char *name;
+    const char *fields[5];
+} batches[] = {
+    {"start", {"paused"}},
+    {"stop", {"force"}},
+    {"reboot", {"force"}},
+    {"pause", {NULL}},
+    {"resume", {NULL}},
+    {"snapshot", {"name_prefix", "description", "atomic", "disk_only"}},
+    {"delete", {"force", "remove_storage"}},
+};
+
+static int check_batch_fields(struct call *call, const json_t *body, const char *const *fields,
+                              struct error *err)
+{
+    static const char *const common[] = {"uri", "operation", "domains", NULL};
+    const char *key;
+    json_t *value;
+
+    json_object_foreach(json_unconst(body), key, value)
+    {
+        if (!word_in(key, common) && !word_in(key, fields)) {
+            return call_bad_field(call, key, err, "'%s' means nothing to the operation '%s'", key,
+                                  field_text(body, "operation", ""));
+        }
+    }
+    return 0;
+}
+
+static int check_domains(struct call *call, const json_t *domains, struct error *err)
+{
+    auto_json *seen = json_object();
+    const json_t *name;
+    size_t i;
+
+    if (json_array_size(domains) == 0)
+        return call_bad_field(call, "domains", err, "'domains' names none");
+    json_array_foreach(domains, i, name)
+    {
+        const char *text = json_string_value(name);
+        if (strlen(text) > LIBVIRT_NAME_MAX) {
+            return call_bad_field(call, "domains", err, "'domains': a name has at most %d bytes",
+                                  LIBVIRT_NAME_MAX);
+        }
+        if (check_name(call, "domains", text, err) < 0)
+            return -1;
+        if (json_object_get(seen, text) != NULL)
+            return call_bad_field(call, "domains", err, "'domains' names '%s' twice", text);
+        json_put(seen, text, json_true());
+    }
+    return 0;
+}
+
+static int check_batch(struct call *call, const json_t *body, struct error *err)
+{
+    const char *name = field_text(body, "operation", "");
+
+    for (size_t i = 0; i < ARRAY_LEN(batches); i++) {
+        if (strcmp(batches[i].name, name) != 0)
+            continue;
+        call_audit(call, "operation", name);
+        return check_batch_fields(call, body, batches[i].fields, err) < 0
+                   ? -1
+                   : check_domains(call, json_object_get(body, "domains"), err);
+    }
+    return call_bad_field(call, "operation", err,
+                          "'operation': '%s' is not start, stop, reboot, pause, resume, snapshot "
+                          "or delete",
+                          name);
+}
+
 /* Fields that mean something only together with others. */
 static int check_together(struct call *call, const json_t *body, struct error *err)
 {
+    static const char *const formats[] = {"qcow2", "raw", NULL};
+    const char *format = field_text(body, "format", formats[0]);
+
+    if (json_object_get(body, "operation") != NULL)
+        return check_batch(call, body, err);
+    if (!word_in(format, formats))
+        return call_bad_field(call, "format", err, "'format': '%s' is not qcow2 or raw", format);
     if (field_bool(body, "quiesce", false) && !field_bool(body, "disk_only", false)) {
         return call_bad_field(
             call, "quiesce", err,
@@ -262,6 +396,10 @@ static int answer_task(struct call *call, const struct control_task *task, unsig
     answer = json_deep_copy(json_object_get(task->result, "answer"));
     if (answer == NULL)
         return error_set(err, ERR_PROTOCOL, "the worker's answer holds nothing");
+    if (json_integer_value(json_object_get(answer, "failed")) > 0) {
+        autofree char *failed = json_text(json_object_get(answer, "failed"));
+        call_audit(call, "failed", failed);
+    }
     json_set_now(answer, "timestamp");
     call_answer_json(call, status, answer);
     return 0;
@@ -283,6 +421,8 @@ int handle_libvirt(struct call *call, struct error *err)
         return -1;
     if (json_object_get(spec, "name") != NULL)
         call_resource(call, "domain", field_text(spec, "name", ""));
+    if (json_object_get(spec, "volume") != NULL)
+        call_resource(call, "volume", field_text(spec, "volume", ""));
     json_set_text(spec, "op", endpoint->op);
     if (endpoint->action != NULL)
         json_set_text(spec, "action", endpoint->action);

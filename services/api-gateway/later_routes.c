@@ -77,10 +77,6 @@ static const struct route later[] = {
     LATER_BOTH("PUT", "/notifications/update", "/api/v1/notifications"),
     LATER("POST", "/api/v1/notifications/test"),
     /* libvirt */
-    LATER("POST", "/libvirt/domain/{action}"),
-    LATER("DELETE", "/api/v1/libvirt/domains/{name}"),
-    LATER_BOTH("POST", "/libvirt/batch/{action}", "/api/v1/libvirt/batch"),
-    LATER("POST", "/libvirt/volume/{action}"),
     LATER("POST", "/libvirt/network/{action}"),
     LATER("POST", "/libvirt/interface/{action}"),
     LATER("GET", "/libvirt/isos/{what}"),

@@ -120,6 +120,16 @@ const struct route routes[] = {
     {"POST", "/api/v1/libvirt/domains/{name}/snapshots/{snapshot}/revert", "libvirt.manage", "libvirt.snapshot_revert", "revertLibvirtSnapshot", ROUTE_SLOW, handle_libvirt},
     {"POST", "/libvirt/snapshot/delete", "libvirt.manage", "libvirt.snapshot_delete", "deleteLibvirtSnapshot", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
     {"DELETE", "/api/v1/libvirt/domains/{name}/snapshots/{snapshot}", "libvirt.manage", "libvirt.snapshot_delete", "deleteLibvirtSnapshot", ROUTE_SLOW, handle_libvirt},
+    {"POST", "/libvirt/domain/delete", "libvirt.manage", "libvirt.domain_delete", "deleteLibvirtDomain", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"DELETE", "/api/v1/libvirt/domains/{name}", "libvirt.manage", "libvirt.domain_delete", "deleteLibvirtDomain", ROUTE_SLOW, handle_libvirt},
+    {"POST", "/libvirt/volume/create", "libvirt.manage", "libvirt.volume_create", "createLibvirtVolume", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"POST", "/api/v1/libvirt/pools/{pool}/volumes", "libvirt.manage", "libvirt.volume_create", "createLibvirtVolume", ROUTE_SLOW, handle_libvirt},
+    {"POST", "/libvirt/volume/delete", "libvirt.manage", "libvirt.volume_delete", "deleteLibvirtVolume", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"DELETE", "/api/v1/libvirt/pools/{pool}/volumes/{volume}", "libvirt.manage", "libvirt.volume_delete", "deleteLibvirtVolume", ROUTE_SLOW, handle_libvirt},
+    {"POST", "/libvirt/volume/resize", "libvirt.manage", "libvirt.volume_resize", "resizeLibvirtVolume", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"POST", "/api/v1/libvirt/pools/{pool}/volumes/{volume}/resize", "libvirt.manage", "libvirt.volume_resize", "resizeLibvirtVolume", ROUTE_SLOW, handle_libvirt},
+    {"POST", "/libvirt/batch/{operation}", "libvirt.manage", "libvirt.batch", "batchLibvirtDomains", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
+    {"POST", "/api/v1/libvirt/batch", "libvirt.manage", "libvirt.batch", "batchLibvirtDomains", ROUTE_SLOW, handle_libvirt},
 
     /* VMs */
     {"GET", "/vms/list", "vm.list", "vm.list", "listVms", ROUTE_SLOW | ROUTE_SHORT, handle_vm_list},

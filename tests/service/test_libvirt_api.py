@@ -1,6 +1,7 @@
 """The endpoints below /libvirt: real gateway, scheduler and bridge, over libvirt's mock driver and over
 a libvirtd of the test's own, where every effect is read back through libvirt's own Python binding."""
 import json
+import os
 import re
 import subprocess
 import threading
@@ -385,6 +386,277 @@ def test_a_bridge_that_dies_after_a_snapshot_makes_no_second_one(make, libvirtd,
     asking.join(60)
     assert answers[0].status_code == 201 and answers[0].json()["snapshot"]["name"] == made[0]
     assert [s.getName() for s in domain.listAllSnapshots()] == made
+
+
+# ---- removing domains ----
+
+
+def test_a_domain_goes_and_its_storage_stays(real, there):
+    path = there.volume("web.qcow2")
+    domain = there.define("web", disk_xml(path))
+    uuid = domain.UUIDString()
+    domain.create()
+    answer = refused(real, "DELETE", f"{API}/domains/web", status=409)
+    assert "'web' is 'running'" in answer["error"] and "force" in answer["error"]
+    assert state(there, "web") == "running"
+    answer = real.delete(f"{API}/domains/web?force=true", status=200)
+    assert answer["removed"] == {"domain": "web", "uuid": uuid, "snapshots": [], "managed_save": False,
+                                 "nvram": "", "volumes": []}
+    assert (answer["status"], answer["kept"], answer["failed"]) == ("success", [], [])
+    assert there.names() == [] and there.volumes() == ["web.qcow2"]
+    assert refused(real, "DELETE", f"{API}/domains/web", status=404)["code"] == "not_found"
+
+
+def test_a_domain_with_snapshots_and_saved_state_goes_as_a_whole(real, there):
+    domain = there.define("web", disk_xml(there.volume("web.qcow2")))
+    domain.snapshotCreateXML("<domainsnapshot><name>s1</name></domainsnapshot>")
+    domain.create()
+    domain.managedSave()
+    removed = real.post("/libvirt/domain/delete", {"name": "web", "remove_storage": True})["removed"]
+    assert (removed["snapshots"], removed["managed_save"]) == (["s1"], True)
+    assert [v["name"] for v in removed["volumes"]] == ["web.qcow2"]
+    assert there.names() == [] and there.volumes() == []
+
+
+def qemu_img(*args):
+    subprocess.run(["qemu-img", *args], check=True, capture_output=True)
+
+
+def test_only_volumes_that_nothing_else_uses_are_removed(real, there, tmp_path):
+    own, shared, base, linked, below, media, fixed = (
+        there.volume(f"{n}.qcow2")
+        for n in ("own", "shared", "base", "linked", "below", "media", "fixed"))
+    overlay = there.volume("overlay.qcow2", backing=base)
+    # of another domain, which is off: by a second name, and below an image that is in no pool
+    link = tmp_path / "link.qcow2"
+    link.symlink_to(linked)
+    outside = tmp_path / "outside.qcow2"
+    qemu_img("create", "-f", "qcow2", "-F", "qcow2", "-b", below, outside)
+    foreign = tmp_path / "foreign.qcow2"
+    qemu_img("create", "-f", "qcow2", foreign, "1M")
+    there.define("other", disk_xml(shared), disk_xml(link, "vdb"), disk_xml(outside, "vdc"))
+    there.define("upper", disk_xml(overlay))
+    cd = (f"<disk type='file' device='cdrom'><source file='{media}'/><target dev='sda' bus='sata'/>"
+          "</disk>")
+    there.define("web", disk_xml(own), disk_xml(shared, "vdb"), disk_xml(base, "vdc"),
+                 disk_xml(linked, "vdd"), disk_xml(below, "vde"), disk_xml(foreign, "vdf"),
+                 disk_xml(fixed, "vdg", "<readonly/>"), devices=cd)
+    before = there.volumes()
+    answer = real.delete(f"{API}/domains/web?remove_storage=true", status=200)
+    assert [v for v in answer["removed"]["volumes"]] == [
+        {"pool": "images", "name": "own.qcow2", "path": own}]
+    kept = {k["path"]: k["reason"] for k in answer["kept"]}
+    assert "domain 'other' uses it" == kept.pop(shared) == kept.pop(linked) == kept.pop(below)
+    assert re.fullmatch("(volume 'overlay.qcow2' of pool 'images'|domain 'upper') uses it",
+                        kept.pop(base))
+    assert "no volume of a storage pool" in kept.pop(str(foreign))
+    assert "shared" in kept.pop(fixed) and kept == {}, "nothing is said of what is in a drive"
+    assert there.volumes() == sorted(set(before) - {"own.qcow2"}) and foreign.exists()
+    assert there.names() == ["other", "upper"] and answer["failed"] == []
+    # the upper one: its image goes, what is below stays and is named
+    answer = real.delete(f"{API}/domains/upper?remove_storage=true", status=200)
+    assert [v["path"] for v in answer["removed"]["volumes"]] == [overlay]
+    assert [k["path"] for k in answer["kept"]] == [base]
+    assert "base.qcow2" in there.volumes() and "overlay.qcow2" not in there.volumes()
+
+
+def test_images_of_an_export_are_never_removed(real, there, libvirtd):
+    (libvirtd.pool / "export.json").write_text("{}")
+    path = there.volume("web.qcow2")
+    there.define("web", disk_xml(path))
+    answer = real.delete(f"{API}/domains/web?remove_storage=true", status=200)
+    assert answer["removed"]["volumes"] == [] and "export in" in answer["kept"][0]["reason"]
+    assert "web.qcow2" in there.volumes()
+    for method, path in (("DELETE", f"{API}/pools/images/volumes/web.qcow2"),
+                         ("POST", f"{API}/pools/images/volumes/web.qcow2/resize")):
+        body = {"capacity_bytes": 8 << 20} if method == "POST" else None
+        assert "export" in refused(real, method, path, body, status=409)["error"]
+    assert "web.qcow2" in there.volumes()
+
+
+def test_a_volume_that_cannot_be_removed_is_told(real, there, libvirtd):
+    path = there.volume("web.qcow2")
+    there.define("web", disk_xml(path))
+    libvirtd.pool.chmod(0o555)
+    os.chown(libvirtd.pool, 0, 0)
+    answer = real.delete(f"{API}/domains/web?remove_storage=true", status=200)
+    assert answer["status"] == "partial" and answer["removed"]["volumes"] == []
+    assert [f["path"] for f in answer["failed"]] == [path] and there.names() == []
+    assert "Permission denied" in answer["failed"][0]["error"]
+    assert (libvirtd.pool / "web.qcow2").exists()
+
+
+def test_a_bridge_that_dies_in_a_deletion_touches_nobody_of_the_same_name(make, libvirtd, there):
+    suite = make(uri=libvirtd.uri)
+    first, second = there.volume("first.qcow2"), there.volume("second.qcow2")
+    there.define("web", disk_xml(first))
+    answers = []
+
+    def ask():
+        answers.append(suite.client.request("DELETE", f"{API}/domains/web?remove_storage=true"))
+
+    asking = threading.Thread(target=ask)
+    with Imports(suite).held("tasks", "NEW.kind = 'libvirt' AND NEW.state = 'done'") as held:
+        asking.start()
+        held.reached()
+        assert there.names() == [] and there.volumes() == ["second.qcow2"]
+        there.define("web", disk_xml(second))
+        suite[BRIDGE].kill()
+        held.refuse()
+    suite.sql("UPDATE tasks SET lease_until = now() - interval '6 s' WHERE kind = 'libvirt'")
+    suite[BRIDGE].start()
+    asking.join(60)
+    assert answers[0].status_code == 200, answers[0].text
+    assert [v["path"] for v in answers[0].json()["removed"]["volumes"]] == [first]
+    assert there.names() == ["web"] and there.volumes() == ["second.qcow2"]
+
+
+# ---- volumes ----
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_volumes_are_made_made_larger_and_removed(real, there, short):
+    base = f"{API}/pools/images/volumes"
+
+    def ask(action, name, status, **fields):
+        if short:
+            return real.post(f"/libvirt/volume/{action}", {"pool": "images", "name": name, **fields},
+                             status=status)
+        if action == "create":
+            return real.post(base, {"volume": name, **fields}, status=status)
+        if action == "resize":
+            return real.post(f"{base}/{name}/resize", fields, status=status)
+        return real.delete(f"{base}/{name}", status=status)
+
+    for name, format in (("a.qcow2", None), ("b.img", "raw")):
+        made = ask("create", name, 201, capacity_bytes=3 << 20, **({"format": format} if format else {}))
+        assert made["volume"]["format"] == (format or "qcow2")
+        info = json.loads(subprocess.run(["qemu-img", "info", "-U", "--output=json",
+                                          made["volume"]["path"]], capture_output=True).stdout)
+        assert (info["format"], info["virtual-size"]) == (format or "qcow2", 3 << 20)
+    assert there.volumes() == ["a.qcow2", "b.img"]
+    assert "already" in ask("create", "a.qcow2", 409, capacity_bytes=1)["error"]
+    for changed in (True, False):
+        answer = ask("resize", "a.qcow2", 200, capacity_bytes=5 << 20)
+        assert (answer["changed"], answer["volume"]["capacity_bytes"]) == (changed, 5 << 20)
+    assert there.pool.storageVolLookupByName("a.qcow2").info()[1] == 5 << 20
+    assert "never smaller" in ask("resize", "a.qcow2", 409, capacity_bytes=1 << 20)["error"]
+    path = there.pool.storageVolLookupByName("a.qcow2").path()
+    domain = there.define("web", disk_xml(path))
+    answer = ask("delete", "a.qcow2", 409)
+    assert "domain 'web' uses it" in answer["error"] and "a.qcow2" in there.volumes()
+    domain.create()
+    assert "domain 'web' uses it" in ask("resize", "a.qcow2", 409, capacity_bytes=9 << 20)["error"]
+    domain.destroy()
+    ask("resize", "a.qcow2", 200, capacity_bytes=9 << 20)
+    domain.undefine()
+    removed = ask("delete", "a.qcow2", 200)
+    assert removed["removed"] == {"name": "a.qcow2", "path": path} and there.volumes() == ["b.img"]
+    assert ask("delete", "a.qcow2", 404)["code"] == ask("resize", "a.qcow2", 404,
+                                                       capacity_bytes=1)["code"] == "not_found"
+
+
+def test_volumes_below_others_stay(real, there):
+    base = there.volume("base.qcow2")
+    there.volume("above.qcow2", backing=base)
+    answer = refused(real, "DELETE", f"{API}/pools/images/volumes/base.qcow2", status=409)
+    assert "volume 'above.qcow2' of pool 'images' uses it" in answer["error"]
+    assert there.volumes() == ["above.qcow2", "base.qcow2"]
+
+
+def test_bodies_about_volumes_are_checked(make):
+    suite = make()
+    good = {"pool": "default-pool", "name": "x", "capacity_bytes": 1024}
+    for change, field in (({"name": "../x"}, "volume"), ({"name": ".."}, "volume"),
+                          ({"pool": "<pool/>"}, "pool"), ({"capacity_bytes": 0}, "capacity_bytes"),
+                          ({"capacity_bytes": 1 << 62}, "capacity_bytes"),
+                          ({"capacity_bytes": -1}, "capacity_bytes"),
+                          ({"capacity_bytes": "1G"}, "capacity_bytes"),
+                          ({"format": "vmdk"}, "format"), ({"backing": "/etc/shadow"}, "backing")):
+        answer = refused(suite.client, "POST", "/libvirt/volume/create", {**good, **change})
+        assert answer["field"] in (field, "name"), (change, answer)
+    assert suite.sql("SELECT count(*) FROM tasks")[0]["count"] == 0
+
+
+# ---- many at once ----
+
+
+def batch(client, operation, domains, short=True, **fields):
+    body = {"domains": domains, **fields}
+    if short:
+        return client.post(f"/libvirt/batch/{operation}", body, status=200)
+    return client.post(f"{API}/batch", {"operation": operation, **body}, status=200)
+
+
+@pytest.mark.parametrize("short", [True, False])
+def test_every_domain_of_a_batch_has_its_own_result(real, there, short):
+    names = ["a", "b", "c"]
+    for name in names:
+        there.define(name, disk_xml(there.volume(f"{name}.qcow2")))
+    there.domain("b").create()
+    for operation, after, options in (("start", "running", {}), ("pause", "paused", {}),
+                                      ("resume", "running", {}), ("reboot", "running", {"force": True}),
+                                      ("stop", "shutoff", {"force": True}),
+                                      ("start", "paused", {"paused": True})):
+        answer = batch(real, operation, names + ["none"], short, **options)
+        assert (answer["operation"], answer["total"], answer["successful"], answer["failed"]) == (
+            operation, 4, 3, 1), answer
+        assert [(r["domain"], r["success"]) for r in answer["results"]] == [
+            ("a", True), ("b", True), ("c", True), ("none", False)]
+        assert answer["results"][3]["code"] == "not_found" and "none" in answer["results"][3]["error"]
+        assert {state(there, n) for n in names} == {after}, operation
+    there.domain("a").destroy()
+    there.domain("b").destroy()
+    answer = batch(real, "snapshot", ["a", "b"], short, name_prefix="nightly", description="d")
+    for name, result in zip("ab", answer["results"]):
+        made = there.domain(name).listAllSnapshots()
+        assert [s.getName() for s in made] == [result["snapshot"]["name"]]
+        assert result["snapshot"]["name"].startswith("nightly-20")
+    answer = batch(real, "delete", names, short, remove_storage=True)
+    assert [r["success"] for r in answer["results"]] == [True, True, False]
+    assert answer["results"][2]["code"] == "conflict" and "removed" not in answer["results"][2]
+    assert there.names() == ["c"] and there.volumes() == ["c.qcow2"]
+    assert batch(real, "delete", ["c"], short, remove_storage=True, force=True)["failed"] == 0
+    assert there.names() == [] and there.volumes() == []
+
+
+def test_batches_are_checked_as_a_whole(make):
+    suite = make()
+    for operation, body, field in (
+            ("start", {"domains": []}, "domains"), ("start", {}, "domains"),
+            ("start", {"domains": "test"}, "domains"), ("start", {"domains": ["test", "test"]}, "domains"),
+            ("start", {"domains": ["test", "a/b"]}, "domains"), ("start", {"domains": [1]}, "domains"),
+            ("start", {"domains": ["x" * 300]}, "domains"),
+            ("start", {"domains": [f"d{i}" for i in range(101)]}, "domains"),
+            ("start", {"domains": ["test"], "force": True}, "force"),
+            ("pause", {"domains": ["test"], "paused": True}, "paused"),
+            ("snapshot", {"domains": ["test"], "name_prefix": "a/b"}, "name_prefix"),
+            ("explode", {"domains": ["test"]}, "operation")):
+        for path, extra in ((f"/libvirt/batch/{operation}", {}), (f"{API}/batch", {"operation": operation})):
+            assert refused(suite.client, "POST", path, {**body, **extra})["field"] == field, body
+    assert refused(suite.client, "POST", f"{API}/batch", {"domains": ["test"]})["field"] == "operation"
+    assert suite.sql("SELECT count(*) FROM tasks")[0]["count"] == 0
+
+
+def test_a_libvirtd_that_hangs_in_a_batch_leaves_the_results_so_far(make, libvirtd, there):
+    suite = make(uri=libvirtd.uri, timeout="2s")
+    for name in "abc":
+        there.define(name, disk_xml(there.volume(f"{name}.qcow2")))
+    answers = []
+    asking = threading.Thread(
+        target=lambda: answers.append(batch(suite.client, "snapshot", ["a", "b", "c"])))
+    with Imports(suite).held("task_records", "NEW.key = 'libvirt.1.0'") as held:
+        asking.start()
+        held.reached()
+        libvirtd.process.pause()
+    asking.join(60)
+    libvirtd.process.resume()
+    a, b, c = answers[0]["results"]
+    assert (a["success"], b["success"], c["success"], answers[0]["failed"]) == (True, False, False, 2)
+    assert b["code"] in ("timeout", "unavailable") and "not tried" in c["error"]
+    assert [len(there.domain(n).listAllSnapshots()) for n in "ac"] == [1, 0]
+    row = suite.sql("SELECT details FROM audit.audit_log WHERE action = 'libvirt.batch'")[0]
+    assert row["details"]["operation"] == "snapshot" and row["details"]["failed"] == "2"
 
 
 # ---- refusals ----

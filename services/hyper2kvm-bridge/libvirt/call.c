@@ -10,8 +10,8 @@
 #include "plan.h"
 #include "services/exporter/formats/domain_xml.h"
 
-#define NOTE_KEY       "libvirt.%zu"
-#define NOTE_KEY_BYTES 40
+#define NOTE_KEY       "libvirt.%zu.%zu"
+#define NOTE_KEY_BYTES 60
 
 static const struct {
     const char *name;
@@ -30,6 +30,11 @@ static const struct {
     {"snapshot_create", call_snapshot_create},
     {"snapshot_revert", call_snapshot_revert},
     {"snapshot_delete", call_snapshot_delete},
+    {"delete", call_delete},
+    {"batch", call_batch},
+    {"volume_create", call_volume_create},
+    {"volume_delete", call_volume_delete},
+    {"volume_resize", call_volume_resize},
 };
 
 int call_find(struct hv_call *call, const char *name, virDomainPtr *out, struct error *err)
@@ -50,19 +55,19 @@ int call_may_act(const struct hv_call *call, struct error *err)
     return worker_task_check(call->task, err) < 0 ? -1 : worker_task_may_write(call->task, err);
 }
 
-const char *call_noted(const struct hv_call *call, size_t index)
+const char *call_noted(const struct hv_call *call, size_t index, size_t part)
 {
     char key[NOTE_KEY_BYTES];
 
-    (void)snprintf(key, sizeof key, NOTE_KEY, index);
+    (void)snprintf(key, sizeof key, NOTE_KEY, index, part);
     return worker_task_record_get(call->task, key);
 }
 
-int call_note(struct hv_call *call, size_t index, const char *value, struct error *err)
+int call_note(struct hv_call *call, size_t index, size_t part, const char *value, struct error *err)
 {
     char key[NOTE_KEY_BYTES];
 
-    (void)snprintf(key, sizeof key, NOTE_KEY, index);
+    (void)snprintf(key, sizeof key, NOTE_KEY, index, part);
     return worker_task_record_put(call->task, key, value, err);
 }
 

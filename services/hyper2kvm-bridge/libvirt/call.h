@@ -41,12 +41,19 @@ int call_snapshot_create(struct hv_call *call, json_t *answer, struct error *err
 int call_snapshot_revert(struct hv_call *call, json_t *answer, struct error *err);
 int call_snapshot_delete(struct hv_call *call, json_t *answer, struct error *err);
 
+int call_delete(struct hv_call *call, json_t *answer, struct error *err);
+int call_batch(struct hv_call *call, json_t *answer, struct error *err);
+int call_volume_create(struct hv_call *call, json_t *answer, struct error *err);
+int call_volume_delete(struct hv_call *call, json_t *answer, struct error *err);
+int call_volume_resize(struct hv_call *call, json_t *answer, struct error *err);
+
 /* Asked before everything that changes something. ERR_CANCELLED: the task is not ours any more. */
 MUST_CHECK int call_may_act(const struct hv_call *call, struct error *err);
-/* What must not be done twice is noted before it is done, one note for each domain of the call
- * (index; 0 when there is one only): a later lease of the task sees it. NULL: nothing was begun. */
-const char *call_noted(const struct hv_call *call, size_t index);
-MUST_CHECK int call_note(struct hv_call *call, size_t index, const char *value, struct error *err);
+/* What must not be done twice is noted before it is done, for each domain of the call (index; 0
+ * when there is one only) in parts: a later lease of the task sees it. NULL: that was not noted. */
+const char *call_noted(const struct hv_call *call, size_t index, size_t part);
+MUST_CHECK int call_note(struct hv_call *call, size_t index, size_t part, const char *value,
+                         struct error *err);
 
 /* The domain of that name or UUID. ERR_NOT_FOUND. */
 MUST_CHECK int call_find(struct hv_call *call, const char *name, virDomainPtr *out,

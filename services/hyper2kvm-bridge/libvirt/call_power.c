@@ -113,7 +113,8 @@ static int act(struct hv_call *call, virDomainPtr domain, const struct power *po
     struct error ignored = ERROR_NONE;
     unsigned int state = 0;
 
-    if (call_may_act(call, err) < 0 || (power->once && call_note(call, wish->index, "", err) < 0))
+    if (call_may_act(call, err) < 0 ||
+        (power->once && call_note(call, wish->index, 0, "", err) < 0))
         return -1;
     if (power->act(domain, wish) == 0)
         return 0;
@@ -144,7 +145,7 @@ static int apply(struct hv_call *call, virDomainPtr domain, const struct power *
                  const struct power_wish *wish, json_t *answer, struct error *err)
 {
     unsigned int state = 0;
-    bool begun = power->once && call_noted(call, wish->index) != NULL;
+    bool begun = power->once && call_noted(call, wish->index, 0) != NULL;
     bool changed;
 
     if (read_state(domain, &state, err) < 0)

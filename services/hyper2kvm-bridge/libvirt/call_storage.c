@@ -1,9 +1,8 @@
-/* Storage pools and their volumes, networks. */
+/* Storage pools and networks. */
 #include <string.h>
 
 #include "call.h"
 #include "common/json.h"
-#include "volume.h"
 #include "xml.h"
 
 static void put_bytes(json_t *facts, const char *key, unsigned long long bytes)
@@ -68,68 +67,6 @@ int call_pools(struct hv_call *call, json_t *answer, struct error *err)
     page.count = (size_t)all.count;
     for (size_t i = 0; i < page.count; i++)
         items[i] = (struct hv_item){virStoragePoolGetName(all.items[i]), all.items[i]};
-    return call_page(call, &page, answer, err);
-}
-
-/* ---- volumes ---- */
-
-static const char *volume_type(int type)
-{
-    static const char *const words[] = {"file", "block", "dir", "network", "netdir", "ploop"};
-
-    return type >= 0 && (size_t)type < ARRAY_LEN(words) ? words[type] : "file";
-}
-
-static int volume_facts(const struct hv_call *call, void *handle, json_t **out, struct error *err)
-{
-    virStorageVolPtr volume = handle;
-    char *text = virStorageVolGetXMLDesc(volume, 0);
-    auto_json *facts = json_object();
-    auto_xmldoc *doc = NULL;
-    virStorageVolInfo info;
-    xmlNode *root;
-
-    (void)call;
-    if (text == NULL)
-        return hv_error(err, "volume '%.128s'", virStorageVolGetName(volume));
-    if (hv_xml_parse(text, &doc, err) < 0)
-        return -1;
-    if (virStorageVolGetInfo(volume, &info) < 0)
-        return hv_error(err, "volume '%.128s'", virStorageVolGetName(volume));
-    root = xmlDocGetRootElement(doc);
-    json_set_text(facts, "name", virStorageVolGetName(volume));
-    hv_xml_take_text(facts, "path", hv_xml_child(hv_xml_child(root, "target"), "path"));
-    json_set_text(facts, "type", volume_type(info.type));
-    hv_xml_take(facts, "format", hv_xml_child(hv_xml_child(root, "target"), "format"), "type");
-    hv_xml_take_text(facts, "backing_file",
-                     hv_xml_child(hv_xml_child(root, "backingStore"), "path"));
-    put_bytes(facts, "capacity_bytes", info.capacity);
-    put_bytes(facts, "allocation_bytes", info.allocation);
-    *out = STEAL(facts);
-    return 0;
-}
-
-int call_volumes(struct hv_call *call, json_t *answer, struct error *err)
-{
-    CLEANUP(hv_volume_list_release) struct hv_volume_list all = {0};
-    autofree struct hv_item *items = NULL;
-    struct hv_page page = {.member = "volumes", .facts = volume_facts};
-    const char *name = json_str(call->spec, "pool");
-    auto_pool pool = NULL;
-
-    if (volume_pool(call->connection, name, &pool, err) < 0)
-        return -1;
-    /* else what was put there behind libvirt's back is missing */
-    if (json_is_true(json_object_get(call->spec, "refresh")) && virStoragePoolRefresh(pool, 0) < 0)
-        return hv_error_of(err, "looking at storage pool '%.128s' again", name);
-    all.count = virStoragePoolListAllVolumes(pool, &all.items, 0);
-    if (all.count < 0)
-        return hv_error(err, "volumes of storage pool '%.128s'", name);
-    json_set_text(answer, "pool", virStoragePoolGetName(pool));
-    page.items = items = xcalloc((size_t)all.count + 1, sizeof *items);
-    page.count = (size_t)all.count;
-    for (size_t i = 0; i < page.count; i++)
-        items[i] = (struct hv_item){virStorageVolGetName(all.items[i]), all.items[i]};
     return call_page(call, &page, answer, err);
 }
 

@@ -157,16 +157,12 @@ int domain_facts(virDomainPtr domain, json_t **out, struct error *err)
 
 /* ---- taking back ---- */
 
-int domain_remove(virDomainPtr domain, struct error *err)
+int domain_undefine(virDomainPtr domain, struct error *err)
 {
     const unsigned int all = VIR_DOMAIN_UNDEFINE_MANAGED_SAVE |
-                             VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA | VIR_DOMAIN_UNDEFINE_NVRAM;
-    bool active = false;
+                             VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA |
+                             VIR_DOMAIN_UNDEFINE_CHECKPOINTS_METADATA | VIR_DOMAIN_UNDEFINE_NVRAM;
 
-    if (domain_is_active(domain, &active, err) < 0)
-        return -1;
-    if (active && virDomainDestroy(domain) < 0 && hv_error_number() != VIR_ERR_OPERATION_INVALID)
-        return hv_error(err, "stopping domain '%.128s'", virDomainGetName(domain));
     if (virDomainUndefineFlags(domain, all) == 0)
         return 0;
     if (hv_error_number() == VIR_ERR_NO_DOMAIN) /* it was transient, or someone was quicker */
@@ -176,4 +172,15 @@ int domain_remove(virDomainPtr domain, struct error *err)
     if (virDomainUndefine(domain) < 0) /* a driver that knows no such flags */
         return hv_error(err, "removing domain '%.128s'", virDomainGetName(domain));
     return 0;
+}
+
+int domain_remove(virDomainPtr domain, struct error *err)
+{
+    bool active = false;
+
+    if (domain_is_active(domain, &active, err) < 0)
+        return -1;
+    if (active && virDomainDestroy(domain) < 0 && hv_error_number() != VIR_ERR_OPERATION_INVALID)
+        return hv_error(err, "stopping domain '%.128s'", virDomainGetName(domain));
+    return domain_undefine(domain, err);
 }

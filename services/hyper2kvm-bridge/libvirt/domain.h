@@ -20,6 +20,9 @@ const char *domain_state(virDomainPtr domain);
  * persistent, disks[{file, device, target, bus, format}], nics[{mac, model, type, source}]. New
  * reference. */
 MUST_CHECK int domain_facts(virDomainPtr domain, json_t **out, struct error *err);
+/* Removes its definition with what belongs to it only: saved state, what libvirt knows of its
+ * snapshots, UEFI variables. One that runs goes on, without a definition. */
+MUST_CHECK int domain_undefine(virDomainPtr domain, struct error *err);
 /* Stops it if it runs and removes its definition, its UEFI variables and nothing else. */
 MUST_CHECK int domain_remove(virDomainPtr domain, struct error *err);
 

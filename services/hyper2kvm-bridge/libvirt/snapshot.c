@@ -105,7 +105,7 @@ static int create(virDomainPtr domain, const char *name, const struct snapshot_w
 int snapshot_make(struct hv_call *call, virDomainPtr domain, const struct snapshot_wish *wish,
                   json_t *answer, struct error *err)
 {
-    const char *noted = call_noted(call, wish->index);
+    const char *noted = call_noted(call, wish->index, 0);
     autofree char *name = noted != NULL ? xstrdup(noted) : name_of(wish);
     auto_snapshot snapshot = NULL;
     json_t *facts = NULL;
@@ -119,7 +119,7 @@ int snapshot_make(struct hv_call *call, virDomainPtr domain, const struct snapsh
     }
     if (found == 0) {
         if (call_may_act(call, err) < 0 ||
-            (noted == NULL && call_note(call, wish->index, name, err) < 0) ||
+            (noted == NULL && call_note(call, wish->index, 0, name, err) < 0) ||
             create(domain, name, wish, &snapshot, err) < 0)
             return -1;
     }
