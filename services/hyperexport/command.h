@@ -37,6 +37,9 @@ void body_add_bandwidth(json_t *body, const struct command_line *line); /* all b
 int export_command(struct program *program, struct error *err);
 /* incremental.c: --vm NAME --incremental-info */
 int incremental_info_command(struct program *program, struct error *err);
+/* How an incremental export's disks were read, from its result's "incremental" (NULL: nothing). */
+void incremental_summary(const json_t *incremental, struct strbuf *out);
+void incremental_pairs(const json_t *incremental, struct strbuf *out); /* of --quiet */
 /* vms.c */
 int vm_info_command(struct program *program, struct error *err); /* --vm NAME --vm-info */
 int vms_command(struct program *program, struct error *err);

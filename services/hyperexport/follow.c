@@ -14,7 +14,7 @@
 #define PLAIN_LINE_MS   10000
 #define GATEWAY_AWAY_MS 600000 /* a restart of the host takes minutes */
 #define CANCEL_WAIT_MS  30000  /* transfer stopped, snapshot removed */
-#define ROWS_MAX        12
+#define ROWS_MAX        13
 
 struct watch {
     struct program *program;
@@ -223,8 +223,11 @@ static void show_box(const struct program *program, const json_t *job)
     char speed[TEXT_NUMBER_SIZE] = "";
     char count[TEXT_NUMBER_SIZE];
     struct summary summary = {0};
+    auto_strbuf modes;
     auto_strbuf out;
 
+    strbuf_init(&modes, TEXT_BYTES_MAX);
+    incremental_summary(json_object_get(result, "incremental"), &modes);
     text_size(json_u64(result, "total_size"), size);
     text_duration((uint64_t)(seconds + 0.5), took);
     if (seconds > 0)
@@ -236,6 +239,7 @@ static void show_box(const struct program *program, const json_t *job)
     add_row(&summary, "Total Size", size);
     add_row(&summary, "Average Speed", speed);
     add_row(&summary, "Files", count);
+    add_row(&summary, "Incremental", modes.data);
     if (!json_is_false(json_object_get(result, "local_kept")))
         add_row(&summary, "Output", json_str(result, "output_path"));
     add_row(&summary, "Uploaded To", json_str(result, "uploaded_to"));
@@ -328,6 +332,7 @@ static void show_success(const struct program *program, const json_t *job)
         text_add_clean(&out, json_str(result, "manifest_path"), true);
         strbuf_addc(&out, '\n');
     }
+    incremental_pairs(json_object_get(result, "incremental"), &out);
     add_uploaded(&out, result);
     output_text(&out);
 }

@@ -1,4 +1,4 @@
-/* --incremental-info: what an incremental export would do. */
+/* --incremental-info: what an incremental export would do; and what one did. */
 #include <inttypes.h>
 #include <string.h>
 
@@ -24,6 +24,53 @@ static const char *number(const json_t *info, const char *key, char *out, size_t
     }
     return out;
 }
+
+/* ---- what an export did ---- */
+
+/* "changed_extents, leaf_compare (2 disks)" */
+void incremental_summary(const json_t *incremental, struct strbuf *out)
+{
+    static const char *const modes[] = {"changed_extents", "leaf_compare", "full"};
+    const json_t *disks = json_object_get(incremental, "disks");
+    const json_t *disk;
+    char size[TEXT_NUMBER_SIZE];
+    size_t i;
+
+    for (size_t m = 0; m < ARRAY_LEN(modes); m++) {
+        size_t count = 0;
+        json_array_foreach(disks, i, disk)
+        {
+            count += strcmp(json_str(disk, "incremental_mode"), modes[m]) == 0;
+        }
+        if (count == 0)
+            continue;
+        strbuf_addf(out, "%s%s", out->length == 0 ? "" : ", ", modes[m]);
+        if (json_array_size(disks) > 1)
+            strbuf_addf(out, " (%zu disk%s)", count, count == 1 ? "" : "s");
+    }
+    if (out->length == 0)
+        return;
+    text_size(json_u64(incremental, "changed_bytes"), size);
+    strbuf_addf(out, "; %s changed", size);
+}
+
+void incremental_pairs(const json_t *incremental, struct strbuf *out)
+{
+    const json_t *disk;
+    size_t i;
+
+    json_array_foreach(json_object_get(incremental, "disks"), i, disk)
+    {
+        autofree char *mode = xasprintf("disk.%zu.incremental_mode", i + 1);
+        autofree char *reason = xasprintf("disk.%zu.incremental_reason", i + 1);
+        output_pair(out, mode, json_str(disk, "incremental_mode"));
+        if (json_str(disk, "incremental_reason")[0] != '\0')
+            output_pair(out, reason, json_str(disk, "incremental_reason"));
+        strbuf_addf(out, "disk.%zu.changed=%" PRIu64 "\n", i + 1, json_u64(disk, "changed_bytes"));
+    }
+}
+
+/* ---- what one would do ---- */
 
 static void show_quiet(const json_t *info)
 {

@@ -18,10 +18,12 @@
 #include "common/paths.h"
 #include "services/exporter/engine/provider.h"
 #include "services/exporter/engine/session.h"
+#include "services/exporter/engine/source.h"
 
 #define LINE_BYTES_MAX  ((size_t)MIB)
 #define HEX_BYTES_MAX   4096 /* longer reads are answered by their digest only */
 #define READERS_MAX     PROVIDER_PARALLEL_READS_MAX
+#define EXTENTS_MAX     1024
 #define CHUNK_BYTES_MAX ((size_t)(16 * MIB))
 
 extern const struct provider PROVIDER;
@@ -341,6 +343,35 @@ static int op_mark(const json_t *command, json_t *answer, struct error *err)
     return 0;
 }
 
+/* One answer of disk_changes; "room": for how many extents. */
+static int op_changes(const json_t *command, json_t *answer, struct error *err)
+{
+    size_t room = json_u64(command, "room");
+    autofree struct extent *items = NULL;
+    struct extent_list list = {.count_max = room == 0 ? EXTENTS_MAX : room};
+    struct changes_query query = {.disk_index = json_u64(command, "disk"),
+                                  .since = json_str(command, "since"),
+                                  .offset = json_u64(command, "offset")};
+    json_t *extents = json_array();
+
+    (void)json_object_set_new(answer, "extents", extents);
+    if (list.count_max > EXTENTS_MAX)
+        return error_set(err, ERR_LIMIT, "too many");
+    if (PROVIDER.disk_changes == NULL)
+        return error_set(err, ERR_NOT_AVAILABLE, "no disk_changes");
+    list.items = items = xcalloc(list.count_max, sizeof *items);
+    if (PROVIDER.disk_changes(driver.session.session, driver.frozen, &query, &list, err) < 0 ||
+        extent_list_check(&list, query.offset, driver.frozen->disks[query.disk_index].size_bytes,
+                          "the answer", err) < 0)
+        return -1;
+    for (size_t i = 0; i < list.count; i++) {
+        (void)json_array_append_new(
+            extents, json_pack("[I, I]", (json_int_t)items[i].offset, (json_int_t)items[i].length));
+    }
+    (void)json_object_set_new(answer, "end", json_integer((json_int_t)list.end));
+    return 0;
+}
+
 static int op_release(const json_t *command, json_t *answer, struct error *err)
 {
     (void)answer;
@@ -402,21 +433,14 @@ static const struct {
     bool session; /* needs an open one */
     bool frozen;
 } ops[] = {
-    {"open", op_open, false, false},
-    {"close", op_close, false, false},
-    {"check", op_check, true, false},
-    {"list", op_list, true, false},
-    {"get", op_get, true, false},
-    {"find", op_find, true, false},
-    {"prepare", op_prepare, true, false},
-    {"read", op_read, true, true},
-    {"copy", op_copy, true, true},
-    {"mark", op_mark, true, true},
-    {"release", op_release, true, false},
-    {"records", op_records, false, false},
-    {"die", op_die, false, false},
-    {"cancel", op_cancel, false, false},
-    {"uncancel", op_uncancel, false, false},
+    {"open", op_open, false, false},       {"close", op_close, false, false},
+    {"check", op_check, true, false},      {"list", op_list, true, false},
+    {"get", op_get, true, false},          {"find", op_find, true, false},
+    {"prepare", op_prepare, true, false},  {"read", op_read, true, true},
+    {"copy", op_copy, true, true},         {"mark", op_mark, true, true},
+    {"changes", op_changes, true, true},   {"release", op_release, true, false},
+    {"records", op_records, false, false}, {"die", op_die, false, false},
+    {"cancel", op_cancel, false, false},   {"uncancel", op_uncancel, false, false},
 };
 
 static int perform(const json_t *command, json_t *answer, struct error *err)

@@ -8,6 +8,9 @@ Script it by its attributes (all may be changed while it runs):
   session_calls = 3                   a login is good for so many calls
   page_objects = 2                    objects per page of RetrievePropertiesEx, whatever is asked
   folder = function(request, file)    sees every /folder request first; true: it has answered
+  change_window = 4 << 20             one QueryChangedDiskAreas answers for so many bytes
+  changes = function(query)           XML inside its returnval, or raises a fault; None: the truth
+Changed block tracking: Disk(..., cbt="52 d0 9a").write(offset, data) is what the guest does.
 """
 import http.server
 import itertools
@@ -41,7 +44,9 @@ ORDER = {
     "CreateSnapshot_Task": ["_this", "name", "description", "memory", "quiesce"],
     "RemoveSnapshot_Task": ["_this", "removeChildren", "consolidate"],
     "ConsolidateVMDisks_Task": ["_this"],
+    "QueryChangedDiskAreas": ["_this", "snapshot", "deviceKey", "startOffset", "changeId"],
 }
+CBT_BLOCK = 64 << 10  # the least that tracking tells apart
 WITHOUT_LOGIN = {"RetrieveServiceContent", "CurrentTime", "Login"}
 
 
@@ -62,16 +67,64 @@ class Disk:
     """One virtual disk; data: its bytes, None: there is no file."""
 
     def __init__(self, key, data, path, kind="VirtualDiskFlatVer2BackingInfo", controller=1000,
-                 unit=0, mode="persistent", extra="", capacity=None, descriptor=None):
+                 unit=0, mode="persistent", extra="", capacity=None, descriptor=None, cbt=None):
         self.key, self.data, self.path, self.kind = key, data, path, kind
         self.controller, self.unit, self.mode, self.extra = controller, unit, mode, extra
         self.capacity = len(data or b"") if capacity is None else capacity
         self.descriptor = descriptor
+        self.series = cbt     # uuid of its change tracking; None: off
+        self.sequence = 1     # rises with every snapshot
+        self.tracked = []     # (sequence, offset, length) of all writes
+        self.delta = []       # (offset, data) written since there is a snapshot
+        self.frozen_id = ""   # change id in the snapshot's configuration
+        self.has_delta = False
+
+    # ---- what the guest does ----
+
+    def write(self, offset, data):
+        self.tracked.append((self.sequence, offset, len(data)))
+        if self.has_delta:
+            self.delta.append((offset, data))
+        else:
+            self.data = self.data[:offset] + data + self.data[offset + len(data):]
+
+    def freeze(self):
+        """A snapshot is made."""
+        self.has_delta = True
+        if self.series is not None:
+            self.sequence += 1
+            self.frozen_id = f"{self.series}/{self.sequence}"
+
+    def melt(self):
+        """The last snapshot is gone."""
+        self.has_delta = False
+        for offset, data in self.delta:
+            self.data = self.data[:offset] + data + self.data[offset + len(data):]
+        self.delta = []
+
+    def changed(self, since, until):
+        """[(start, length)] of the blocks written between two sequence numbers, in rising order."""
+        blocks = sorted({block for sequence, offset, length in self.tracked
+                         if since <= sequence < until and length > 0
+                         for block in range(offset // CBT_BLOCK, (offset + length - 1) // CBT_BLOCK + 1)})
+        areas = []
+        for block in blocks:
+            start, end = block * CBT_BLOCK, min((block + 1) * CBT_BLOCK, self.capacity)
+            if areas and sum(areas[-1]) == start:
+                areas[-1] = (areas[-1][0], end - areas[-1][0])
+            else:
+                areas.append((start, end - start))
+        return areas
+
+    def change_id(self, frozen):
+        if self.series is None:
+            return ""
+        return f"<changeId>{self.frozen_id if frozen else f'{self.series}/{self.sequence}'}</changeId>"
 
     def xml(self, frozen=False):
         """frozen: as a snapshot's configuration names it; after it the VM works on a delta."""
-        path, parent = self.path, self.extra
-        if not frozen and getattr(self, "has_delta", False):
+        path, parent = self.path, self.change_id(frozen) + self.extra
+        if not frozen and self.has_delta:
             path = self.path.replace(".vmdk", "-000001.vmdk")
             parent += f'<parent><fileName>{escape(self.path)}</fileName></parent>'
         return (f'<VirtualDevice xsi:type="VirtualDisk"><key>{self.key}</key><deviceInfo><label>'
@@ -170,6 +223,10 @@ class FakeVsphere:
         self.calls = []          # names of methods, in order
         self.folder_requests = []  # (method, path, Range header)
         self.snapshot_options = []  # (memory, quiesce) of every snapshot asked for
+        self.served = {}         # "[ds] path" -> bytes of it that were sent
+        self.change_window = None
+        self.changes = None
+        self.change_queries = []  # {vm, snapshot, disk, offset, since} of every one
         self.raw_reply = None    # (status, bytes): answers everything below /sdk
         self.task_looks = 1      # how often a task is seen running before its end
         self.lock = threading.RLock()  # guards all of this
@@ -443,7 +500,7 @@ class FakeVsphere:
             id = f"snapshot-{next(self.numbers)}"
             vm.snapshots[id] = (name, text)
             for disk in vm.disks:
-                disk.has_delta = True
+                disk.freeze()
             return f'<result xsi:type="ManagedObjectReference" type="VirtualMachineSnapshot">{id}</result>'
         return self.task("CreateSnapshot_Task", "VirtualMachine.createSnapshot", work)
 
@@ -455,13 +512,45 @@ class FakeVsphere:
 
         def work():
             vm.snapshots.pop(id, None)
-            for disk in vm.disks:
-                disk.has_delta = bool(vm.snapshots)
+            for disk in vm.disks if not vm.snapshots else ():
+                disk.melt()
             return ""
         return self.task("RemoveSnapshot_Task", "VirtualMachineSnapshot.remove", work)
 
     def do_ConsolidateVMDisks_Task(self, call, request):
         return self.task("ConsolidateVMDisks_Task", "VirtualMachine.consolidateDisks", lambda: "")
+
+    # ---- changed block tracking ----
+
+    def do_QueryChangedDiskAreas(self, call, request):
+        vm = self.vms[call.findtext(VIM + "_this")]
+        disk = next(d for d in vm.disks if str(d.key) == call.findtext(VIM + "deviceKey"))
+        query = {"vm": vm.id, "snapshot": call.findtext(VIM + "snapshot"), "disk": disk.key,
+                 "offset": int(call.findtext(VIM + "startOffset")),
+                 "since": call.findtext(VIM + "changeId")}
+        self.change_queries.append(query)
+        if self.changes is not None:
+            text = self.changes(query)
+            if text is not None:
+                return f"<returnval>{text}</returnval>", None
+        if query["snapshot"] not in vm.snapshots:
+            raise fault("ManagedObjectNotFound", "The object has already been deleted")
+        return f'<returnval>{self.change_info(disk, query)}</returnval>', None
+
+    def change_info(self, disk, query):
+        series, _, sequence = query["since"].rpartition("/")
+        if query["since"] == "*":
+            areas = [(at, min(CBT_BLOCK, disk.capacity - at)) for at in range(0, disk.capacity, CBT_BLOCK)
+                     if disk.data[at:at + CBT_BLOCK].strip(b"\0")]
+        elif disk.series is None or series != disk.series or int(sequence) > disk.sequence:
+            raise fault("InvalidArgument", "A specified parameter was not correct: changeId",
+                        "<invalidProperty>changeId</invalidProperty>")
+        else:
+            areas = disk.changed(int(sequence), int(disk.frozen_id.rpartition("/")[2]))
+        start = query["offset"]
+        end = min(start + (self.change_window or disk.capacity), disk.capacity)
+        return window(start, end - start, [(max(a, start), min(a + n, end) - max(a, start))
+                                           for a, n in areas if a < end and a + n > start])
 
     # ---- /folder ----
 
@@ -508,6 +597,7 @@ class FakeVsphere:
         wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("Range") or "")
         headers = self.validators(path)
         if wanted is None:
+            self.count_served(request, path, len(data))
             self.answer(request, 200, data, **dict(headers, **changes))
             return
         first, last = int(wanted.group(1)), min(int(wanted.group(2)), len(data) - 1)
@@ -515,7 +605,13 @@ class FakeVsphere:
             self.answer(request, 416, b"")
             return
         headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+        self.count_served(request, path, last + 1 - first)
         self.answer(request, 206, data[first:last + 1], **dict(headers, **changes))
+
+    def count_served(self, request, path, length):
+        if request.command != "HEAD":
+            with self.lock:
+                self.served[path] = self.served.get(path, 0) + length
 
     @staticmethod
     def answer(request, status, body, **headers):
@@ -532,6 +628,12 @@ class FakeVsphere:
                 request.wfile.write(body)
             except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
                 request.close_connection = True  # the reader had enough
+
+
+def window(start, length, areas):
+    """Inside of a DiskChangeInfo."""
+    return f"<startOffset>{start}</startOffset><length>{length}</length>" + "".join(
+        f"<changedArea><start>{a}</start><length>{n}</length></changedArea>" for a, n in areas)
 
 
 def descriptor(disk, extent=None, parent="ffffffff"):

@@ -1,7 +1,11 @@
-/* Replies of a vSphere server, and the inventory in them. */
+/* Replies of a vSphere server: the inventory in them, and lists of changed areas. */
 #include <libxml/parser.h>
 
+#include "services/exporter/engine/source.h"
+#include "services/exporter/providers/vsphere/changes.h"
 #include "services/exporter/providers/vsphere/inventory.h"
+
+#define DISK_BYTES (64 * MIB)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerInitialize(int *argc, char ***argv);
@@ -43,6 +47,26 @@ static void read_objects(const xmlNode *parent)
     inventory_names_free(names);
 }
 
+/* What is taken is what the engine believes. */
+static void read_changes(const xmlNode *info, uint64_t offset)
+{
+    struct extent items[8];
+    struct extent_list list = {.items = items, .count_max = 8};
+    struct error err = ERROR_NONE;
+    struct error wrong = ERROR_NONE;
+
+    if (changes_read(info, offset, DISK_BYTES, &list, &err) == 0 &&
+        extent_list_check(&list, offset, DISK_BYTES, "changes", &wrong) < 0)
+        abort();
+}
+
+static void read_ids(const xmlNode *info)
+{
+    struct error err = ERROR_NONE;
+
+    (void)(changes_compare_ids(soap_text(info, "since"), soap_text(info, "now"), &err) == 0);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct error err = ERROR_NONE;
@@ -55,5 +79,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         return soap_fault_error(&reply.fault, "fuzz", &fault) == -1 ? 0 : -1;
     read_objects(reply.response);
     read_objects(soap_child(reply.response, "returnval"));
+    read_changes(soap_child(reply.response, "returnval"), 0);
+    read_changes(soap_child(reply.response, "returnval"), MIB);
+    read_ids(soap_child(reply.response, "returnval"));
     return 0;
 }

@@ -58,6 +58,7 @@ static int options_check(const struct copy_options *options, uint64_t size_bytes
     }
     assert(options->base_leaves == NULL ||
            (options->hash && leaves_disk_bytes(options->base_leaves) == size_bytes));
+    assert(options->changed == NULL || options->base_leaves != NULL);
     return 0;
 }
 
@@ -94,10 +95,14 @@ static struct copy_run *run_new(const struct copy_options *options)
         bool ordered = (options->outputs[i].format->flags & SINK_ORDERED) != 0;
         run->ordered = run->ordered || ordered;
         run->unordered = run->unordered || !ordered;
+        run->needs_base = run->needs_base || options->outputs[i].backing == NULL;
     }
+    assert(options->changed == NULL || !run->needs_base || options->base_image != NULL);
     run->queue_last = &run->queue_first;
-    if (options->provider->disk_extents != NULL)
-        run->extents = xcalloc(COPY_EXTENTS_MAX, sizeof *run->extents);
+    if (options->provider->disk_extents != NULL) {
+        run->extents.items = xcalloc(COPY_EXTENTS_MAX, sizeof *run->extents.items);
+        run->extents.count_max = COPY_EXTENTS_MAX;
+    }
     locks_init(run);
     return run;
 }
@@ -130,7 +135,7 @@ static void run_free(struct copy_run *run)
     leaves_free(run->leaves);
     journal_close(run->journal);
     free(run->resumed);
-    free(run->extents);
+    free(run->extents.items);
     (void)pthread_cond_destroy(&run->work);
     (void)pthread_cond_destroy(&run->free);
     (void)pthread_cond_destroy(&run->wake);

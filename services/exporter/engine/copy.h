@@ -37,7 +37,7 @@ struct copy_output {
     const char *file_name; /* final base name */
     int compression_level;
     const char *compression; /* sink.h; NULL: none */
-    const char *backing;     /* sink.h: pieces whose leaf is in base_leaves are not written */
+    const char *backing;     /* sink.h: pieces whose leaf is that of the base are not written */
     const char *backing_root;
 };
 
@@ -63,8 +63,13 @@ struct copy_options {
     const struct copy_output *outputs;
     size_t output_count;
     bool hash;                        /* false only in the bench */
-    const struct leaves *base_leaves; /* of the same disk at the outputs' backing; NULL: none */
-    struct rate_transfer *rate;       /* what readers take their bytes from; NULL: no limit */
+    const struct leaves *base_leaves; /* of the same disk in an earlier export; NULL: none */
+    /* A bit per leaf: may differ from base_leaves. The others are not read from the source, they
+     * are what they are in the base: for outputs without backing they are read from base_image, and
+     * compared. NULL: all may differ. */
+    const uint8_t *changed;
+    const struct image_part *base_image; /* the earlier export's image; NULL: none is needed */
+    struct rate_transfer *rate;          /* what readers take their bytes from; NULL: no limit */
     /* Tests put a source of theirs (faults) around the provider's; else NULL. */
     struct source *(*wrap)(struct source *below, void *arg);
     void *wrap_arg;
@@ -95,8 +100,9 @@ struct copy_result {
  * byte. On failure partial files and journal stay, fit to go on from; partial files that do not fit
  * their journal are written anew (event copy_starts_over).
  * ERR_CONFLICT: another process holds the journal, even after 10 s. ERR_SOURCE_CHANGED: the journal
- * belongs to something else, the disk ends early, or its mark changed. ERR_LIMIT: no space, names
- * the path. ERR_CANCELLED: *stopped. Calls progress on the caller's thread, may_write on any. */
+ * belongs to something else, the disk ends early, or its mark changed. ERR_CORRUPT: base_image is
+ * not what base_leaves say. ERR_LIMIT: no space, names the path. ERR_CANCELLED: *stopped. Calls
+ * progress on the caller's thread, may_write on any. */
 MUST_CHECK int copy_disk(const struct copy_options *options, struct copy_result *out,
                          struct error *err);
 void copy_result_release(struct copy_result *result);

@@ -45,65 +45,50 @@ static struct source *source_open(struct copy_run *run)
 
 /* ---- claiming ---- */
 
-static int extents_check(const struct copy_run *run, uint64_t from, struct error *err)
-{
-    uint64_t at = from;
-
-    if (run->extents_end <= from || run->extents_end > run->size_bytes) {
-        return error_set(err, ERR_PROTOCOL,
-                         "the source's map of used extents does not go on at %" PRIu64, from);
-    }
-    for (size_t i = 0; i < run->extent_count; i++) {
-        const struct extent *extent = &run->extents[i];
-        if (extent->offset < at ||
-            !range_is_inside(extent->offset, extent->length, run->extents_end)) {
-            return error_set(err, ERR_PROTOCOL,
-                             "the source's map of used extents is out of order at %" PRIu64,
-                             extent->offset);
-        }
-        at = extent->offset + extent->length;
-    }
-    return 0;
-}
-
 /* Makes the extents cover the claim's offset. */
 static int extents_fetch(struct copy_reader *reader, struct error *err)
 {
     struct copy_run *run = reader->run;
     struct source *source = reader->source;
     uint64_t from = run->claim_offset;
-    struct source_extents answer = {.items = run->extents, .count_max = COPY_EXTENTS_MAX};
 
-    if (run->extents == NULL || run->extents_end > from)
+    if (run->extents.items == NULL || run->extents.end > from)
         return 0;
     run->extent_next = 0;
-    if (source->ops->extents(source, from, run->size_bytes - from, &answer, err) == 0) {
-        assert(answer.count <= COPY_EXTENTS_MAX);
-        run->extent_count = answer.count;
-        run->extents_end = answer.end;
-        return extents_check(run, from, err);
+    if (source->ops->extents(source, from, run->size_bytes - from, &run->extents, err) == 0) {
+        return extent_list_check(&run->extents, from, run->size_bytes,
+                                 "the source's map of used extents", err);
     }
-    run->extent_count = 0;
-    run->extents_end = 0;
+    run->extents.count = 0;
+    run->extents.end = 0;
     if (err->code != ERR_NOT_AVAILABLE)
         return -1;
     error_clear(err); /* everything is read */
-    free(STEAL(run->extents));
+    free(STEAL(run->extents.items));
     return 0;
 }
 
 /* Is the range known to be unallocated? Ranges are asked for in rising order. */
 static bool is_hole(struct copy_run *run, uint64_t offset, uint64_t length)
 {
-    if (run->extents == NULL || offset + length > run->extents_end)
+    if (run->extents.items == NULL || offset + length > run->extents.end)
         return false;
-    while (run->extent_next < run->extent_count) {
-        const struct extent *extent = &run->extents[run->extent_next];
+    while (run->extent_next < run->extents.count) {
+        const struct extent *extent = &run->extents.items[run->extent_next];
         if (extent->offset + extent->length > offset)
             return extent->offset >= offset + length;
         run->extent_next++;
     }
     return true;
+}
+
+/* Is the piece at offset known to be what it is in the base? */
+static bool is_kept(const struct copy_run *run, uint64_t offset)
+{
+    const uint8_t *changed = run->options->changed;
+    uint64_t leaf = offset / LEAF_BYTES;
+
+    return changed != NULL && (changed[leaf / 8] >> (leaf % 8) & 1) == 0;
 }
 
 static struct copy_chunk *chunk_new(struct copy_run *run, uint64_t first, uint64_t count,
@@ -154,8 +139,11 @@ static void unit_of_chunk(struct copy_run *run, struct copy_unit *unit)
     pieces = round_up_u64(unit->length, SINK_PIECE_BYTES) / SINK_PIECE_BYTES;
     for (uint64_t i = 0; i < pieces; i++) {
         uint64_t at = i * SINK_PIECE_BYTES;
-        if (is_hole(run, unit->offset + at, min_u64(SINK_PIECE_BYTES, unit->length - at)))
+        if (is_hole(run, unit->offset + at, min_u64(SINK_PIECE_BYTES, unit->length - at))) {
             unit->holes |= UINT64_C(1) << i;
+        } else if (is_kept(run, unit->offset + at)) {
+            unit->kept |= UINT64_C(1) << i;
+        }
     }
     run->claim_ticket += pieces;
     if (unit->offset + unit->length == chunk_end)
@@ -317,6 +305,30 @@ static int read_range(struct copy_reader *reader, uint64_t offset, uint64_t leng
     return 0;
 }
 
+/* A piece that is as in the base; its bytes come from there, and only when an output wants them. */
+static int emit_kept(struct copy_reader *reader, uint64_t offset, uint64_t length,
+                     struct error *err)
+{
+    struct copy_run *run = reader->run;
+    const struct image_part *image = run->options->base_image;
+
+    assert(reader->piece == NULL && length <= SINK_PIECE_BYTES);
+    reader->piece = piece_at(reader, offset, length);
+    if (reader->piece == NULL)
+        return error_set(err, ERR_CANCELLED, "the copy has ended");
+    reader->piece->kept = true;
+    if (run->needs_base) {
+        copy_piece_take_buffer(run, reader->piece);
+        if (reader->base == NULL && image_open_part(image, &reader->base, err) < 0)
+            return -1;
+        if (image_read(reader->base, reader->piece->data, (size_t)length, offset, err) < 0)
+            return error_wrap(err, "the earlier export's image");
+    }
+    copy_piece_queue(run, STEAL(reader->piece));
+    return 0;
+}
+
+/* Pieces in one go: from the source as many as lie together, else one. */
 static int read_unit(struct copy_reader *reader, struct error *err)
 {
     const struct copy_unit *unit = &reader->unit;
@@ -325,14 +337,23 @@ static int read_unit(struct copy_reader *reader, struct error *err)
     if (unit->all_zero)
         return emit_zeros(reader, unit->offset, unit->length, err);
     while (at < unit->length) {
-        bool hole = (unit->holes >> (at / SINK_PIECE_BYTES) & 1) != 0;
-        uint64_t end = at;
+        uint64_t from = at / SINK_PIECE_BYTES;
+        uint64_t to = from + 1;
+        uint64_t end;
         int rc;
-        do {
-            end = min_u64(end + SINK_PIECE_BYTES, unit->length);
-        } while (!hole && end < unit->length && (unit->holes >> (end / SINK_PIECE_BYTES) & 1) == 0);
-        rc = hole ? emit_zeros(reader, unit->offset + at, end - at, err)
-                  : read_range(reader, unit->offset + at, end - at, err);
+        bool hole = (unit->holes >> from & 1) != 0;
+        bool kept = (unit->kept >> from & 1) != 0;
+        while (!hole && !kept && to * SINK_PIECE_BYTES < unit->length &&
+               ((unit->holes | unit->kept) >> to & 1) == 0)
+            to++;
+        end = min_u64(to * SINK_PIECE_BYTES, unit->length);
+        if (hole) {
+            rc = emit_zeros(reader, unit->offset + at, end - at, err);
+        } else if (kept) {
+            rc = emit_kept(reader, unit->offset + at, end - at, err);
+        } else {
+            rc = read_range(reader, unit->offset + at, end - at, err);
+        }
         if (rc < 0)
             return -1;
         at = end;
@@ -362,5 +383,6 @@ void *copy_reader_main(void *arg)
     if (err.code != ERR_NONE)
         copy_fail(reader->run, &err); /* no matter if the run ended before */
     source_close(reader->source);
+    image_close(reader->base);
     return NULL;
 }

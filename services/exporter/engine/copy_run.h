@@ -42,7 +42,8 @@ struct copy_piece {
     uint64_t ticket;
     uint8_t *data; /* NULL: zeros, or not needed any more */
     bool zero;     /* known after the zero test */
-    bool same;     /* as at the outputs' backing */
+    bool kept;     /* known to be as in the base, and not read from the source */
+    bool same;     /* as in the base */
     struct sink_blob blobs[COPY_OUTPUTS_MAX];
 };
 
@@ -53,6 +54,7 @@ struct copy_unit {
     uint64_t length;
     uint64_t ticket; /* of its first piece */
     uint64_t holes;  /* bit i: piece i is not allocated */
+    uint64_t kept;   /* bit i: piece i is as in the base */
     bool all_zero;   /* one piece of zeros for all of it */
 };
 
@@ -64,6 +66,7 @@ struct copy_reader {
     pthread_t thread;
     bool started;
     struct source *source;
+    struct image *base;       /* of options->base_image; opened when it is needed first */
     struct copy_piece *piece; /* being filled */
     size_t filled;
     struct copy_unit unit;
@@ -83,6 +86,7 @@ struct copy_run {
     uint64_t size_bytes;
     uint64_t chunk_count;
     bool ordered, unordered; /* some output is */
+    bool needs_base;         /* some output wants the bytes of what is as in the base */
     uint64_t checkpoint_bytes;
     struct sink *sinks[COPY_OUTPUTS_MAX];
     struct leaves *leaves;
@@ -92,14 +96,12 @@ struct copy_run {
     uint64_t resumed_bytes;
     uint64_t resumed_data_bytes;
 
-    pthread_mutex_t claim_mutex; /* guards the next seven */
+    pthread_mutex_t claim_mutex; /* guards the next five */
     uint64_t claim_offset;
     uint64_t claim_ticket;
     struct copy_chunk *claim_chunk; /* claimed in part */
-    struct extent *extents;         /* NULL: the provider knows none */
-    size_t extent_count;
+    struct extent_list extents;     /* without items: the provider knows none */
     size_t extent_next;
-    uint64_t extents_end; /* how far they reach */
 
     pthread_rwlock_t gate; /* shared: writing to sinks; exclusive: taking their state */
 

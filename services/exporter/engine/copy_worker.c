@@ -1,4 +1,5 @@
 /* The working side of a copy: zero test, leaf digests, encoding, writing. See copy_run.h. */
+#include <inttypes.h>
 #include <string.h>
 #include <time.h>
 
@@ -130,8 +131,9 @@ static void piece_done(struct copy_run *run, struct copy_piece *piece)
     if (!piece->zero) {
         chunk->chunks.data_bytes += piece->length;
         run->data_bytes += piece->length;
-        run->done_bytes += piece->length;
     }
+    if (!piece->zero && !piece->kept)
+        run->done_bytes += piece->length;
     drop_buffer(run, piece);
     for (size_t i = 0; i < run->options->output_count; i++)
         run->memory -= piece->blobs[i].data != NULL;
@@ -153,6 +155,18 @@ static void piece_done(struct copy_run *run, struct copy_piece *piece)
 
 /* ---- working on one piece ---- */
 
+/* Of a piece whose bytes were not read: its leaf in the base. */
+static void take_base_leaf(struct copy_run *run, struct copy_piece *piece)
+{
+    size_t index = (size_t)(piece->offset / LEAF_BYTES);
+    const uint8_t *leaf = leaves_get(run->options->base_leaves, index);
+    uint8_t zero[DIGEST_BYTES];
+
+    leaf_digest_zero((size_t)piece->length, zero);
+    piece->zero = memcmp(leaf, zero, DIGEST_BYTES) == 0;
+    leaves_set(run->leaves, index, leaf);
+}
+
 static void digest(struct copy_run *run, const struct copy_piece *piece)
 {
     uint8_t leaf[DIGEST_BYTES];
@@ -168,7 +182,7 @@ static void digest(struct copy_run *run, const struct copy_piece *piece)
     }
 }
 
-/* Are the leaves of the piece those of the disk at the outputs' backing? */
+/* Are the leaves of the piece those of the base? */
 static bool is_same(const struct copy_run *run, const struct copy_piece *piece)
 {
     const struct leaves *base = run->options->base_leaves;
@@ -183,6 +197,12 @@ static bool is_same(const struct copy_run *run, const struct copy_piece *piece)
     return true;
 }
 
+/* The output's backing says it already. */
+static bool is_inherited(const struct copy_run *run, size_t index, const struct copy_piece *piece)
+{
+    return piece->same && run->options->outputs[index].backing != NULL;
+}
+
 static int write_output(struct copy_run *run, size_t index, const struct copy_piece *piece,
                         struct error *err)
 {
@@ -191,7 +211,7 @@ static int write_output(struct copy_run *run, size_t index, const struct copy_pi
     struct sink *sink = run->sinks[index];
     int rc;
 
-    if (piece->same && output->backing != NULL)
+    if (is_inherited(run, index, piece))
         return 0;
     if (piece->zero) {
         rc = format->write_zero(sink, piece->offset, piece->length, err);
@@ -237,6 +257,8 @@ static int encode(struct copy_run *run, struct copy_piece *piece, struct error *
 
     for (size_t i = 0; i < options->output_count && !piece->zero; i++) {
         const struct sink_format *format = options->outputs[i].format;
+        if (is_inherited(run, i, piece))
+            continue;
         if (format->encode == NULL) {
             still_needed = still_needed || is_ordered(run, i);
             continue;
@@ -284,10 +306,20 @@ static int process(struct copy_run *run, struct copy_piece *piece, struct error 
 {
     int64_t start = clock_mono_ns();
 
-    piece->zero = piece->data == NULL || mem_is_zero(piece->data, (size_t)piece->length);
-    if (run->options->hash)
-        digest(run, piece);
+    if (piece->kept && piece->data == NULL) {
+        take_base_leaf(run, piece);
+    } else {
+        piece->zero = piece->data == NULL || mem_is_zero(piece->data, (size_t)piece->length);
+        if (run->options->hash)
+            digest(run, piece);
+    }
     piece->same = is_same(run, piece);
+    if (piece->kept && !piece->same) {
+        return error_set(err, ERR_CORRUPT,
+                         "the earlier export's image '%.200s' does not hold what it should in the "
+                         "MiB at offset %" PRIu64 ": verify it, and export with force_full",
+                         run->options->base_image->path, piece->offset);
+    }
     atomic_fetch_add(&run->times.cpu, (uint64_t)(clock_mono_ns() - start));
     if (run->unordered && write_outputs(run, false, piece, err) < 0)
         return -1;

@@ -12,10 +12,16 @@
 #include "common/json.h"
 #include "common/paths.h"
 #include "services/exporter/engine/chain_edit.h"
+#include "services/exporter/engine/export_changes.h"
 #include "services/exporter/engine/export_run.h"
 #include "services/exporter/formats/mf.h"
 
 #define HOUR_MS INT64_C(3600000)
+
+/* export_disk.incremental_mode */
+#define MODE_FULL    "full"
+#define MODE_CHANGED "changed_extents"
+#define MODE_COMPARE "leaf_compare"
 
 /* ---- choosing ---- */
 
@@ -243,13 +249,13 @@ static void tell(struct export_run *run)
         worker_task_log(run->task, LOG_LEVEL_INFO, "full export: %s", base->reason);
     } else if (run->options.by_disk) {
         worker_task_log(run->task, LOG_LEVEL_INFO,
-                        "incremental export by disk: disks are read and compared with export %s, "
-                        "files of unchanged ones stay",
+                        "incremental export by disk: files of disks that did not change since "
+                        "export %s stay",
                         base->chain->points[0].record->export_id);
     } else {
         worker_task_log(run->task, LOG_LEVEL_INFO,
-                        "incremental export on restore point %s (%zu before it): disks are read "
-                        "and compared, what changed is written",
+                        "incremental export on restore point %s (%zu before it): what changed is "
+                        "written",
                         base->chain->points[0].record->export_id, base->chain->count);
     }
 }
@@ -376,6 +382,73 @@ int export_base_disk(struct export_run *run, struct export_disk *disk, struct er
     if (leaves_load(path, &run->base.leaves[disk->frozen_index], err) < 0)
         return error_wrap(err, "export '%.64s'", point->record->export_id);
     disk->base_leaves = run->base.leaves[disk->frozen_index];
+    disk->base_change_id = chain_disk_text(point->record, (size_t)known, "change_id");
+    return 0;
+}
+
+/* Unchanged parts of a disk that is written whole come from the base's image. */
+static int check_base_image(const struct export_run *run, const struct export_disk *disk,
+                            struct error *err)
+{
+    if (!run->options.by_disk)
+        return 0;
+    if (disk->images[0].earlier == NULL)
+        return error_set(err, ERR_NOT_FOUND, "the export before has no such image of it");
+    if (local_is_used_by_domain(run->base.chain->points[0].dir))
+        return error_set(err, ERR_CONFLICT, "a domain uses the files of the export before");
+    return 0;
+}
+
+static void set_mode(struct export_disk *disk, const char *mode, const char *reason)
+{
+    disk->incremental_mode = mode;
+    (void)snprintf(disk->incremental_reason, sizeof disk->incremental_reason, "%.*s",
+                   EXPORT_REASON_MAX - 1, reason);
+}
+
+void export_base_recall_mode(struct export_disk *disk, const char *mode, const char *reason)
+{
+    static const char *const modes[] = {MODE_FULL, MODE_CHANGED, MODE_COMPARE};
+
+    for (size_t i = 0; i < ARRAY_LEN(modes); i++) {
+        if (strcmp(mode, modes[i]) == 0)
+            set_mode(disk, modes[i], reason);
+    }
+}
+
+int export_base_changes(struct export_run *run, struct export_disk *disk, struct error *err)
+{
+    struct changes_request request = {.provider = run->exporter->provider,
+                                      .session = run->session.session,
+                                      .frozen = run->frozen,
+                                      .disk_index = disk->frozen_index,
+                                      .since = disk->base_change_id,
+                                      .retries_max = run->exporter->export.max_retries,
+                                      .stopped = worker_task_stopped(run->task)};
+    struct error why = ERROR_NONE;
+    char size[EXPORT_SIZE_TEXT];
+
+    free(STEAL(disk->changed));
+    if (!run->options.incremental)
+        return 0;
+    if (disk->base_leaves == NULL) {
+        set_mode(disk, MODE_FULL, run->base.reason);
+        return 0;
+    }
+    if (check_base_image(run, disk, &why) == 0 &&
+        changes_ask(&request, &disk->changed, &disk->changed_bytes, &why) == 0) {
+        set_mode(disk, MODE_CHANGED, "");
+        worker_task_log(run->task, LOG_LEVEL_INFO,
+                        "%s: the source says what changed, %s are read (changed_extents)",
+                        disk->name, export_size_text(disk->changed_bytes, size));
+        return 0;
+    }
+    if (worker_task_check(run->task, err) < 0)
+        return -1;
+    set_mode(disk, MODE_COMPARE, why.message);
+    worker_task_log(run->task, LOG_LEVEL_INFO,
+                    "%s: all of it is read and compared (leaf_compare): %s", disk->name,
+                    why.message);
     return 0;
 }
 
@@ -419,8 +492,9 @@ const char *export_base_mode(const struct export_base *base)
     return by_disk(json_str(record->document, "format")) ? "disk" : "leaf";
 }
 
-/* Of every disk whether it changed, and whose files the unchanged ones have. */
-static json_t *shared_disks(const struct export_run *run)
+/* Of every disk how it was read, of whole ones whether they changed and whose files the unchanged
+ * ones have. */
+static json_t *summary_disks(const struct export_run *run)
 {
     json_t *disks = json_array();
 
@@ -431,6 +505,12 @@ static json_t *shared_disks(const struct export_run *run)
         autofree char *id = xasprintf("disk-%zu", disk->vm_disk_index + 1);
         autofree char *checksum = xasprintf("sha256:%s", image->sha256);
         json_set_text(item, "id", id);
+        json_set_text(item, "incremental_mode", disk->incremental_mode);
+        if (disk->incremental_reason[0] != '\0')
+            json_set_text(item, "incremental_reason", disk->incremental_reason);
+        export_set_u64(item, "changed_bytes", changed_bytes(disk));
+        if (run->base.chain == NULL || !run->options.by_disk)
+            continue;
         json_put(item, "shared", json_boolean(disk->shared));
         if (!disk->shared)
             continue;
@@ -453,9 +533,9 @@ json_t *export_base_summary(const struct export_run *run)
         json_set_text(object, "base_id", base->chain->points[0].record->export_id);
         json_set_text(object, "base_dir", run->base.dir);
     }
+    json_put(object, "disks", summary_disks(run));
     if (base->chain != NULL && run->options.by_disk) {
         json_decref(chain);
-        json_put(object, "disks", shared_disks(run));
         return object;
     }
     for (size_t i = base->chain == NULL ? 0 : base->chain->count; i > 0; i--) {

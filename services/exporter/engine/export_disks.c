@@ -84,6 +84,8 @@ static int note_store(const struct export_run *run, const struct export_disk *di
     json_set_text(note, "identity", identity);
     json_set_text(note, "root", disk->root);
     json_put(note, "shared", json_boolean(disk->shared));
+    json_set_text(note, "incremental_mode", disk->incremental_mode);
+    json_set_text(note, "incremental_reason", disk->incremental_reason);
     export_set_u64(note, "bytes_data", disk->bytes_data);
     json_put(note, "images", images);
     for (size_t i = 0; i < disk->image_count; i++) {
@@ -140,6 +142,8 @@ static bool note_believe(struct export_run *run, struct export_disk *disk)
         return false;
     leaves_root_text(disk->leaves, disk->root);
     disk->bytes_data = json_u64(note, "bytes_data");
+    export_base_recall_mode(disk, json_str(note, "incremental_mode"),
+                            json_str(note, "incremental_reason"));
     return strcmp(disk->root, json_str(note, "root")) == 0 &&
            leaves_disk_bytes(disk->leaves) == disk->size_bytes;
 }
@@ -224,10 +228,12 @@ static void log_copied(struct export_run *run, const struct export_disk *disk, i
                     bytes_resumed > 0 ? export_size_text(bytes_resumed, resumed) : "");
 }
 
-static int copy_one(struct export_run *run, struct export_disk *disk, struct error *err)
+static int copy_all(struct export_run *run, struct export_disk *disk, struct error *err)
 {
     autofree char *journal = local_note_path(run->dir, disk->name, NOTE_JOURNAL, run->generation);
     autofree char *identity = identity_of(run, disk);
+    autofree char *earlier = export_earlier_path(run, &disk->images[0]);
+    struct image_part base_image = {.path = earlier, .format = disk->images[0].format->name};
     struct copy_output outputs[COPY_OUTPUTS_MAX] = {0};
     auto_copy_result result = {0};
     char uuid[UUID_SIZE];
@@ -246,7 +252,9 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
         .outputs = outputs,
         .output_count = disk->image_count,
         .hash = true,
-        .base_leaves = run->options.by_disk ? NULL : disk->base_leaves,
+        .base_leaves = disk->base_leaves,
+        .changed = disk->changed,
+        .base_image = earlier == NULL ? NULL : &base_image,
         .rate = run->rate,
         .stopped = worker_task_stopped(run->task),
         .may_write = export_may_write,
@@ -254,7 +262,6 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
         .arg = run,
     };
 
-    export_share_use(run, disk, false);
     image_uuid(run, disk, uuid);
     fill_outputs(run, disk, outputs);
     if (copy_disk(&options, &result, err) < 0)
@@ -262,7 +269,47 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
     if (take_result(disk, &result, err) < 0 || export_may_write(run, err) < 0)
         return -1;
     log_copied(run, disk, clock_mono_ms() - start_ms, result.bytes_resumed);
-    if (export_share(run, disk, err) < 0)
+    return 0;
+}
+
+/* A whole disk of which the source says that nothing changed has the base's leaves. */
+static void take_base_leaves(struct export_disk *disk)
+{
+    const struct leaves *base = disk->base_leaves;
+    uint8_t zero[DIGEST_BYTES];
+
+    disk->leaves = leaves_new(disk->size_bytes);
+    disk->bytes_data = 0;
+    disk->bytes_transferred = 0;
+    for (size_t i = 0; i < leaves_count(base); i++) {
+        uint64_t length = min_u64(LEAF_BYTES, disk->size_bytes - i * (uint64_t)LEAF_BYTES);
+        leaf_digest_zero((size_t)length, zero);
+        leaves_set(disk->leaves, i, leaves_get(base, i));
+        if (memcmp(leaves_get(base, i), zero, DIGEST_BYTES) != 0)
+            disk->bytes_data += length;
+    }
+    leaves_root_text(disk->leaves, disk->root);
+}
+
+/* Then its files stay, and nothing is copied: disk->shared. */
+static int share_untouched(struct export_run *run, struct export_disk *disk, struct error *err)
+{
+    if (!run->options.by_disk || disk->changed == NULL || disk->changed_bytes > 0)
+        return 0;
+    take_base_leaves(disk);
+    if (leaves_store(disk->leaves, disk->leaves_path, err) < 0 || export_share(run, disk, err) < 0)
+        return -1;
+    if (!disk->shared)
+        leaves_free(STEAL(disk->leaves));
+    return 0;
+}
+
+static int copy_one(struct export_run *run, struct export_disk *disk, struct error *err)
+{
+    export_share_use(run, disk, false);
+    if (export_base_changes(run, disk, err) < 0 || share_untouched(run, disk, err) < 0)
+        return -1;
+    if (!disk->shared && (copy_all(run, disk, err) < 0 || export_share(run, disk, err) < 0))
         return -1;
     return note_store(run, disk, err);
 }

@@ -11,6 +11,7 @@
  *   export_encrypt.c encryption at rest
  *   export_finish.c  final names, and back
  *   export_base.c    the earlier export that an incremental one goes on from
+ *   export_changes.c what the source says that changed since
  *   export_share.c   files of an earlier export that stay as they are
  *   export_record.c  export.json
  *
@@ -79,6 +80,8 @@ static inline const char *export_image_name(const struct export_image *image)
     return image->member != NULL ? image->member : image->name;
 }
 
+#define EXPORT_REASON_MAX 400
+
 struct export_disk {
     size_t frozen_index;
     size_t vm_disk_index;
@@ -94,10 +97,15 @@ struct export_disk {
     uint64_t bytes_transferred;
     char *backing;                    /* relative name of the image below; NULL: none */
     const struct leaves *base_leaves; /* of the disk in the base; run->base owns them */
-    bool shared; /* nothing changed: its images are files of the base (export_share.c) */
+    const char *base_change_id;       /* likewise; "": none */
+    /* Of incremental exports, how the disk was read: "changed_extents", "leaf_compare", "full"
+     * (literal), and why not only what changed. */
+    const char *incremental_mode; /* "" until it is known */
+    char incremental_reason[EXPORT_REASON_MAX];
+    uint8_t *changed;       /* copy.h; NULL: all may differ */
+    uint64_t changed_bytes; /* that its bits stand for */
+    bool shared;            /* nothing changed: its images are files of the base (export_share.c) */
 };
-
-#define EXPORT_REASON_MAX 400
 
 struct export_base {
     char *root;                     /* canonical output_path; NULL: nothing is locked */
@@ -284,6 +292,12 @@ MUST_CHECK int export_base_disk(struct export_run *run, struct export_disk *disk
                                 struct error *err);
 /* Before the finish of a plan that an earlier attempt stored. */
 MUST_CHECK int export_base_recall(struct export_run *run, struct error *err);
+/* Asks the source what changed on the disk since the base: sets disk->incremental_mode and what
+ * belongs to it, and tells it. */
+MUST_CHECK int export_base_changes(struct export_run *run, struct export_disk *disk,
+                                   struct error *err);
+/* Modes as an earlier attempt noted them. */
+void export_base_recall_mode(struct export_disk *disk, const char *mode, const char *reason);
 /* "leaf" or "disk"; needs base->chain. */
 const char *export_base_mode(const struct export_base *base);
 /* mode, base and chain or disks of an incremental export: new reference. */
@@ -298,6 +312,8 @@ void export_base_document(const struct export_run *run, json_t *document, int64_
 MUST_CHECK int export_share(struct export_run *run, struct export_disk *disk, struct error *err);
 /* The disk's images are the ones to be copied, or the base's. */
 void export_share_use(const struct export_run *run, struct export_disk *disk, bool shared);
+/* Where the base's image is, absolute; NULL: it has none. Caller frees. */
+char *export_earlier_path(const struct export_run *run, const struct export_image *image);
 /* What was copied of a shared disk goes. */
 void export_share_drop(const struct export_run *run, const struct export_disk *disk);
 /* "../exp-1/web-disk1.vmdk" if the export's file `name` is that one, else NULL. */

@@ -1,10 +1,11 @@
 /* Files of an earlier export that stay as they are.
  *
  * Design notes
- * - An incremental export of whole disks reads and writes every disk as a full one does. If none of
- *   its MiB differs from the base's leaves, what was written goes and the base's file gets a second
- *   name, a hard link, in the new export. Marks of the source (Last-Modified ...) are not believed:
- *   they have seconds, and tools that copy images keep them.
+ * - An incremental export of whole disks writes every disk as a full one does. If none of its MiB
+ *   differs from the base's leaves, what was written goes and the base's file gets a second name, a
+ *   hard link, in the new export. A disk that did not change by the source's own account
+ *   (export_changes.h) is not written at all. Marks of the source (Last-Modified ...) are not
+ * believed: they have seconds, and tools that copy images keep them.
  * - A link and no name in another directory: the export is complete wherever it is copied, its
  *   descriptor and digest lists name files beside them as OVF wants, and removing the base harms
  *   nobody.
@@ -65,6 +66,13 @@ void export_share_drop(const struct export_run *run, const struct export_disk *d
     }
 }
 
+char *export_earlier_path(const struct export_run *run, const struct export_image *image)
+{
+    if (image->earlier == NULL)
+        return NULL;
+    return xasprintf("%s/%s", run->base.chain->points[0].dir, strrchr(image->earlier, '/') + 1);
+}
+
 static bool is_unchanged(const struct export_run *run, const struct export_disk *disk)
 {
     if (!run->options.by_disk || disk->base_leaves == NULL ||
@@ -108,8 +116,7 @@ static int take_facts(const struct export_run *run, struct export_image *image, 
 
 static int link_image(const struct export_run *run, struct export_image *image, struct error *err)
 {
-    autofree char *from =
-        xasprintf("%s/%s", run->base.chain->points[0].dir, strrchr(image->earlier, '/') + 1);
+    autofree char *from = export_earlier_path(run, image);
 
     if (unlink(image->path) < 0 && errno != ENOENT)
         return error_set_errno(err, errno, "'%.200s' cannot be removed", image->path);

@@ -309,6 +309,7 @@ static void plan_disk(struct export_run *run, size_t index)
     disk->frozen_index = index;
     disk->vm_disk_index = frozen->vm_disk_index;
     disk->size_bytes = frozen->size_bytes;
+    disk->incremental_mode = "";
     disk->name = xasprintf("%s-disk%zu", run->stem, frozen->vm_disk_index + 1);
     if (strcmp(format, "ovf") == 0 || strcmp(format, "ova") == 0) {
         format = "vmdk";
@@ -375,6 +376,7 @@ void export_disks_free(struct export_run *run)
         free(disk->leaves_name);
         free(disk->leaves_path);
         free(disk->backing);
+        free(disk->changed);
         leaves_free(disk->leaves);
     }
     export_ova_free(run);

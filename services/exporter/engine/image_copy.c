@@ -51,30 +51,29 @@ static int disk_read(struct provider_disk *disk, void *buffer, size_t length, ui
     return image_read(disk->image, buffer, length, offset, err);
 }
 
-/* NOLINTNEXTLINE(readability-function-size): the arguments are provider.h's */
 static int disk_extents(struct provider_disk *disk, uint64_t offset, uint64_t length,
-                        struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
-                        struct error *err)
+                        struct extent_list *out, struct error *err)
 {
     uint64_t end = offset + length;
-    size_t count = 0;
+    struct extent *last = NULL;
 
     (void)err;
+    out->count = 0;
     while (offset < end) {
         uint64_t n = min_u64(MIB - offset % MIB, end - offset);
         if (!image_is_hole(disk->image, offset, n)) {
-            if (count > 0 && out[count - 1].offset + out[count - 1].length == offset) {
-                out[count - 1].length += n;
-            } else if (count == count_max) {
+            if (last != NULL && last->offset + last->length == offset) {
+                last->length += n;
+            } else if (out->count == out->count_max) {
                 break;
             } else {
-                out[count++] = (struct extent){.offset = offset, .length = n};
+                last = &out->items[out->count++];
+                *last = (struct extent){.offset = offset, .length = n};
             }
         }
         offset += n;
     }
-    *out_count = count;
-    *out_end = offset;
+    out->end = offset;
     return 0;
 }
 

@@ -3,7 +3,8 @@
  * Life cycle, all calls on worker threads; one session belongs to one thread at a time:
  *
  *   open -> check | vm_list | vm_find | vm_get
- *        -> prepare -> N x (disk_open -> disk_read ... -> disk_close) -> disk_mark -> release
+ *        -> prepare -> disk_changes ... -> N x (disk_open -> disk_read ... -> disk_close)
+ *        -> disk_mark -> release
  *        -> close
  *
  * The engine owns: range checks, retries (error_is_retryable), deadlines, rate limit, progress,
@@ -63,6 +64,8 @@ struct frozen_disk {
 };
 
 struct frozen_vm {
+    /* As it was frozen; a disk's change_id names that state to a later disk_changes, "" when the
+     * source will not be able to tell what changed since. */
     struct vm vm;
     struct frozen_disk *disks;
     size_t disk_count;
@@ -74,6 +77,19 @@ struct frozen_vm {
 struct extent {
     uint64_t offset;
     uint64_t length;
+};
+
+struct extent_list {      /* the answer to a question about [offset, ...) of a disk */
+    struct extent *items; /* room for count_max; in rising order, behind offset, up to end */
+    size_t count_max;
+    size_t count;
+    uint64_t end; /* how far the answer reaches: over offset, at most the disk's size */
+};
+
+struct changes_query {
+    size_t disk_index; /* into frozen_vm.disks */
+    const char *since; /* change_id of the same disk in an earlier frozen_vm */
+    uint64_t offset;   /* the answer begins here */
 };
 
 struct provider_method {
@@ -130,10 +146,15 @@ struct provider {
                    struct error *err);
 
     /* Optional. */
-    /* Allocated extents in rising order inside [offset, offset+length); *out_count <= count_max;
-     * *out_end = how far the answer reaches. */
+    /* Allocated extents inside [offset, offset+length). */
     int (*disk_extents)(struct provider_disk *disk, uint64_t offset, uint64_t length,
-                        struct extent *out, size_t count_max, size_t *out_count, uint64_t *out_end,
+                        struct extent_list *out, struct error *err);
+    /* What may differ, from query->offset on, between the frozen disk and what it was at
+     * query->since; bytes outside the extents are the same for sure. The answer may end early, then
+     * it is asked for the rest. ERR_NOT_AVAILABLE: the source cannot tell (another series of ids,
+     * tracking was interrupted): all has to be compared. */
+    int (*disk_changes)(struct provider_session *session, const struct frozen_vm *frozen,
+                        const struct changes_query *query, struct extent_list *out,
                         struct error *err);
     /* The bytes of disk_read, handed to take() as they come, in order and without gaps: for
      * transports where one request for a chunk is cheaper than several. take() may block (that is

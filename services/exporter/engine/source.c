@@ -5,6 +5,29 @@
 
 #include "common/clock.h"
 
+int extent_list_check(const struct extent_list *list, uint64_t from, uint64_t size,
+                      const char *what, struct error *err)
+{
+    uint64_t at = from;
+
+    assert(list->count <= list->count_max);
+    if (list->end <= from || list->end > size) {
+        return error_set(err, ERR_PROTOCOL,
+                         "%s ends at %" PRIu64 ", it should go on from %" PRIu64 " of %" PRIu64,
+                         what, list->end, from, size);
+    }
+    for (size_t i = 0; i < list->count; i++) {
+        const struct extent *extent = &list->items[i];
+        if (extent->offset < at || !range_is_inside(extent->offset, extent->length, list->end)) {
+            return error_set(err, ERR_PROTOCOL,
+                             "%s is out of order at %" PRIu64 " (%" PRIu64 " bytes)", what,
+                             extent->offset, extent->length);
+        }
+        at = extent->offset + extent->length;
+    }
+    return 0;
+}
+
 void source_close(struct source *source)
 {
     while (source != NULL) {
@@ -60,14 +83,13 @@ static int provider_stream(struct source *source, uint64_t length, uint64_t offs
 }
 
 static int provider_extents(struct source *source, uint64_t offset, uint64_t length,
-                            struct source_extents *out, struct error *err)
+                            struct extent_list *out, struct error *err)
 {
     struct provider_source *self = (struct provider_source *)source;
 
     return connect_disk(self, err) < 0
                ? -1
-               : self->provider->disk_extents(self->disk, offset, length, out->items,
-                                              out->count_max, &out->count, &out->end, err);
+               : self->provider->disk_extents(self->disk, offset, length, out, err);
 }
 
 static void provider_reset(struct source *source)
@@ -177,7 +199,7 @@ static int retry_stream(struct source *source, uint64_t length, uint64_t offset,
 }
 
 static int retry_extents(struct source *source, uint64_t offset, uint64_t length,
-                         struct source_extents *out, struct error *err)
+                         struct extent_list *out, struct error *err)
 {
     struct retry_source *self = (struct retry_source *)source;
     uint32_t attempt = 0;
@@ -278,7 +300,7 @@ static int rate_stream(struct source *source, uint64_t length, uint64_t offset, 
 }
 
 static int rate_extents(struct source *source, uint64_t offset, uint64_t length,
-                        struct source_extents *out, struct error *err)
+                        struct extent_list *out, struct error *err)
 {
     return source->below->ops->extents(source->below, offset, length, out, err);
 }

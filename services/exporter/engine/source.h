@@ -13,13 +13,6 @@
 
 struct source;
 
-struct source_extents {   /* an answer of extents() */
-    struct extent *items; /* room for count_max; rising */
-    size_t count_max;
-    size_t count;
-    uint64_t end; /* how far it reaches */
-};
-
 typedef int source_take(void *arg, const void *data, size_t length, struct error *err);
 
 struct source_ops {
@@ -29,8 +22,8 @@ struct source_ops {
     int (*stream)(struct source *source, uint64_t length, uint64_t offset, source_take *take,
                   void *arg, struct error *err);
     /* Only called when source->has_extents. ERR_NOT_AVAILABLE: this disk knows none. */
-    int (*extents)(struct source *source, uint64_t offset, uint64_t length,
-                   struct source_extents *out, struct error *err);
+    int (*extents)(struct source *source, uint64_t offset, uint64_t length, struct extent_list *out,
+                   struct error *err);
     void (*reset)(struct source *source); /* the next call uses a new connection */
     void (*close)(struct source *source); /* frees it, not the one below */
 };
@@ -41,6 +34,11 @@ struct source {
     bool streams;         /* stream is the way to read; else read */
     bool has_extents;
 };
+
+/* Is `list` the answer to a question about [from, ...) of a disk of `size` bytes that provider.h
+ * promises? ERR_PROTOCOL; `what` begins the message: "the map of used extents". */
+MUST_CHECK int extent_list_check(const struct extent_list *list, uint64_t from, uint64_t size,
+                                 const char *what, struct error *err);
 
 /* Closes the whole stack. NULL-safe. */
 void source_close(struct source *source);

@@ -385,8 +385,10 @@ int session_call(struct provider_session *session, const char *method, const str
                              session->origin);
         }
     }
-    if (reply.fault.type[0] != '\0')
+    if (reply.fault.type[0] != '\0') {
+        out->fault = reply.fault;
         return soap_fault_error(&reply.fault, method, err);
+    }
     *out = reply;
     reply = (struct soap_reply){0};
     return 0;

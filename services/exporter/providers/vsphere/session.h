@@ -77,7 +77,8 @@ MUST_CHECK int session_login(struct provider_session *session, struct error *err
  * not repeated and fails with ERR_UNAVAILABLE. */
 #define SESSION_CALL_BOUND 1U
 /* One call; `request` is a finished envelope. When the session has expired, logs in and repeats
- * once (the server did nothing in that case). Faults come as errors. */
+ * once (the server did nothing in that case). Faults come as errors; out->fault says which it was.
+ */
 MUST_CHECK int session_call(struct provider_session *session, const char *method,
                             const struct strbuf *request, unsigned int flags,
                             struct soap_reply *out, struct error *err);

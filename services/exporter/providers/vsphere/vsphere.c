@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "services/exporter/providers/vsphere/changes.h"
 #include "services/exporter/providers/vsphere/folder.h"
 #include "services/exporter/providers/vsphere/inventory.h"
 #include "services/exporter/providers/vsphere/session.h"
@@ -310,6 +311,14 @@ static char *mark_text(const char *vm_id, const char *disk_id, const struct fold
                      disk_id, file->size_bytes, power, file->last_modified, file->etag);
 }
 
+/* The position in a disk's change tracking belongs to what was frozen only when a snapshot says it;
+ * that of a powered-off VM is not known to. */
+static void forget_change_ids(struct vm *vm)
+{
+    for (size_t i = 0; i < vm->disk_count; i++)
+        vm_set_text(&vm->disks[i].change_id, "");
+}
+
 /* Locates every disk's flat file and fills frozen from vm, which is emptied. */
 static int freeze(struct provider_session *session, struct vsphere_vm *vm, const char *snapshot,
                   struct frozen_vm *frozen, struct error *err)
@@ -330,6 +339,8 @@ static int freeze(struct provider_session *session, struct vsphere_vm *vm, const
         };
         frozen->disk_count++;
     }
+    if (snapshot[0] == '\0')
+        forget_change_ids(&vm->vm);
     data->snapshot = xstrdup(snapshot);
     frozen->method = xstrdup(snapshot[0] == '\0' ? "folder" : "snapshot-folder");
     vm_release(&frozen->vm);
@@ -406,6 +417,29 @@ static int vsphere_disk_stream(struct provider_disk *disk, uint64_t length, uint
                                void *arg, struct error *err)
 {
     return folder_reader_stream(disk->reader, length, offset, take, arg, err);
+}
+
+static int vsphere_disk_changes(struct provider_session *session, const struct frozen_vm *frozen,
+                                const struct changes_query *query, struct extent_list *out,
+                                struct error *err)
+{
+    const struct frozen_data *data = frozen->provider_data;
+    const struct vm_disk *disk;
+
+    assert(query->disk_index < frozen->disk_count);
+    disk = &frozen->vm.disks[frozen->disks[query->disk_index].vm_disk_index];
+    if (data->snapshot[0] == '\0') {
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "the VM was exported without a snapshot: vSphere tells what changed of "
+                         "snapshots only");
+    }
+    return changes_query(session,
+                         &(struct changes_place){.vm_id = frozen->vm.id,
+                                                 .snapshot = data->snapshot,
+                                                 .device_key = disk->id,
+                                                 .now = disk->change_id,
+                                                 .size_bytes = disk->capacity_bytes},
+                         query, out, err);
 }
 
 static void vsphere_disk_close(struct provider_disk *disk)
@@ -550,6 +584,7 @@ const struct provider provider_vsphere = {
     .disk_open = vsphere_disk_open,
     .disk_read = vsphere_disk_read,
     .disk_stream = vsphere_disk_stream,
+    .disk_changes = vsphere_disk_changes,
     .disk_close = vsphere_disk_close,
     .disk_mark = vsphere_disk_mark,
     .release = vsphere_release,

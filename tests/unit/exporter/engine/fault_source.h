@@ -93,7 +93,7 @@ static int fault_stream(struct source *source, uint64_t length, uint64_t offset,
 }
 
 static int fault_extents(struct source *source, uint64_t offset, uint64_t length,
-                         struct source_extents *out, struct error *err)
+                         struct extent_list *out, struct error *err)
 {
     return source->below->ops->extents(source->below, offset, length, out, err);
 }

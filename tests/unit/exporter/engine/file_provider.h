@@ -140,29 +140,26 @@ static int file_disk_mark(struct provider_session *session, const struct frozen_
 }
 
 static int file_disk_extents(struct provider_disk *disk, uint64_t offset, uint64_t length,
-                             struct extent *out, size_t count_max, size_t *out_count,
-                             uint64_t *out_end, struct error *err)
+                             struct extent_list *out, struct error *err)
 {
     const struct provider_session *session = disk->session;
-    size_t few = count_max < 3 ? count_max : 3; /* so that the engine comes again */
+    size_t few = out->count_max < 3 ? out->count_max : 3; /* so that the engine comes again */
     uint64_t end = offset + length;
-    size_t count = 0;
 
     (void)err;
+    out->count = 0;
     for (size_t i = 0; i < session->extent_count; i++) {
         uint64_t from = max_u64(session->extents[i].offset, offset);
         uint64_t to = min_u64(session->extents[i].offset + session->extents[i].length, end);
         if (from >= to)
             continue;
-        if (count == few) {
-            *out_count = count;
-            *out_end = from;
+        if (out->count == few) {
+            out->end = from;
             return 0;
         }
-        out[count++] = (struct extent){from, to - from};
+        out->items[out->count++] = (struct extent){from, to - from};
     }
-    *out_count = count;
-    *out_end = end;
+    out->end = end;
     return 0;
 }
 

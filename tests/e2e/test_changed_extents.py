@@ -1,0 +1,259 @@
+"""Incremental exports that read only what the source says has changed (vSphere changed block
+tracking), against a server made by hand: the simulator has no QueryChangedDiskAreas."""
+import json
+import pathlib
+import random
+
+import pytest
+
+from tests.e2e.test_restore_points import hyperexport
+from tests.fakes.vsphere import Disk, FakeVsphere, Vm, fault, window
+from tests.harness import images
+from tests.harness.vsphere import pseudo_random
+
+MB = 1 << 20
+SIZE = 24 * MB
+SERIES = "52 d0 eb 0c 1b 61 3e 0e-2a 83 9a"
+FLAT = "[ds 1] web/web-flat.vmdk"
+
+
+@pytest.fixture
+def disk():
+    data = bytearray(SIZE)
+    data[:MB] = pseudo_random(MB, "a")
+    data[5 * MB - 4096:11 * MB] = pseudo_random(6 * MB + 4096, "b")
+    return Disk(2000, bytes(data), "[ds 1] web/web.vmdk", cbt=SERIES)
+
+
+@pytest.fixture
+def fake(tmp_path, disk):
+    server = FakeVsphere(tmp_path, [Vm("vm-1", "web", [disk], power="poweredOn")])
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def suite(make_suite, fake):
+    suite = make_suite()
+    suite.client.post("/api/v1/providers", dict(fake.settings(), name="vsphere", kind="vsphere"))
+    return suite
+
+
+def guest_writes(disk, seed):
+    """Data and zeros at odd places; the MiB that are touched."""
+    numbers = random.Random(seed)
+    touched = set()
+    for i in range(5):
+        size = numbers.randrange(1, 150000)
+        offset = numbers.randrange(SIZE - size)
+        disk.write(offset, bytes(size) if i % 3 == 0 else numbers.randbytes(size))
+        touched |= set(range(offset // MB, (offset + size - 1) // MB + 1))
+    return touched
+
+
+def export(suite, **fields):
+    job = suite.client.submit(vm_path="web", incremental=True, **fields)
+    return suite.wait_job(job, "completed")["result"]
+
+
+def served(fake, action):
+    """What action() gives, and how many bytes of the disk were sent meanwhile."""
+    fake.served.clear()
+    result = action()
+    return result, fake.served.get(FLAT, 0)
+
+
+def image_of(result, suffix="qcow2"):
+    return pathlib.Path(result["output_path"]) / f"web-disk1.{suffix}"
+
+
+def disk_of(result):
+    return result["incremental"]["disks"][0]
+
+
+def compare(tmp_path, disk, result, suffix="qcow2"):
+    then = tmp_path / "then.raw"
+    then.write_bytes(disk.data)
+    images.compare(then, image_of(result, suffix), suffix)
+
+
+def log_of(suite):
+    job = suite.sql("SELECT id FROM jobs ORDER BY created_at DESC LIMIT 1")[0]["id"]
+    return [line["message"] for line in suite.client.get(f"/api/v1/jobs/{job}/logs")["logs"]]
+
+
+def test_every_point_is_the_disk_at_its_time_and_only_changes_are_read(suite, fake, disk, tmp_path):
+    points = []
+    fake.change_window = 7 * MB  # answers come in four pieces, not at MiB of our choice
+    for i in range(5):
+        touched = guest_writes(disk, i) if i > 0 else set(range(24))
+        then = tmp_path / f"then-{i}.raw"
+        then.write_bytes(disk.data)
+        result, count = served(fake, lambda: export(suite))
+        points.append((result, then))
+        assert disk_of(result)["incremental_mode"] == ("full" if i == 0 else "changed_extents")
+        assert count == len(touched) * MB == result["transferred_bytes"]
+    for i, (result, then) in enumerate(points):
+        images.check(image_of(result), "qcow2")
+        images.compare(then, image_of(result), "qcow2")
+        assert images.check_digests(result["output_path"]) >= 1
+        assert result["verified"] is True
+    ids = [r["change_id"] for r in suite.sql(
+        "SELECT d.change_id FROM export_disks d JOIN exports e ON e.id = d.export_id ORDER BY e.created_at")]
+    assert ids == [f"{SERIES}/{i + 2}" for i in range(5)]
+    assert [q["since"] for q in fake.change_queries[::4]] == ids[:4]
+    record = json.loads((image_of(points[4][0]).parent / "export.json").read_text())
+    assert record["disks"][0]["change_id"] == ids[4]
+    assert any("(changed_extents)" in line for line in log_of(suite))
+    for export_id in [r["id"] for r in suite.sql("SELECT id FROM exports")]:
+        verify = suite.client.post(f"/api/v1/exports/{export_id}/verify", status=202)["job_id"]
+        assert suite.wait_job(verify, "completed")["result"]["intact"] is True
+    assert images.leftovers(suite.exports) == []
+
+
+def test_the_command_line_and_the_capabilities_tell_of_it(suite, fake, disk):
+    assert suite.client.get("/capabilities")["features"]["cbt"] is True
+    export(suite)
+    disk.write(5 * MB, b"changed")
+    told = hyperexport(suite, "--vm", "web", "--incremental", "--quiet")
+    assert told.returncode == 0, told.stderr
+    assert f"disk.1.incremental_mode=changed_extents\ndisk.1.changed={MB}\n" in told.stdout
+    fake.faults["QueryChangedDiskAreas"] = [fault("FileFault", "web-ctk.vmdk is gone")]
+    told = hyperexport(suite, "--vm", "web", "--incremental", "--quiet")
+    assert "disk.1.incremental_mode=leaf_compare\ndisk.1.incremental_reason=" in told.stdout
+    assert "web-ctk.vmdk is gone" in told.stdout and "disk.1.changed=0\n" in told.stdout
+    shown = hyperexport(suite, "--vm", "web", "--incremental")
+    assert "changed_extents; 0 B changed" in shown.stdout, shown.stdout
+
+
+def test_what_is_written_during_an_export_is_in_the_next_one(suite, fake, disk, tmp_path):
+    export(suite)
+    before = disk.data
+
+    def write_once(request, path):
+        if request.command == "GET" and path == FLAT and not disk.delta:
+            disk.write(9 * MB, b"written meanwhile")
+        return False
+
+    disk.write(2 * MB, b"written before")
+    fake.folder = write_once
+    second = export(suite)
+    fake.folder = None
+    expected = tmp_path / "second.raw"
+    expected.write_bytes(before[:2 * MB] + b"written before" + before[2 * MB + 14:])
+    images.compare(expected, image_of(second), "qcow2")
+    third, count = served(fake, lambda: export(suite))
+    assert count == MB and disk_of(third)["changed_bytes"] == MB
+    compare(tmp_path, disk, third)
+
+
+@pytest.mark.parametrize("lie, says", [
+    (fault("FileFault", "Error caused by file web-ctk.vmdk"), "web-ctk.vmdk"),
+    (fault("InvalidArgument", "A specified parameter was not correct: changeId",
+           "<invalidProperty>changeId</invalidProperty>"), "changeId"),
+    (window(0, SIZE, [(0, 2 * MB), (MB, 2 * MB)]), "does not lie between"),
+    (window(0, SIZE, [(SIZE - MB, 2 * MB)]), "does not lie between"),
+    (window(0, 2 * SIZE, []), "no answer from"),
+    ("", "startOffset"),
+])
+def test_without_a_true_answer_all_is_read_and_compared(suite, fake, disk, tmp_path, lie, says):
+    export(suite)
+    guest_writes(disk, 3)
+
+    def changes(query):
+        if isinstance(lie, str):
+            return lie
+        raise lie
+
+    fake.changes = changes
+    result, count = served(fake, lambda: export(suite))
+    assert disk_of(result)["incremental_mode"] == "leaf_compare"
+    assert says in disk_of(result)["incremental_reason"] and count == SIZE
+    assert any("(leaf_compare): " in line and says in line for line in log_of(suite))
+    compare(tmp_path, disk, result)
+    fake.changes = None
+    disk.write(0, b"again")
+    result, count = served(fake, lambda: export(suite))
+    assert disk_of(result)["incremental_mode"] == "changed_extents" and count == MB
+    compare(tmp_path, disk, result)
+
+
+def test_what_makes_the_ids_useless_is_said(suite, fake, disk, tmp_path):
+    export(suite)
+    disk.write(MB, b"new series")
+    disk.series, disk.sequence, disk.tracked = "52 00 00", 7, []
+    result = export(suite)
+    assert "began anew" in disk_of(result)["incremental_reason"]
+    compare(tmp_path, disk, result)
+    disk.data = disk.data[:4 * MB] + b"reverted" + disk.data[4 * MB + 8:]
+    disk.sequence, disk.tracked = 2, []
+    result = export(suite)
+    assert "went back to an earlier state" in disk_of(result)["incremental_reason"]
+    compare(tmp_path, disk, result)
+    disk.series = None
+    disk.data = disk.data[:6 * MB] + b"untracked" + disk.data[6 * MB + 9:]
+    result = export(suite)
+    assert "tracking is off" in disk_of(result)["incremental_reason"]
+    compare(tmp_path, disk, result)
+    disk.series = SERIES
+    result = export(suite)
+    assert "made without change tracking" in disk_of(result)["incremental_reason"]
+    disk.data, disk.capacity = disk.data + b"grown" + bytes(MB - 5), SIZE + MB
+    result = export(suite)
+    assert disk_of(result)["incremental_mode"] == "full"
+    assert "another size" in disk_of(result)["incremental_reason"]
+    compare(tmp_path, disk, result)
+
+
+@pytest.mark.parametrize("chosen, suffix", [("raw", "raw"), ("ovf", "vmdk")])
+def test_whole_disks_are_read_from_the_export_before_where_nothing_changed(suite, fake, disk, tmp_path,
+                                                                           chosen, suffix):
+    first = export(suite, format=chosen)
+    second, count = served(fake, lambda: export(suite, format=chosen))
+    assert count == 0 and disk_of(second)["shared"] is True
+    assert image_of(first, suffix).samefile(image_of(second, suffix))
+    disk.write(7 * MB + 3, b"changed")
+    disk.write(20 * MB, pseudo_random(MB, "new"))
+    third, count = served(fake, lambda: export(suite, format=chosen))
+    assert count == 2 * MB and disk_of(third)["shared"] is False
+    assert disk_of(third)["incremental_mode"] == "changed_extents"
+    assert not image_of(second, suffix).samefile(image_of(third, suffix))
+    compare(tmp_path, disk, third, suffix)
+    assert images.check_digests(third["output_path"]) >= 1
+    assert images.leftovers(suite.exports) == []
+
+
+def test_a_byte_that_flipped_in_the_export_before_does_not_spread(suite, fake, disk):
+    first = export(suite, format="raw", verify=False)
+    with open(image_of(first, "raw"), "r+b") as file:
+        file.seek(6 * MB)
+        byte = file.read(1)
+        file.seek(6 * MB)
+        file.write(bytes([byte[0] ^ 1]))
+    disk.write(9 * MB, b"changed")
+    job = suite.client.submit(vm_path="web", incremental=True, format="raw", verify=False)
+    failed = suite.wait_job(job, "failed")
+    assert "does not hold what it should" in failed["error"] and "force_full" in failed["error"]
+    assert fake.vms["vm-1"].snapshots == {}
+
+
+def test_a_killed_worker_goes_on_with_what_changed(suite, fake, disk, tmp_path):
+    export(suite)
+    guest_writes(disk, 7)
+    held = []
+
+    def hold(request, path):
+        if request.command == "GET" and path == FLAT and not held:
+            held.append(True)
+            suite["exporter-vsphere"].kill()
+        return False
+
+    fake.folder = hold
+    job = suite.client.submit(vm_path="web", incremental=True)
+    suite.wait_phase(job, "exporting")
+    suite["exporter-vsphere"].child.wait(30)
+    suite["exporter-vsphere"].start()
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    assert held and disk_of(result)["incremental_mode"] == "changed_extents"
+    images.check(image_of(result), "qcow2")
+    compare(tmp_path, disk, result)
