@@ -29,6 +29,20 @@ static int add_encryption(struct program *program, json_t *body, struct error *e
     return body_add_passphrase(program, encrypt, true, err);
 }
 
+static void add_libvirt(json_t *body, const struct command_line *line)
+{
+    json_t *libvirt;
+
+    if (!flag_on(line, FLAG_LIBVIRT))
+        return;
+    libvirt = json_object();
+    body_add_text(libvirt, "uri", line, FLAG_LIBVIRT_URI);
+    body_add_bool(libvirt, "autostart", line, FLAG_LIBVIRT_AUTOSTART);
+    body_add_text(libvirt, "bridge", line, FLAG_LIBVIRT_BRIDGE);
+    body_add_text(libvirt, "pool", line, FLAG_LIBVIRT_POOL);
+    (void)json_object_set_new(body, "libvirt", libvirt);
+}
+
 static json_t *job_body(const struct command_line *line)
 {
     json_t *body = json_object();
@@ -64,6 +78,7 @@ static json_t *job_body(const struct command_line *line)
             body, "hyper2kvm_integration",
             json_pack("{s:b,s:b,s:b}", "enabled", 1, "daemon_mode", 0, "auto_convert", 1));
     }
+    add_libvirt(body, line);
     return body;
 }
 

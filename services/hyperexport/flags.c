@@ -268,6 +268,25 @@ static int check_cleanup(const struct command_line *line, struct error *err)
     return 0;
 }
 
+static int check_libvirt(const struct command_line *line, struct error *err)
+{
+    static const struct {
+        enum flag_id id;
+        const char *name;
+    } details[] = {{FLAG_LIBVIRT_URI, "uri"},
+                   {FLAG_LIBVIRT_AUTOSTART, "autostart"},
+                   {FLAG_LIBVIRT_BRIDGE, "bridge"},
+                   {FLAG_LIBVIRT_POOL, "pool"}};
+
+    for (size_t i = 0; i < ARRAY_LEN(details); i++) {
+        if (flag_given(line, details[i].id) && !flag_on(line, FLAG_LIBVIRT))
+            return error_set(err, ERR_INVALID, "--libvirt-%s needs --libvirt", details[i].name);
+    }
+    if (flag_on(line, FLAG_LIBVIRT) && !flag_on(line, FLAG_CONVERT))
+        return error_set(err, ERR_INVALID, "--libvirt needs --convert");
+    return 0;
+}
+
 /* Exactly one key. */
 static int check_passphrase(const struct command_line *line, struct error *err)
 {
@@ -317,7 +336,7 @@ static int check_together(const struct command_line *line, struct error *err)
                          "--keyfile is for decrypting; exports are encrypted "
                          "with a key of the server (--encrypt-key)");
     }
-    if (check_cleanup(line, err) < 0)
+    if (check_cleanup(line, err) < 0 || check_libvirt(line, err) < 0)
         return -1;
     for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
         given += flag_given(line, tasks[i]) ? 1 : 0;

@@ -214,6 +214,7 @@ static void show_box(const struct program *program, const json_t *job)
 {
     const json_t *result = json_object_get(job, "result");
     const json_t *conversion = json_object_get(result, "conversion");
+    const json_t *domain = json_object_get(result, "libvirt_domain");
     uint64_t bytes = json_u64(result, "transferred_bytes");
     const json_t *duration = json_object_get(result, "duration_seconds");
     double seconds = json_is_number(duration) ? json_number_value(duration) : 0;
@@ -245,6 +246,8 @@ static void show_box(const struct program *program, const json_t *job)
     add_row(&summary, "Uploaded To", json_str(result, "uploaded_to"));
     add_row(&summary, "Manifest", json_str(result, "manifest_path"));
     add_row(&summary, "Conversion", json_str(conversion, "path_used"));
+    add_row(&summary, "Domain", json_str(domain, "name"));
+    add_row(&summary, "Libvirt", json_str(domain, "uri"));
     strbuf_init(&out, TEXT_BYTES_MAX);
     text_box(&out, "Export Completed", false, summary.rows, summary.count, &program->style);
     output_text(&out);
@@ -301,6 +304,7 @@ static void add_uploaded(struct strbuf *out, const json_t *result)
 static void show_success(const struct program *program, const json_t *job)
 {
     const json_t *result = json_object_get(job, "result");
+    const char *domain = json_str(json_object_get(result, "libvirt_domain"), "name");
     char size[TEXT_NUMBER_SIZE];
     auto_strbuf out = {0};
 
@@ -333,6 +337,11 @@ static void show_success(const struct program *program, const json_t *job)
         strbuf_addc(&out, '\n');
     }
     incremental_pairs(json_object_get(result, "incremental"), &out);
+    if (domain[0] != '\0') {
+        strbuf_add(&out, "domain: ");
+        text_add_clean(&out, domain, true);
+        strbuf_addc(&out, '\n');
+    }
     add_uploaded(&out, result);
     output_text(&out);
 }

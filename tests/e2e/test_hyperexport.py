@@ -138,3 +138,30 @@ def test_login_and_the_three_roles(make_suite, sim, tmp_path):
     add = cli("providers", "add", "--url", f"https://{sim.host}", "--username", "u",
               "--password-file", "-", stdin="p\n")
     assert add.returncode == 0, add.stderr
+
+
+def test_an_export_becomes_a_domain_by_flags(make_suite, make_vsphere, libvirtd, disk, tmp_path):
+    suite = make_suite(config={"libvirt": {"uri": "test:///default", "timeout": "5s", "network": "user",
+                                           "domain_type": "qemu", "allowed_uris": [libvirtd.uri]}})
+    suite.add_vsphere(make_vsphere([vm("web", disk, power="off")]))
+
+    def call(*args):
+        env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), LC_ALL="C.UTF-8",
+                   HYPERSDK_URL=suite.url())
+        return subprocess.run([BIN / "hyperexport", "--vm", "web", "--convert", "--libvirt", *args,
+                               "--quiet"], capture_output=True, text=True, timeout=120, env=env)
+
+    done = call("--libvirt-uri", libvirtd.uri, "--libvirt-pool", "images", "--libvirt-autostart",
+                "--libvirt-bridge", "virbr0")
+    assert done.returncode == 0 and "domain: web" in done.stdout.splitlines(), done.stderr
+    domain = libvirtd.connect().lookupByName("web")
+    text = domain.XMLDesc()
+    assert domain.autostart() == 1 and "<source bridge='virbr0'/>" in text
+    image, = libvirtd.volumes()
+    assert f"<source file='{libvirtd.pool / image}'" in text
+    images.compare(disk, libvirtd.pool / image, "qcow2")
+    done = call("--libvirt-uri", "qemu+ssh://elsewhere/system")
+    assert done.returncode != 0 and "allowed_uris" in done.stderr
+    done = call("--libvirt-uri", libvirtd.uri, "--libvirt-pool", "images")
+    assert done.returncode == 6 and "'web' exists already" in done.stderr, done.stderr
+    assert libvirtd.volumes() == [image], "nothing is left of the second one"

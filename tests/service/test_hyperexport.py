@@ -117,6 +117,24 @@ def test_an_export_sends_what_was_typed_and_nothing_else(cli, gateway):
             "enabled": True, "daemon_mode": False, "auto_convert": True}}
 
 
+def test_libvirt_flags_go_into_the_job_and_the_domain_is_told(cli, gateway):
+    domain = {"name": "web-03", "uri": "qemu:///system"}
+    job_answers(gateway, "running", "completed", result=dict(RESULT, libvirt_domain=domain))
+    done = cli("--vm", "web-03", "--pipeline", "--libvirt", "--quiet")
+    assert done.returncode == 0 and "domain: web-03" in done.stdout.splitlines(), done.stderr
+    assert gateway.asked("POST", "/api/v1/jobs")[0].body["libvirt"] == {}, "the server's own settings"
+    done = cli("--vm", "web-03", "--convert", "--libvirt", "--libvirt-uri", "qemu:///session",
+               "--libvirt-pool", "fast", "--libvirt-bridge", "br7", "--libvirt-autostart")
+    assert "web-03" in done.stdout and "qemu:///system" in done.stdout, done.stdout
+    assert gateway.asked("POST", "/api/v1/jobs")[1].body["libvirt"] == {
+        "uri": "qemu:///session", "pool": "fast", "bridge": "br7", "autostart": True}
+    for flags, words in ((["--libvirt"], "--libvirt needs --convert"),
+                         (["--convert", "--libvirt-pool", "x"], "--libvirt-pool needs --libvirt"),
+                         (["--libvirt-autostart", "--convert"], "--libvirt-autostart needs --libvirt")):
+        done = cli("--vm", "web-03", *flags)
+        assert done.returncode == 64 and words in done.stderr
+
+
 @pytest.mark.parametrize("status", ["failed", "cancelled", "running"])
 def test_resume_goes_on_with_the_newest_job(cli, gateway, status):
     job_answers(gateway, "running", "completed")
