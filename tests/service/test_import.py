@@ -328,6 +328,13 @@ def test_a_libvirtd_that_hangs_holds_no_slot_and_leaves_nothing(on_qemu, libvirt
     assert c.imported(c.submit_import(manifest_path=str(e.manifest_path)))["name"] == "web-03"
 
 
+def test_what_libvirt_says_is_told(on_qemu, export):
+    c, e = on_qemu(), export()
+    code, text = c.failure(c.submit_import(manifest_path=str(e.manifest_path),
+                                           libvirt={"start": True, "network": "gone"}))
+    assert code == "not_found" and "starting domain 'web-03': " in text and "'gone'" in text, text
+
+
 def test_a_job_that_died_with_its_bridge_is_swept(on_qemu, libvirtd, export):
     c, e = on_qemu(), export()
     job = f"job-{'f' * 12}"

@@ -20,6 +20,34 @@ MOCK = "test:///default"
 SERVICES = ["scheduler", "api-gateway", BRIDGE]
 
 
+class Checked(Client):
+    """Every answer of an endpoint below /libvirt is what the OpenAPI document says."""
+
+    document = None
+
+    def request(self, method, path, body=None, **kwargs):
+        answer = super().request(method, path, body, **kwargs)
+        if "libvirt" in path or path.startswith("/console"):
+            self.check(method, path.split("?")[0], answer)
+        return answer
+
+    def check(self, method, path, answer):
+        jsonschema = pytest.importorskip("jsonschema")
+        if self.document is None:
+            self.document = super().request("GET", "/openapi.json").json()
+        paths = self.document["paths"]
+        matching = [p for p in paths if method.lower() in paths[p]
+                    and re.fullmatch(re.sub(r"{\w+}", "[^/]+", p), path)]
+        if not matching:
+            return  # not an endpoint
+        found = min(matching, key=lambda p: p.count("{"))
+        response = paths[found][method.lower()]["responses"][str(answer.status_code)]
+        if "$ref" in response:
+            response = self.document["components"]["responses"][response["$ref"].rsplit("/", 1)[1]]
+        jsonschema.validate(answer.json(), {**response["content"]["application/json"]["schema"],
+                                            "components": self.document["components"]})
+
+
 @pytest.fixture
 def make(make_suite):
     """Function: gateway, scheduler, bridge; settings go into the section libvirt."""
@@ -28,6 +56,7 @@ def make(make_suite):
         settings.setdefault("uri", MOCK)
         settings.setdefault("timeout", "3s")
         suite = make_suite(services=SERVICES, dev=dev, config={"libvirt": settings})
+        suite.client = Checked(suite.url())
         wait_for(lambda: suite[BRIDGE].events("libvirt_reachable")
                  or suite[BRIDGE].events("libvirt_unreachable"), 30, suite.tails)
         return suite
@@ -278,6 +307,17 @@ def test_waiting_ends_with_the_state_or_says_that_the_guest_does_not_react(real,
     assert act(real, "destroy", "web", wait=True)["state"] == "shutoff"
 
 
+def test_a_domain_without_a_definition_is_gone_when_it_is_off(real, there):
+    there.c.createXML("<domain type='qemu'><name>web</name><memory unit='MiB'>64</memory><vcpu>1</vcpu>"
+                      "<os><type arch='x86_64'>hvm</type></os></domain>")
+    shown = real.get(f"{API}/domains/web")
+    assert (shown["state"], shown["persistent"]) == ("running", False)
+    assert act(real, "autostart", "web", 409, autostart=True)["code"] == "conflict"
+    answer = act(real, "destroy", "web", wait=True)
+    assert (answer["changed"], answer["state"]) == (True, "shutoff") and there.names() == []
+    act(real, "destroy", "web", 404)
+
+
 def test_autostart_is_switched(real, there):
     domain = there.define("web")
     for wanted, changed in ((True, True), (True, False), (False, True)):
@@ -356,13 +396,27 @@ def test_a_snapshot_without_a_name_gets_one(real, there):
 
 
 def test_disk_only_snapshots_write_into_a_new_file(real, there):
-    path = there.volume("web.qcow2")
-    there.define("web", disk_xml(path))
+    path_of_base = there.volume("web.qcow2")
+    there.define("web", disk_xml(path_of_base))
     real.post(f"{API}/domains/web/snapshots", {"snapshot_name": "s1", "disk_only": True}, status=201)
     shown = real.get(f"{API}/domains/web")["disks"][0]["file"]
-    assert shown == path.removesuffix("qcow2") + "s1"
+    assert shown == path_of_base.removesuffix("qcow2") + "s1"
     answer = refused(real, "POST", f"{API}/domains/web/snapshots", {"quiesce": True})
     assert answer["field"] == "quiesce"
+    # libvirt 9 cannot go back to such a one: its reason, and all is as it was
+    answer = refused(real, "POST", f"{API}/domains/web/snapshots/s1/revert", status=422)
+    assert "external" in answer["error"], answer
+    # without the snapshot both files are one again
+    there.define("other", disk_xml(there.volume("base.qcow2")))
+    real.delete(f"{API}/domains/web/snapshots/s1")
+    assert real.get(f"{API}/domains/web")["disks"][0]["file"] == path_of_base
+    assert there.volumes() == ["base.qcow2", "web.qcow2"]
+    # a new file goes with its domain, the one below is named and stays
+    real.post(f"{API}/domains/other/snapshots", {"snapshot_name": "s2", "disk_only": True}, status=201)
+    answer = real.delete(f"{API}/domains/other?remove_storage=true")
+    assert [v["name"] for v in answer["removed"]["volumes"]] == ["base.s2"]
+    assert [k["path"].rsplit("/")[-1] for k in answer["kept"]] == ["base.qcow2"]
+    assert there.volumes() == ["base.qcow2", "web.qcow2"]
 
 
 def test_a_bridge_that_dies_after_a_snapshot_makes_no_second_one(make, libvirtd, there):

@@ -99,10 +99,9 @@ const char *domain_state(virDomainPtr domain)
                                         "shutdown", "shutoff", "crashed", "pmsuspended"};
     int state = 0;
 
-    if (virDomainGetState(domain, &state, NULL, 0) < 0 || state < 0 ||
-        (size_t)state >= ARRAY_LEN(words))
-        return "nostate";
-    return words[state];
+    if (virDomainGetState(domain, &state, NULL, 0) < 0)
+        return hv_error_number() == VIR_ERR_NO_DOMAIN ? "shutoff" : "nostate";
+    return state >= 0 && (size_t)state < ARRAY_LEN(words) ? words[state] : "nostate";
 }
 
 static int add_numbers(virDomainPtr domain, json_t *facts, struct error *err)

@@ -14,7 +14,8 @@ MUST_CHECK int domain_by_uuid(virConnectPtr connection, const char *uuid, virDom
 /* The job that imported it, from its metadata; "": none did. *out: caller frees. */
 MUST_CHECK int domain_origin_job(virDomainPtr domain, char **out, struct error *err);
 MUST_CHECK int domain_is_active(virDomainPtr domain, bool *out, struct error *err);
-/* "running", "paused", "shutdown" (on its way), "shutoff" ...; "nostate" also when it is gone. */
+/* "running", "paused", "shutdown" (on its way), "shutoff" (also one without a definition that is
+ * gone) ...; "nostate" also when libvirt does not tell. */
 const char *domain_state(virDomainPtr domain);
 /* As libvirt has it now, rest-api.md section 8: name, uuid, id, state, cpus, memory_mb, autostart,
  * persistent, disks[{file, device, target, bus, format}], nics[{mac, model, type, source}]. New

@@ -37,16 +37,18 @@ int changes_compare_ids(const char *since, const char *now, struct error *err)
         return error_set(err, ERR_NOT_AVAILABLE, "'%.80s' or '%.80s' is no change id", since, now);
     if (before.series_length != after.series_length ||
         strncmp(since, now, after.series_length) != 0) {
-        return error_set(err, ERR_NOT_AVAILABLE,
-                         "changed block tracking began anew since the export before (it was '%.80s' "
-                         "and is '%.80s' now)",
-                         since, now);
+        return error_set(
+            err, ERR_NOT_AVAILABLE,
+            "changed block tracking began anew since the export before (it was '%.80s' "
+            "and is '%.80s' now)",
+            since, now);
     }
     if (before.sequence > after.sequence) {
-        return error_set(err, ERR_NOT_AVAILABLE,
-                         "the disk went back to an earlier state since the export before (it was at "
-                         "'%.80s' and is at '%.80s' now)",
-                         since, now);
+        return error_set(
+            err, ERR_NOT_AVAILABLE,
+            "the disk went back to an earlier state since the export before (it was at "
+            "'%.80s' and is at '%.80s' now)",
+            since, now);
     }
     return 0;
 }
@@ -65,7 +67,8 @@ static int number(const xmlNode *parent, const char *name, uint64_t *out, struct
 static int area_read(const xmlNode *node, uint64_t at, uint64_t end, struct extent *out,
                      struct error *err)
 {
-    if (number(node, "start", &out->offset, err) < 0 || number(node, "length", &out->length, err) < 0)
+    if (number(node, "start", &out->offset, err) < 0 ||
+        number(node, "length", &out->length, err) < 0)
         return -1;
     if (out->offset < at || !range_is_inside(out->offset, out->length, end)) {
         return error_set(err, ERR_PROTOCOL,
@@ -126,8 +129,8 @@ static int not_known(const char *since, struct error *err)
     struct error why = *err;
 
     error_clear(err);
-    return error_set(err, ERR_NOT_AVAILABLE, "what changed since '%.80s' is not known: %.300s", since,
-                     why.message);
+    return error_set(err, ERR_NOT_AVAILABLE, "what changed since '%.80s' is not known: %.300s",
+                     since, why.message);
 }
 
 int changes_query(struct provider_session *session, const struct changes_place *place,

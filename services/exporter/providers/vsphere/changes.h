@@ -13,8 +13,8 @@ struct changes_place {
     uint64_t size_bytes;
 };
 
-/* One answer to provider.h's disk_changes, from query->offset on. ERR_NOT_AVAILABLE: the ids are not
- * of one series, or the server does not know `since` any more. */
+/* One answer to provider.h's disk_changes, from query->offset on. ERR_NOT_AVAILABLE: the ids are
+ * not of one series, or the server does not know `since` any more. */
 MUST_CHECK int changes_query(struct provider_session *session, const struct changes_place *place,
                              const struct changes_query *query, struct extent_list *out,
                              struct error *err);
@@ -22,9 +22,9 @@ MUST_CHECK int changes_query(struct provider_session *session, const struct chan
 /* Parts, for tests and fuzzing. */
 /* Can `now` tell what changed since `since`? ERR_NOT_AVAILABLE says why not. */
 MUST_CHECK int changes_compare_ids(const char *since, const char *now, struct error *err);
-/* The DiskChangeInfo of a response: it must begin at `offset` and lie inside a disk of `size` bytes,
- * its areas in rising order inside of it. ERR_PROTOCOL. An answer with more areas than out has room
- * for is cut: out->end. */
+/* The DiskChangeInfo of a response: it must begin at `offset` and lie inside a disk of `size`
+ * bytes, its areas in rising order inside of it. ERR_PROTOCOL. An answer with more areas than out
+ * has room for is cut: out->end. */
 MUST_CHECK int changes_read(const xmlNode *info, uint64_t offset, uint64_t size,
                             struct extent_list *out, struct error *err);
 

@@ -209,8 +209,8 @@ static int scripted_changes(struct provider_session *session, const struct froze
         uint64_t from = max_u64(script.extents[i].offset, query->offset);
         uint64_t to = min_u64(script.extents[i].offset + script.extents[i].length, out->end);
         if (script.window < SIZE ? from < to : true)
-            out->items[out->count++] = script.window < SIZE ? (struct extent){from, to - from}
-                                                            : script.extents[i];
+            out->items[out->count++] =
+                script.window < SIZE ? (struct extent){from, to - from} : script.extents[i];
     }
     return 0;
 }
@@ -224,11 +224,10 @@ static int ask(const struct provider *provider, const char *since, uint64_t size
     struct frozen_disk disk = {.size_bytes = size};
     struct frozen_vm frozen = {.disks = &disk, .disk_count = 1};
 
-    return changes_ask(&(struct changes_request){.provider = provider,
-                                                 .frozen = &frozen,
-                                                 .since = since,
-                                                 .retries_max = 2},
-                       out, out_bytes, err);
+    return changes_ask(
+        &(struct changes_request){
+            .provider = provider, .frozen = &frozen, .since = since, .retries_max = 2},
+        out, out_bytes, err);
 }
 
 static void changes_are_rounded_to_whole_mib_over_all_windows(void **state)
@@ -281,10 +280,10 @@ static void without_tracking_nothing_is_asked(void **state)
 static void a_list_that_does_not_fit_the_disk_is_not_believed(void **state)
 {
     static const struct extent lists[][2] = {
-        {{0, 2 * MIB}, {MIB, MIB}},     /* overlapping */
-        {{2 * MIB, MIB}, {0, MIB}},     /* out of order */
-        {{0, MIB}, {SIZE - 1, 2}},      /* over the end */
-        {{0, MIB}, {UINT64_MAX, 2}},    /* a sum that wraps */
+        {{0, 2 * MIB}, {MIB, MIB}},  /* overlapping */
+        {{2 * MIB, MIB}, {0, MIB}},  /* out of order */
+        {{0, MIB}, {SIZE - 1, 2}},   /* over the end */
+        {{0, MIB}, {UINT64_MAX, 2}}, /* a sum that wraps */
         {{0, MIB}, {MIB, UINT64_MAX}},
     };
     (void)state;
