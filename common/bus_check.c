@@ -227,6 +227,7 @@ static int check_fail(const Hypersdk__V1__TaskFail *m, struct error *err)
 {
     if (check_ref(m->ref, err) < 0 || check_text("error code", m->error_code, 1, 64, err) < 0 ||
         check_text("error message", m->message, 0, BUS_LOG_MESSAGE_MAX, err) < 0 ||
+        check_text("phase", m->phase, 0, 32, err) < 0 ||
         check_text("result", m->result_json, 0, JSON_TEXT_MAX, err) < 0)
         return -1;
     return check_lines(m->lines, m->n_lines, err);

@@ -36,11 +36,10 @@ static const char UPDATE_POINT_DISKS[] =
     " FROM jsonb_array_elements($1::jsonb) p, jsonb_array_elements(p->'disks') k"
     " WHERE d.export_id = p->>'id' AND d.disk_id = k->>'disk_id'";
 
-static const char COMPLETE_SPEC[] = "UPDATE tasks SET volume = $2, spec = spec || $3::jsonb WHERE "
-                                    "job_id = $1 AND state = 'blocked'";
-
-static const char ADD_TO_SPEC[] = "UPDATE tasks SET spec = spec || $2::jsonb WHERE job_id = $1"
-                                  " AND state = 'blocked'";
+/* $2: where the files are that the next tasks need; '': where they were. */
+static const char COMPLETE_SPEC[] =
+    "UPDATE tasks SET volume = coalesce(nullif($2, ''), volume), spec = spec || $3::jsonb WHERE"
+    " job_id = $1 AND state = 'blocked'";
 
 static const char QUEUE_NEXT[] =
     "UPDATE tasks SET state = 'queued', not_before = now(), updated_at = now() WHERE id ="
@@ -183,7 +182,8 @@ int store_converted(struct db *db, const struct store_row *row, const json_t *re
     if (json_is_array(json_object_get(conversion, "output_files")))
         json_put(more, "disks", json_incref(json_object_get(conversion, "output_files")));
     text = json_text(more);
-    return db_exec(db, ADD_TO_SPEC, DB_PARAMS(row->job_id, text), NULL, err);
+    return db_exec(db, COMPLETE_SPEC, DB_PARAMS(row->job_id, json_str(conversion, "volume"), text),
+                   NULL, err);
 }
 
 int store_release_next(struct db *db, const struct store_row *row, struct error *err)

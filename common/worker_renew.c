@@ -305,6 +305,7 @@ static void report_failed(struct worker_task *task, const struct batch *batch, c
     body.message = message;
     body.retryable = error_is_retryable(failure);
     body.result_json = (char *)(uintptr_t)result;
+    body.phase = (char *)(uintptr_t)batch->phase;
     body.n_lines = batch->count;
     body.lines = (Hypersdk__V1__LogLine **)(uintptr_t)batch->pointers;
     worker_task_envelope(task, &envelope, &store);

@@ -10,6 +10,7 @@
 #include "common/json.h"
 #include "common/paths.h"
 #include "services/exporter/formats/domain_xml.h"
+#include "services/exporter/targets/local.h"
 
 #define COMPRESS_LEVEL_MAX 22                     /* zstd's */
 #define REMARK_BYTES_MAX   (PATH_BYTES_MAX + 512) /* a path and words */
@@ -68,6 +69,17 @@ int convert_domain(const struct conversion *c, const char *const *images,
     return 0;
 }
 
+/* An import goes to a bridge that reaches the images; an absent volume means any. */
+static void name_volume(const struct conversion *c, json_t *conversion)
+{
+    const char *image = json_string_value(json_array_get(c->output_files, 0));
+    struct error ignored = ERROR_NONE;
+    char volume[UUID_SIZE];
+
+    if (image != NULL && local_volume(&c->bridge->reach, image, volume, &ignored) == 0)
+        json_set_text(conversion, "volume", volume);
+}
+
 json_t *convert_result(const struct conversion *c)
 {
     json_t *conversion = json_object();
@@ -77,6 +89,7 @@ json_t *convert_result(const struct conversion *c)
     json_set_text(conversion, "format", c->format);
     json_put(conversion, "guest_fixed", json_boolean(c->guest_fixed));
     json_put(conversion, "output_files", json_incref(c->output_files));
+    name_volume(c, conversion);
     json_set_text(conversion, "domain_xml", c->domain_xml == NULL ? "" : c->domain_xml);
     json_set_text(conversion, "manifest_path", c->manifest_path == NULL ? "" : c->manifest_path);
     json_set_text(conversion, "report", c->report == NULL ? "" : c->report);

@@ -328,6 +328,7 @@ static int fail(struct work *work, struct error *err)
     event.error_code = body->error_code;
     event.error_message = body->message;
     event.input.retryable = body->retryable;
+    event.phase = body->phase[0] == '\0' ? NULL : body->phase;
     return end_task(work, &event, body->lines, body->n_lines, err);
 }
 

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 import pytest
 
 from tests.harness import guest, images
+from tests.harness.bridge import BRIDGE, Program
 from tests.harness.vsphere import make_image, vm
 from tests.harness.wait import wait_for
 
@@ -136,3 +137,29 @@ def test_what_was_imported_boots_in_libvirt(make_suite, make_vsphere, libvirtd, 
         assert [d["bus"] for d in domain["disks"]] == ["sata"]
         marker = guest.UP + " firmware=uefi"
     assert f"firmware={firmware}" in libvirtd.boot("demo guest", marker)
+
+
+def test_an_import_goes_to_the_bridge_that_has_the_images(make, libvirtd, disk, tmp_path):
+    """Each bridge publishes on a disk of its own."""
+    suite = make(uri=libvirtd.uri, pool="images", network="user", domain_type="qemu")
+    program = Program(tmp_path / "h2k")
+    for name in (BRIDGE, f"{BRIDGE}-2"):
+        private = tmp_path / name
+        private.mkdir()
+        settings = suite.config(name)
+        settings["hyper2kvm"].update(path=str(program.path), output_dir=str(private))
+        if name in suite.processes:
+            suite[name].stop()
+        suite.add(name, settings)
+    wait_for(lambda: suite.ready(f"{BRIDGE}-2") and suite.ready(BRIDGE), 30)
+    jobs = [suite.client.submit(vm_path="web", **convert(if_exists="rename")) for _ in range(6)]
+    used = set()
+    for job in jobs:
+        result = suite.wait_job(job, "completed")["result"]
+        rows = suite.sql("SELECT kind, worker, volume FROM tasks WHERE job_id = %s ORDER BY ordinal", job)
+        assert [r["kind"] for r in rows] == ["export", "convert", "import"]
+        assert rows[1]["worker"] == rows[2]["worker"]
+        assert result["conversion"]["output_files"][0].startswith(str(tmp_path / BRIDGE))
+        used.add(rows[1]["worker"])
+    assert len(used) == 2, "both were to work"
+    assert len(libvirtd.domains()) == 6

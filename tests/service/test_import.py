@@ -215,9 +215,10 @@ def test_what_was_replaced_comes_back_when_the_new_one_does_not_start(on_qemu, l
 
 def test_a_missing_pool_is_a_clear_failure(on_qemu, libvirtd, export):
     c, e = on_qemu(), export()
-    code, text = c.failure(c.submit_import(manifest_path=str(e.manifest_path),
-                                           libvirt={"pool": "none"}))
+    job = c.submit_import(manifest_path=str(e.manifest_path), libvirt={"pool": "none"})
+    code, text = c.failure(job)
     assert code == "not_found" and "storage pool 'none'" in text
+    assert c.job(job)["phase"] == "importing", "it failed before the first renewal"
     assert libvirtd.domains() == {}
 
 
