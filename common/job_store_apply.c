@@ -302,8 +302,8 @@ int store_decision(struct db *db, const struct store_row *row, const struct job_
 {
     if (store_task(db, row, event, decision, err) < 0)
         return -1;
-    if (row->job_id[0] == '\0')
-        return 0;
+    if (row->job_id[0] == '\0') /* of a control task only what it left outside matters */
+        return (decision->effects & JOB_EFFECT_CLEAN) != 0 ? store_release_task(db, row, err) : 0;
     if (store_job(db, row, event, decision, err) < 0)
         return -1;
     return store_effects(db, row, event, decision, err);

@@ -23,6 +23,20 @@ static json_t *element_of(struct call *call)
     return element;
 }
 
+/* "temporary_snapshot" is no field of a submit: taken out of the element. */
+static int take_temporary_snapshot(struct call *call, json_t *element, bool *out, struct error *err)
+{
+    if (json_get_bool(element, "temporary_snapshot", false, out, err) < 0)
+        return -1;
+    (void)json_object_del(element, "temporary_snapshot");
+    if (*out && !identity_may(&call->identity, "vm.operate")) {
+        return error_set(
+            err, ERR_DENIED,
+            "'temporary_snapshot' makes a snapshot: permission 'vm.operate' is missing");
+    }
+    return 0;
+}
+
 /* Only what the analysis looks at. New reference. */
 static json_t *spec_of(const struct submit_request *request)
 {
@@ -50,11 +64,17 @@ int handle_incremental_analyze(struct call *call, struct error *err)
     struct provider_row row;
     struct control_request control = {.kind = "incremental_info", .wait_ms = CONTROL_WAIT_MS};
 
+    bool snapshot = false;
+
+    if (take_temporary_snapshot(call, element, &snapshot, err) < 0)
+        return -1;
     if (submit_element(call, element, &request, &row, &problem, err) < 0)
         return problem.status == 0 ? -1 : call_fail_field(call, &problem, err);
     control.provider = request->submission.provider;
     control.provider_kind = row.kind;
     spec = spec_of(request);
+    if (snapshot)
+        json_put(spec, "temporary_snapshot", json_true());
     call_resource(call, "vm", request->submission.vm_path);
     if (restore_points_add(call->db, control.provider, spec, &volume, err) < 0)
         return -1;

@@ -3,10 +3,12 @@
 #include <string.h>
 
 #include "command.h"
+#include "common/clock.h"
 #include "common/json.h"
 
-#define INFO_TRIES 8 /* the gateway waits 30 s for a worker each time */
-#define ROWS_MAX   9
+#define INFO_WAIT_MS 600000 /* a snapshot of a busy VM takes minutes */
+#define INFO_POLL_MS 500
+#define ROWS_MAX     11
 
 /* A number that may not be known before the disks are read. */
 static const char *number(const json_t *info, const char *key, char *out, size_t size, bool bytes)
@@ -74,7 +76,7 @@ void incremental_pairs(const json_t *incremental, struct strbuf *out)
 
 static void show_quiet(const json_t *info)
 {
-    static const char *const texts[] = {"reason", "base_id", "base_time"};
+    static const char *const texts[] = {"reason", "base_id", "base_time", "changed_reason"};
     static const char *const numbers[] = {"changed_bytes", "total_bytes", "saving_percent"};
     const json_t *disks = json_object_get(info, "disks");
     char text[TEXT_NUMBER_SIZE];
@@ -103,7 +105,7 @@ static void show_box(const struct program *program, const json_t *info)
     bool by_disk = strcmp(json_str(info, "mode"), "disk") == 0;
     size_t count = json_array_size(json_object_get(info, "chain"));
     struct text_row rows[ROWS_MAX];
-    char texts[3][TEXT_NUMBER_SIZE];
+    char texts[4][TEXT_NUMBER_SIZE];
     char chain[TEXT_NUMBER_SIZE];
     size_t n = 0;
     auto_strbuf out;
@@ -121,6 +123,13 @@ static void show_box(const struct program *program, const json_t *info)
         rows[n++] = (struct text_row){
             .label = "Last change",
             .value = number(info, "last_changed_bytes", texts[0], sizeof texts[0], true)};
+        rows[n++] = (struct text_row){
+            .label = "Changed since",
+            .value = number(info, "changed_bytes", texts[3], sizeof texts[3], true)};
+        if (json_str(info, "changed_reason")[0] != '\0') {
+            rows[n++] = (struct text_row){.label = "Not known, as",
+                                          .value = json_str(info, "changed_reason")};
+        }
     } else {
         rows[n++] = (struct text_row){.label = "Reason", .value = json_str(info, "reason")};
     }
@@ -153,7 +162,38 @@ static json_t *body_of(const struct command_line *line)
     }
     if (flag_on(line, FLAG_FORCE_FULL))
         json_put(body, "force_full", json_true());
+    if (flag_on(line, FLAG_SNAPSHOT))
+        json_put(body, "temporary_snapshot", json_true());
     return body;
+}
+
+/* After a 202: *info is the task, then the analysis in its result. Not asked for once more: that
+ * would be another task, with a snapshot of its own. */
+static int wait_task(struct program *program, json_t **info, struct error *err)
+{
+    autofree char *path = output_path("/api/v1/tasks/", json_str(*info, "task_id"), "");
+    int64_t until = clock_mono_ms() + INFO_WAIT_MS;
+    auto_json *task = NULL;
+    json_t *analysis;
+
+    while (clock_mono_ms() < until && !atomic_load(interrupt_flag())) {
+        json_decref(STEAL(task));
+        if (api_get(program->api, path, &task, err) < 0)
+            return -1;
+        if (json_str(task, "error")[0] != '\0') {
+            return error_set(err, error_code_from_name(json_str(task, "error_code")), "%.400s",
+                             json_str(task, "error"));
+        }
+        analysis = json_object_get(json_object_get(task, "result"), "analysis");
+        if (analysis != NULL) {
+            json_decref(*info);
+            *info = json_incref(analysis);
+            return 0;
+        }
+        clock_sleep_ms(INFO_POLL_MS);
+    }
+    return error_set(err, ERR_TIMEOUT, "no worker has looked at VM '%.128s' yet",
+                     flag_text(program->line, FLAG_VM));
 }
 
 int incremental_info_command(struct program *program, struct error *err)
@@ -165,17 +205,10 @@ int incremental_info_command(struct program *program, struct error *err)
 
     if (api_check(program->api, err) < 0)
         return -1;
-    for (int i = 0; i < INFO_TRIES; i++) {
-        json_decref(STEAL(info));
-        if (api_call(program->api, &request, &info, err) < 0)
-            return -1;
-        if (json_object_get(info, "possible") != NULL)
-            break; /* else 202: all workers are busy */
-    }
-    if (json_object_get(info, "possible") == NULL) {
-        return error_set(err, ERR_TIMEOUT, "no worker has looked at VM '%.128s' yet",
-                         flag_text(program->line, FLAG_VM));
-    }
+    if (api_call(program->api, &request, &info, err) < 0)
+        return -1;
+    if (json_object_get(info, "possible") == NULL && wait_task(program, &info, err) < 0)
+        return -1;
     if (program->json) {
         output_json(info);
     } else if (program->quiet) {

@@ -34,8 +34,11 @@ static const char WORKERS_DOWN[] = "UPDATE workers SET state = 'down' WHERE stat
 static const char WORKERS_FORGET[] = "DELETE FROM workers WHERE state = 'down'"
                                      " AND seen_at < now() - interval '1 day'";
 
-static const char SWEEP[] = "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks"
-                            " WHERE expires_at < now() LIMIT 500)";
+/* One that has records may have something outside that they name: it stays until it has ended. */
+static const char SWEEP[] =
+    "DELETE FROM tasks WHERE id IN (SELECT t.id FROM tasks t WHERE t.expires_at < now()"
+    " AND (t.state IN ('done', 'cancelled', 'failed')"
+    "  OR NOT EXISTS (SELECT 1 FROM task_records r WHERE r.task_id = t.id)) LIMIT 500)";
 
 static const char SWEEP_RELEASED[] =
     "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE kind = 'release'"

@@ -124,18 +124,29 @@ def test_ids_of_another_series_or_of_the_future_are_not_asked_for(driver, fake, 
     assert fake.change_queries == []
 
 
-def test_a_disk_without_tracking_and_a_vm_without_a_snapshot_have_no_ids(driver, fake, since):
+def test_a_disk_without_tracking_has_no_id(driver, fake, since):
     assert freeze(driver, job="job-2") == [SERIES + "/3", ""]
     code, message = refused(driver, since, disk=1)
     assert code == "not_available" and "tracking is off" in message
+    assert fake.change_queries == []
+
+
+def test_a_vm_that_is_off_can_be_asked_but_nothing_is_built_on_its_id(driver, fake, since):
+    off = fake.vms["vm-2"].disks[0]
     driver.release()
     driver.close()
     driver.open(settings=fake.settings(), records="")  # of another task
-    assert freeze(driver, vm="vm-2", job="job-3") == [""]
-    code, message = refused(driver, since)
-    assert code == "not_available" and "without a snapshot" in message
-    assert freeze(driver, vm="vm-2", job="job-4", snapshot=True) == [SERIES + "/2"]
-    assert fake.change_queries == []
+    first = freeze(driver, vm="vm-2", job="job-3", snapshot=True)[0]
+    assert first == SERIES + "/2"
+    driver.release()
+    driver.close()
+    driver.open(settings=fake.settings(), records="")
+    off.write(CBT_BLOCK, b"x")
+    assert freeze(driver, vm="vm-2", job="job-4") == [""]
+    assert ask(driver, first) == {"extents": [[CBT_BLOCK, CBT_BLOCK]], "end": MIB}
+    assert fake.change_queries[-1]["snapshot"] is None
+    code, message = refused(driver, SERIES + "/7")
+    assert code == "not_available" and "went back" in message
 
 
 @pytest.mark.parametrize("text", [

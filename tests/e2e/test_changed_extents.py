@@ -1,5 +1,6 @@
 """Incremental exports that read only what the source says has changed (vSphere changed block
 tracking), against a server made by hand: the simulator has no QueryChangedDiskAreas."""
+import concurrent.futures
 import json
 import pathlib
 import random
@@ -10,6 +11,7 @@ from tests.e2e.test_restore_points import hyperexport
 from tests.fakes.vsphere import Disk, FakeVsphere, Vm, fault, window
 from tests.harness import images
 from tests.harness.vsphere import pseudo_random
+from tests.harness.wait import wait_for
 
 MB = 1 << 20
 SIZE = 24 * MB
@@ -197,7 +199,7 @@ def test_what_makes_the_ids_useless_is_said(suite, fake, disk, tmp_path):
     compare(tmp_path, disk, result)
     disk.series = SERIES
     result = export(suite)
-    assert "made without change tracking" in disk_of(result)["incremental_reason"]
+    assert "has no change id" in disk_of(result)["incremental_reason"]
     disk.data, disk.capacity = disk.data + b"grown" + bytes(MB - 5), SIZE + MB
     result = export(suite)
     assert disk_of(result)["incremental_mode"] == "full"
@@ -257,3 +259,83 @@ def test_a_killed_worker_goes_on_with_what_changed(suite, fake, disk, tmp_path):
     assert held and disk_of(result)["incremental_mode"] == "changed_extents"
     images.check(image_of(result), "qcow2")
     compare(tmp_path, disk, result)
+
+
+# ---- beforehand ----
+
+def analyze(suite, **fields):
+    return suite.client.post("/incremental/analyze", {"vm_path": "web", **fields})
+
+
+def test_what_changed_of_a_vm_that_is_off_is_told_beforehand(suite, fake, disk):
+    full = analyze(suite)
+    assert full["possible"] is False and full["changed_bytes"] == SIZE and fake.change_queries == []
+    export(suite)
+    disk.write(3 * MB - 1, b"over the edge")
+    fake.vms["vm-1"].power = "poweredOff"
+    told, count = served(fake, lambda: analyze(suite))
+    assert count == 0 and told["possible"] is True
+    assert told["changed_bytes"] == told["disks"][0]["changed_bytes"] == told["read_bytes"] == 2 * MB
+    assert told["saving_percent"] == 91 and "changed_reason" not in told
+    quiet = hyperexport(suite, "--vm", "web", "--incremental-info", "--quiet")
+    assert f"changed_bytes={2 * MB}\n" in quiet.stdout and f"disk.1.changed={2 * MB}\n" in quiet.stdout
+    assert "saving_percent=91\n" in quiet.stdout
+    boxed = hyperexport(suite, "--vm", "web", "--incremental-info")
+    assert "2.0 MB" in boxed.stdout and "Not known" not in boxed.stdout, boxed.stdout
+    assert fake.count("CreateSnapshot_Task") == 1  # the export's
+    result = export(suite)
+    assert disk_of(result)["incremental_mode"] == "changed_extents" and result["transferred_bytes"] == 2 * MB
+
+
+def test_a_vm_that_runs_is_asked_by_a_snapshot_of_its_own_only_when_wanted(suite, fake, disk):
+    export(suite)
+    disk.write(7 * MB, b"changed")
+    made = fake.count("CreateSnapshot_Task")
+    told = analyze(suite)
+    assert told["changed_bytes"] is None and told["saving_percent"] is None and told["read_bytes"] == SIZE
+    assert "temporary_snapshot" in told["changed_reason"]
+    assert told["disks"][0]["changed_reason"] == told["changed_reason"]
+    assert fake.count("CreateSnapshot_Task") == made and fake.change_queries == []
+    quiet = hyperexport(suite, "--vm", "web", "--incremental-info", "--quiet")
+    assert "changed_bytes=unknown\n" in quiet.stdout and "changed_reason=the VM is not powered off" in quiet.stdout
+    told, count = served(fake, lambda: analyze(suite, temporary_snapshot=True))
+    assert told["changed_bytes"] == MB and count == 0
+    quiet = hyperexport(suite, "--vm", "web", "--incremental-info", "--snapshot", "--quiet")
+    assert f"changed_bytes={MB}\n" in quiet.stdout, quiet.stderr
+    assert fake.count("CreateSnapshot_Task") == made + 2 and fake.vms["vm-1"].snapshots == {}
+    fake.faults["QueryChangedDiskAreas"] = [fault("FileFault", "web-ctk.vmdk is gone")]
+    told = analyze(suite, temporary_snapshot=True)
+    assert told["changed_bytes"] is None and "web-ctk.vmdk is gone" in told["changed_reason"]
+    assert fake.vms["vm-1"].snapshots == {}
+    fake.faults["CreateSnapshot_Task"] = [fault("NoPermission", "Permission was denied")]
+    told = analyze(suite, temporary_snapshot=True)
+    assert told["changed_bytes"] is None and "NoPermission" in told["changed_reason"]
+
+
+def test_the_snapshot_of_a_question_does_not_outlive_it(suite, fake, disk):
+    export(suite)
+    disk.write(MB, b"changed")
+    tries = []
+
+    def kill(query):
+        tries.append(dict(fake.vms["vm-1"].snapshots))
+        if len(tries) == 1:
+            suite["exporter-vsphere"].kill()
+
+    fake.changes = kill
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        asked = pool.submit(analyze, suite, temporary_snapshot=True)
+        suite["exporter-vsphere"].child.wait(30)
+        suite["exporter-vsphere"].start()
+        assert asked.result(60)["changed_bytes"] == MB
+    assert tries[0] == tries[1] != {}  # the second lease went on with the first one's snapshot
+    assert fake.vms["vm-1"].snapshots == {}
+
+
+def test_a_snapshot_of_a_question_that_cannot_be_removed_is_removed_later(suite, fake, disk):
+    export(suite)
+    fake.task_faults["RemoveSnapshot_Task"] = [fault("InvalidState", "not now")]
+    failed = suite.client.request("POST", "/incremental/analyze", {"vm_path": "web", "temporary_snapshot": True})
+    assert failed.status_code == 422 and "is removed later" in failed.text, failed.text
+    wait_for(lambda: fake.vms["vm-1"].snapshots == {}, 60, "the snapshot to be removed by a release")
+    assert suite.sql("SELECT count(*) AS n FROM tasks WHERE kind = 'release'")[0]["n"] == 1

@@ -294,7 +294,7 @@ class FakeVsphere:
         if cookie:
             request.send_header("Set-Cookie", f'vmware_soap_session="{cookie}"; Path=/; HttpOnly')
         request.end_headers()
-        request.wfile.write(text)
+        self.send(request, text)
 
     @staticmethod
     def fault_xml(f):
@@ -533,7 +533,9 @@ class FakeVsphere:
             text = self.changes(query)
             if text is not None:
                 return f"<returnval>{text}</returnval>", None
-        if query["snapshot"] not in vm.snapshots:
+        if query["snapshot"] is None and vm.power != "poweredOff":
+            raise fault("InvalidState", "The operation is not allowed in the current state")
+        if query["snapshot"] is not None and query["snapshot"] not in vm.snapshots:
             raise fault("ManagedObjectNotFound", "The object has already been deleted")
         return f'<returnval>{self.change_info(disk, query)}</returnval>', None
 
@@ -546,7 +548,8 @@ class FakeVsphere:
             raise fault("InvalidArgument", "A specified parameter was not correct: changeId",
                         "<invalidProperty>changeId</invalidProperty>")
         else:
-            areas = disk.changed(int(sequence), int(disk.frozen_id.rpartition("/")[2]))
+            until = disk.frozen_id.rpartition("/")[2] if query["snapshot"] else disk.sequence + 1
+            areas = disk.changed(int(sequence), int(until))
         start = query["offset"]
         end = min(start + (self.change_window or disk.capacity), disk.capacity)
         return window(start, end - start, [(max(a, start), min(a + n, end) - max(a, start))
@@ -624,10 +627,14 @@ class FakeVsphere:
                 request.send_header(name, value)
         request.end_headers()
         if request.command != "HEAD":
-            try:
-                request.wfile.write(body)
-            except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
-                request.close_connection = True  # the reader had enough
+            FakeVsphere.send(request, body)
+
+    @staticmethod
+    def send(request, body):
+        try:
+            request.wfile.write(body)
+        except (BrokenPipeError, ConnectionResetError, ssl.SSLError):
+            request.close_connection = True  # the reader had enough
 
 
 def window(start, length, areas):

@@ -406,6 +406,17 @@ def test_login_backs_off_and_takes_as_long_for_unknown_users(gateway):
     assert attempt("admin", admin_password(suite))[0].status_code == 200
 
 
+def test_a_question_that_makes_a_snapshot_needs_more_than_looking(gateway):
+    suite = gateway(dev=False, config={"roles": {"looker": ["vm.list"]}})
+    looker = add_user(suite, "lou", "looker")
+    for path in ("/incremental/analyze", "/api/v1/vms/vm-1/incremental"):
+        refused = looker.request("POST", path, {"vm_path": "web", "temporary_snapshot": True})
+        assert refused.status_code == 403 and "vm.operate" in refused.text, refused.text
+        plain = looker.request("POST", path, {"vm_path": "web", "temporary_snapshot": False})
+        assert plain.status_code == 422 and "provider" in plain.text, plain.text
+    assert suite.sql("SELECT count(*) AS n FROM tasks")[0]["n"] == 0
+
+
 def test_user_management_keeps_its_rules(gateway):
     suite = gateway(dev=False, config={"roles": {"keeper": ["user.manage", "job.view"]}})
     admin = suite.client

@@ -386,6 +386,14 @@ int export_base_disk(struct export_run *run, struct export_disk *disk, struct er
     return 0;
 }
 
+const char *export_base_change_id(const struct export_base *base, const char *disk_id)
+{
+    const struct export_record *record = base->chain->points[0].record;
+    int known = find_disk(record, disk_id);
+
+    return known < 0 ? "" : chain_disk_text(record, (size_t)known, "change_id");
+}
+
 /* Unchanged parts of a disk that is written whole come from the base's image. */
 static int check_base_image(const struct export_run *run, const struct export_disk *disk,
                             struct error *err)

@@ -292,6 +292,8 @@ MUST_CHECK int export_base_disk(struct export_run *run, struct export_disk *disk
                                 struct error *err);
 /* Before the finish of a plan that an earlier attempt stored. */
 MUST_CHECK int export_base_recall(struct export_run *run, struct error *err);
+/* Of the VM's disk with that id in the base; "": none. Borrowed. */
+const char *export_base_change_id(const struct export_base *base, const char *disk_id);
 /* Asks the source what changed on the disk since the base: sets disk->incremental_mode and what
  * belongs to it, and tells it. */
 MUST_CHECK int export_base_changes(struct export_run *run, struct export_disk *disk,

@@ -144,7 +144,8 @@ int changes_query(struct provider_session *session, const struct changes_place *
         return -1;
     strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);
     soap_begin(&request, "QueryChangedDiskAreas", "VirtualMachine", place->vm_id);
-    soap_add_ref(&request, "snapshot", "VirtualMachineSnapshot", place->snapshot);
+    if (place->snapshot[0] != '\0')
+        soap_add_ref(&request, "snapshot", "VirtualMachineSnapshot", place->snapshot);
     soap_add(&request, "deviceKey", place->device_key);
     soap_add(&request, "startOffset", offset);
     soap_add(&request, "changeId", query->since);

@@ -7,9 +7,9 @@
 
 struct changes_place {
     const char *vm_id;
-    const char *snapshot;
+    const char *snapshot; /* "": the VM is powered off */
     const char *device_key;
-    const char *now; /* change id of the disk in the snapshot; "": tracking is off */
+    const char *now; /* the disk's change id; "": tracking is off */
     uint64_t size_bytes;
 };
 

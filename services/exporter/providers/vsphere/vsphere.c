@@ -110,6 +110,7 @@ static int vsphere_vm_get(struct provider_session *session, const char *vm_id, s
 /* frozen_vm.provider_data. */
 struct frozen_data {
     struct folder_file files[VM_DISKS_MAX]; /* as frozen_vm.disks */
+    char *change_ids[VM_DISKS_MAX];         /* likewise; as the configuration says them */
     char *snapshot;                         /* "" when the VM is powered off */
 };
 
@@ -124,8 +125,10 @@ static void vsphere_frozen_free(struct frozen_vm *frozen)
     if (frozen == NULL)
         return;
     data = frozen->provider_data;
-    for (size_t i = 0; i < VM_DISKS_MAX; i++)
+    for (size_t i = 0; i < VM_DISKS_MAX; i++) {
         folder_file_release(&data->files[i]);
+        free(data->change_ids[i]);
+    }
     for (size_t i = 0; i < frozen->disk_count; i++)
         free(frozen->disks[i].mark);
     free(data->snapshot);
@@ -311,12 +314,16 @@ static char *mark_text(const char *vm_id, const char *disk_id, const struct fold
                      disk_id, file->size_bytes, power, file->last_modified, file->etag);
 }
 
-/* The position in a disk's change tracking belongs to what was frozen only when a snapshot says it;
- * that of a powered-off VM is not known to. */
-static void forget_change_ids(struct vm *vm)
+/* The position in a disk's change tracking. It belongs to what was frozen only when a snapshot says
+ * it: what that of a powered-off VM stands for is not documented, so nothing is built on it later;
+ * but a server that knows its series can be asked. */
+static void keep_change_ids(struct vm *vm, bool snapshot, struct frozen_data *data)
 {
-    for (size_t i = 0; i < vm->disk_count; i++)
-        vm_set_text(&vm->disks[i].change_id, "");
+    for (size_t i = 0; i < vm->disk_count; i++) {
+        data->change_ids[i] = xstrdup(vm->disks[i].change_id);
+        if (!snapshot)
+            vm_set_text(&vm->disks[i].change_id, "");
+    }
 }
 
 /* Locates every disk's flat file and fills frozen from vm, which is emptied. */
@@ -339,8 +346,7 @@ static int freeze(struct provider_session *session, struct vsphere_vm *vm, const
         };
         frozen->disk_count++;
     }
-    if (snapshot[0] == '\0')
-        forget_change_ids(&vm->vm);
+    keep_change_ids(&vm->vm, snapshot[0] != '\0', data);
     data->snapshot = xstrdup(snapshot);
     frozen->method = xstrdup(snapshot[0] == '\0' ? "folder" : "snapshot-folder");
     vm_release(&frozen->vm);
@@ -428,16 +434,11 @@ static int vsphere_disk_changes(struct provider_session *session, const struct f
 
     assert(query->disk_index < frozen->disk_count);
     disk = &frozen->vm.disks[frozen->disks[query->disk_index].vm_disk_index];
-    if (data->snapshot[0] == '\0') {
-        return error_set(err, ERR_NOT_AVAILABLE,
-                         "the VM was exported without a snapshot: vSphere tells what changed of "
-                         "snapshots only");
-    }
     return changes_query(session,
                          &(struct changes_place){.vm_id = frozen->vm.id,
                                                  .snapshot = data->snapshot,
                                                  .device_key = disk->id,
-                                                 .now = disk->change_id,
+                                                 .now = data->change_ids[query->disk_index],
                                                  .size_bytes = disk->capacity_bytes},
                          query, out, err);
 }

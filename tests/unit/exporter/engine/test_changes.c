@@ -273,7 +273,7 @@ static void without_tracking_nothing_is_asked(void **state)
     memset(&script, 0, sizeof script);
     refuses(&(struct provider){.name = "x", .title = "Other cloud"}, "id/1", ERR_NOT_AVAILABLE,
             "Other cloud does not tell");
-    refuses(&changes_provider, "", ERR_NOT_AVAILABLE, "without change tracking");
+    refuses(&changes_provider, "", ERR_NOT_AVAILABLE, "has no change id");
     assert_int_equal(script.asked, 0);
 }
 
