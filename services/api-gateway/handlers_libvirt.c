@@ -284,6 +284,13 @@ static int check_domains(struct call *call, const json_t *domains, struct error 
     return 0;
 }
 
+static void audit_json(struct call *call, const char *key, const json_t *value)
+{
+    autofree char *text = json_text(value);
+
+    call_audit(call, key, text);
+}
+
 static int check_batch(struct call *call, const json_t *body, struct error *err)
 {
     const char *name = field_text(body, "operation", "");
@@ -292,6 +299,7 @@ static int check_batch(struct call *call, const json_t *body, struct error *err)
         if (strcmp(batches[i].name, name) != 0)
             continue;
         call_audit(call, "operation", name);
+        audit_json(call, "domains", json_object_get(body, "domains"));
         return check_batch_fields(call, body, batches[i].fields, err) < 0
                    ? -1
                    : check_domains(call, json_object_get(body, "domains"), err);
@@ -396,10 +404,10 @@ static int answer_task(struct call *call, const struct control_task *task, unsig
     answer = json_deep_copy(json_object_get(task->result, "answer"));
     if (answer == NULL)
         return error_set(err, ERR_PROTOCOL, "the worker's answer holds nothing");
-    if (json_integer_value(json_object_get(answer, "failed")) > 0) {
-        autofree char *failed = json_text(json_object_get(answer, "failed"));
-        call_audit(call, "failed", failed);
-    }
+    if (json_integer_value(json_object_get(answer, "failed")) > 0) /* of a batch */
+        audit_json(call, "failed", json_object_get(answer, "failed"));
+    if (json_object_get(answer, "removed") != NULL)
+        audit_json(call, "removed", json_object_get(answer, "removed"));
     json_set_now(answer, "timestamp");
     call_answer_json(call, status, answer);
     return 0;

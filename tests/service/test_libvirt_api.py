@@ -28,13 +28,13 @@ class Checked(Client):
     def request(self, method, path, body=None, **kwargs):
         answer = super().request(method, path, body, **kwargs)
         if "libvirt" in path or path.startswith("/console"):
+            if self.document is None:
+                self.document = super().request("GET", "/openapi.json").json()
             self.check(method, path.split("?")[0], answer)
         return answer
 
     def check(self, method, path, answer):
         jsonschema = pytest.importorskip("jsonschema")
-        if self.document is None:
-            self.document = super().request("GET", "/openapi.json").json()
         paths = self.document["paths"]
         matching = [p for p in paths if method.lower() in paths[p]
                     and re.fullmatch(re.sub(r"{\w+}", "[^/]+", p), path)]
@@ -445,7 +445,9 @@ def test_a_bridge_that_dies_after_a_snapshot_makes_no_second_one(make, libvirtd,
 # ---- removing domains ----
 
 
-def test_a_domain_goes_and_its_storage_stays(real, there):
+def test_a_domain_goes_and_its_storage_stays(make, libvirtd, there):
+    suite = make(uri=libvirtd.uri)
+    real = suite.client
     path = there.volume("web.qcow2")
     domain = there.define("web", disk_xml(path))
     uuid = domain.UUIDString()
@@ -459,6 +461,12 @@ def test_a_domain_goes_and_its_storage_stays(real, there):
     assert (answer["status"], answer["kept"], answer["failed"]) == ("success", [], [])
     assert there.names() == [] and there.volumes() == ["web.qcow2"]
     assert refused(real, "DELETE", f"{API}/domains/web", status=404)["code"] == "not_found"
+    rows = suite.sql("SELECT resource, result, details FROM audit.audit_log"
+                     " WHERE action = 'libvirt.domain_delete' ORDER BY id")
+    assert [(r["resource"], r["result"]) for r in rows] == [
+        ("domain/web", "failure"), ("domain/web", "success"), ("domain/web", "failure")]
+    assert json.loads(rows[1]["details"]["removed"]) == answer["removed"]
+    assert f"domain 'web' ({uuid}) is removed" in suite[BRIDGE].output()
 
 
 def test_a_domain_with_snapshots_and_saved_state_goes_as_a_whole(real, there):
@@ -711,6 +719,7 @@ def test_a_libvirtd_that_hangs_in_a_batch_leaves_the_results_so_far(make, libvir
     assert [len(there.domain(n).listAllSnapshots()) for n in "ac"] == [1, 0]
     row = suite.sql("SELECT details FROM audit.audit_log WHERE action = 'libvirt.batch'")[0]
     assert row["details"]["operation"] == "snapshot" and row["details"]["failed"] == "2"
+    assert json.loads(row["details"]["domains"]) == ["a", "b", "c"]
 
 
 # ---- refusals ----
@@ -748,6 +757,14 @@ def test_what_libvirt_does_not_have_is_404(mock):
                  "/libvirt/volumes?pool=none"):
         answer = refused(mock, "GET", path, status=404)
         assert answer["code"] == "not_found" and "none" in answer["error"] or MOCK in answer["error"]
+
+
+def test_what_the_api_leaves_out_is_not_there(mock):
+    for method, path in (("POST", "/libvirt/clone"), ("GET", "/libvirt/template/list"),
+                         ("POST", f"{API}/backups"), ("POST", "/libvirt/backup/create")):
+        assert refused(mock, method, path, status=404)["code"] == "not_found", path
+    assert refused(mock, "POST", "/libvirt/network/create", status=404)["code"] == "not_available"
+    assert not [p for p in mock.document["paths"] if re.search("clone|template|backup", p)]
 
 
 def test_other_connections_are_those_of_the_configuration(make, libvirtd):

@@ -309,6 +309,8 @@ static void remove_volume(struct deletion *d, json_t *volume)
     if (volume_pool(d->call->connection, json_str(volume, "pool"), &pool, &why) == 0 &&
         delete_volume(pool, volume, &why) == 0) {
         (void)json_array_append(d->removed_volumes, volume);
+        worker_task_log(d->call->task, LOG_LEVEL_INFO, "volume '%s' of pool '%s' is removed",
+                        json_str(volume, "name"), json_str(volume, "pool"));
         return;
     }
     entry = json_object();
@@ -339,6 +341,8 @@ static int remove_all(struct deletion *d, virDomainPtr domain, const char *uuid,
     if (check_state(d, domain, err) < 0 || settle(d, domain, uuid, err) < 0 ||
         note(d, uuid, err) < 0 || remove_definition(d, domain, err) < 0)
         return -1;
+    worker_task_log(d->call->task, LOG_LEVEL_INFO, "domain '%s' (%s) is removed",
+                    json_str(d->removed, "domain"), uuid);
     if (!goes_on(domain))
         return remove_volumes(d, err);
     json_array_foreach(d->volumes, i, volume)

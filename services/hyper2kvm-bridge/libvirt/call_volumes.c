@@ -186,6 +186,8 @@ int call_volume_delete(struct hv_call *call, json_t *answer, struct error *err)
     } else if (virStorageVolDelete(volume, 0) < 0) {
         return hv_error_of(err, "removing volume '%.255s'", json_str(call->spec, "volume"));
     }
+    worker_task_log(call->task, LOG_LEVEL_INFO, "volume '%s' of pool '%s' is removed",
+                    json_str(call->spec, "volume"), json_str(call->spec, "pool"));
     json_set_text(answer, "status", "success");
     json_set_text(answer, "pool", json_str(call->spec, "pool"));
     json_put(answer, "removed",
