@@ -13,10 +13,16 @@ struct compressor {
     struct libdeflate_compressor *libdeflate;
 };
 
+struct decompressor {
+    struct decompressor *next;
+    struct libdeflate_decompressor *libdeflate;
+};
+
 struct grain_codec {
     int level;
-    pthread_mutex_t mutex; /* guards idle */
+    pthread_mutex_t mutex; /* guards the next two */
     struct compressor *idle;
+    struct decompressor *idle_inflate;
 };
 
 static uint32_t level_buffer_size(int level)
@@ -47,6 +53,12 @@ void grain_codec_free(struct grain_codec *codec)
         free(c->level_buffer);
         libdeflate_free_compressor(c->libdeflate);
         free(c);
+    }
+    while (codec->idle_inflate != NULL) {
+        struct decompressor *d = codec->idle_inflate;
+        codec->idle_inflate = d->next;
+        libdeflate_free_decompressor(d->libdeflate);
+        free(d);
     }
     (void)pthread_mutex_destroy(&codec->mutex);
     free(codec);
@@ -126,5 +138,43 @@ int grain_codec_deflate(struct grain_codec *codec, const void *data, size_t size
     if (n == 0)
         return error_set(err, ERR_INTERNAL, "cannot compress %zu bytes", size);
     *out_size = n;
+    return 0;
+}
+
+static struct decompressor *decompressor_get(struct grain_codec *codec)
+{
+    struct decompressor *d;
+
+    {
+        LOCK_SCOPE(&codec->mutex);
+        d = codec->idle_inflate;
+        if (d != NULL) {
+            codec->idle_inflate = d->next;
+            return d;
+        }
+    }
+    d = xcalloc(1, sizeof *d);
+    d->libdeflate = libdeflate_alloc_decompressor();
+    if (d->libdeflate == NULL)
+        abort(); /* out of memory, as in xmalloc */
+    return d;
+}
+
+int grain_codec_inflate(struct grain_codec *codec, const struct grain_packed *packed, void *out,
+                        size_t room, size_t *out_size, struct error *err)
+{
+    struct decompressor *d = decompressor_get(codec);
+    size_t got = 0;
+    enum libdeflate_result result =
+        libdeflate_zlib_decompress(d->libdeflate, packed->data, packed->size, out, room, &got);
+
+    {
+        LOCK_SCOPE(&codec->mutex);
+        d->next = codec->idle_inflate;
+        codec->idle_inflate = d;
+    }
+    if (result != LIBDEFLATE_SUCCESS)
+        return error_set(err, ERR_CORRUPT, "%zu compressed bytes cannot be inflated", packed->size);
+    *out_size = got;
     return 0;
 }

@@ -1,5 +1,5 @@
-/* Deflate of VMDK grains (zlib streams), for any number of threads: a pool of compressors, since
- * each has a work area of some 100 KiB and belongs to one caller at a time. */
+/* Deflate and inflate of VMDK grains (zlib streams), for any number of threads: pools of
+ * compressors and decompressors, since each has a work area and belongs to one caller at a time. */
 #ifndef EXPORTER_GRAIN_CODEC_H
 #define EXPORTER_GRAIN_CODEC_H
 
@@ -11,6 +11,11 @@
 
 struct grain_codec;
 
+struct grain_packed { /* a zlib stream; borrowed */
+    const void *data;
+    size_t size;
+};
+
 /* Levels 1 to 3 are isa-l's, 4 to 9 libdeflate's; 0 is the default. */
 struct grain_codec *grain_codec_new(int level);
 void grain_codec_free(struct grain_codec *codec); /* NULL-safe */
@@ -19,5 +24,9 @@ size_t grain_codec_bound(size_t size);
 /* Thread-safe. out has room for grain_codec_bound(size) bytes. */
 MUST_CHECK int grain_codec_deflate(struct grain_codec *codec, const void *data, size_t size,
                                    void *out, size_t *out_size, struct error *err);
+/* Thread-safe. out has room for `room` bytes; *out_size of them are filled. ERR_CORRUPT: no whole
+ * zlib stream with a right checksum, or it is longer. */
+MUST_CHECK int grain_codec_inflate(struct grain_codec *codec, const struct grain_packed *packed,
+                                   void *out, size_t room, size_t *out_size, struct error *err);
 
 #endif

@@ -13,15 +13,9 @@
 #include "services/exporter/formats/image_impl.h"
 #include "services/exporter/formats/vmdk.h"
 
-#define GRAIN_SECTORS_MIN    8U
-#define GRAIN_SECTORS_MAX    2048U      /* 1 MiB; real ones have 128 */
-#define TABLE_ENTRIES_MAX    4096U      /* real ones have 512 */
-#define DIRECTORY_BYTES_MAX  (16 * MIB) /* 64 TiB in 64 KiB grains take 8 MiB */
-#define DESCRIPTOR_BYTES_MAX (64 * KIB)
-#define FOOTER_FROM_END      1024U /* footer, then the end-of-stream marker */
-#define TABLES               16U
-#define NONE                 UINT64_MAX
-#define GRAIN_ZERO           1U /* table entry, with VMDK_FLAG_ZERO_GRAINS */
+#define FOOTER_FROM_END 1024U /* footer, then the end-of-stream marker */
+#define TABLES          16U
+#define NONE            UINT64_MAX
 
 struct table {
     uint64_t index; /* in the directory; NONE: empty */
@@ -72,46 +66,6 @@ static bool is_descriptor(const struct image *image)
            memcmp(line, start, sizeof line) == 0;
 }
 
-static int check_header(const uint8_t *header, const char *what, struct error *err)
-{
-    uint32_t version = get_le32(header + VMDK_AT_VERSION);
-    uint64_t grain = get_le64(header + VMDK_AT_GRAIN_SIZE);
-    uint32_t entries = get_le32(header + VMDK_AT_TABLE_ENTRIES);
-
-    if (get_le32(header) != VMDK_MAGIC)
-        return error_set(err, ERR_CORRUPT, "its %s is not that of a sparse VMDK", what);
-    if (version < 1 || version > 3)
-        return error_set(err, ERR_NOT_AVAILABLE, "VMDK version %" PRIu32 " is unknown", version);
-    if (grain < GRAIN_SECTORS_MIN || grain > GRAIN_SECTORS_MAX || (grain & (grain - 1)) != 0)
-        return error_set(err, ERR_CORRUPT, "its grains have %" PRIu64 " sectors", grain);
-    if (entries == 0 || entries > TABLE_ENTRIES_MAX)
-        return error_set(err, ERR_CORRUPT, "its tables have %" PRIu32 " entries", entries);
-    if (get_le64(header + VMDK_AT_CAPACITY) > IMAGE_DISK_BYTES_MAX / VMDK_SECTOR) {
-        return error_set(err, ERR_LIMIT,
-                         "a disk of %" PRIu64 " sectors is over the limit of 64 TiB",
-                         get_le64(header + VMDK_AT_CAPACITY));
-    }
-    return 0;
-}
-
-/* The value behind `key=` at the start of a line. */
-static bool descriptor_value_is(const char *text, const char *key, const char *value)
-{
-    size_t key_length = strlen(key);
-    size_t value_length = strlen(value);
-
-    for (const char *line = text; line != NULL && *line != '\0';) {
-        if (strncmp(line, key, key_length) == 0 && line[key_length] == '=') {
-            const char *at = line + key_length + 1;
-            return strncmp(at, value, value_length) == 0 &&
-                   strchr("\r\n ", at[value_length]) != NULL;
-        }
-        line = strchr(line, '\n');
-        line = line == NULL ? NULL : line + 1;
-    }
-    return false;
-}
-
 /* A disk of its own, not a delta? */
 static int check_descriptor(const struct image *image, const uint8_t *header, struct error *err)
 {
@@ -119,15 +73,13 @@ static int check_descriptor(const struct image *image, const uint8_t *header, st
     uint64_t size = get_le64(header + VMDK_AT_DESCRIPTOR_SIZE);
     autofree char *text = NULL;
 
-    if (offset == 0 || size == 0 || size > DESCRIPTOR_BYTES_MAX / VMDK_SECTOR ||
+    if (offset == 0 || size == 0 || size > VMDK_DESCRIPTOR_BYTES_MAX / VMDK_SECTOR ||
         offset > INT64_MAX / VMDK_SECTOR)
         return error_set(err, ERR_CORRUPT, "it has no descriptor of its own");
     text = xcalloc(1, (size_t)(size * VMDK_SECTOR) + 1);
     if (image_file_read(image, text, (size_t)(size * VMDK_SECTOR), offset * VMDK_SECTOR, err) < 0)
         return error_wrap(err, "descriptor");
-    if (!descriptor_value_is(text, "parentCID", VMDK_NO_PARENT))
-        return error_set(err, ERR_NOT_AVAILABLE, "it is a delta and cannot be read alone");
-    return 0;
+    return vmdk_descriptor_check(text, err);
 }
 
 /* The header that names the directory: the first, or the footer. */
@@ -138,7 +90,7 @@ static int read_headers(const struct image *image, uint8_t *header, struct error
     if (image->file_bytes < VMDK_SECTOR)
         return error_set(err, ERR_CORRUPT, "it is too short for a VMDK");
     if (image_file_read(image, header, VMDK_SECTOR, 0, err) < 0 ||
-        check_header(header, "header", err) < 0 ||
+        vmdk_header_check(header, "header", err) < 0 ||
         (image->above == NULL && check_descriptor(image, header, err) < 0))
         return -1;
     if (get_le64(header + VMDK_AT_GD_OFFSET) != VMDK_GD_AT_END)
@@ -147,7 +99,7 @@ static int read_headers(const struct image *image, uint8_t *header, struct error
         return error_set(err, ERR_CORRUPT, "it has no footer: it is cut");
     if (image_file_read(image, footer, sizeof footer, image->file_bytes - FOOTER_FROM_END, err) < 0)
         return -1;
-    if (check_header(footer, "footer", err) < 0)
+    if (vmdk_header_check(footer, "footer", err) < 0)
         return error_wrap(err, "it is cut or unfinished");
     if (get_le64(footer + VMDK_AT_CAPACITY) != get_le64(header + VMDK_AT_CAPACITY))
         return error_set(err, ERR_CORRUPT, "header and footer name different sizes");
@@ -161,7 +113,7 @@ static int read_directory(struct image *image, uint64_t sector, struct error *er
     uint64_t span = v->grain_bytes * v->table_entries; /* at most 2^32 */
     uint64_t count = image->size_bytes / span + (image->size_bytes % span != 0);
 
-    if (count * 4 > DIRECTORY_BYTES_MAX)
+    if (count * 4 > VMDK_DIRECTORY_BYTES_MAX)
         return error_set(err, ERR_LIMIT, "its directory would have %" PRIu64 " entries", count);
     if (sector > INT64_MAX / VMDK_SECTOR ||
         !range_is_inside(sector * VMDK_SECTOR, count * 4, image->file_bytes))
@@ -200,7 +152,7 @@ static int vmdk_open(struct image *image, struct error *err)
     v->inflate = libdeflate_alloc_decompressor();
     if (v->inflate == NULL)
         abort(); /* out of memory, as in xmalloc */
-    v->packed = xmalloc(2 * v->grain_bytes + VMDK_SECTOR);
+    v->packed = xmalloc(VMDK_PACKED_BYTES_MAX(v->grain_bytes));
     v->unpacked = xmalloc(v->grain_bytes);
     return read_directory(image, get_le64(header + VMDK_AT_GD_OFFSET), err);
 }
@@ -251,7 +203,7 @@ static int grain_find(struct image *image, uint64_t grain, uint64_t *out, struct
     if (table == NULL)
         return 0;
     sector = get_le32(table + 4 * (grain % v->table_entries));
-    if (v->zero_grains && sector == GRAIN_ZERO)
+    if (v->zero_grains && sector == VMDK_GRAIN_ZERO)
         return 0;
     *out = sector * VMDK_SECTOR;
     return 0;
@@ -276,7 +228,7 @@ static int inflate_record(struct image *image, uint64_t grain, uint64_t offset, 
                          "the grain record at %" PRIu64 " is that of sector %" PRIu64, offset,
                          get_le64(head));
     }
-    if (size == 0 || size > 2 * v->grain_bytes + VMDK_SECTOR) {
+    if (size == 0 || size > VMDK_PACKED_BYTES_MAX(v->grain_bytes)) {
         return error_set(err, ERR_CORRUPT, "the grain record at %" PRIu64 " has %" PRIu32 " bytes",
                          offset, size);
     }

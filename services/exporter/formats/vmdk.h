@@ -3,7 +3,7 @@
 #ifndef EXPORTER_VMDK_H
 #define EXPORTER_VMDK_H
 
-#include "common/base.h"
+#include "common/error.h"
 
 #define VMDK_SECTOR            UINT64_C(512)
 #define VMDK_MAGIC             0x564d444bU /* "KDMV" */
@@ -21,6 +21,17 @@
 #define VMDK_FLAG_MARKERS      (1U << 17)
 #define VMDK_NO_PARENT         "ffffffff" /* parentCID of a disk that is no delta */
 #define VMDK_RECORD_HEADER     12U /* u64 sector, u32 compressed size; then the deflate stream */
+
+#define VMDK_GRAIN_ZERO 1U /* table entry, with VMDK_FLAG_ZERO_GRAINS */
+
+/* What we take from others. */
+#define VMDK_GRAIN_SECTORS_MIN    8U
+#define VMDK_GRAIN_SECTORS_MAX    2048U /* 1 MiB; real ones have 128 */
+#define VMDK_TABLE_ENTRIES_MAX    4096U /* real ones have 512 */
+#define VMDK_DESCRIPTOR_BYTES_MAX (64 * KIB)
+#define VMDK_DIRECTORY_BYTES_MAX  (16 * MIB) /* 64 TiB in 64 KiB grains take 8 MiB */
+/* Of one record; deflate makes what does not compress a little longer. */
+#define VMDK_PACKED_BYTES_MAX(grain_bytes) (2 * (grain_bytes) + VMDK_SECTOR)
 
 enum vmdk_marker { VMDK_MARKER_EOS, VMDK_MARKER_TABLE, VMDK_MARKER_DIRECTORY, VMDK_MARKER_FOOTER };
 
@@ -40,5 +51,10 @@ enum vmdk_field {
     VMDK_AT_NEWLINE_TEST = 73,
     VMDK_AT_COMPRESSION = 77,
 };
+
+/* Is this sector a header (or footer, `what`) with fields in bounds? */
+MUST_CHECK int vmdk_header_check(const uint8_t *header, const char *what, struct error *err);
+/* Is it the descriptor of a disk of its own? ERR_NOT_AVAILABLE: of a delta. */
+MUST_CHECK int vmdk_descriptor_check(const char *text, struct error *err);
 
 #endif
