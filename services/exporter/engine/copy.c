@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "common/clock.h"
+#include "common/log.h"
 #include "services/exporter/engine/copy_run.h"
 
 #define CHUNK_BYTES_MAX   (64 * MIB) /* unit.holes has a bit per piece */
@@ -16,6 +17,7 @@
 #define TUNE_HOLD_MS      10000 /* after errors, or when one more reader brought nothing */
 #define TUNE_GAIN_PERCENT 8U
 #define CHECKPOINT_MS     2000
+#define RESTART_MS        500 /* before a stream that broke is asked for again; then longer */
 #define WAITING_PERCENT   30U /* of the readers' time: then it is not the source that limits */
 
 static_assert(CHUNK_BYTES_MAX / SINK_PIECE_BYTES <= 64, "a unit's holes fit 64 bits");
@@ -99,7 +101,7 @@ static struct copy_run *run_new(const struct copy_options *options)
     }
     assert(options->changed == NULL || !run->needs_base || options->base_image != NULL);
     run->queue_last = &run->queue_first;
-    if (options->provider->disk_extents != NULL) {
+    if (options->provider->disk_extents != NULL && !options->frozen->forward_only) {
         run->extents.items = xcalloc(COPY_EXTENTS_MAX, sizeof *run->extents.items);
         run->extents.count_max = COPY_EXTENTS_MAX;
     }
@@ -402,12 +404,15 @@ static int run_threads(struct copy_run *run, struct error *err)
 
     if (run->resumed_bytes == run->size_bytes)
         return 0;
+    if (copy_stream_start(run, err) < 0)
+        return -1;
     if (threads_start(run, threads, err) < 0) {
         copy_fail(run, err);
     } else {
         coordinate(run, threads);
     }
     threads_join(threads);
+    copy_stream_end(run);
     if (run->error.code == ERR_NONE)
         return 0;
     /* What is through need not come again. Whether this works changes nothing about the failure. */
@@ -417,21 +422,28 @@ static int run_threads(struct copy_run *run, struct error *err)
     return -1;
 }
 
-int copy_disk(const struct copy_options *options, struct copy_result *out, struct error *err)
+/* Where the threads begin. A stream brings everything again, to be compared. */
+static void start_from(struct copy_run *run)
+{
+    bool again = run->options->frozen->forward_only && run->resumed_bytes < run->size_bytes;
+
+    if (again)
+        return;
+    run->bytes_done = run->resumed_bytes;
+    run->data_bytes = run->resumed_data_bytes;
+    run->claim_offset = min_u64(run->resumed_prefix * run->options->chunk_bytes, run->size_bytes);
+}
+
+static int copy_once(const struct copy_options *options, struct copy_result *out, struct error *err)
 {
     CLEANUP(run_auto) struct copy_run *run = NULL;
     struct copy_result result = {0};
 
     *out = result;
-    if (options_check(options, options->frozen->disks[options->disk_index].size_bytes, err) < 0)
-        return -1;
     run = run_new(options);
     if (copy_start(run, err) < 0)
         return -1;
-    run->bytes_done = run->resumed_bytes;
-    run->data_bytes = run->resumed_data_bytes;
-    if (run->resumed != NULL)
-        run->claim_offset = min_u64(run->resumed_prefix * options->chunk_bytes, run->size_bytes);
+    start_from(run);
     if (run_threads(run, err) < 0 || finish(run, &result, err) < 0)
         return -1;
     result.resumed = run->resumed_bytes > 0;
@@ -442,6 +454,38 @@ int copy_disk(const struct copy_options *options, struct copy_result *out, struc
     result.journal = STEAL(run->journal);
     *out = result;
     return 0;
+}
+
+/* False: the copy was stopped meanwhile. */
+static bool wait_before_retry(const struct copy_options *options, uint32_t attempt)
+{
+    int64_t until_ms = clock_mono_ms() + clock_backoff_ms(attempt, RESTART_MS, TUNE_HOLD_MS);
+
+    while (clock_mono_ms() < until_ms) {
+        if (stop_asked(options))
+            return false;
+        clock_sleep_ms(TICK_MS);
+    }
+    return true;
+}
+
+int copy_disk(const struct copy_options *options, struct copy_result *out, struct error *err)
+{
+    if (options_check(options, options->frozen->disks[options->disk_index].size_bytes, err) < 0)
+        return -1;
+    for (uint32_t attempt = 0;; attempt++) {
+        if (copy_once(options, out, err) == 0)
+            return 0;
+        /* Readers repeat what they can read again; a stream that broke begins anew. */
+        if (!options->frozen->forward_only || !error_is_retryable(err) || stop_asked(options))
+            return -1;
+        if (attempt >= options->retries_max)
+            return error_wrap(err, "given up after %" PRIu32 " streams", attempt + 1);
+        LOG(WARN, "copy_stream_restarts", F_STR("output", options->outputs[0].path), F_ERR(err));
+        error_clear(err);
+        if (!wait_before_retry(options, attempt))
+            return error_set(err, ERR_CANCELLED, "the copy was stopped");
+    }
 }
 
 void copy_result_release(struct copy_result *result)

@@ -71,6 +71,8 @@ static int extents_fetch(struct copy_reader *reader, struct error *err)
 /* Is the range known to be unallocated? Ranges are asked for in rising order. */
 static bool is_hole(struct copy_run *run, uint64_t offset, uint64_t length)
 {
+    if (run->stream != NULL)
+        return offset + length <= run->stream_next;
     if (run->extents.items == NULL || offset + length > run->extents.end)
         return false;
     while (run->extent_next < run->extents.count) {
@@ -97,6 +99,7 @@ static struct copy_chunk *chunk_new(struct copy_run *run, uint64_t first, uint64
     struct copy_chunk *chunk = xcalloc(1, sizeof *chunk);
 
     chunk->chunks = (struct journal_chunks){.first = first, .count = count};
+    chunk->compared = copy_chunk_is_resumed(run, first);
     chunk->pieces_left =
         one_piece
             ? 1
@@ -108,13 +111,14 @@ static struct copy_chunk *chunk_new(struct copy_run *run, uint64_t first, uint64
     return chunk;
 }
 
-/* How many whole chunks from this one on are holes. */
+/* How many whole chunks from this one on are holes, all of them resumed ones or none. */
 static uint64_t count_hole_chunks(struct copy_run *run, uint64_t first)
 {
+    bool resumed = copy_chunk_is_resumed(run, first);
     uint64_t count = 0;
 
     while (count < COPY_ZERO_CHUNKS_MAX && first + count < run->chunk_count &&
-           !copy_chunk_is_resumed(run, first + count)) {
+           copy_chunk_is_resumed(run, first + count) == resumed) {
         struct journal_chunks one = {.first = first + count, .count = 1};
         if (!is_hole(run, one.first * run->options->chunk_bytes, copy_chunks_bytes(run, &one)))
             break;
@@ -136,6 +140,8 @@ static void unit_of_chunk(struct copy_run *run, struct copy_unit *unit)
     unit->length = chunk_end - run->claim_offset;
     if (run->ordered)
         unit->length = min_u64(unit->length, COPY_ORDERED_UNIT_MAX);
+    if (run->stream != NULL)
+        unit->length = min_u64(unit->length, SINK_PIECE_BYTES);
     pieces = round_up_u64(unit->length, SINK_PIECE_BYTES) / SINK_PIECE_BYTES;
     for (uint64_t i = 0; i < pieces; i++) {
         uint64_t at = i * SINK_PIECE_BYTES;
@@ -158,10 +164,11 @@ static bool claim(struct copy_reader *reader, struct error *err)
     struct copy_unit unit = {0};
 
     LOCK_SCOPE(&run->claim_mutex);
-    while (run->claim_chunk == NULL && run->claim_offset < run->size_bytes &&
+    while (run->stream == NULL && run->claim_chunk == NULL && run->claim_offset < run->size_bytes &&
            copy_chunk_is_resumed(run, run->claim_offset / chunk_bytes))
         run->claim_offset = min_u64(run->claim_offset + chunk_bytes, run->size_bytes);
-    if (run->claim_offset >= run->size_bytes || copy_ended(run) || extents_fetch(reader, err) < 0)
+    if (run->claim_offset >= run->size_bytes || copy_ended(run) || extents_fetch(reader, err) < 0 ||
+        copy_stream_look(run, err) < 0)
         return false;
     unit.offset = run->claim_offset;
     unit.ticket = run->claim_ticket;
@@ -179,6 +186,8 @@ static bool claim(struct copy_reader *reader, struct error *err)
         unit_of_chunk(run, &unit);
     run->claim_offset += unit.length;
     reader->unit = unit;
+    if (run->stream != NULL && !unit.all_zero && unit.holes == 0)
+        return copy_stream_take(reader, err) == 0;
     return true;
 }
 
@@ -328,6 +337,15 @@ static int emit_kept(struct copy_reader *reader, uint64_t offset, uint64_t lengt
     return 0;
 }
 
+/* One piece, of what was taken from the stream. */
+static int decode_unit(struct copy_reader *reader, struct error *err)
+{
+    reader->position = reader->unit.offset;
+    if (need_piece(reader, err) < 0 || copy_stream_decode(reader, reader->piece, err) < 0)
+        return -1;
+    return deliver(reader->run, STEAL(reader->piece), err);
+}
+
 /* Pieces in one go: from the source as many as lie together, else one. */
 static int read_unit(struct copy_reader *reader, struct error *err)
 {
@@ -336,6 +354,8 @@ static int read_unit(struct copy_reader *reader, struct error *err)
 
     if (unit->all_zero)
         return emit_zeros(reader, unit->offset, unit->length, err);
+    if (reader->run->stream != NULL && unit->holes == 0)
+        return decode_unit(reader, err);
     while (at < unit->length) {
         uint64_t from = at / SINK_PIECE_BYTES;
         uint64_t to = from + 1;
@@ -377,12 +397,14 @@ void *copy_reader_main(void *arg)
     struct copy_reader *reader = arg;
     struct error err = ERROR_NONE;
 
-    reader->source = source_open(reader->run);
+    if (reader->run->stream == NULL)
+        reader->source = source_open(reader->run);
     while (wait_until_wanted(reader) && claim(reader, &err) && read_unit(reader, &err) == 0)
         continue;
     if (err.code != ERR_NONE)
         copy_fail(reader->run, &err); /* no matter if the run ended before */
     source_close(reader->source);
     image_close(reader->base);
+    free(STEAL(reader->parcel.data));
     return NULL;
 }

@@ -13,7 +13,8 @@
  * for always gets in, and nothing can lock up. room = COPY_PIECES_PER_READER * readers.
  *
  * Locks, in the order they are taken: claim_mutex, gate, mutex. None is held over a provider call
- * but claim_mutex over disk_extents, and the gate (shared) over the writes of one piece. */
+ * but claim_mutex over disk_extents, stream_next and stream_fetch, and the gate (shared) over the
+ * writes of one piece. */
 #ifndef EXPORTER_COPY_RUN_H
 #define EXPORTER_COPY_RUN_H
 
@@ -31,6 +32,7 @@
 struct copy_chunk {
     struct copy_chunk *next; /* in run->open, then run->done */
     struct journal_chunks chunks;
+    bool compared;      /* written and noted by an earlier run, but a stream brings it again */
     size_t pieces_left; /* guarded by run->mutex */
 };
 
@@ -65,17 +67,18 @@ struct copy_reader {
     unsigned int index;
     pthread_t thread;
     bool started;
-    struct source *source;
+    struct source *source;    /* NULL: the run has a stream */
     struct image *base;       /* of options->base_image; opened when it is needed first */
     struct copy_piece *piece; /* being filled */
     size_t filled;
     struct copy_unit unit;
-    uint64_t position; /* next byte that is wanted */
+    uint64_t position;             /* next byte that is wanted */
+    struct provider_parcel parcel; /* of the unit, when it comes from a stream */
 };
 
 /* Nanoseconds spent; what limits the copy is read off their growth. */
 struct copy_times {
-    atomic_uint_fast64_t readers_wait; /* for room: the source could do more */
+    atomic_uint_fast64_t readers_wait; /* for room, and decoding: the source could do more */
     atomic_uint_fast64_t rate_wait;    /* of readers, for bandwidth */
     atomic_uint_fast64_t write;
     atomic_uint_fast64_t cpu;
@@ -96,12 +99,14 @@ struct copy_run {
     uint64_t resumed_bytes;
     uint64_t resumed_data_bytes;
 
-    pthread_mutex_t claim_mutex; /* guards the next five */
+    pthread_mutex_t claim_mutex; /* guards the next seven */
     uint64_t claim_offset;
     uint64_t claim_ticket;
     struct copy_chunk *claim_chunk; /* claimed in part */
     struct extent_list extents;     /* without items: the provider knows none */
     size_t extent_next;
+    struct provider_stream *stream; /* NULL: the disk can be read anywhere; set without threads */
+    uint64_t stream_next;           /* everything in front that was not claimed is zeros */
 
     pthread_rwlock_t gate; /* shared: writing to sinks; exclusive: taking their state */
 
@@ -135,6 +140,19 @@ struct copy_run {
 
 /* copy_reader.c */
 void *copy_reader_main(void *reader);
+/* copy_stream.c: disks that come as one stream, which all readers share. They claim pieces of it in
+ * turn, with the bytes as they came, and decode them in parallel. What an earlier stream brought
+ * and the journal has noted is compared, not written again. */
+/* Nothing when the disk is not such a one. */
+MUST_CHECK int copy_stream_start(struct copy_run *run, struct error *err);
+void copy_stream_end(struct copy_run *run); /* no threads are left */
+/* run->stream_next becomes known. claim_mutex is held, as for the next one. */
+MUST_CHECK int copy_stream_look(struct copy_run *run, struct error *err);
+/* The bytes of reader->unit, one piece. */
+MUST_CHECK int copy_stream_take(struct copy_reader *reader, struct error *err);
+/* What was taken into the piece's buffer. */
+MUST_CHECK int copy_stream_decode(struct copy_reader *reader, struct copy_piece *piece,
+                                  struct error *err);
 /* copy_worker.c */
 void *copy_worker_main(void *run);
 /* A piece without buffer once there is room for its ticket; NULL when the run ended. */

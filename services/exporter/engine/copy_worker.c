@@ -132,7 +132,7 @@ static void piece_done(struct copy_run *run, struct copy_piece *piece)
         chunk->chunks.data_bytes += piece->length;
         run->data_bytes += piece->length;
     }
-    if (!piece->zero && !piece->kept)
+    if (!piece->zero && !piece->kept && !chunk->compared)
         run->done_bytes += piece->length;
     drop_buffer(run, piece);
     for (size_t i = 0; i < run->options->output_count; i++)
@@ -143,9 +143,13 @@ static void piece_done(struct copy_run *run, struct copy_piece *piece)
     if (--chunk->pieces_left > 0)
         return;
     open_chunk_remove(run, chunk);
-    chunk->chunks.zero = chunk->chunks.data_bytes == 0;
-    chunk->next = run->done;
-    run->done = chunk;
+    if (chunk->compared) {
+        free(chunk);
+    } else {
+        chunk->chunks.zero = chunk->chunks.data_bytes == 0;
+        chunk->next = run->done;
+        run->done = chunk;
+    }
     if (run->bytes_done == run->size_bytes) {
         end(run);
     } else if (run->done_bytes >= run->checkpoint_bytes) {
@@ -167,19 +171,29 @@ static void take_base_leaf(struct copy_run *run, struct copy_piece *piece)
     leaves_set(run->leaves, index, leaf);
 }
 
-static void digest(struct copy_run *run, const struct copy_piece *piece)
+static int digest(struct copy_run *run, const struct copy_piece *piece, struct error *err)
 {
     uint8_t leaf[DIGEST_BYTES];
 
     for (uint64_t at = 0; at < piece->length; at += LEAF_BYTES) {
         size_t n = (size_t)min_u64(LEAF_BYTES, piece->length - at);
+        size_t i;
         if (piece->zero) {
             leaf_digest_zero(n, leaf);
         } else {
             leaf_digest(piece->data + at, n, leaf);
         }
-        leaves_set(run->leaves, (size_t)((piece->offset + at) / LEAF_BYTES), leaf);
+        i = (size_t)((piece->offset + at) / LEAF_BYTES);
+        if (!piece->chunk->compared) {
+            leaves_set(run->leaves, i, leaf);
+        } else if (memcmp(leaves_get(run->leaves, i), leaf, DIGEST_BYTES) != 0) {
+            return error_set(err, ERR_SOURCE_CHANGED,
+                             "the disk's stream differs from an earlier one of the same snapshot "
+                             "in the MiB at offset %" PRIu64,
+                             piece->offset + at);
+        }
     }
+    return 0;
 }
 
 /* Are the leaves of the piece those of the base? */
@@ -236,6 +250,8 @@ static int write_outputs(struct copy_run *run, bool ordered, const struct copy_p
     int64_t start = clock_mono_ns();
     int rc = 0;
 
+    if (piece->chunk->compared)
+        return 0;
     if (options->may_write != NULL && options->may_write(options->arg, err) < 0)
         return -1;
     (void)pthread_rwlock_rdlock(&run->gate);
@@ -310,8 +326,8 @@ static int process(struct copy_run *run, struct copy_piece *piece, struct error 
         take_base_leaf(run, piece);
     } else {
         piece->zero = piece->data == NULL || mem_is_zero(piece->data, (size_t)piece->length);
-        if (run->options->hash)
-            digest(run, piece);
+        if (run->options->hash && digest(run, piece, err) < 0)
+            return -1;
     }
     piece->same = is_same(run, piece);
     if (piece->kept && !piece->same) {
@@ -323,7 +339,7 @@ static int process(struct copy_run *run, struct copy_piece *piece, struct error 
     atomic_fetch_add(&run->times.cpu, (uint64_t)(clock_mono_ns() - start));
     if (run->unordered && write_outputs(run, false, piece, err) < 0)
         return -1;
-    return run->ordered ? encode(run, piece, err) : 0;
+    return run->ordered && !piece->chunk->compared ? encode(run, piece, err) : 0;
 }
 
 int copy_piece_work(struct copy_run *run, struct copy_piece *piece, struct error *err)

@@ -424,6 +424,15 @@ void export_base_recall_mode(struct export_disk *disk, const char *mode, const c
     }
 }
 
+static int check_ranges(const struct export_run *run, struct error *err)
+{
+    if (!run->frozen->forward_only)
+        return 0;
+    return error_set(err, ERR_NOT_AVAILABLE,
+                     "the disks come as streams (%s), of which no part can be left out",
+                     run->frozen->method);
+}
+
 int export_base_changes(struct export_run *run, struct export_disk *disk, struct error *err)
 {
     struct changes_request request = {.provider = run->exporter->provider,
@@ -443,7 +452,7 @@ int export_base_changes(struct export_run *run, struct export_disk *disk, struct
         set_mode(disk, MODE_FULL, run->base.reason);
         return 0;
     }
-    if (check_base_image(run, disk, &why) == 0 &&
+    if (check_ranges(run, &why) == 0 && check_base_image(run, disk, &why) == 0 &&
         changes_ask(&request, &disk->changed, &disk->changed_bytes, &why) == 0) {
         set_mode(disk, MODE_CHANGED, "");
         worker_task_log(run->task, LOG_LEVEL_INFO,

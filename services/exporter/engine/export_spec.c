@@ -19,6 +19,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "vm",
                                         "output_path",
                                         "format",
+                                        "method",
                                         "convert",
                                         "verify",
                                         "snapshot",
@@ -54,6 +55,29 @@ static int check_format(const char *format, struct error *err)
     return error_set(err, ERR_NOT_AVAILABLE,
                      "format '%.32s' is not available: choose ovf, ova, vmdk, raw or qcow2",
                      format);
+}
+
+/* Only what the provider can be asked for. */
+static int read_method(const struct export_run *run, const json_t *spec, const char **out,
+                       struct error *err)
+{
+    const struct provider *provider = run->exporter->provider;
+    const char *method = "";
+
+    if (json_get_string(spec, "method", "", &method, err) < 0)
+        return -1;
+    *out = NULL;
+    if (method[0] == '\0')
+        return 0;
+    for (const struct provider_method *m = provider->methods; m != NULL && m->name != NULL; m++) {
+        if (m->asked != NULL && strcmp(m->asked, method) == 0) {
+            *out = method;
+            return 0;
+        }
+    }
+    return error_set(err, ERR_NOT_AVAILABLE,
+                     "method '%.32s' is not available for %s: leave it out, then it is chosen",
+                     method, provider->title);
 }
 
 static int check_compression(const struct export_options *options, struct error *err)
@@ -123,6 +147,7 @@ int export_spec_read(struct export_run *run, struct error *err)
         json_get_bool(spec, "convert", false, &options->convert, err) < 0 ||
         json_get_bool(spec, "verify", true, &options->verify, err) < 0 ||
         read_snapshot(spec, &options->prepare, err) < 0 ||
+        read_method(run, spec, &options->prepare.method, err) < 0 ||
         json_get_u64(spec, "parallel", 0, EXPORT_PARALLEL_MAX, EXPORT_PARALLEL_DEFAULT, &parallel,
                      err) < 0 ||
         json_get_u64(spec, "compress_level", 0, COMPRESS_LEVEL_MAX, 0, &level, err) < 0 ||

@@ -7,6 +7,10 @@
  *        -> disk_mark -> release
  *        -> close
  *
+ * or, of a frozen VM that is forward_only, instead of N x (...):
+ *
+ *        stream_open -> (stream_next | stream_fetch, N x stream_decode) ... -> stream_close
+ *
  * The engine owns: range checks, retries (error_is_retryable), deadlines, rate limit, progress,
  * checksums. A provider does its transport and says which kind of failure it had:
  *   ERR_DENIED credentials or privilege, ERR_NOT_FOUND gone, ERR_UNAVAILABLE/ERR_TIMEOUT try again,
@@ -22,9 +26,10 @@
 #include "common/config.h"
 #include "services/exporter/engine/vm.h"
 
-#define PROVIDER_PARALLEL_READS_MAX                              \
-    16 /* connections per disk; option parallel_downloads' limit \
-        */
+#define PROVIDER_PARALLEL_READS_MAX                                                         \
+    16                            /* connections per disk; option parallel_downloads' limit \
+                                   */
+#define PROVIDER_PARCEL_BYTES MIB /* of the disk, from a multiple of it on: what a reader takes */
 
 struct provider_session; /* each provider defines its own */
 struct provider_disk;
@@ -47,6 +52,7 @@ struct provider_check { /* answer of check(); strings owned by the struct */
 
 struct prepare_options {
     const char *job_id;
+    const char *method;        /* one of provider_method.asked; NULL: the provider chooses */
     bool snapshot;             /* asked for by the user; a running VM gets one anyway */
     const char *snapshot_name; /* NULL: hypersdk-<job> */
     bool snapshot_memory;
@@ -71,6 +77,7 @@ struct frozen_vm {
     size_t disk_count;
     char *method;        /* "folder", "snapshot-folder": goes into the manifest; begins with
                              "snapshot" when there is one */
+    bool forward_only;   /* the disks come as streams: stream_* instead of disk_open, disk_read */
     void *provider_data; /* provider's own, freed by frozen_free of the provider */
 };
 
@@ -95,7 +102,18 @@ struct changes_query {
 struct provider_method {
     const char *name;  /* as in frozen_vm.method */
     uint32_t priority; /* higher is preferred */
+    const char *asked; /* the word by which jobs ask for it; NULL: they cannot */
 };
+
+/* What stream_fetch brought of one range of a disk, as it came over the wire. The memory belongs to
+ * one reader, who uses it again and frees data. */
+struct provider_parcel {
+    uint8_t *data;
+    size_t room;
+    size_t size;
+};
+
+struct provider_stream; /* each provider defines its own */
 
 struct provider {
     const char *name;  /* kind: "vsphere"; in config, logs, metrics, binary name */
@@ -123,7 +141,8 @@ struct provider {
     int (*vm_get)(struct provider_session *session, const char *vm_id, struct vm *out,
                   struct error *err);
     /* Make the disks stand still. Repeatable: reuses what the records name. On failure nothing new
-     * is left behind that the records do not name. */
+     * is left behind that the records do not name. `records` outlive *out; puts come from the
+     * thread that calls this, also in stream_open and stream_close. */
     int (*prepare)(struct provider_session *session, const char *vm_id,
                    const struct prepare_options *options, struct task_records *records,
                    struct frozen_vm **out, struct error *err);
@@ -163,6 +182,26 @@ struct provider {
     int (*disk_stream)(struct provider_disk *disk, uint64_t length, uint64_t offset,
                        int (*take)(void *arg, const void *data, size_t length, struct error *err),
                        void *arg, struct error *err);
+
+    /* Together: disks that come as one stream each, which can be read once, from its beginning to
+     * its end, and not in ranges. All readers of a disk share its stream: the engine calls
+     * stream_next and stream_fetch under a lock, stream_decode from many threads at once. A stream
+     * that broke is closed; the next stream_open begins at the beginning. Open and close come from
+     * the session's thread. */
+    int (*stream_open)(struct provider_session *session, const struct frozen_vm *frozen,
+                       size_t index, struct provider_stream **out, struct error *err);
+    /* Where the next bytes are that stream_fetch did not bring yet: all in front of it is zeros.
+     * The disk's size: nothing comes any more, and the stream was complete and right; nothing that
+     * was cut or is wrong in any way may end so. */
+    int (*stream_next)(struct provider_stream *stream, uint64_t *out_offset, struct error *err);
+    /* Everything in front of `end`, at most PROVIDER_PARCEL_BYTES of the disk. With the disk's size
+     * as end it promises what stream_next does at the end. */
+    int (*stream_fetch)(struct provider_stream *stream, uint64_t end, struct provider_parcel *out,
+                        struct error *err);
+    /* The bytes of the disk from offset on that the parcel holds; buffer is zeros. */
+    int (*stream_decode)(struct provider_stream *stream, const struct provider_parcel *parcel,
+                         uint64_t offset, uint8_t *buffer, size_t length, struct error *err);
+    void (*stream_close)(struct provider_stream *stream); /* NULL-safe */
 };
 
 #endif

@@ -22,7 +22,8 @@ __attribute__((unused)) static void setup_make(struct setup *setup, const struct
     *setup = (struct setup){.journal = test_path("disk.journal")};
     setup->disk =
         (struct frozen_disk){.size_bytes = session->size_bytes, .mark = (char *)(uintptr_t) "mark"};
-    setup->frozen = (struct frozen_vm){.disks = &setup->disk, .disk_count = 1};
+    setup->frozen = (struct frozen_vm){
+        .disks = &setup->disk, .disk_count = 1, .forward_only = provider->stream_open != NULL};
     setup->options = (struct copy_options){
         .provider = provider,
         .session = session,

@@ -163,6 +163,96 @@ static int file_disk_extents(struct provider_disk *disk, uint64_t offset, uint64
     return 0;
 }
 
+/* A disk that comes as a stream of its blocks that are not zeros, which can be read once. */
+#define FORWARD_BLOCK 65536U
+
+struct provider_stream {
+    struct provider_session *session;
+    uint64_t position; /* everything in front of it was fetched, or is zeros */
+};
+
+__attribute__((unused)) static int forward_open(struct provider_session *session,
+                                                const struct frozen_vm *frozen, size_t index,
+                                                struct provider_stream **out, struct error *err)
+{
+    (void)frozen;
+    (void)index;
+    atomic_fetch_add(&session->opens, 1);
+    if (atomic_fetch_sub(&session->fail_opens, 1) > 0)
+        return error_set(err, ERR_UNAVAILABLE, "scripted: no lease");
+    *out = xcalloc(1, sizeof **out);
+    (*out)->session = session;
+    atomic_fetch_add(&session->open_now, 1);
+    return 0;
+}
+
+__attribute__((unused)) static void forward_close(struct provider_stream *stream)
+{
+    if (stream == NULL)
+        return;
+    atomic_fetch_sub(&stream->session->open_now, 1);
+    free(stream);
+}
+
+__attribute__((unused)) static int forward_next(struct provider_stream *stream,
+                                                uint64_t *out_offset, struct error *err)
+{
+    struct provider_session *session = stream->session;
+    uint8_t block[FORWARD_BLOCK];
+
+    while (stream->position < session->size_bytes) {
+        size_t n = (size_t)min_u64(FORWARD_BLOCK, session->size_bytes - stream->position);
+        file_bytes(session, block, n, stream->position);
+        if (!mem_is_zero(block, n))
+            break;
+        stream->position += n;
+    }
+    *out_offset = stream->position;
+    return stream->position < session->size_bytes
+               ? file_fault(session, 1, stream->position, err)
+               : file_fault(session, 1, session->size_bytes - 1, err);
+}
+
+/* Records of offset, length and bytes. */
+__attribute__((unused)) static int forward_fetch(struct provider_stream *stream, uint64_t end,
+                                                 struct provider_parcel *out, struct error *err)
+{
+    struct provider_session *session = stream->session;
+    uint64_t next = 0;
+
+    if (out->data == NULL)
+        out->data = xmalloc(PROVIDER_PARCEL_BYTES + 256);
+    out->size = 0;
+    while (forward_next(stream, &next, err) == 0) {
+        uint64_t head[2] = {next, min_u64(FORWARD_BLOCK, session->size_bytes - next)};
+        if (next >= end)
+            return 0;
+        memcpy(out->data + out->size, head, sizeof head);
+        file_bytes(session, out->data + out->size + sizeof head, (size_t)head[1], next);
+        out->size += sizeof head + (size_t)head[1];
+        stream->position = next + head[1];
+        atomic_fetch_add(&session->bytes, head[1]);
+    }
+    return -1;
+}
+
+__attribute__((unused)) static int forward_decode(struct provider_stream *stream,
+                                                  const struct provider_parcel *parcel,
+                                                  uint64_t offset, uint8_t *buffer, size_t length,
+                                                  struct error *err)
+{
+    uint64_t head[2];
+
+    (void)stream;
+    for (size_t at = 0; at < parcel->size; at += sizeof head + (size_t)head[1]) {
+        memcpy(head, parcel->data + at, sizeof head);
+        if (head[0] < offset || !range_is_inside(head[0] - offset, head[1], length))
+            return error_set(err, ERR_INTERNAL, "a parcel of another range");
+        memcpy(buffer + (head[0] - offset), parcel->data + at + sizeof head, (size_t)head[1]);
+    }
+    return 0;
+}
+
 static const struct provider file_provider = {
     .name = "file",
     .parallel_reads_max = PROVIDER_PARALLEL_READS_MAX,
@@ -190,6 +280,17 @@ __attribute__((unused)) static const struct provider local_provider = {
     .disk_read = file_disk_read,
     .disk_close = file_disk_close,
     .disk_mark = file_disk_mark,
+};
+
+__attribute__((unused)) static const struct provider forward_provider = {
+    .name = "forward",
+    .parallel_reads_max = PROVIDER_PARALLEL_READS_MAX,
+    .disk_mark = file_disk_mark,
+    .stream_open = forward_open,
+    .stream_next = forward_next,
+    .stream_fetch = forward_fetch,
+    .stream_decode = forward_decode,
+    .stream_close = forward_close,
 };
 
 __attribute__((unused)) static const struct provider extents_provider = {

@@ -129,7 +129,7 @@ static int fake_release(struct provider_session *session, struct task_records *r
     return records->put(records, "released", snapshot == NULL ? "nothing" : snapshot, err);
 }
 
-static const struct provider_method fake_methods[] = {{"copy", 3}, {0}};
+static const struct provider_method fake_methods[] = {{"copy", 3, NULL}, {0}};
 
 static const struct provider fake_provider = {
     .name = "fake",
