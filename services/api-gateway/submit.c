@@ -23,9 +23,8 @@
 
 const char *const submit_formats[] = {"ovf", "ova", "vmdk", "raw", "qcow2", NULL};
 const char *const submit_formats_later[] = {"vhd", "vhdx", NULL};
-static const char *const methods[] = {"auto", NULL};
-static const char *const methods_later[] = {"nfc",  "web", "govc",  "ovftool",
-                                            "vddk", "ctl", "agent", NULL};
+static const char *const methods[] = {"auto", "nfc", NULL};
+static const char *const methods_later[] = {"web", "govc", "ovftool", "vddk", "ctl", "agent", NULL};
 /* Words that are routes below /jobs/: a job of that name could not be asked for. */
 static const char *const reserved_ids[] = {"submit", "query",    "cancel", "stats", "eta",
                                            "logs",   "progress", "list",   NULL};
@@ -608,6 +607,8 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     copy_member(spec, "vm", job, "vm_path");
     json_set_text(spec, "output_path", request->output_path);
     json_set_text(spec, "format", format);
+    if (strcmp(field_text(job, "method", "auto"), "auto") != 0)
+        copy_member(spec, "method", job, "method");
     set_bool(spec, "convert", convert && strcmp(format, "qcow2") != 0);
     set_bool(spec, "verify", field_bool(job, "verify", true));
     set_bool(spec, "snapshot", field_bool(job, "snapshot", false));

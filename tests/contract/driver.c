@@ -176,8 +176,10 @@ static int op_prepare(const json_t *command, json_t *answer, struct error *err)
 {
     const json_t *o = json_object_get(command, "options");
     const char *name = json_str(o, "snapshot_name");
+    const char *method = json_str(o, "method");
     struct prepare_options options = {
         .job_id = json_str(o, "job_id"),
+        .method = method[0] == '\0' ? NULL : method,
         .snapshot = json_is_true(json_object_get(o, "snapshot")),
         .snapshot_name = name[0] == '\0' ? NULL : name,
         .snapshot_memory = json_is_true(json_object_get(o, "snapshot_memory")),
@@ -332,6 +334,53 @@ static int op_copy(const json_t *command, json_t *answer, struct error *err)
     return err->code == ERR_NONE ? 0 : -1;
 }
 
+/* Everything of an open stream into fd; with `stop_at` the process ends there, as kill -9 does. */
+static int pull(struct provider_stream *stream, uint64_t size, int fd, uint64_t stop_at,
+                struct error *err)
+{
+    struct provider_parcel parcel = {0};
+    autofree uint8_t *buffer = xmalloc(PROVIDER_PARCEL_BYTES);
+    int rc = 0;
+
+    for (uint64_t at = 0; at < size && rc == 0; at += PROVIDER_PARCEL_BYTES) {
+        uint64_t end = min_u64(at + PROVIDER_PARCEL_BYTES, size);
+        uint64_t next = 0;
+        memset(buffer, 0, PROVIDER_PARCEL_BYTES);
+        if (stop_at > 0 && at >= stop_at)
+            _exit(9);
+        rc = PROVIDER.stream_next(stream, &next, err);
+        if (rc == 0 && next < end) {
+            rc = PROVIDER.stream_fetch(stream, end, &parcel, err);
+            if (rc == 0)
+                rc = PROVIDER.stream_decode(stream, &parcel, at, buffer, (size_t)(end - at), err);
+        }
+        if (rc == 0 && pwrite_all(fd, buffer, (size_t)(end - at), at) < 0)
+            rc = error_set_errno(err, errno, "writing");
+    }
+    free(parcel.data);
+    return rc;
+}
+
+/* A disk that comes as a stream, whole, into a file. */
+static int op_pull(const json_t *command, json_t *answer, struct error *err)
+{
+    struct provider_stream *stream = NULL;
+    size_t disk = json_u64(command, "disk");
+    autoclose int fd =
+        open(json_str(command, "file"), O_CREAT | O_TRUNC | O_WRONLY | O_CLOEXEC, 0600);
+    int rc;
+
+    (void)answer;
+    if (fd < 0 || !driver.frozen->forward_only)
+        return error_set(err, ERR_INVALID, "file, or the disks are no streams");
+    if (PROVIDER.stream_open(driver.session.session, driver.frozen, disk, &stream, err) < 0)
+        return -1;
+    clock_sleep_ms((int64_t)json_u64(command, "pause_ms"));
+    rc = pull(stream, driver.frozen->disks[disk].size_bytes, fd, json_u64(command, "stop_at"), err);
+    PROVIDER.stream_close(stream);
+    return rc;
+}
+
 static int op_mark(const json_t *command, json_t *answer, struct error *err)
 {
     autofree char *mark = NULL;
@@ -433,14 +482,23 @@ static const struct {
     bool session; /* needs an open one */
     bool frozen;
 } ops[] = {
-    {"open", op_open, false, false},       {"close", op_close, false, false},
-    {"check", op_check, true, false},      {"list", op_list, true, false},
-    {"get", op_get, true, false},          {"find", op_find, true, false},
-    {"prepare", op_prepare, true, false},  {"read", op_read, true, true},
-    {"copy", op_copy, true, true},         {"mark", op_mark, true, true},
-    {"changes", op_changes, true, true},   {"release", op_release, true, false},
-    {"records", op_records, false, false}, {"die", op_die, false, false},
-    {"cancel", op_cancel, false, false},   {"uncancel", op_uncancel, false, false},
+    {"open", op_open, false, false},
+    {"close", op_close, false, false},
+    {"check", op_check, true, false},
+    {"list", op_list, true, false},
+    {"get", op_get, true, false},
+    {"find", op_find, true, false},
+    {"prepare", op_prepare, true, false},
+    {"read", op_read, true, true},
+    {"copy", op_copy, true, true},
+    {"pull", op_pull, true, true},
+    {"mark", op_mark, true, true},
+    {"changes", op_changes, true, true},
+    {"release", op_release, true, false},
+    {"records", op_records, false, false},
+    {"die", op_die, false, false},
+    {"cancel", op_cancel, false, false},
+    {"uncancel", op_uncancel, false, false},
 };
 
 static int perform(const json_t *command, json_t *answer, struct error *err)

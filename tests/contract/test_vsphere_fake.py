@@ -236,11 +236,12 @@ def test_vm_in_a_state_that_forbids_exports(driver, fake, facts, raw, power, cod
 
 # ---- snapshots ----
 
-def test_older_snapshots_are_refused_before_one_is_made(driver, fake):
+def test_older_snapshots_are_noticed_before_one_is_made(driver, fake):
     fake.vms["vm-1"].snapshots["snapshot-9"] = ("by hand", "")
     fake.vms["vm-1"].disks[0].has_delta = True
-    assert "older snapshots" in refused("not_available", prepare, driver=driver)
-    assert fake.count("CreateSnapshot_Task") == 0
+    fake.faults["CreateSnapshot_Task"] = [fault("TaskInProgress")]
+    refused("unavailable", prepare, driver=driver)
+    assert "older snapshots" in by_nfc(driver)
 
 
 @pytest.mark.parametrize("planned,code,words", [
@@ -366,19 +367,34 @@ def test_names_with_special_characters_are_encoded_as_the_server_wants(driver, f
     assert same(read(driver))
 
 
-@pytest.mark.parametrize("text,code,words", [
-    (dict(parent="fffffffe"), "not_available", "parent disk"),
-    (dict(extent='RW 6144 VMFS "vsan://52a9"'), "not_available", "vSAN"),
-    (dict(extent='RW 6144 SESPARSE "web-sesparse.vmdk"'), "not_available", "SESPARSE"),
-    (dict(extent='RW 6144 VMFS "../other/x-flat.vmdk"'), "not_available", "another folder"),
-    (dict(extent='RW 3072 VMFS "a-flat.vmdk"\nRW 3072 VMFS "b-flat.vmdk"'), "not_available",
-     "2 extents"),
-    (dict(extent='RW 7000 VMFS "web-flat.vmdk"'), "corrupt", "descriptor says"),
+def by_nfc(driver):
+    """The VM is prepared for NFC instead; why."""
+    assert prepare(driver)["method"] == "snapshot-nfc"
+    records = driver.records()["records"]
+    assert records["method"] == "nfc"
+    return records["no_file"]
+
+
+@pytest.mark.parametrize("text,words", [
+    (dict(parent="fffffffe"), "parent disk"),
+    (dict(extent='RW 6144 VMFS "vsan://52a9"'), "vSAN"),
+    (dict(extent='RW 6144 SESPARSE "web-sesparse.vmdk"'), "SESPARSE"),
+    (dict(extent='RW 6144 VMFS "../other/x-flat.vmdk"'), "another folder"),
+    (dict(extent='RW 3072 VMFS "a-flat.vmdk"\nRW 3072 VMFS "b-flat.vmdk"'), "2 extents"),
 ])
-def test_descriptor_of_something_else_is_refused(driver, fake, text, code, words):
+def test_descriptor_of_something_else_is_not_read(driver, fake, text, words):
     disk = fake.vms["vm-1"].disks[0]
     disk.descriptor = descriptor(disk, **text)
-    assert words in refused(code, prepare, driver=driver)
+    assert words in by_nfc(driver)
+    assert fake.count("CreateSnapshot_Task") == 1
+    driver.release()
+    assert not fake.vms["vm-1"].snapshots
+
+
+def test_descriptor_of_another_size_is_refused(driver, fake):
+    disk = fake.vms["vm-1"].disks[0]
+    disk.descriptor = descriptor(disk, extent='RW 7000 VMFS "web-flat.vmdk"')
+    assert "descriptor says" in refused("corrupt", prepare, driver=driver)
     driver.release()
 
 
@@ -389,10 +405,13 @@ def test_without_a_descriptor_the_name_says_where_the_bytes_are(driver, fake):
     driver.release()
 
 
-def test_datastore_without_flat_files_is_explained(driver, fake):
+def test_datastore_without_flat_files_is_explained_when_nfc_fails_too(driver, fake, tmp_path):
     fake.vms["vm-1"].disks[0].data = None
     fake.vms["vm-1"].disks[0].capacity = 3 * MIB
-    assert "vSAN" in refused("not_available", prepare, driver=driver)
+    assert "vSAN" in by_nfc(driver)
+    fake.faults["ExportSnapshot"] = [fault("NoPermission", "VApp.Export is missing")]
+    message = refused("denied", driver.pull, disk=0, file=str(tmp_path / "x"))
+    assert "vSAN" in message and "VApp.Export" in message
     driver.release()
 
 

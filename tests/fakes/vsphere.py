@@ -11,6 +11,7 @@ Script it by its attributes (all may be changed while it runs):
   change_window = 4 << 20             one QueryChangedDiskAreas answers for so many bytes
   changes = function(query)           XML inside its returnval, or raises a fault; None: the truth
 Changed block tracking: Disk(..., cbt="52 d0 9a").write(offset, data) is what the guest does.
+Export leases (method nfc): vsphere_nfc.py.
 """
 import http.server
 import itertools
@@ -21,6 +22,7 @@ import urllib.parse
 import xml.etree.ElementTree as ET
 from xml.sax.saxutils import escape
 
+from tests.fakes.vsphere_nfc import NfcLeases
 from tests.harness.vsphere import make_certificate
 
 VIM = "{urn:vim25}"
@@ -45,6 +47,11 @@ ORDER = {
     "RemoveSnapshot_Task": ["_this", "removeChildren", "consolidate"],
     "ConsolidateVMDisks_Task": ["_this"],
     "QueryChangedDiskAreas": ["_this", "snapshot", "deviceKey", "startOffset", "changeId"],
+    "ExportSnapshot": ["_this"],
+    "HttpNfcLeaseProgress": ["_this", "percent"],
+    "HttpNfcLeaseGetManifest": ["_this"],
+    "HttpNfcLeaseComplete": ["_this"],
+    "HttpNfcLeaseAbort": ["_this", "fault"],
 }
 CBT_BLOCK = 64 << 10  # the least that tracking tells apart
 WITHOUT_LOGIN = {"RetrieveServiceContent", "CurrentTime", "Login"}
@@ -206,7 +213,9 @@ FOLDERS = [  # type, id, name, parent
 DERIVED = {"Network": {"Network", "DistributedVirtualPortgroup", "OpaqueNetwork"}}
 
 
-class FakeVsphere:
+class FakeVsphere(NfcLeases):
+    Fault = Fault
+
     def __init__(self, directory, vms=()):
         self.cert, key = make_certificate(directory, "fake-vcenter")
         self.user, self.password = "backup@vsphere.local", "p<a>ss & word"
@@ -232,6 +241,7 @@ class FakeVsphere:
         self.lock = threading.RLock()  # guards all of this
         self.numbers = itertools.count(100)
         self.sessions, self.views, self.pages, self.tasks = {}, {}, {}, {}
+        self.nfc_init()
         fake = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -393,6 +403,8 @@ class FakeVsphere:
                        set())
         for id in self.tasks:
             yield "Task", id, self.task_value(id), set()
+        for id in self.leases:
+            yield "HttpNfcLease", id, self.lease_value(id), set()
 
     def within(self, id, container):
         """Is the object below the container?"""
@@ -570,6 +582,9 @@ class FakeVsphere:
         return None
 
     def file(self, request):
+        if request.path.startswith("/nfc/"):
+            self.nfc_file(request)
+            return
         url = urllib.parse.urlsplit(request.path)
         query = dict(urllib.parse.parse_qsl(url.query))
         name = urllib.parse.unquote(url.path[len("/folder/"):])

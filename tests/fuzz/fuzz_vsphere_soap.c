@@ -1,9 +1,12 @@
-/* Replies of a vSphere server: the inventory in them, and lists of changed areas. */
+/* Replies of a vSphere server: inventory, changed areas, export leases, manifests. */
 #include <libxml/parser.h>
+#include <stdlib.h>
+#include <string.h>
 
 #include "services/exporter/engine/source.h"
 #include "services/exporter/providers/vsphere/changes.h"
-#include "services/exporter/providers/vsphere/inventory.h"
+#include "services/exporter/providers/vsphere/nfc_lease.h"
+#include "services/exporter/providers/vsphere/property.h"
 
 #define DISK_BYTES (64 * MIB)
 
@@ -25,6 +28,20 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
     return 0;
 }
 
+static void read_lease(const xmlNode *object)
+{
+    char type[] = "scsi", model[] = "pvscsi", label[] = "Hard disk 1";
+    struct vm_disk disk = {.controller_type = type, .controller_model = model, .label = label};
+    struct nfc_lease lease = {0};
+    struct error err = ERROR_NONE;
+
+    if (nfc_lease_read(property_value(object, "info"), "https://vc.test:443", &disk, &lease,
+                       &err) == 0 &&
+        (strncmp(lease.url, "https://", 8) != 0 || lease.timeout_ms <= 0))
+        abort();
+    nfc_lease_release(&lease);
+}
+
 static void read_objects(const xmlNode *parent)
 {
     struct inventory_names *names = inventory_names_new();
@@ -43,6 +60,7 @@ static void read_objects(const xmlNode *parent)
         vsphere_vm_init(&vm);
         if (inventory_read_vm(object, names, &vm, &err) == 0)
             json_decref(vm_to_json(&vm.vm, "fuzz"));
+        read_lease(object);
     }
     inventory_names_free(names);
 }
@@ -67,6 +85,15 @@ static void read_ids(const xmlNode *info)
     (void)(changes_compare_ids(soap_text(info, "since"), soap_text(info, "now"), &err) == 0);
 }
 
+static void read_manifest(const xmlNode *response)
+{
+    struct nfc_sent sent = {.size_bytes = 4096, .capacity_bytes = 1024, .sha1 = "00"};
+    struct error err = ERROR_NONE;
+
+    if (nfc_manifest_compare(response, "/vm-1/ParaVirtualSCSIController0:0", &sent, &err) < 0)
+        error_clear(&err);
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     struct error err = ERROR_NONE;
@@ -82,5 +109,6 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     read_changes(soap_child(reply.response, "returnval"), 0);
     read_changes(soap_child(reply.response, "returnval"), MIB);
     read_ids(soap_child(reply.response, "returnval"));
+    read_manifest(reply.response);
     return 0;
 }

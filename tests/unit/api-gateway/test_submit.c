@@ -118,12 +118,16 @@ static void export_method_is_a_format_or_a_method(void **state)
     };
     auto_submit_request *format = take("{\"vm\": \"a\", \"export_method\": \"raw\"}");
     auto_submit_request *method = take("{\"vm\": \"a\", \"export_method\": \"auto\"}");
+    auto_submit_request *nfc = take("{\"vm\": \"a\", \"export_method\": \"nfc\"}");
 
     (void)state;
     assert_string_equal(format->submission.format, "raw");
     assert_null(json_object_get(format->definition, "export_method"));
     assert_string_equal(method->submission.format, "ovf");
     assert_string_equal(json_str(method->definition, "method"), "auto");
+    assert_null(json_object_get(method->export_spec, "method"));
+    assert_string_equal(json_str(nfc->definition, "method"), "nfc");
+    assert_string_equal(json_str(nfc->export_spec, "method"), "nfc");
     check_refusals(refusals, ARRAY_LEN(refusals));
 }
 
@@ -204,7 +208,7 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"options\": {\"shutdown_timeout\": 300}",
         "\"retry\": {\"backoff\": \"linear\"}",
         "\"format\": \"vhd\"",
-        "\"method\": \"nfc\"",
+        "\"method\": \"vddk\"",
     };
 
     (void)state;

@@ -63,6 +63,16 @@ static const struct controller_kind *controller_kind_of(const xmlNode *controlle
     return NULL;
 }
 
+const char *devices_controller_type(const struct vm_disk *disk)
+{
+    for (size_t i = 0; i < ARRAY_LEN(controller_kinds); i++) {
+        if (strcmp(controller_kinds[i].type, disk->controller_type) == 0 &&
+            strcmp(controller_kinds[i].model, disk->controller_model) == 0)
+            return controller_kinds[i].xsi_type;
+    }
+    return "";
+}
+
 /* ---- disks ---- */
 
 /* The backing's kind in one word, by its type: VirtualDiskFlatVer2BackingInfo is "flat". */

@@ -27,4 +27,7 @@ MUST_CHECK int devices_read(const xmlNode *object, network_name_fn *network_name
                             struct vm *vm, struct disk_backing backings[VM_DISKS_MAX],
                             struct error *err);
 
+/* The xsi:type of the controller of a disk that was read here; "" if it is unknown. */
+const char *devices_controller_type(const struct vm_disk *disk);
+
 #endif

@@ -9,6 +9,7 @@
 #include "services/exporter/providers/vsphere/inventory.h"
 
 /* 6.5 is the oldest release that is not long out of support; 6.7 knows virtual TPMs. */
+#define NAP_MS            INT64_C(100) /* how soon a cancelled task is noticed while waiting */
 #define SOAP_ACTION_FLOOR "urn:vim25/6.5"
 #define SOAP_ACTION_TPM   "urn:vim25/6.7"
 
@@ -138,6 +139,16 @@ int session_check_cancelled(const struct provider_session *session, struct error
     if (!session->shielded && session->cancelled != NULL && atomic_load(session->cancelled))
         return error_set(err, ERR_CANCELLED, "cancelled");
     return 0;
+}
+
+int session_nap(const struct provider_session *session, int64_t ms, struct error *err)
+{
+    for (int64_t left = ms; left > 0; left -= NAP_MS) {
+        if (session_check_cancelled(session, err) < 0)
+            return -1;
+        clock_sleep_ms(left < NAP_MS ? left : NAP_MS);
+    }
+    return session_check_cancelled(session, err);
 }
 
 static int status_error(const struct http_response *response, const char *method,

@@ -87,6 +87,8 @@ MUST_CHECK int session_call(struct provider_session *session, const char *method
 MUST_CHECK int session_shield(struct provider_session *session, bool on, struct error *err);
 /* ERR_CANCELLED when the task was cancelled and the session is not shielded. */
 MUST_CHECK int session_check_cancelled(const struct provider_session *session, struct error *err);
+/* Sleeps, unless that happens. */
+MUST_CHECK int session_nap(const struct provider_session *session, int64_t ms, struct error *err);
 
 /* For readers, from any thread. */
 /* A copy of the cookie (caller frees) and its generation. */

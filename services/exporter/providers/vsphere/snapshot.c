@@ -8,19 +8,8 @@
 
 #define POLL_MS_MIN INT64_C(50)
 #define POLL_MS_MAX INT64_C(2000)
-#define NAP_MS      INT64_C(100) /* how soon a cancelled task is noticed while waiting */
 
 /* ---- tasks ---- */
-
-static int nap(const struct provider_session *session, int64_t ms, struct error *err)
-{
-    for (int64_t left = ms; left > 0; left -= NAP_MS) {
-        if (session_check_cancelled(session, err) < 0)
-            return -1;
-        clock_sleep_ms(left < NAP_MS ? left : NAP_MS);
-    }
-    return session_check_cancelled(session, err);
-}
 
 static const char *const task_paths[] = {"info", NULL};
 static const struct property_set task_set = {"Task", task_paths};
@@ -88,7 +77,7 @@ static int task_wait(struct provider_session *session, const char *task, const c
                              "%s: not done after %lld s; it still runs in vCenter", what,
                              (long long)(timeout_ms / 1000));
         }
-        if (nap(session, pause, err) < 0)
+        if (session_nap(session, pause, err) < 0)
             return -1;
         pause = pause * 2 > POLL_MS_MAX ? POLL_MS_MAX : pause * 2;
     }
@@ -303,7 +292,7 @@ int snapshot_remove(struct provider_session *session, const char *id, struct err
             return error_wrap(err, "removing snapshot '%s'", id);
         LOG(DEBUG, "vsphere_snapshot_busy", F_STR("snapshot", id), F_ERR(err));
         error_clear(err);
-        if (nap(session, clock_backoff_ms(attempt, 500, 30000), err) < 0)
+        if (session_nap(session, clock_backoff_ms(attempt, 500, 30000), err) < 0)
             return -1;
     }
 }
@@ -355,7 +344,7 @@ int snapshot_consolidate(struct provider_session *session, const char *vm_id, st
         if (!is_busy(err) || clock_mono_ms() >= deadline)
             return error_wrap(err, "consolidating VM '%s'", vm_id);
         error_clear(err);
-        if (nap(session, clock_backoff_ms(attempt, 500, 30000), err) < 0)
+        if (session_nap(session, clock_backoff_ms(attempt, 500, 30000), err) < 0)
             return -1;
     }
 }

@@ -8,6 +8,7 @@
 #include "services/exporter/providers/vsphere/changes.h"
 #include "services/exporter/providers/vsphere/folder.h"
 #include "services/exporter/providers/vsphere/inventory.h"
+#include "services/exporter/providers/vsphere/nfc.h"
 #include "services/exporter/providers/vsphere/session.h"
 #include "services/exporter/providers/vsphere/snapshot.h"
 
@@ -20,6 +21,10 @@
 #define RECORD_SNAPSHOT    "snapshot"
 #define RECORD_KEEP        "snapshot_keep"
 #define RECORD_CONSOLIDATE "snapshot_consolidate"
+#define RECORD_METHOD      "method"  /* METHOD_NFC when we chose it */
+#define RECORD_NO_FILE     "no_file" /* why we did */
+
+#define METHOD_NFC "nfc"
 
 #define KEY(member) offsetof(struct vsphere_config, member)
 
@@ -112,6 +117,7 @@ struct frozen_data {
     struct folder_file files[VM_DISKS_MAX]; /* as frozen_vm.disks */
     char *change_ids[VM_DISKS_MAX];         /* likewise; as the configuration says them */
     char *snapshot;                         /* "" when the VM is powered off */
+    struct task_records *records;           /* for the leases of method nfc, which has no files */
 };
 
 struct provider_disk {
@@ -262,11 +268,31 @@ static int put_intent(struct task_records *records, const char *vm_id,
     return put(records, RECORD_INTENT, spec->name, err); /* last: with it the others are there */
 }
 
-/* Finds or makes the job's snapshot; *out is its id, and the records name it. */
-static int take_snapshot(struct provider_session *session, const struct vsphere_vm *vm,
-                         const struct prepare_options *options, struct task_records *records,
-                         char **out, struct error *err)
+/* One way to prepare: by the disks' flat files, or by an export lease. */
+struct preparation {
+    struct provider_session *session;
+    const char *vm_id;
+    const struct prepare_options *options;
+    struct task_records *records;
+    bool nfc;
+    bool no_file; /* there is no flat file that holds a whole disk, the error says why */
+};
+
+static int check_files(struct preparation *prep, const struct vsphere_vm *vm, struct error *err)
 {
+    if (prep->nfc || check_parents(vm, err) == 0)
+        return 0;
+    prep->no_file = true;
+    return -1;
+}
+
+/* Finds or makes the job's snapshot; *out is its id, and the records name it. */
+static int take_snapshot(struct preparation *prep, const struct vsphere_vm *vm, char **out,
+                         struct error *err)
+{
+    struct provider_session *session = prep->session;
+    struct task_records *records = prep->records;
+    const struct prepare_options *options = prep->options;
     autofree char *id = NULL;
     autofree char *name = options->snapshot_name != NULL && options->snapshot_name[0] != '\0'
                               ? xstrdup(options->snapshot_name)
@@ -290,7 +316,8 @@ static int take_snapshot(struct provider_session *session, const struct vsphere_
         return -1;
     if (id == NULL) {
         /* From now on it would be our own snapshot that makes a chain. */
-        if (check_parents(vm, err) < 0 || put_intent(records, vm->vm.id, &spec, options, err) < 0 ||
+        if (check_files(prep, vm, err) < 0 ||
+            put_intent(records, vm->vm.id, &spec, options, err) < 0 ||
             snapshot_create(session, vm->vm.id, &spec, &id, err) < 0)
             return -1;
     } else if (put_intent(records, vm->vm.id, &spec, options, err) < 0) {
@@ -303,15 +330,34 @@ static int take_snapshot(struct provider_session *session, const struct vsphere_
 }
 
 /* The identity of one disk's bytes. */
-static char *mark_text(const char *vm_id, const char *disk_id, const struct folder_file *file,
-                       const char *snapshot, const char *power)
+static char *mark_text(const char *vm_id, const struct vm_disk *disk,
+                       const struct folder_file *file, const char *snapshot, const char *power)
 {
     if (snapshot[0] != '\0') {
-        return xasprintf("vsphere vm=%s disk=%s size=%" PRIu64 " snapshot=%s", vm_id, disk_id,
-                         file->size_bytes, snapshot);
+        return xasprintf("vsphere vm=%s disk=%s size=%" PRIu64 " snapshot=%s", vm_id, disk->id,
+                         disk->capacity_bytes, snapshot);
     }
     return xasprintf("vsphere vm=%s disk=%s size=%" PRIu64 " power=%s modified=%s etag=%s", vm_id,
-                     disk_id, file->size_bytes, power, file->last_modified, file->etag);
+                     disk->id, file->size_bytes, power, file->last_modified, file->etag);
+}
+
+static int locate(struct preparation *prep, const struct vsphere_vm *vm, size_t index,
+                  struct folder_file *out, struct error *err)
+{
+    const struct vm_disk *disk = &vm->vm.disks[index];
+
+    if (prep->nfc || folder_locate(prep->session, vm->datacenter_path, disk->source_path,
+                                   disk->capacity_bytes, out, err) == 0)
+        return 0;
+    prep->no_file = err->code == ERR_NOT_AVAILABLE;
+    return error_wrap(err, "disk '%.64s' (%.128s)", disk->label, disk->source_path);
+}
+
+static const char *method_name(const struct preparation *prep, const char *snapshot)
+{
+    if (prep->nfc)
+        return "snapshot-nfc";
+    return snapshot[0] == '\0' ? "folder" : "snapshot-folder";
 }
 
 /* The position in a disk's change tracking. It belongs to what was frozen only when a snapshot says
@@ -327,7 +373,7 @@ static void keep_change_ids(struct vm *vm, bool snapshot, struct frozen_data *da
 }
 
 /* Locates every disk's flat file and fills frozen from vm, which is emptied. */
-static int freeze(struct provider_session *session, struct vsphere_vm *vm, const char *snapshot,
+static int freeze(struct preparation *prep, struct vsphere_vm *vm, const char *snapshot,
                   struct frozen_vm *frozen, struct error *err)
 {
     struct frozen_data *data = frozen->provider_data;
@@ -335,20 +381,21 @@ static int freeze(struct provider_session *session, struct vsphere_vm *vm, const
     frozen->disks = xcalloc(vm->vm.disk_count, sizeof *frozen->disks);
     for (size_t i = 0; i < vm->vm.disk_count; i++) {
         const struct vm_disk *disk = &vm->vm.disks[i];
-        if (folder_locate(session, vm->datacenter_path, disk->source_path, disk->capacity_bytes,
-                          &data->files[i], err) < 0)
-            return error_wrap(err, "disk '%.64s' (%.128s)", disk->label, disk->source_path);
+        if (locate(prep, vm, i, &data->files[i], err) < 0)
+            return -1;
         frozen->disks[i] = (struct frozen_disk){
             .vm_disk_index = i,
             .size_bytes = disk->capacity_bytes,
-            .mark = mark_text(vm->vm.id, disk->id, &data->files[i], snapshot,
-                              vm_power_name(vm->vm.power)),
+            .mark =
+                mark_text(vm->vm.id, disk, &data->files[i], snapshot, vm_power_name(vm->vm.power)),
         };
         frozen->disk_count++;
     }
     keep_change_ids(&vm->vm, snapshot[0] != '\0', data);
     data->snapshot = xstrdup(snapshot);
-    frozen->method = xstrdup(snapshot[0] == '\0' ? "folder" : "snapshot-folder");
+    data->records = prep->records;
+    frozen->method = xstrdup(method_name(prep, snapshot));
+    frozen->forward_only = prep->nfc;
     vm_release(&frozen->vm);
     frozen->vm = vm->vm;
     vm_init(&vm->vm);
@@ -364,33 +411,60 @@ static struct frozen_vm *frozen_new(void)
     return frozen;
 }
 
-static int vsphere_prepare(struct provider_session *session, const char *vm_id,
-                           const struct prepare_options *options, struct task_records *records,
-                           struct frozen_vm **out, struct error *err)
+static int prepare(struct preparation *prep, struct frozen_vm **out, struct error *err)
 {
+    struct provider_session *session = prep->session;
     auto_vsphere_vm vm;
     auto_frozen *frozen = NULL;
     autofree char *snapshot = NULL;
     bool wants_snapshot;
 
-    if (inventory_get(session, vm_id, &vm, err) < 0)
+    if (inventory_get(session, prep->vm_id, &vm, err) < 0)
         return -1;
     /* A task that began with a snapshot goes on with it, though the VM was stopped since. */
-    wants_snapshot = options->snapshot || vm.vm.power == VM_POWER_ON ||
-                     record(records, RECORD_SNAPSHOT)[0] != '\0';
+    wants_snapshot = prep->nfc || prep->options->snapshot || vm.vm.power == VM_POWER_ON ||
+                     record(prep->records, RECORD_SNAPSHOT)[0] != '\0';
     if (check_state(&vm, err) < 0 || check_disks(&vm, wants_snapshot, err) < 0)
         return -1;
     if (wants_snapshot &&
-        (take_snapshot(session, &vm, options, records, &snapshot, err) < 0 ||
+        (take_snapshot(prep, &vm, &snapshot, err) < 0 ||
          snapshot_read_disks(session, snapshot, &vm, err) < 0 || check_disks(&vm, true, err) < 0))
         return -1;
-    if (check_parents(&vm, err) < 0)
+    if (check_files(prep, &vm, err) < 0)
         return -1;
     frozen = frozen_new();
-    if (freeze(session, &vm, snapshot == NULL ? "" : snapshot, frozen, err) < 0)
+    if (freeze(prep, &vm, snapshot == NULL ? "" : snapshot, frozen, err) < 0)
         return -1;
     *out = STEAL(frozen);
     return 0;
+}
+
+static int vsphere_prepare(struct provider_session *session, const char *vm_id,
+                           const struct prepare_options *options, struct task_records *records,
+                           struct frozen_vm **out, struct error *err)
+{
+    const char *asked = options->method == NULL ? record(records, RECORD_METHOD) : options->method;
+    struct preparation prep = {.session = session,
+                               .vm_id = vm_id,
+                               .options = options,
+                               .records = records,
+                               .nfc = strcmp(asked, METHOD_NFC) == 0};
+    autofree char *why = NULL;
+
+    if (nfc_abort_recorded(session, records, err) < 0)
+        return -1;
+    if (prepare(&prep, out, err) == 0)
+        return 0;
+    if (prep.nfc || !prep.no_file)
+        return -1;
+    why = utf8_clean(err->message, sizeof err->message);
+    LOG(INFO, "vsphere_folder_unavailable", F_STR("vm", vm_id), F_ERR(err));
+    error_clear(err);
+    if (put(records, RECORD_NO_FILE, why, err) < 0 ||
+        put(records, RECORD_METHOD, METHOD_NFC, err) < 0)
+        return -1;
+    prep.nfc = true;
+    return prepare(&prep, out, err);
 }
 
 /* ---- disks ---- */
@@ -451,6 +525,26 @@ static void vsphere_disk_close(struct provider_disk *disk)
     free(disk);
 }
 
+static int vsphere_stream_open(struct provider_session *session, const struct frozen_vm *frozen,
+                               size_t index, struct provider_stream **out, struct error *err)
+{
+    const struct frozen_data *data = frozen->provider_data;
+    struct nfc_place place;
+    const char *why;
+
+    assert(index < frozen->disk_count);
+    place = (struct nfc_place){.records = data->records,
+                               .snapshot = data->snapshot,
+                               .disk = &frozen->vm.disks[frozen->disks[index].vm_disk_index],
+                               .size_bytes = frozen->disks[index].size_bytes};
+    if (nfc_stream_open(session, &place, out, err) == 0)
+        return 0;
+    why = record(data->records, RECORD_NO_FILE);
+    if (why[0] == '\0' || error_is_retryable(err))
+        return -1;
+    return error_wrap(err, "its file cannot be read (%.200s), nor can it come by NFC", why);
+}
+
 static int snapshot_still_there(struct provider_session *session, const char *snapshot,
                                 struct error *err)
 {
@@ -483,9 +577,9 @@ static int vsphere_disk_mark(struct provider_session *session, const struct froz
             return -1;
         power = vm_power_name(now);
     }
-    if (folder_compare(session, file, err) < 0)
+    if (!frozen->forward_only && folder_compare(session, file, err) < 0)
         return -1;
-    *out = mark_text(frozen->vm.id, disk->id, file, data->snapshot, power);
+    *out = mark_text(frozen->vm.id, disk, file, data->snapshot, power);
     return 0;
 }
 
@@ -547,6 +641,8 @@ static int vsphere_release(struct provider_session *session, struct task_records
     struct error shield_err = ERROR_NONE;
     int rc;
 
+    if (nfc_abort_recorded(session, records, err) < 0)
+        return -1;
     if (record(records, RECORD_INTENT)[0] == '\0' && record(records, RECORD_SNAPSHOT)[0] == '\0')
         return 0;
     if (keep && strcmp(record(records, RECORD_KEEP), "yes") == 0)
@@ -562,8 +658,9 @@ static int vsphere_release(struct provider_session *session, struct task_records
 }
 
 static const struct provider_method vsphere_methods[] = {
-    {"snapshot-folder", 2},
-    {"folder", 1},
+    {"snapshot-folder", 3, NULL},
+    {"folder", 2, NULL},
+    {"snapshot-nfc", 1, METHOD_NFC},
     {0},
 };
 
@@ -588,5 +685,10 @@ const struct provider provider_vsphere = {
     .disk_changes = vsphere_disk_changes,
     .disk_close = vsphere_disk_close,
     .disk_mark = vsphere_disk_mark,
+    .stream_open = vsphere_stream_open,
+    .stream_next = nfc_stream_next,
+    .stream_fetch = nfc_stream_fetch,
+    .stream_decode = nfc_stream_decode,
+    .stream_close = nfc_stream_close,
     .release = vsphere_release,
 };
