@@ -128,6 +128,10 @@ void worker_task_on_rate(struct worker_task *task,
  * 4096, or more than 256 keys. */
 MUST_CHECK int worker_task_record_put(struct worker_task *task, const char *key, const char *value,
                                       struct error *err);
+/* The same, but waits while any other task that is being worked on has that key with that value:
+ * what only one may do at a time. Ends by a put of another value, or with the lease. */
+MUST_CHECK int worker_task_record_claim(struct worker_task *task, const char *key,
+                                        const char *value, struct error *err);
 /* NULL if there is none; valid until the next put of that key. */
 const char *worker_task_record_get(const struct worker_task *task, const char *key);
 /* From now on no other worker gets the task before lease_until + 120 s. ERR_CANCELLED: refused

@@ -415,8 +415,8 @@ static int check_record(const struct worker_task *task, const char *key, const c
     return 0;
 }
 
-int worker_task_record_put(struct worker_task *task, const char *key, const char *value,
-                           struct error *err)
+static int put_record(struct worker_task *task, const char *key, const char *value, bool exclusive,
+                      struct error *err)
 {
     Hypersdk__V1__Record record;
     Hypersdk__V1__TaskRecord body;
@@ -431,6 +431,7 @@ int worker_task_record_put(struct worker_task *task, const char *key, const char
     record.value = (char *)(uintptr_t)value;
     body.ref = &task->ref;
     body.record = &record;
+    body.exclusive = exclusive;
     worker_task_envelope(task, &envelope, &store);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_RECORD;
     envelope.task_record = &body;
@@ -439,6 +440,18 @@ int worker_task_record_put(struct worker_task *task, const char *key, const char
     LOCK_SCOPE(&task->mutex);
     set_record(task, key, value);
     return 0;
+}
+
+int worker_task_record_put(struct worker_task *task, const char *key, const char *value,
+                           struct error *err)
+{
+    return put_record(task, key, value, false, err);
+}
+
+int worker_task_record_claim(struct worker_task *task, const char *key, const char *value,
+                             struct error *err)
+{
+    return put_record(task, key, value, true, err);
 }
 
 const char *worker_task_record_get(const struct worker_task *task, const char *key)

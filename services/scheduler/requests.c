@@ -41,6 +41,13 @@ static const char PUT_RECORD[] =
     "INSERT INTO task_records (task_id, key, value) VALUES ($1, $2, $3)"
     " ON CONFLICT (task_id, key) DO UPDATE SET value = excluded.value, updated_at = now()";
 
+/* One at a time asks who holds it. A task that nobody works on holds nothing. */
+static const char LOCK_CLAIM[] =
+    "SELECT pg_advisory_xact_lock(hashtextextended($1 || '=' || $2, 0))";
+static const char CLAIMED[] = "SELECT 1 FROM tasks t JOIN task_records r ON r.task_id = t.id WHERE "
+                              "r.key = $1 AND r.value = $2"
+                              " AND t.id <> $3 AND t.state IN ('leased', 'finishing') LIMIT 1";
+
 /* Later leases must reach the directory that this one began to write in. */
 static const char SET_VOLUME[] = "UPDATE tasks SET volume = $2 WHERE id = $1";
 
@@ -130,6 +137,7 @@ struct work {
     const Hypersdk__V1__TaskRef *ref;
     /* the answer */
     bool lost;
+    bool claimed; /* what a record claims is another task's */
     bool granted;
     bool ended;        /* a state change that others want to know of */
     const char *event; /* what history calls it; NULL: nothing new */
@@ -251,6 +259,18 @@ static int check_records(struct work *work, const Hypersdk__V1__Record *more, st
     return 0;
 }
 
+static int claim(struct work *work, const Hypersdk__V1__Record *wanted, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(work->db, LOCK_CLAIM, DB_PARAMS(wanted->key, wanted->value), NULL, err) < 0 ||
+        db_exec(work->db, CLAIMED, DB_PARAMS(wanted->key, wanted->value, work->ref->task_id), &rows,
+                err) < 0)
+        return -1;
+    work->claimed = PQntuples(rows) > 0;
+    return 0;
+}
+
 static int record(struct work *work, struct error *err)
 {
     const Hypersdk__V1__Record *body = work->envelope->task_record->record;
@@ -260,6 +280,10 @@ static int record(struct work *work, struct error *err)
         return err->code == ERR_NONE ? 0 : -1;
     if (check_records(work, body, err) < 0)
         return -1;
+    if (work->envelope->task_record->exclusive && claim(work, body, err) < 0)
+        return -1;
+    if (work->claimed)
+        return 0;
     if (strcmp(body->key, "export.volume") == 0 &&
         db_exec(work->db, SET_VOLUME, DB_PARAMS(work->ref->task_id, body->value), NULL, err) < 0)
         return -1;
@@ -415,7 +439,7 @@ static int once(struct work *work, work_fn fn, struct error *err)
         db_rollback(work->db);
         return -1;
     }
-    if (work->lost) {
+    if (work->lost || work->claimed) {
         db_rollback(work->db);
         return 0;
     }
@@ -510,6 +534,8 @@ static void answer(struct work *work, struct bus_request *request, work_fn fn,
         reply_renew(request, work);
     } else if (fn == permit && err->code == ERR_NONE) {
         reply_permit(request, work);
+    } else if (work->claimed) {
+        reply_ack(request, work->scheduler, false, "another task holds it", true);
     } else {
         reply_ack(request, work->scheduler, work->lost, err->message, error_is_retryable(err));
     }

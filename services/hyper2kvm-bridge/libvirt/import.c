@@ -481,6 +481,19 @@ static int define(struct import *import, virDomainPtr *out, struct error *err)
     return 0;
 }
 
+static int define_alone(struct import *import, virDomainPtr *out, struct error *err)
+{
+    struct error ignored = ERROR_NONE;
+
+    if (record_names_claim(import->task, import->plan.uri, err) < 0)
+        return -1;
+    if (define(import, out, err) < 0) {
+        (void)!record_names_release(import->task, &ignored); /* with the lease, else */
+        return -1;
+    }
+    return record_names_release(import->task, err);
+}
+
 static int bring_up(struct import *import, virDomainPtr domain, struct error *err)
 {
     bool active = false;
@@ -525,7 +538,7 @@ static int make(struct import *import, virDomainPtr *out, struct error *err)
         return -1;
     if ((import->plan.pool[0] == '\0' ? place_here(import, err) : place_in_pool(import, err)) < 0)
         return -1;
-    return define(import, out, err);
+    return define_alone(import, out, err);
 }
 
 static json_t *result_of(const struct import *import, json_t *facts_taken)

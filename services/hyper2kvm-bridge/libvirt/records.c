@@ -13,6 +13,7 @@
 #define CHUNKS_MAX     (REPLACED_XML_MAX / CHUNK_BYTES + 1)
 #define TARGET_KEY     "import.target"
 #define UUID_KEY       "import.domain"
+#define NAMES_KEY      "import.names"
 #define VOLUME_KEY     "import.volume.%zu"
 #define REPLACED_KEY   "import.replaced.%zu"
 #define MARK_KEY       "import.mark.%zu"
@@ -106,6 +107,16 @@ const char *record_uuid(const struct worker_task *task)
 int record_uuid_put(struct worker_task *task, const char *uuid, struct error *err)
 {
     return worker_task_record_put(task, UUID_KEY, uuid, err);
+}
+
+int record_names_claim(struct worker_task *task, const char *uri, struct error *err)
+{
+    return worker_task_record_claim(task, NAMES_KEY, uri, err);
+}
+
+int record_names_release(struct worker_task *task, struct error *err)
+{
+    return worker_task_record_put(task, NAMES_KEY, "", err);
 }
 
 /* ---- the replaced definition ---- */

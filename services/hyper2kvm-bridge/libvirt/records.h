@@ -30,6 +30,12 @@ json_t *record_target(const struct worker_task *task);
 const char *record_uuid(const struct worker_task *task);
 MUST_CHECK int record_uuid_put(struct worker_task *task, const char *uuid, struct error *err);
 
+/* Names and UUIDs of that libvirt are ours to look at and to take, until the release: for libvirt a
+ * definition of the same name and UUID is the same domain, so that two imports of one VM would
+ * both be told that they had made it. Waits for the one before. */
+MUST_CHECK int record_names_claim(struct worker_task *task, const char *uri, struct error *err);
+MUST_CHECK int record_names_release(struct worker_task *task, struct error *err);
+
 /* The definition that ours takes the place of; NULL: none. Caller frees. */
 char *record_replaced(const struct worker_task *task);
 /* xml "": none. ERR_LIMIT. */
