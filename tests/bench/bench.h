@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
+#include <time.h>
 
 #include "common/parse.h"
 #include "services/exporter/engine/copy.h"
@@ -79,11 +80,26 @@ static int compare_seconds(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* MiB per second of the median run; sorts seconds. */
-static double median_rate(double *seconds, size_t count, uint64_t size)
+/* Sorts them. */
+static double median_seconds(double *seconds, size_t count)
 {
     qsort(seconds, count, sizeof *seconds, compare_seconds);
-    return (double)size / (double)MIB / seconds[count / 2];
+    return seconds[count / 2];
+}
+
+/* MiB per second of the median run. */
+static double median_rate(double *seconds, size_t count, uint64_t size)
+{
+    return (double)size / (double)MIB / median_seconds(seconds, count);
+}
+
+/* Of all threads. */
+__attribute__((unused)) static double cpu_seconds(void)
+{
+    struct timespec now = {0};
+
+    (void)clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
 /* Of the environment variable, 1 to max; fallback without it. */

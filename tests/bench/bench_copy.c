@@ -15,6 +15,7 @@
 #include "tests/bench/bench.h"
 
 #include "common/clock.h"
+#include "services/exporter/formats/sink_file.h"
 #include "services/exporter/providers/vsphere/folder.h"
 
 #define CONNECTIONS      4U
@@ -257,11 +258,35 @@ static int run_copy(struct provider_session *session, const struct figure *figur
     return rc;
 }
 
+/* The disk's bytes into a file through the writeback window, alone: seconds of processor. */
+static int run_write(double *out_seconds, struct error *err)
+{
+    autofree char *path = path_of("alone");
+    autofree uint8_t *piece = xalloc_aligned(SINK_PIECE_BYTES);
+    autoclose int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+    struct writeback writeback;
+    double start = cpu_seconds();
+    int rc = fd < 0 ? -1 : 0;
+
+    writeback_init(&writeback, fd);
+    memset(piece, 0x5a, SINK_PIECE_BYTES);
+    for (uint64_t at = 0; at < file.size_bytes && rc == 0; at += SINK_PIECE_BYTES) {
+        rc = pwrite_all(fd, piece, SINK_PIECE_BYTES, at);
+        writeback_wrote(&writeback, at, SINK_PIECE_BYTES);
+    }
+    if (rc < 0 || fdatasync(fd) < 0)
+        return error_set_errno(err, errno, "cannot write '%s'", path);
+    *out_seconds = cpu_seconds() - start;
+    writeback_release(&writeback);
+    (void)unlink(path);
+    return 0;
+}
+
 /* ---- figures ---- */
 
 static struct figure figures[] = {
-    {.name = "export_raw_without_hash", .format = &sink_raw, .hash = false, .goal = ">=0.65"},
-    {.name = "export_raw_with_hash", .format = &sink_raw, .hash = true, .goal = ">=0.50"},
+    {.name = "export_raw_without_hash", .format = &sink_raw, .hash = false, .goal = ">=0.85"},
+    {.name = "export_raw_with_hash", .format = &sink_raw, .hash = true, .goal = ">=0.60"},
     {.name = "export_qcow2_with_hash", .format = &sink_qcow2, .hash = true, .goal = ">=0.50"},
     {.name = "export_vmdk_with_hash", .format = &sink_vmdk, .hash = true, .goal = "-"},
     {.name = "export_vmdk_and_qcow2_with_hash",
@@ -272,13 +297,30 @@ static struct figure figures[] = {
 };
 enum { ALONE = 3, CONVERTING = 4 }; /* of them: what a conversion in the same pass costs */
 
+/* curl, the server and the copy share the processors: what a copy adds at least is the writing. */
+static void print_limits(double curl, double alone, double converting, double write)
+{
+    double processors = (double)sysconf(_SC_NPROCESSORS_ONLN);
+
+    (void)printf("# export_raw_without_hash writing as much takes %.2f s of processor (%.0f here), "
+                 "curl %.2f s -> at most %.2f x when they are busy\n",
+                 write, processors, curl, curl / (curl + write / processors));
+    (void)printf("export_while_converting %.2f s %.2f %.2f <=1.05\n", converting, alone,
+                 converting / alone);
+    (void)printf("# export_while_converting writing a second image takes %.2f s of processor (%.0f "
+                 "here) -> at least %.2f x when they are busy\n",
+                 write, processors, 1 + write / processors / alone);
+}
+
 static int measure(struct provider_session *session, uint32_t runs, struct error *err)
 {
     double reference[BENCH_RUNS_MAX];
+    double write[BENCH_RUNS_MAX];
     double rate;
 
     for (uint32_t run = 0; run < runs; run++) {
-        if (run_curls(file.url, file.size_bytes, &reference[run], err) < 0)
+        if (run_curls(file.url, file.size_bytes, &reference[run], err) < 0 ||
+            run_write(&write[run], err) < 0)
             return -1;
         for (size_t i = 0; i < ARRAY_LEN(figures); i++) {
             if (run_copy(session, &figures[i], &figures[i].seconds[run], err) < 0)
@@ -291,11 +333,8 @@ static int measure(struct provider_session *session, uint32_t runs, struct error
         (void)printf("%s %.0f MiB/s %.0f %.2f %s\n", figures[i].name, ours, rate, ours / rate,
                      figures[i].goal);
     }
-    /* median_rate has sorted them */
-    double alone = figures[ALONE].seconds[runs / 2];
-    double converting = figures[CONVERTING].seconds[runs / 2];
-    (void)printf("export_while_converting %.2f s %.2f %.2f <=1.05\n", converting, alone,
-                 converting / alone);
+    print_limits(median_seconds(reference, runs), median_seconds(figures[ALONE].seconds, runs),
+                 median_seconds(figures[CONVERTING].seconds, runs), median_seconds(write, runs));
     return 0;
 }
 

@@ -1,5 +1,6 @@
 """Runs the benchmark programs given as arguments, then measures what needs the whole suite, and
-writes build/bench.json. One line per figure: name value unit reference ratio goal."""
+writes build/bench.json. One line per figure: name value unit reference ratio goal; what limits it
+stands below."""
 import json
 import pathlib
 import subprocess
@@ -15,10 +16,15 @@ FIELDS = ("name", "value", "unit", "reference", "ratio", "goal")
 
 
 def figures_of(text):
+    """Also lines "# name words": the note of that figure."""
+    figures = {}
     for line in text.splitlines():
         words = line.split()
-        if len(words) == len(FIELDS):
-            yield dict(zip(FIELDS, words))
+        if words[:1] == ["#"]:
+            figures[words[1]]["note"] = " ".join(words[2:])
+        elif len(words) == len(FIELDS):
+            figures[words[0]] = dict(zip(FIELDS, words))
+    return figures.values()
 
 
 def memory_kib(pid, what):
@@ -84,6 +90,8 @@ def main(programs):
     figures += export_memory()
     for figure in figures:
         print(*(figure[field] for field in FIELDS))
+        if "note" in figure:
+            print("   ", figure["note"])
     (ROOT / "build").mkdir(exist_ok=True)
     (ROOT / "build" / "bench.json").write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if failed else 0
