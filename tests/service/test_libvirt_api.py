@@ -54,7 +54,7 @@ def make(make_suite):
 
     def start(dev=True, **settings):
         settings.setdefault("uri", MOCK)
-        settings.setdefault("timeout", "3s")
+        settings.setdefault("timeout", "10s")
         suite = make_suite(services=SERVICES, dev=dev, config={"libvirt": settings})
         suite.client = Checked(suite.url())
         wait_for(lambda: suite[BRIDGE].events("libvirt_reachable")
@@ -701,7 +701,7 @@ def test_batches_are_checked_as_a_whole(make):
 
 
 def test_a_libvirtd_that_hangs_in_a_batch_leaves_the_results_so_far(make, libvirtd, there):
-    suite = make(uri=libvirtd.uri, timeout="2s")
+    suite = make(uri=libvirtd.uri, timeout="3s")
     for name in "abc":
         there.define(name, disk_xml(there.volume(f"{name}.qcow2")))
     answers = []
@@ -805,7 +805,7 @@ def test_a_libvirtd_that_is_away_is_named_with_what_to_do(make, tmp_path):
 
 
 def test_a_libvirtd_that_hangs_holds_nobody(make, libvirtd):
-    suite = make(uri=libvirtd.uri, timeout="2s", allowed_uris=[MOCK])
+    suite = make(uri=libvirtd.uri, timeout="3s", allowed_uris=[MOCK])
     assert suite.client.get("/libvirt/domains")["total"] == 0
     libvirtd.process.pause()
     before = time.monotonic()
