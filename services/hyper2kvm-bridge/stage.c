@@ -21,6 +21,7 @@
 #define QEMU_IMG_OUTPUT_BYTES 4096
 #define QEMU_IMG_MEMORY_MAX   (8 * GIB) /* it reads images of strangers */
 #define MARK_BYTES_MAX        256
+#define SPACE_STEP_BYTES      ((uint64_t)(64 * KIB)) /* qcow2's cluster; 3 s of looking per 10 TiB */
 #define LOCK_TRIES            5
 #define LOCK_NAME             "lock"
 #define CHILD_NAME            "child"
@@ -237,6 +238,39 @@ static void name_files(const struct conversion *c, struct stage *stage)
     }
 }
 
+/* What a disk holds, in clusters. Compression is not counted on. */
+static int add_used(const struct image_part *part, uint64_t *sum, struct error *err)
+{
+    auto_image *image = NULL;
+    uint64_t size;
+
+    if (image_open_part(part, &image, err) < 0)
+        return -1;
+    size = image_size_bytes(image);
+    for (uint64_t at = 0; at < size; at += SPACE_STEP_BYTES) {
+        uint64_t length = min_u64(SPACE_STEP_BYTES, size - at);
+        if (!image_is_hole(image, at, length))
+            *sum += length;
+    }
+    return 0;
+}
+
+/* Of the images that are to be written some may be there, from the lease before. */
+static int check_space(const struct conversion *c, const struct stage *stage, struct error *err)
+{
+    uint64_t present = stage_used(stage->dir);
+    uint64_t needed = 0;
+
+    for (size_t i = 0; i < stage->count; i++) {
+        const struct image_part part = convert_part(c, i);
+        if (add_used(&part, &needed, err) < 0)
+            return error_wrap(err, "disk %zu", i + 1);
+    }
+    if (local_check_space(stage->dir, needed - min_u64(needed, present), err) < 0)
+        return error_wrap(err, "hyper2kvm.output_dir");
+    return 0;
+}
+
 int stage_open(const struct conversion *c, struct stage *out, struct error *err)
 {
     autofree char *name = vm_file_name(c->job_id);
@@ -262,7 +296,7 @@ int stage_open(const struct conversion *c, struct stage *out, struct error *err)
     out->count = convert_disk_count(c);
     name_files(c, out);
     end_child(out->dir);
-    return 0;
+    return check_space(c, out, err);
 }
 
 /* Everything in it but the lock. */

@@ -27,7 +27,7 @@ struct stage {
     bool keep;    /* stage_close leaves it to the next lease */
 };
 
-/* Locks the job's area; its content stays as it is. */
+/* Locks the job's area; its content stays as it is. ERR_LIMIT: the images do not fit beside it. */
 MUST_CHECK int stage_open(const struct conversion *c, struct stage *out, struct error *err);
 /* Empties it and makes the overlays. */
 MUST_CHECK int stage_fill(const struct conversion *c, struct stage *stage, struct error *err);

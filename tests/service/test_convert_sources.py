@@ -247,3 +247,15 @@ def test_a_bridge_that_ends_in_the_middle_loses_nothing(bridge, base, tmp_path, 
     images.check(result["output_files"][0], "qcow2")
     images.compare(source, result["output_files"][0], "qcow2")
     assert c.staged() == []
+
+
+def test_what_does_not_fit_is_refused_before_the_first_byte(bridge, base):
+    """An image that says that all of it holds data, and takes hardly any space itself."""
+    c = bridge()
+    size = shutil.disk_usage(base).free + (64 << 30)
+    source = base / "big.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", source,
+                    str(size // MB * MB)], check=True)
+    code, text = c.failure(c.submit_source(source, machine=MACHINE))
+    assert code == "limit" and "not enough space" in text and "GiB free" in text
+    assert c.published() == [] and c.staged() == []

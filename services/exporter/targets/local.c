@@ -193,6 +193,6 @@ int local_check_space(const char *path, uint64_t needed, struct error *err)
     return error_set(
         err, ERR_LIMIT,
         "not enough space for '%.200s': %.1f GiB needed (%" PRIu64
-        " bytes), %.1f GiB free (%" PRIu64 " bytes); free some, or choose another output_path",
+        " bytes), %.1f GiB free (%" PRIu64 " bytes); free some, or choose another place",
         path, (double)needed / (double)GIB, needed, (double)available / (double)GIB, available);
 }
