@@ -51,6 +51,7 @@ static json_t *job_body(const struct command_line *line)
     body_add_text(body, "provider", line, FLAG_PROVIDER);
     body_add_text(body, "output_path", line, FLAG_OUTPUT);
     body_add_text(body, "format", line, FLAG_FORMAT);
+    body_add_text(body, "method", line, FLAG_METHOD);
     body_add_bool(body, "verify", line, FLAG_VERIFY);
     body_add_bool(body, "incremental", line, FLAG_INCREMENTAL);
     body_add_bool(body, "force_full", line, FLAG_FORCE_FULL);

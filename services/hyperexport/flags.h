@@ -19,6 +19,7 @@ enum flag_id {
     FLAG_QUIET,
     FLAG_OUTPUT,
     FLAG_FORMAT,
+    FLAG_METHOD,
     FLAG_PROVIDER,
     FLAG_VERIFY,
     FLAG_VERIFY_ONLY,

@@ -41,6 +41,8 @@ const struct flag flags_table[] = {
          "directory on the server; relative: below its export.base_path"),
     {"format", FLAG_FORMAT, FLAG_CHOICE, EXPORT, 0, "FORMAT", NULL, "ovf", "ovf,ova,vmdk,raw,qcow2",
      0, 0, "form of the result"},
+    {"method", FLAG_METHOD, FLAG_CHOICE, EXPORT, 0, "METHOD", NULL, "auto", "auto,nfc", 0, 0,
+     "how the disks are read; nfc: vSphere's export lease"},
     TEXT("provider", FLAG_PROVIDER, EXPORT | FLAG_IN_VMS | FLAG_IN_JOBS | FLAG_IN_EXPORTS, "NAME",
          "HYPEREXPORT_PROVIDER", "configured provider to take the VM from [vsphere]"),
     BOOL("verify", FLAG_VERIFY, EXPORT, "true", "read the result back and check it"),

@@ -233,6 +233,24 @@ def test_a_lease_that_cannot_be_renewed_is_lost_and_said_so(driver, fake, tmp_pa
     assert "lease was lost" in message and "gone" in message
 
 
+def test_a_host_that_is_silent_for_a_while_is_waited_for(driver, fake, tmp_path):
+    """It reads zeros and leaves them out."""
+    fake.lease_timeout, fake.nfc_pauses = 1, [(MIB, 4)]
+    prepare(driver)
+    assert pull(driver, tmp_path) == FIRST
+
+
+def test_a_silent_host_whose_lease_is_gone_is_not(driver, fake, tmp_path):
+    fake.nfc_pauses = [(MIB, 60)]
+    fake.lease_timeout = 4
+    fake.faults["HttpNfcLeaseProgress"] = [None, None, fault("ManagedObjectNotFound", "no such lease")]
+    prepare(driver)
+    started = time.monotonic()
+    message = refused("unavailable", pull, driver=driver, tmp_path=tmp_path)
+    assert "lease was lost" in message and "no such lease" in message
+    assert time.monotonic() - started < 20
+
+
 # ---- crashes, cancels ----
 
 def test_the_next_process_aborts_the_lease_of_a_killed_one(make_driver, fake, tmp_path):

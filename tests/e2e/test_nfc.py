@@ -2,12 +2,14 @@
 suite, from a server made by hand that cuts, lies and forgets (fakes/vsphere_nfc.py)."""
 import json
 import pathlib
+import subprocess
 
 import pytest
 
 from tests.fakes.vsphere import Disk, FakeVsphere, Vm, fault
 from tests.fakes.vsphere_nfc import stream_optimized
 from tests.harness import images
+from tests.harness.process import BIN
 from tests.harness.vsphere import make_image, pseudo_random
 from tests.harness.wait import wait_for
 
@@ -109,6 +111,14 @@ def test_raw_qcow2_and_ova_are_the_source_byte_for_byte(suite, fake, disks, tmp_
     assert not fake.folder_requests
     assert {x.state for x in fake.leases.values()} == {"done"}
     nothing_is_left(suite, fake)
+
+
+def test_the_command_asks_for_it(suite, fake, disks):
+    told = subprocess.run([BIN / "hyperexport", "--vm", "web", "--format", "raw", "--method", "nfc",
+                           "--daemon-url", suite.url()], capture_output=True, text=True, timeout=90)
+    assert told.returncode == 0, told.stderr
+    assert (suite.exports / "web" / "web-disk1.raw").read_bytes() == disks[0].read_bytes()
+    assert len(fake.leases) == 2 and not fake.folder_requests
 
 
 def test_capabilities_tell_and_other_words_are_refused(suite):

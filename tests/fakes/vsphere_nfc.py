@@ -11,6 +11,7 @@ Script it by these attributes of the fake:
   lease_faults = [fault(..)]       the next leases end in state error
   nfc_cuts = [n, ...]       the next streams break off after n bytes; None: not
   nfc_damage = [function(data), ...]   the next streams send what it makes of the VMDK
+  nfc_pauses = [(n, s), ...]       the next streams are silent for s seconds after n bytes
   nfc_rate = 0              bytes per second of each stream; 0: no limit
   nfc_rates = {}            the same by disk key
   nfc_manifest = function(key, sha1, size, capacity) -> XML of an entry, or None for no manifest
@@ -91,7 +92,7 @@ class NfcLeases:
         self.lease_timeout = 300
         self.lease_looks = 1
         self.lease_faults = []
-        self.nfc_cuts, self.nfc_damage = [], []
+        self.nfc_cuts, self.nfc_damage, self.nfc_pauses = [], [], []
         self.nfc_rate, self.nfc_rates = 0, {}
         self.nfc_manifest = self.nfc_entry
         self.leases = {}
@@ -216,20 +217,24 @@ class NfcLeases:
             if data is None:
                 data = self.streams[lease.vm.id, disk.key] = stream_optimized(disk.data)
             cut = self.nfc_cuts.pop(0) if self.nfc_cuts else None
+            pause = self.nfc_pauses.pop(0) if self.nfc_pauses else (0, 0)
             if self.nfc_damage:
                 data = self.nfc_damage.pop(0)(data)
-        return self.nfc_send(request, lease, disk, data, cut)
+        return self.nfc_send(request, lease, disk, data, (cut, pause))
 
-    def nfc_send(self, request, lease, disk, data, cut):
+    def nfc_send(self, request, lease, disk, data, faults):
         """Chunked; the last chunk only when nothing was cut and the lease lived."""
         request.send_response(200)
         request.send_header("Content-Type", "application/x-vnd.vmware-streamVmdk")
         request.send_header("Transfer-Encoding", "chunked")
         request.end_headers()
+        cut, (pause_at, pause) = faults
         end = len(data) if cut is None else cut
         try:
             for at in range(0, end, PIECE):
                 piece = data[at:min(at + PIECE, end)]
+                if at <= pause_at < at + PIECE:
+                    time.sleep(pause)
                 request.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 with self.lock:
                     self.nfc_sent_bytes += len(piece)

@@ -32,6 +32,8 @@ struct provider_stream {
     pthread_t thread; /* renews the lease */
     bool started;
     atomic_uint percent;
+    int64_t renewed_ms;    /* the thread's own */
+    atomic_bool over;      /* the lease is gone, or was not renewed for as long as it lives */
     pthread_mutex_t mutex; /* guards the rest */
     pthread_cond_t wake;
     bool stopping;
@@ -46,8 +48,16 @@ static void renew(struct provider_stream *stream)
     int rc =
         nfc_lease_renew(stream->session, stream->lease.id, atomic_load(&stream->percent), &err);
 
-    if (rc < 0)
+    if (rc < 0 && err.code == ERR_CANCELLED)
+        return; /* the stream ends by that itself */
+    if (rc == 0) {
+        stream->renewed_ms = clock_mono_ms();
+    } else {
         LOG(WARN, "vsphere_nfc_renewal_failed", F_STR("lease", stream->lease.id), F_ERR(&err));
+        if (!error_is_retryable(&err) ||
+            clock_mono_ms() - stream->renewed_ms > stream->lease.timeout_ms)
+            atomic_store(&stream->over, true);
+    }
     LOCK_SCOPE(&stream->mutex);
     stream->lost = err;
 }
@@ -67,6 +77,7 @@ static void *renewer(void *arg)
     struct provider_stream *stream = arg;
     int64_t every_ms = stream->lease.timeout_ms / RENEWALS;
 
+    stream->renewed_ms = clock_mono_ms();
     if (every_ms > RENEW_MS_MAX)
         every_ms = RENEW_MS_MAX;
     for (;;) {
@@ -225,7 +236,7 @@ static int open_file(struct provider_stream *stream, struct error *err)
 {
     struct vmdk_stream_input input = {.read = nfc_get_read};
 
-    if (nfc_get_new(stream->session, &stream->lease, &stream->get, err) < 0)
+    if (nfc_get_new(stream->session, &stream->lease, &stream->over, &stream->get, err) < 0)
         return -1;
     input.arg = stream->get;
     if (vmdk_stream_open(&input, &stream->vmdk, err) < 0)

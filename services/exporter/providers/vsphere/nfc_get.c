@@ -16,6 +16,7 @@ static_assert(BUFFER_BYTES > 4 * (size_t)RECEIVE_BYTES, "libcurl hands over less
 
 struct nfc_get {
     struct http_options http;
+    const atomic_bool *over;
     CURLM *multi;
     CURL *curl;
     bool added;
@@ -100,10 +101,11 @@ static int set_request(struct nfc_get *get, const char *url, struct error *err)
 }
 
 int nfc_get_new(struct provider_session *session, const struct nfc_lease *lease,
-                struct nfc_get **out, struct error *err)
+                const atomic_bool *over, struct nfc_get **out, struct error *err)
 {
     struct nfc_get *get = xcalloc(1, sizeof *get);
 
+    get->over = over;
     get->data = xmalloc(BUFFER_BYTES);
     get->sha1 = EVP_MD_CTX_new();
     http_global_init();
@@ -205,7 +207,11 @@ static int fill(struct nfc_get *get, struct error *err)
     while (get->first == get->last && !get->done) {
         if (drive(get, err) < 0)
             return -1;
-        if (get->first == get->last && !get->done && clock_mono_ms() >= deadline) {
+        if (get->first < get->last || get->done)
+            break;
+        if (atomic_load(get->over))
+            return error_set(err, ERR_UNAVAILABLE, "the disk's stream is over");
+        if (clock_mono_ms() >= deadline) {
             return error_set(err, ERR_TIMEOUT, "the disk's stream stands still after %ju bytes",
                              (uintmax_t)get->received);
         }
