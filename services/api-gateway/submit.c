@@ -89,7 +89,7 @@ static const struct field job_fields[] = {
     LATER("email", ""),
     TEXT("upload", UPLOAD_URL_BYTES_MAX),
     BOOL("keep_local"),
-    LATER("stream_upload", "false"),
+    BOOL("stream_upload"),
     OBJECT("encrypt"),
     OBJECT("cleanup"),
     OBJECT("libvirt"),
@@ -460,6 +460,50 @@ int submit_seal_passphrase(const struct seal_key *key, const json_t *object, con
     return 0;
 }
 
+/* Nothing of the export stays on the server, so nothing there can read it afterwards. */
+static const char *reader_of_local_files(const json_t *job)
+{
+    if (wants_restore_point(job))
+        return "incremental";
+    if (json_object_get(job, "encrypt") != NULL)
+        return "encrypt";
+    if (field_bool(json_object_get(job, "hyper2kvm_integration"), "enabled", false))
+        return "hyper2kvm_integration";
+    return NULL;
+}
+
+static int check_stream_upload(json_t *job, struct field_problem *problem, struct error *err)
+{
+    const char *format = field_text(job, "format", "ovf");
+    const char *reader = reader_of_local_files(job);
+
+    if (!field_bool(job, "stream_upload", false))
+        return 0;
+    if (json_object_get(job, "upload") == NULL) {
+        return field_fail(problem, 400, "stream_upload", err, ERR_INVALID,
+                          "'stream_upload' needs 'upload': where should it go?");
+    }
+    if (field_bool(job, "keep_local", false)) {
+        return field_fail(problem, 400, "keep_local", err, ERR_INVALID,
+                          "'stream_upload' makes no local files that 'keep_local' could keep: "
+                          "leave one of them out");
+    }
+    if (strcmp(format, "ova") == 0 || strcmp(format, "qcow2") == 0) {
+        return field_fail(problem, 422, "stream_upload", err, ERR_NOT_AVAILABLE,
+                          "'stream_upload' sends a file from its front on, and that of format %s "
+                          "is written last: choose ovf, vmdk or raw, or leave out 'stream_upload'",
+                          format);
+    }
+    if (reader != NULL) {
+        return field_fail(problem, 422, "stream_upload", err, ERR_NOT_AVAILABLE,
+                          "'stream_upload' leaves no local files, and '%s' reads them: leave out "
+                          "one of them",
+                          reader);
+    }
+    json_put(job, "keep_local", json_false());
+    return 0;
+}
+
 /* Whether there are credentials for it is the exporter's to say: it alone has them. */
 static int check_upload(const json_t *job, struct field_problem *problem, struct error *err)
 {
@@ -515,9 +559,9 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
         check_id(field_text(job, "id", NULL), problem, err) < 0 ||
         bandwidth_check(job, problem, err) < 0 || check_retry(settings, job, problem, err) < 0 ||
         check_conversion(job, problem, err) < 0 || check_import(settings, job, problem, err) < 0 ||
-        check_incremental(job, problem, err) < 0 || check_compression(job, problem, err) < 0 ||
-        check_upload(job, problem, err) < 0 || check_encrypt(job, problem, err) < 0 ||
-        check_free_size(job, problem, err) < 0)
+        check_stream_upload(job, problem, err) < 0 || check_incremental(job, problem, err) < 0 ||
+        check_compression(job, problem, err) < 0 || check_upload(job, problem, err) < 0 ||
+        check_encrypt(job, problem, err) < 0 || check_free_size(job, problem, err) < 0)
         return -1;
     *out = STEAL(job);
     return 0;
@@ -639,6 +683,7 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     }
     copy_member(spec, "upload", job, "upload");
     copy_member(spec, "keep_local", job, "keep_local");
+    copy_member(spec, "stream_upload", job, "stream_upload");
     if (bandwidth_is_given(job))
         (void)json_object_set_new(spec, "bandwidth", bandwidth_spec(job));
     copy_member(spec, "tags", job, "tags");

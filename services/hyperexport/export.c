@@ -67,6 +67,7 @@ static json_t *job_body(const struct command_line *line)
     body_add_bool(body, "consolidate_snapshots", line, FLAG_CONSOLIDATE_SNAPSHOTS);
     body_add_text(body, "upload", line, FLAG_UPLOAD);
     body_add_bool(body, "keep_local", line, FLAG_KEEP_LOCAL);
+    body_add_bool(body, "stream_upload", line, FLAG_STREAM_UPLOAD);
     body_add_number(body, "bandwidth_limit_mbps", line, FLAG_BANDWIDTH_LIMIT);
     body_add_bandwidth(body, line);
     if (flag_given(line, FLAG_PARALLEL)) {

@@ -143,6 +143,29 @@ def test_a_worker_killed_while_uploading_is_replaced_by_one_that_goes_on(make_su
     assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
 
 
+def test_a_worker_that_is_stopped_hands_the_upload_over(make_suite, sim, disk, fake):
+    """SIGTERM: the task is yielded, and the next worker goes on: no part that was acknowledged is
+    sent twice, and nothing is read again."""
+    suite = start(make_suite, sim, {"main": dict(fake.entry("s3://bucket"), parallel=1)})
+    fake.hold = 3
+    job = suite.client.submit(vm_path="web", format="raw", upload="s3://bucket/p")
+    wait_for(fake.held.is_set, 60, lambda: suite.explain(job))
+    before = list(fake.puts)
+    assert [p for p in before if isinstance(p, int)] == [1, 2]
+    assert suite["exporter-vsphere"].stop() == 0
+    # handed back at once: a lost lease would take longer to be noticed
+    wait_for(lambda: suite.client.job(job)["status"] == "pending", 5, lambda: suite.explain(job))
+    fake.release()
+    suite["exporter-vsphere"].start()
+    done = suite.wait_job(job, "completed", deadline=60)
+    assert done["attempt"] == 0
+    assert not {1, 2} & set(fake.puts[len(before):]), "parts were sent again"
+    assert suite.explain(job).count("web-disk1.raw: 40.0 MiB") == 1, "the source was read again"
+    prefix = done["result"]["uploaded_to"].removeprefix("s3://bucket/")
+    check_objects(done["result"], lambda name: fake.objects[f"{prefix}/{name}"][0])
+    assert fake.uploads == {}
+
+
 def test_a_wrong_secret_fails_the_job_before_anything_is_read(make_suite, sim, swift, bucket):
     entry = dict(swift.entry(f"s3://{bucket}"), secret_access_key="Tr0ub4dor-wrong")
     suite = start(make_suite, sim, {"main": entry})

@@ -6,16 +6,25 @@
     fake.fault("etag", part=3)           # another ETag than that of the bytes
     fake.fault("complete-error")         # 200, then <Error>
     fake.fault("complete-lost")          # done, but no answer
+    fake.fault("flip")                   # completed, but a byte of it changes
     fake.region = "eu-south-2"           # the only one whose signatures it takes
     fake.clock = -3600                   # seconds that its clock is off
     fake.hold = 3                        # from this part on PUTs wait until release()
+    fake.hold_key = "x.json"             # so do those of objects whose key ends so
+    fake.hold_complete = True            # completed, but the answer waits
 
-Signatures are not checked (Swift's are): only their region and date are looked at.
+Signatures are looked at for region and date only; a strict server checks all of them, as AWS
+documents it, and what is signed must hold: Host, every x-amz header, the body's SHA-256, and with
+x-amz-checksum-algorithm the checksum of each part, when it comes and when the upload is completed.
+
+    fake = S3(strict=True).start()       # also as <bucket>.localhost
+    fake.fault("damage", part=2)         # a byte of the body changes on the way
 """
 import base64
 import calendar
 import email.utils
 import hashlib
+import hmac
 import http.server
 import re
 import threading
@@ -31,14 +40,17 @@ def md5(data):
 class S3:
     ACCESS, SECRET = "fake", "fake-secret"
 
-    def __init__(self, page=1000):
+    def __init__(self, page=1000, strict=False):
+        self.strict, self.hosts, self.checked = strict, set(), []
+        self.arrivals = []  # of PUTs: (part, monotonic)
         self.lock = threading.Lock()
         self.objects, self.uploads = {}, {}
         self.faults, self.puts, self.requests = [], [], []
         self.first_put, self.finished = None, []  # monotonic; (file name, monotonic)
         self.region, self.clock, self.page, self.hold = None, 0, page, None
+        self.hold_key, self.hold_complete = None, False
         self.conditions = True
-        self.released = threading.Event()
+        self.released, self.held = threading.Event(), threading.Event()
         self.server = None
 
     def start(self):
@@ -74,7 +86,8 @@ class S3:
         return None
 
     def release(self):
-        self.hold = None
+        self.hold = self.hold_key = None
+        self.hold_complete = False
         self.released.set()
 
 
@@ -114,6 +127,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         self.query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         _, _, rest = url.path.partition("/")
+        host = self.headers["Host"].split(":")[0]
+        self.fake.hosts.add(host)
+        if host.endswith(".localhost"):
+            rest = host.removesuffix(".localhost") + "/" + rest
         self.bucket, _, key = rest.partition("/")
         self.key = urllib.parse.unquote(key)
         self.fake.requests.append((self.command, self.key, dict(self.query)))
@@ -136,7 +153,39 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.error(400, "AuthorizationHeaderMalformed",
                        extra=f"<Region>{self.fake.region}</Region>")
             return False
+        if self.fake.strict and not self.is_signed():
+            self.rfile.read(self.length)
+            self.error(403, "SignatureDoesNotMatch")
+            return False
         return True
+
+    def is_signed(self):
+        """AWS Signature Version 4, from the bytes of the request as they came."""
+        def quote(text):
+            return urllib.parse.quote(text, safe="-_.~")
+        given = dict(part.split("=", 1) for part in re.split(
+            r",\s*", self.headers["Authorization"].removeprefix("AWS4-HMAC-SHA256 ")))
+        access, date, region, service, end = given["Credential"].split("/")
+        signed = given["SignedHeaders"].split(";")
+        must = {"host"} | {n.lower() for n in self.headers if n.lower().startswith("x-amz-")} | \
+            {n for n in ("content-md5",) if n in self.headers}
+        path, _, _ = self.path.partition("?")
+        if access != self.fake.ACCESS or (service, end) != ("s3", "aws4_request") or \
+                not must <= set(signed) or signed != sorted(signed) or \
+                not self.headers["x-amz-date"].startswith(date):
+            return False
+        query = "&".join(f"{quote(k)}={quote(v)}" for k, v in sorted(self.query.items()))
+        headers = "".join(f"{n}:{' '.join(self.headers[n].split())}\n" for n in signed)
+        request = "\n".join([self.command, path, query, headers, ";".join(signed),
+                             self.headers["x-amz-content-sha256"]])
+        scope = f"{date}/{region}/s3/aws4_request"
+        text = "\n".join(["AWS4-HMAC-SHA256", self.headers["x-amz-date"], scope,
+                          hashlib.sha256(request.encode()).hexdigest()])
+        key = ("AWS4" + self.fake.SECRET).encode()
+        for piece in (date, region, "s3", "aws4_request"):
+            key = hmac.digest(key, piece.encode(), "sha256")
+        return hmac.compare_digest(hmac.new(key, text.encode(), "sha256").hexdigest(),
+                                   given["Signature"])
 
     # ---- objects and parts ----
 
@@ -144,11 +193,14 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.fake.first_put is None:
             self.fake.first_put = time.monotonic()
         part = int(self.query.get("partNumber", 0))
-        fault = self.fake.take_fault(("cut", "status", "etag"), part)
+        self.fake.arrivals.append((part, time.monotonic()))
+        fault = self.fake.take_fault(("cut", "status", "etag", "damage"), part)
         if fault and fault["kind"] == "cut":
             self.rfile.read(self.length // 2)
             return self.cut()
-        if self.fake.hold is not None and part >= self.fake.hold:
+        if (self.fake.hold is not None and part >= self.fake.hold) or \
+                (self.fake.hold_key is not None and self.key.endswith(self.fake.hold_key)):
+            self.fake.held.set()
             self.fake.released.wait(60)
         body = self.rfile.read(self.length)
         if len(body) != self.length:
@@ -156,6 +208,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if fault and fault["kind"] == "status":
             return self.error(fault["status"], fault.get("code", "SlowDown"),
                               [("Retry-After", str(fault.get("retry_after", 0)))])
+        if fault and fault["kind"] == "damage":
+            body, fault = bytes([body[0] ^ 1]) + body[1:], None
         if hashlib.sha256(body).hexdigest() != self.headers["x-amz-content-sha256"]:
             return self.error(400, "XAmzContentSHA256Mismatch")
         sent = self.headers.get("Content-MD5")
@@ -175,6 +229,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         upload = self.fake.uploads.get(self.query["uploadId"])
         if upload is None:
             return self.error(404, "NoSuchUpload")
+        checksum = self.headers.get("x-amz-checksum-sha256")
+        if upload["algorithm"] == "SHA256":
+            if checksum != base64.b64encode(hashlib.sha256(body).digest()).decode():
+                return self.error(400, "BadDigest")
+            self.fake.checked.append(part)
+        elif checksum:
+            return self.error(400, "InvalidRequest")
         self.fake.puts.append(part)
         etag = md5(b"something else" if fault else body)
         upload["parts"][part] = (body, etag)
@@ -229,7 +290,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(self.length)
         if "uploads" in self.query:
             upload_id = f"u{len(self.fake.requests)}"
-            self.fake.uploads[upload_id] = {"key": self.key, "parts": {}, "time": time.time()}
+            self.fake.uploads[upload_id] = {
+                "key": self.key, "parts": {}, "time": time.time(),
+                "algorithm": self.headers.get("x-amz-checksum-algorithm")}
             return self.answer(200, "<InitiateMultipartUploadResult><UploadId>"
                                     f"{upload_id}</UploadId></InitiateMultipartUploadResult>")
         fault = self.fake.take_fault(("complete-error",))
@@ -243,19 +306,32 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.error(404, "NoSuchUpload")
         wanted = [(int(n), e) for e, n in re.findall(
             r"<ETag>(?:\"|&quot;)(\w+)(?:\"|&quot;)</ETag><PartNumber>(\d+)</PartNumber>", text)]
+        sums = re.findall(r"<ChecksumSHA256>([^<]*)</ChecksumSHA256></Part>", text)
         for number, etag in wanted:
             if upload["parts"].get(number, (b"", ""))[1] != etag:
                 return self.error(400, "InvalidPart")
+        if upload["algorithm"] == "SHA256" and sums != [
+                base64.b64encode(hashlib.sha256(upload["parts"][n][0]).digest()).decode()
+                for n, _ in wanted]:
+            return self.error(400, "InvalidPart")
         data = b"".join(upload["parts"][n][0] for n, _ in wanted)
         etag = md5(b"".join(bytes.fromhex(e) for _, e in wanted)) + f"-{len(wanted)}"
+        if self.fake.take_fault(("flip",)):
+            data = data[:4096] + bytes([data[4096] ^ 1]) + data[4097:]
         self.fake.objects[self.key] = (data, etag)
         del self.fake.uploads[self.query["uploadId"]]
         if self.fake.take_fault(("complete-lost",)):
             return self.cut()
+        if self.fake.hold_complete:
+            self.fake.held.set()
+            self.fake.released.wait(60)
         return self.answer(200, "<CompleteMultipartUploadResult><ETag>x</ETag>"
                                 "</CompleteMultipartUploadResult>")
 
     def on_delete(self):
+        if "uploadId" not in self.query:
+            self.fake.objects.pop(self.key, None)
+            return self.answer(204)
         if self.fake.uploads.pop(self.query["uploadId"], None) is None:
             return self.error(404, "NoSuchUpload")
         return self.answer(204)

@@ -11,7 +11,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 
     if (upload_state_parse((const char *)data, size, &state, &err) < 0)
         return 0;
-    if (state->whole_bytes > size || state->part_count == 0)
+    if (state->whole_bytes > size || state->part_count == 0 ||
+        (state->marks == NULL) != (state->identity == NULL) ||
+        (state->identity != NULL && state->done_size > state->size))
         abort();
     for (size_t i = 0; i < state->part_count; i++) {
         if (state->parts[i].offset != end)

@@ -259,6 +259,60 @@ def test_an_upload_is_aborted_for_good(fake, lied, big):
     assert lied.run("abort", id=answer["id"])["ok"]
 
 
+def test_the_server_says_how_long_to_wait(fake, lied, big):
+    """503 with Retry-After: the part comes again no earlier, by the server's own clock."""
+    lied.uploads["main"]["parallel"] = 1
+    fake.fault("status", part=2, status=503, retry_after=4)
+    assert lied.upload(big)["ok"]
+    first, second = [at for part, at in fake.arrivals if part == 2]
+    assert 4 <= second - first < 15
+
+
+# ---- an S3 server that checks everything ----
+
+@pytest.fixture
+def strict():
+    server = S3(strict=True).start()
+    yield server
+    server.stop()
+
+
+def strict_driver(strict, tmp_path, **more):
+    entry = dict(strict.entry("s3://bucket/p"), **more)
+    return Driver(tmp_path, {"main": entry}, "s3://bucket/p")
+
+
+def test_sha256_checksums_and_virtual_hosts_are_what_aws_documents(strict, tmp_path, big, small):
+    driver = strict_driver(strict, tmp_path, checksum="sha256", path_style="false",
+                           endpoint=strict.endpoint.replace("127.0.0.1", "localhost"),
+                           session_token="token+/=")
+    strict.fault("damage", part=2)
+    other = "web/exp-0123456789abcdef/ü b+c&d (1)*~.ovf"
+    answer = driver.upload(big)
+    assert answer["ok"], answer
+    assert strict.hosts == {"bucket.localhost"}
+    assert sorted(strict.checked) == [1, 2, 3]
+    assert sha(strict.objects[f"p/{NAME}"][0]) == sha(big.read_bytes())
+    driver.state.unlink()
+    assert driver.upload(small, name=other)["ok"]
+    assert strict.objects[f"p/{other}"][0] == small.read_bytes()
+
+
+def test_path_style_and_md5_are_signed_as_well(strict, tmp_path, big):
+    driver = strict_driver(strict, tmp_path)
+    answer = driver.upload(big)
+    assert answer["ok"], answer
+    assert strict.hosts == {"127.0.0.1"} and strict.checked == []
+    assert sha(strict.objects[f"p/{NAME}"][0]) == sha(big.read_bytes())
+
+
+def test_the_strict_server_refuses_a_wrong_secret(strict, tmp_path, small):
+    driver = strict_driver(strict, tmp_path, secret_access_key="Tr0ub4dor-wrong")
+    answer = driver.upload(small)
+    assert answer["code"] == "denied" and "SignatureDoesNotMatch" in answer["error"]
+    assert strict.objects == {}
+
+
 # ---- SFTP ----
 
 @pytest.fixture

@@ -31,7 +31,7 @@ struct tuning {
     bool probing; /* the last change was one more reader */
     uint64_t transferred;
     uint64_t best_rate; /* before that */
-    uint64_t readers_wait, rate_wait, write, cpu;
+    uint64_t readers_wait, rate_wait, target_wait, write, cpu;
     const char *limited_by;
 };
 
@@ -48,6 +48,8 @@ static int options_check(const struct copy_options *options, uint64_t size_bytes
     assert(options->output_count > 0 && options->output_count <= COPY_OUTPUTS_MAX);
     assert(options->readers > 0 && options->readers <= COPY_READERS_MAX);
     assert(options->journal_path == NULL || options->identity != NULL);
+    assert(options->follower == NULL ||
+           (options->output_count == 1 && options->journal_path != NULL));
     if (options->chunk_bytes == 0 || options->chunk_bytes % SINK_PIECE_BYTES != 0 ||
         options->chunk_bytes > CHUNK_BYTES_MAX) {
         return error_set(err, ERR_INVALID, "chunk size %" PRIu64 " is not 1 to 64 MiB in whole MiB",
@@ -226,10 +228,13 @@ static const char *limit_name(struct copy_run *run, struct tuning *tuning, int64
     uint64_t write = grown(&run->times.write, &tuning->write);
     uint64_t cpu = grown(&run->times.cpu, &tuning->cpu);
     uint64_t rate_wait = grown(&run->times.rate_wait, &tuning->rate_wait);
+    uint64_t target_wait = grown(&run->times.target_wait, &tuning->target_wait);
     uint64_t readers_ns = (uint64_t)took_ms * 1000000 * run->readers_wanted;
 
     if (run->options->provider->local) /* its readers do not wait for workers, they are those */
         wait += write + cpu;
+    if (target_wait * 100 >= (uint64_t)took_ms * 1000000 * WAITING_PERCENT)
+        return "target"; /* the one that waits holds all others back */
     if (rate_wait > wait && rate_wait * 100 >= readers_ns * WAITING_PERCENT)
         return "rate_limit";
     if (wait * 100 < readers_ns * WAITING_PERCENT)

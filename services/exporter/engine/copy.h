@@ -44,8 +44,20 @@ struct copy_output {
 struct copy_progress {
     uint64_t bytes_transferred; /* read from the source by this run */
     uint64_t bytes_done;        /* logical bytes that are through, resumed ones included */
-    const char *limited_by;     /* "source" | "disk" | "cpu" | "rate_limit" | "" */
+    const char *limited_by;     /* "source" | "disk" | "cpu" | "rate_limit" | "target" | "" */
     unsigned int readers;       /* that may read now */
+};
+
+/* Who takes the only output away while it is written (targets/upload_stream.h): it hears how much
+ * of the file is final, that is, will not change and is not needed to go on from the last
+ * checkpoint, and holds the readers back. Needs a journal. */
+struct copy_follower {
+    /* The file is open, and nothing written by this run; final_bytes 0: it begins anew. */
+    int (*begin)(void *arg, uint64_t final_bytes, struct error *err);
+    void (*advance)(void *arg, uint64_t final_bytes); /* after each checkpoint */
+    /* *out: may the disk be read up to disk_end? Called by any thread, never two at a time. */
+    int (*has_room)(void *arg, uint64_t disk_end, bool *out, struct error *err);
+    void *arg;
 };
 
 struct copy_options {
@@ -68,8 +80,9 @@ struct copy_options {
      * are what they are in the base: for outputs without backing they are read from base_image, and
      * compared. NULL: all may differ. */
     const uint8_t *changed;
-    const struct image_part *base_image; /* the earlier export's image; NULL: none is needed */
-    struct rate_transfer *rate;          /* what readers take their bytes from; NULL: no limit */
+    const struct image_part *base_image;  /* the earlier export's image; NULL: none is needed */
+    const struct copy_follower *follower; /* NULL: none */
+    struct rate_transfer *rate;           /* what readers take their bytes from; NULL: no limit */
     /* Tests put a source of theirs (faults) around the provider's; else NULL. */
     struct source *(*wrap)(struct source *below, void *arg);
     void *wrap_arg;

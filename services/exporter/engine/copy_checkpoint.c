@@ -103,6 +103,7 @@ static int open_sinks(struct copy_run *run, bool resume, struct error *err)
             .backing_root = output->backing_root,
             .resume = resume ? journal_state(run->journal, i) : NULL,
             .resume_offset = min_u64(run->resumed_prefix * options->chunk_bytes, run->size_bytes),
+            .sent_on = options->follower != NULL,
         };
         if (output->format->open(&sink, &run->sinks[i], err) < 0)
             return -1;
@@ -122,6 +123,28 @@ static void close_sinks(struct copy_run *run)
 static bool is_lost(const struct error *err)
 {
     return err->code == ERR_CORRUPT || err->code == ERR_NOT_FOUND || err->code == ERR_INVALID;
+}
+
+/* Up to where in the file all is final when the disk is through up to that chunk. */
+static uint64_t final_bytes(struct copy_run *run, uint64_t chunk)
+{
+    uint64_t offset = min_u64(chunk * run->options->chunk_bytes, run->size_bytes);
+
+    return run->options->outputs[0].format->final(run->sinks[0], offset);
+}
+
+static int follow(struct copy_run *run, struct error *err)
+{
+    const struct copy_follower *follower = run->options->follower;
+    uint64_t chunk = 0;
+
+    if (follower == NULL)
+        return 0;
+    /* The records of chunks stand there in any order: the prefix may reach farther than noticed. */
+    while (chunk < run->chunk_count && copy_chunk_is_resumed(run, chunk))
+        chunk++;
+    run->claimed = chunk;
+    return follower->begin(follower->arg, chunk == 0 ? 0 : final_bytes(run, chunk), err);
 }
 
 static int start_from_journal(struct copy_run *run, struct error *err)
@@ -178,7 +201,7 @@ int copy_start(struct copy_run *run, struct error *err)
     if (journal_open(options->journal_path, &spec, JOURNAL_LOCK_WAIT_MS, options->stopped,
                      &run->journal, err) < 0)
         return -1;
-    return start_from_journal(run, err);
+    return start_from_journal(run, err) < 0 ? -1 : follow(run, err);
 }
 
 /* ---- checkpoints ---- */
@@ -240,10 +263,22 @@ static void note_take(struct copy_run *run, struct copy_chunk *list)
         free(sorted[i]);
 }
 
-/* The chunks that are done and the outputs' states at one moment. */
-static int snapshot(struct copy_run *run, struct copy_chunk **out_done, struct strbuf *states,
-                    struct error *err)
+/* Mutex held: all chunks before this one are through. */
+static uint64_t chunks_through(const struct copy_run *run)
 {
+    uint64_t first = run->claimed;
+
+    for (const struct copy_chunk *chunk = run->open; chunk != NULL; chunk = chunk->next)
+        first = min_u64(first, chunk->chunks.first);
+    return first;
+}
+
+/* The chunks that are done, the outputs' states, and how much of the followed one is final, at one
+ * moment. */
+static int snapshot(struct copy_run *run, struct copy_chunk **out_done, struct strbuf *states,
+                    uint64_t *out_final, struct error *err)
+{
+    uint64_t through;
     int rc = 0;
 
     (void)pthread_rwlock_wrlock(&run->gate);
@@ -251,7 +286,10 @@ static int snapshot(struct copy_run *run, struct copy_chunk **out_done, struct s
         LOCK_SCOPE(&run->mutex);
         *out_done = STEAL(run->done);
         run->done_bytes = 0;
+        through = chunks_through(run);
     }
+    if (run->options->follower != NULL)
+        *out_final = final_bytes(run, through);
     for (size_t i = 0; i < run->options->output_count && rc == 0; i++) {
         const struct copy_output *output = &run->options->outputs[i];
         rc = output->format->state(run->sinks[i], &states[i], err);
@@ -298,6 +336,7 @@ int copy_checkpoint(struct copy_run *run, struct error *err)
     struct strbuf states[COPY_OUTPUTS_MAX];
     const char *texts[COPY_OUTPUTS_MAX];
     struct copy_chunk *done = NULL;
+    uint64_t final = 0;
     int rc;
 
     if (run->journal == NULL) {
@@ -306,7 +345,7 @@ int copy_checkpoint(struct copy_run *run, struct error *err)
     }
     for (size_t i = 0; i < count; i++)
         strbuf_init(&states[i], SINK_STATE_BYTES_MAX);
-    rc = snapshot(run, &done, states, err);
+    rc = snapshot(run, &done, states, &final, err);
     if (rc == 0)
         rc = sync_sinks(run, err);
     note_take(run, done);
@@ -316,6 +355,8 @@ int copy_checkpoint(struct copy_run *run, struct error *err)
     }
     if (rc == 0)
         rc = journal_checkpoint(run->journal, texts, count, err);
+    if (rc == 0 && run->options->follower != NULL)
+        run->options->follower->advance(run->options->follower->arg, final);
     for (size_t i = 0; i < count; i++)
         strbuf_release(&states[i]);
     return rc;

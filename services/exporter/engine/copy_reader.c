@@ -7,6 +7,7 @@
 #include "services/exporter/engine/copy_run.h"
 
 #define BACKOFF_BASE_MS 200
+#define ROOM_POLL_MS    20
 #define BACKOFF_MAX_MS  10000 /* a source that restarts needs some 10 s */
 
 /* ---- the reader's source ---- */
@@ -108,6 +109,7 @@ static struct copy_chunk *chunk_new(struct copy_run *run, uint64_t first, uint64
     LOCK_SCOPE(&run->mutex);
     chunk->next = run->open;
     run->open = chunk;
+    run->claimed = first + count;
     return chunk;
 }
 
@@ -156,6 +158,30 @@ static void unit_of_chunk(struct copy_run *run, struct copy_unit *unit)
         run->claim_chunk = NULL;
 }
 
+/* Until the follower has room for the next chunk, before it is claimed: so whatever is claimed gets
+ * through, and what is through gives the follower more to take. false: the run has ended, or err.
+ */
+static bool wait_for_room(struct copy_run *run, struct error *err)
+{
+    const struct copy_follower *follower = run->options->follower;
+    uint64_t end = min_u64(run->claim_offset + run->options->chunk_bytes, run->size_bytes);
+    bool room = follower == NULL || run->claim_chunk != NULL; /* the rest of a claimed one */
+
+    while (!room) {
+        int64_t start = clock_mono_ns();
+        if (follower->has_room(follower->arg, end, &room, err) < 0)
+            return false;
+        if (room)
+            break;
+        LOCK_SCOPE(&run->mutex);
+        if (run->ended)
+            return false;
+        copy_wait_ms(run, &run->free, ROOM_POLL_MS);
+        atomic_fetch_add(&run->times.target_wait, (uint64_t)(clock_mono_ns() - start));
+    }
+    return true;
+}
+
 /* The next unit into reader->unit; false: there is none, or the run has ended, or err. */
 static bool claim(struct copy_reader *reader, struct error *err)
 {
@@ -167,8 +193,8 @@ static bool claim(struct copy_reader *reader, struct error *err)
     while (run->stream == NULL && run->claim_chunk == NULL && run->claim_offset < run->size_bytes &&
            copy_chunk_is_resumed(run, run->claim_offset / chunk_bytes))
         run->claim_offset = min_u64(run->claim_offset + chunk_bytes, run->size_bytes);
-    if (run->claim_offset >= run->size_bytes || copy_ended(run) || extents_fetch(reader, err) < 0 ||
-        copy_stream_look(run, err) < 0)
+    if (run->claim_offset >= run->size_bytes || copy_ended(run) || !wait_for_room(run, err) ||
+        extents_fetch(reader, err) < 0 || copy_stream_look(run, err) < 0)
         return false;
     unit.offset = run->claim_offset;
     unit.ticket = run->claim_ticket;

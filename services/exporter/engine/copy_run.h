@@ -80,6 +80,7 @@ struct copy_reader {
 struct copy_times {
     atomic_uint_fast64_t readers_wait; /* for room, and decoding: the source could do more */
     atomic_uint_fast64_t rate_wait;    /* of readers, for bandwidth */
+    atomic_uint_fast64_t target_wait;  /* of the one that claims, for the follower */
     atomic_uint_fast64_t write;
     atomic_uint_fast64_t cpu;
 };
@@ -125,6 +126,7 @@ struct copy_run {
     uint8_t *buffers[COPY_ROOM_MAX];           /* not in use */
     size_t buffer_count;
     struct copy_chunk *open; /* claimed, not complete */
+    uint64_t claimed;        /* chunks up to here are claimed, or were done before */
     struct copy_chunk *done; /* not in the journal yet */
     uint64_t done_bytes;     /* of those */
     uint64_t bytes_done;     /* all, resumed ones included */

@@ -204,6 +204,12 @@ static int publish(struct export_run *run, struct error *err)
 {
     if (release_after_plan(run, err) < 0)
         return -1;
+    if (run->options.stream) { /* it is complete there, or nowhere */
+        return export_upload_files(run, err) < 0 || worker_task_permit(run->task, err) < 0 ||
+                       export_upload_record(run, err) < 0
+                   ? -1
+                   : 0;
+    }
     if (export_upload_files(run, err) < 0)
         return keep_local_export(run, err);
     if (finish(run, err) < 0)
@@ -287,6 +293,7 @@ static bool tidy_files(struct export_run *run, bool worthless)
     }
     if (!worthless || run->plan != NULL)
         return true;
+    export_upload_discard(run);
     if (export_discard(run, &err) < 0)
         worker_task_log(run->task, LOG_LEVEL_ERROR, "partial files remain: %s", err.message);
     return false;

@@ -236,6 +236,7 @@ static int copy_all(struct export_run *run, struct export_disk *disk, struct err
     struct image_part base_image = {.path = earlier, .format = disk->images[0].format->name};
     struct copy_output outputs[COPY_OUTPUTS_MAX] = {0};
     auto_copy_result result = {0};
+    auto_export_stream *stream = NULL;
     char uuid[UUID_SIZE];
     int64_t start_ms = clock_mono_ms();
     struct copy_options options = {
@@ -264,12 +265,17 @@ static int copy_all(struct export_run *run, struct export_disk *disk, struct err
 
     image_uuid(run, disk, uuid);
     fill_outputs(run, disk, outputs);
+    if (run->options.stream) {
+        if (export_stream_open(run, disk, journal, &stream, err) < 0)
+            return -1;
+        options.follower = export_stream_follower(stream);
+    }
     if (copy_disk(&options, &result, err) < 0)
         return error_wrap(err, "disk '%.64s'", disk->name);
     if (take_result(disk, &result, err) < 0 || export_may_write(run, err) < 0)
         return -1;
     log_copied(run, disk, clock_mono_ms() - start_ms, result.bytes_resumed);
-    return 0;
+    return stream == NULL ? 0 : export_stream_finish(stream, err);
 }
 
 /* A whole disk of which the source says that nothing changed has the base's leaves. */

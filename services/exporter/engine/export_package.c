@@ -133,6 +133,8 @@ static void on_verified(void *arg, uint64_t bytes_done)
 
 static int verify_disk(struct export_run *run, struct export_disk *disk, struct error *err)
 {
+    if (run->options.stream)
+        return export_stream_verify(run, disk, on_verified, err);
     for (size_t i = 0; i < disk->image_count; i++) {
         struct export_image *image = &disk->images[i];
         const struct copy_verify_options options = {

@@ -8,6 +8,7 @@
  *   export_package.c descriptor, digests, manifests, verification, the plan
  *   export_ova.c     the same as members of one OVA
  *   export_upload.c  the way to a target outside
+ *   export_stream.c  the same for images while they are written
  *   export_encrypt.c encryption at rest
  *   export_finish.c  final names, and back
  *   export_base.c    the earlier export that an incremental one goes on from
@@ -52,6 +53,7 @@ struct export_options {
     const char *compression; /* of qcow2 clusters: "zlib", "zstd"; NULL: none */
     const char *upload;      /* URL; "" for none */
     bool keep_local;         /* false: local files go when the upload is verified */
+    bool stream;             /* images are uploaded while they are written, none stays here */
     bool incremental;        /* below output_path, going on from the export before if that can be */
     bool by_disk;            /* incremental, and of whole disks: every format but qcow2 */
     bool force_full;
@@ -341,6 +343,44 @@ void export_upload_result(const struct export_run *run, json_t *result);
 /* Removes the state files in dir. */
 void export_upload_forget(const char *dir);
 void export_upload_free(struct export_run *run);
+/* Of an export that failed for good: what it streamed is removed at the target. */
+void export_upload_discard(struct export_run *run);
+
+/* Uploads have numbers: files of the plan theirs, export.json the one behind them, then streams. */
+#define EXPORT_UPLOAD_STREAMS ((size_t)EXPORT_FILES_MAX + 1)
+#define EXPORT_UPLOADS_MAX    (EXPORT_UPLOAD_STREAMS + VM_DISKS_MAX)
+/* The open target; NULL until it answers. */
+struct target *export_upload_target(const struct export_run *run);
+/* What a file is called there; where the upload's state is. Callers free. */
+char *export_upload_object(const struct export_run *run, const char *name);
+char *export_upload_state(const char *dir, size_t index);
+/* Records that upload `index` is under way as `id`; and the id of that record, NULL: none. */
+MUST_CHECK int export_upload_note(struct export_run *run, size_t index, const char *id,
+                                  const char *object, struct error *err);
+char *export_upload_id(const struct worker_task *task, size_t index, const char **out_object);
+/* Is that file of the plan at the target already, and only there? */
+bool export_is_streamed(const struct export_run *run, const struct export_record_file *file);
+
+/* export_stream.c */
+struct export_stream;
+/* ERR_NOT_AVAILABLE: the options cannot be had together. */
+MUST_CHECK int export_stream_check(const struct export_options *options, struct error *err);
+/* How much room its files take here at most, of images of that many bytes. */
+uint64_t export_stream_room(const struct export_run *run, uint64_t bytes);
+/* Before the disk is copied. When the upload begins anew the journal goes. */
+MUST_CHECK int export_stream_open(struct export_run *run, struct export_disk *disk,
+                                  const char *journal, struct export_stream **out,
+                                  struct error *err);
+const struct copy_follower *export_stream_follower(const struct export_stream *stream);
+/* After it: the rest goes out; the image's digest is known then. */
+MUST_CHECK int export_stream_finish(struct export_stream *stream, struct error *err);
+void export_stream_close(struct export_stream *stream); /* NULL-safe */
+DEFINE_AUTO(export_stream, struct export_stream, export_stream_close)
+#define auto_export_stream CLEANUP(export_stream_auto) struct export_stream
+/* Compares the image at the target with the leaves. */
+MUST_CHECK int export_stream_verify(struct export_run *run, const struct export_disk *disk,
+                                    void (*progress)(void *arg, uint64_t bytes_done),
+                                    struct error *err);
 
 /* Every file has its entry in run->files. */
 MUST_CHECK int export_add_file(struct export_run *run, const char *name, const char *type,

@@ -33,6 +33,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "compress",
                                         "upload",
                                         "keep_local",
+                                        "stream_upload",
                                         "encrypt_key",
                                         EXPORT_SPEC_PASSPHRASE,
                                         "incremental",
@@ -154,6 +155,7 @@ int export_spec_read(struct export_run *run, struct error *err)
         json_get_string(spec, "compress", "", &compress, err) < 0 ||
         json_get_string(spec, "upload", "", &options->upload, err) < 0 ||
         json_get_bool(spec, "keep_local", true, &options->keep_local, err) < 0 ||
+        json_get_bool(spec, "stream_upload", false, &options->stream, err) < 0 ||
         json_get_string(spec, "encrypt_key", "", &encrypt_key, err) < 0 ||
         json_get_string(spec, EXPORT_SPEC_PASSPHRASE, "", &passphrase, err) < 0 ||
         read_incremental(spec, options, err) < 0 ||
@@ -167,7 +169,8 @@ int export_spec_read(struct export_run *run, struct error *err)
     options->compression = compress[0] == '\0' ? NULL : compress;
     options->encrypt_key = encrypt_key[0] == '\0' ? NULL : encrypt_key;
     options->passphrase = passphrase[0] == '\0' ? NULL : passphrase;
-    if (check_format(options->format, err) < 0 || export_encryption_open(run, err) < 0)
+    if (check_format(options->format, err) < 0 || export_stream_check(options, err) < 0 ||
+        export_encryption_open(run, err) < 0)
         return -1;
     return check_compression(options, err);
 }
@@ -216,6 +219,8 @@ int export_check_space(struct export_run *run, const struct vm *vm, struct error
     bytes = vm->used_bytes > 0 ? min_u64(vm->used_bytes, capacity) : capacity;
     if (run->base.chain != NULL && !run->options.by_disk)
         bytes = 0;
+    if (run->options.stream)
+        bytes = export_stream_room(run, bytes);
     if (!checked_mul_u64(bytes, images_per_disk(&run->options), &needed) ||
         !checked_add_u64(needed, METADATA_BYTES, &needed))
         return error_set(err, ERR_LIMIT, "VM '%.128s' has disks of impossible size", vm->name);

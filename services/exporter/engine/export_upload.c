@@ -106,7 +106,7 @@ int export_upload_open(struct export_run *run, struct error *err)
         sweep_stale(run);
         return 0;
     }
-    if (!error_is_retryable(err))
+    if (run->options.stream || !error_is_retryable(err))
         return error_wrap(err, "upload");
     worker_task_log(run->task, LOG_LEVEL_WARN,
                     "the upload's target does not answer yet, the export begins anyway: %s",
@@ -117,12 +117,12 @@ int export_upload_open(struct export_run *run, struct error *err)
 
 /* ---- names, records ---- */
 
-static char *object_of(const struct export_run *run, const char *name)
+char *export_upload_object(const struct export_run *run, const char *name)
 {
     return xasprintf("%s/%s/%s", run->stem, run->export_id, name);
 }
 
-static char *state_path(const char *dir, size_t index)
+char *export_upload_state(const char *dir, size_t index)
 {
     return xasprintf("%s/" STATE_NAME ".%zu", dir, index);
 }
@@ -133,21 +133,26 @@ static void record_key(size_t index, char out[RECORD_KEY_SIZE])
 }
 
 /* "<upload id> <object>"; ids have no blanks, objects may. */
+int export_upload_note(struct export_run *run, size_t index, const char *id, const char *object,
+                       struct error *err)
+{
+    autofree char *value = xasprintf("%s %s", id, object);
+    char key[RECORD_KEY_SIZE];
+
+    record_key(index, key);
+    if (worker_task_record_put(run->task, EXPORT_KEY_UPLOAD_URL, run->options.upload, err) < 0)
+        return -1;
+    return worker_task_record_put(run->task, key, value, err);
+}
+
 static int note_id(void *arg, const char *id, struct error *err)
 {
     const struct in_flight *flight = arg;
-    struct worker_task *task = flight->run->task;
-    autofree char *value = xasprintf("%s %s", id, flight->object);
-    char key[RECORD_KEY_SIZE];
 
-    record_key(flight->run->upload->index, key);
-    if (worker_task_record_put(task, EXPORT_KEY_UPLOAD_URL, flight->run->options.upload, err) < 0)
-        return -1;
-    return worker_task_record_put(task, key, value, err);
+    return export_upload_note(flight->run, flight->run->upload->index, id, flight->object, err);
 }
 
-/* The id in a record of note_id. Caller frees; NULL: none. */
-static char *recorded_id(const struct worker_task *task, size_t index, const char **out_object)
+char *export_upload_id(const struct worker_task *task, size_t index, const char **out_object)
 {
     char key[RECORD_KEY_SIZE];
     const char *value;
@@ -195,16 +200,21 @@ static void on_progress(void *arg, uint64_t bytes)
     worker_task_progress(flight->run->task, &progress);
 }
 
+struct target *export_upload_target(const struct export_run *run)
+{
+    return run->upload->target;
+}
+
 /* ---- sending ---- */
 
 static int send_file(struct export_run *run, size_t index, const char *path,
                      const struct export_record_file *file, struct error *err)
 {
-    autofree char *object = object_of(run, file->name);
-    autofree char *state = state_path(run->dir, index);
+    autofree char *object = export_upload_object(run, file->name);
+    autofree char *state = export_upload_state(run->dir, index);
     struct in_flight flight = {run, object};
     const char *recorded_object = "";
-    autofree char *old_id = recorded_id(run->task, index, &recorded_object);
+    autofree char *old_id = export_upload_id(run->task, index, &recorded_object);
     const struct upload_file upload = {
         .path = path,
         .object = {.name = object, .size = file->size},
@@ -225,10 +235,33 @@ static int send_file(struct export_run *run, size_t index, const char *path,
 }
 
 /* Lists and manifests speak of the others and come after them. */
+bool export_is_streamed(const struct export_run *run, const struct export_record_file *file)
+{
+    return run->options.stream && strcmp(file->type, "disk") == 0;
+}
+
 static bool comes_late(const struct export_record_file *file)
 {
     return strcmp(file->type, "mf") == 0 || strcmp(file->type, "manifest") == 0 ||
            strcmp(file->type, "checksums") == 0;
+}
+
+/* A streamed image was complete before the plan was made; somebody may have removed it since. */
+static int check_streamed(struct export_run *run, const struct export_record_file *file,
+                          struct error *err)
+{
+    autofree char *name = export_upload_object(run, file->name);
+    const struct target_object object = {.name = name, .size = file->size};
+    struct target *target = run->upload->target;
+    bool exists = false;
+
+    if (target->base.class->exists(target, &object, &exists, err) < 0)
+        return -1;
+    return exists ? 0
+                  : error_set(err, ERR_NOT_FOUND,
+                              "'%.200s' is gone from the target, and there is no copy here: export "
+                              "again, as a new job",
+                              name);
 }
 
 static int send_planned(struct export_run *run, bool late, struct error *err)
@@ -239,32 +272,43 @@ static int send_planned(struct export_run *run, bool late, struct error *err)
         autofree char *final_path = export_path(run, file->name);
         if (comes_late(file) != late)
             continue;
+        if (export_is_streamed(run, file)) {
+            if (check_streamed(run, file, err) < 0)
+                return -1;
+            continue;
+        }
         if (send_file(run, i, access(final_path, F_OK) == 0 ? final_path : partial, file, err) < 0)
             return -1;
     }
     return 0;
 }
 
-static void log_begin(struct export_run *run)
+static void log_begin(struct export_run *run, size_t count)
 {
-    autofree char *object = object_of(run, "");
+    autofree char *object = export_upload_object(run, "");
     autofree char *url = upload_url_text(&run->upload->url, object);
     char size[EXPORT_SIZE_TEXT];
 
-    worker_task_log(run->task, LOG_LEVEL_INFO, "uploading %zu files, %s, to '%s'",
-                    run->plan->file_count + 1, export_size_text(run->upload->total, size), url);
+    worker_task_log(run->task, LOG_LEVEL_INFO, "uploading %zu files, %s, to '%s'", count,
+                    export_size_text(run->upload->total, size), url);
 }
 
 int export_upload_files(struct export_run *run, struct error *err)
 {
+    size_t count = 1; /* export.json */
+
     if (run->upload == NULL)
         return 0;
     export_phase(run, "uploading");
     run->upload->total = 0;
     run->upload->before = 0;
-    for (size_t i = 0; i < run->plan->file_count; i++)
+    for (size_t i = 0; i < run->plan->file_count; i++) {
+        if (export_is_streamed(run, &run->plan->files[i]))
+            continue;
         run->upload->total += run->plan->files[i].size;
-    log_begin(run);
+        count++;
+    }
+    log_begin(run, count);
     if (connect_target(run->upload, worker_task_stopped(run->task), run->rate, err) < 0 ||
         send_planned(run, false, err) < 0)
         return -1;
@@ -273,7 +317,8 @@ int export_upload_files(struct export_run *run, struct error *err)
 
 int export_upload_record(struct export_run *run, struct error *err)
 {
-    autofree char *path = export_path(run, EXPORT_RECORD_NAME);
+    autofree char *path =
+        run->options.stream ? export_plan_path(run) : export_path(run, EXPORT_RECORD_NAME);
     char sha256[DIGEST_HEX_SIZE];
     struct export_record_file file = {.name = EXPORT_RECORD_NAME, .sha256 = sha256};
     struct stat st;
@@ -296,8 +341,8 @@ int export_upload_record(struct export_run *run, struct error *err)
 
 void export_upload_forget(const char *dir)
 {
-    for (size_t i = 0; i <= EXPORT_FILES_MAX; i++) {
-        autofree char *path = state_path(dir, i);
+    for (size_t i = 0; i < EXPORT_UPLOADS_MAX; i++) {
+        autofree char *path = export_upload_state(dir, i);
         (void)unlink(path);
     }
 }
@@ -315,7 +360,7 @@ static int recall_text(struct export_run *run, const char *name, char **out, siz
 {
     autofree char *final_path = export_path(run, name);
     autofree char *partial = local_partial_path(run->dir, name, run->generation);
-    autofree char *object = object_of(run, name);
+    autofree char *object = export_upload_object(run, name);
     struct error none = ERROR_NONE;
 
     if (file_read(final_path, EXPORT_RECORD_BYTES_MAX, out, out_size, &none) == 0)
@@ -412,12 +457,41 @@ static int abort_recorded(struct worker_task *task, struct export_upload *upload
                           struct error *err)
 {
     const char *object = "";
-    autofree char *id = recorded_id(task, index, &object);
+    autofree char *id = export_upload_id(task, index, &object);
     const struct target_object what = {.name = object};
+    const struct target_class *class;
 
     if (id == NULL)
         return 0;
-    return upload->target->base.class->abort(upload->target, &what, id, err);
+    class = upload->target->base.class;
+    if (class->abort(upload->target, &what, id, err) < 0)
+        return -1;
+    /* Images that were sent while they were written are there before the export is complete. */
+    return index < EXPORT_UPLOAD_STREAMS ? 0 : class->remove(upload->target, object, err);
+}
+
+static int abort_all(struct worker_task *task, struct export_upload *upload, struct error *err)
+{
+    for (size_t i = 0; i < EXPORT_UPLOADS_MAX; i++) {
+        if (abort_recorded(task, upload, i, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+/* Whether this works changes nothing about the failure. */
+void export_upload_discard(struct export_run *run)
+{
+    struct error err = ERROR_NONE;
+
+    if (!run->options.stream || run->upload == NULL || run->upload->target == NULL)
+        return;
+    if (abort_all(run->task, run->upload, &err) < 0) {
+        worker_task_log(run->task, LOG_LEVEL_WARN, "unfinished uploads remain at the target: %s",
+                        err.message);
+    }
+    if (run->dir != NULL)
+        export_upload_forget(run->dir);
 }
 
 /* A target that cannot be used any more (account gone) must not keep the release from ending. */
@@ -442,8 +516,8 @@ int exporter_abort_uploads(struct worker_task *task, struct exporter *exporter, 
     if (read_target(exporter, url, &upload, err) < 0 ||
         connect_target(&upload, worker_task_stopped(task), NULL, err) < 0)
         rc = -1;
-    for (size_t i = 0; i <= EXPORT_FILES_MAX && rc == 0; i++)
-        rc = abort_recorded(task, &upload, i, err);
+    if (rc == 0)
+        rc = abort_all(task, &upload, err);
     target_close(upload.target);
     if (upload.has_settings)
         target_settings_release(&upload.settings);

@@ -34,6 +34,15 @@ static int file_open(struct image *image, const char *path, int flags, struct er
     return 0;
 }
 
+static void source_open(struct image *image, const struct image_source *source)
+{
+    image->source = source;
+    image->file_bytes = source->size_bytes;
+    image->cache = xcalloc(1, sizeof *image->cache);
+    for (size_t i = 0; i < IMAGE_CACHE_BLOCKS; i++)
+        image->cache->blocks[i].index = UINT64_MAX;
+}
+
 /* Narrows the file to the part. */
 static int take_part(struct image *image, const struct image_part *part, struct error *err)
 {
@@ -64,8 +73,12 @@ int image_open_file(const struct image_part *part, int flags, const struct image
     image->above = above;
     image->path = xstrdup(part->path);
     image->root = part->root == NULL ? NULL : xstrdup(part->root);
-    if (file_open(image, part->path, flags, err) < 0)
+    image->fd = -1;
+    if (part->source != NULL) {
+        source_open(image, part->source);
+    } else if (file_open(image, part->path, flags, err) < 0) {
         return -1;
+    }
     if ((check != NULL && check(above, image, err) < 0) || image_root_check(image, err) < 0 ||
         take_part(image, part, err) < 0 || ops->open(image, err) < 0) {
         /* Of a chain, the first image and the one that fails are named. */
@@ -143,10 +156,61 @@ void image_close(struct image *image)
     image_close(image->backing);
     if (image->fd >= 0)
         (void)close(image->fd);
+    for (size_t i = 0; image->cache != NULL && i < IMAGE_CACHE_BLOCKS; i++)
+        free(image->cache->blocks[i].bytes);
+    free(image->cache);
     free(image->backing_name);
     free(image->root);
     free(image->path);
     free(image);
+}
+
+/* The block of the source, from the cache or into it. */
+static int block_get(const struct image *image, uint64_t index, const uint8_t **out,
+                     struct error *err)
+{
+    const struct image_source *source = image->source;
+    struct image_cache *cache = image->cache;
+    uint64_t offset = index * IMAGE_CACHE_BLOCK_BYTES;
+    size_t oldest = 0;
+
+    for (size_t i = 0; i < IMAGE_CACHE_BLOCKS; i++) {
+        if (cache->blocks[i].index == index) {
+            cache->blocks[i].used = ++cache->clock;
+            *out = cache->blocks[i].bytes;
+            return 0;
+        }
+        if (cache->blocks[i].used < cache->blocks[oldest].used)
+            oldest = i;
+    }
+    if (cache->blocks[oldest].bytes == NULL)
+        cache->blocks[oldest].bytes = xmalloc(IMAGE_CACHE_BLOCK_BYTES);
+    cache->blocks[oldest].index = UINT64_MAX;
+    if (source->read(source->arg, cache->blocks[oldest].bytes,
+                     (size_t)min_u64(IMAGE_CACHE_BLOCK_BYTES, source->size_bytes - offset), offset,
+                     err) < 0)
+        return -1;
+    cache->blocks[oldest].index = index;
+    cache->blocks[oldest].used = ++cache->clock;
+    *out = cache->blocks[oldest].bytes;
+    return 0;
+}
+
+static int source_read(const struct image *image, uint8_t *out, size_t length, uint64_t offset,
+                       struct error *err)
+{
+    while (length > 0) {
+        size_t inside = (size_t)(offset % IMAGE_CACHE_BLOCK_BYTES);
+        size_t n = (size_t)min_u64(length, IMAGE_CACHE_BLOCK_BYTES - inside);
+        const uint8_t *block = NULL;
+        if (block_get(image, offset / IMAGE_CACHE_BLOCK_BYTES, &block, err) < 0)
+            return -1;
+        memcpy(out, block + inside, n);
+        out += n;
+        offset += n;
+        length -= n;
+    }
+    return 0;
 }
 
 int image_file_read(const struct image *image, void *out, size_t length, uint64_t offset,
@@ -156,6 +220,8 @@ int image_file_read(const struct image *image, void *out, size_t length, uint64_
         return error_set(err, ERR_CORRUPT, "the file ends before %" PRIu64 " + %zu", offset,
                          length);
     }
+    if (image->source != NULL)
+        return source_read(image, out, length, image->base + offset, err);
     if (pread_all(image->fd, out, length, image->base + offset) < 0)
         return error_set_errno(err, errno, "cannot read at %" PRIu64, offset);
     return 0;

@@ -9,9 +9,18 @@
 
 struct image;
 
+/* An image that is no file here (an object at a target). */
+struct image_source {
+    /* All of length, which lies inside. By the thread of the image. */
+    int (*read)(void *arg, void *buffer, size_t length, uint64_t offset, struct error *err);
+    void *arg;
+    uint64_t size_bytes;
+};
+
 /* Where an image is: a file, or a part of one (a member of an OVA). */
 struct image_part {
     const char *path;
+    const struct image_source *source; /* instead of the file; path is its name then. NULL: none */
     const char *format;
     uint64_t offset;
     uint64_t length;  /* 0: up to the end of the file */

@@ -20,8 +20,22 @@ struct image_ops {
     void (*close)(struct image *image); /* frees data, which may be NULL */
 };
 
+#define IMAGE_CACHE_BLOCKS      2U /* data, and the table that speaks of it */
+#define IMAGE_CACHE_BLOCK_BYTES ((size_t)(8 * MIB))
+
+struct image_cache { /* of a source: one request for many records */
+    struct {
+        uint64_t index; /* of the block; UINT64_MAX: none */
+        uint64_t used;
+        uint8_t *bytes;
+    } blocks[IMAGE_CACHE_BLOCKS];
+    uint64_t clock;
+};
+
 struct image {
     const struct image_ops *ops;
+    const struct image_source *source; /* NULL: it is the file: */
+    struct image_cache *cache;
     int fd;
     uint64_t base; /* of the image in its file: offsets count from here */
     char *path;

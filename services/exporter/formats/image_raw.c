@@ -22,8 +22,11 @@ static int raw_read(struct image *image, uint8_t *out, size_t length, uint64_t o
 
 static bool raw_is_hole(struct image *image, uint64_t offset, uint64_t length)
 {
-    off_t data = lseek(image->fd, (off_t)(image->base + offset), SEEK_DATA);
+    off_t data;
 
+    if (image->source != NULL)
+        return false;
+    data = lseek(image->fd, (off_t)(image->base + offset), SEEK_DATA);
     if (data < 0)
         return errno == ENXIO; /* nothing but a hole up to the end */
     return (uint64_t)data >= image->base + offset + length;

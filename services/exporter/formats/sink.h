@@ -38,6 +38,9 @@ struct sink_options {
     /* SINK_ORDERED with resume: pieces come again from this disk offset on; what the file holds of
      * them is dropped. Not behind the state's own position. */
     uint64_t resume_offset;
+    /* What is final (below) goes elsewhere while the image is written, and may be gone from the
+     * file when it is gone on with: what a resume needs of it is kept in "<path>.index". */
+    bool sent_on;
 };
 
 /* Result of encode(); release with free(data). */
@@ -67,6 +70,10 @@ struct sink_format {
     int (*state)(struct sink *sink, struct strbuf *state, struct error *err);
     /* What was written before becomes durable; writes may run meanwhile. */
     int (*sync)(struct sink *sink, struct error *err);
+    /* Of an image that is sent on, when all pieces before disk_offset were written: up to where the
+     * file neither changes any more nor is needed to go on from there. Called like state. NULL:
+     * this format changes its front last. */
+    uint64_t (*final)(struct sink *sink, uint64_t disk_offset);
     /* Metadata, fsync. The image is complete afterwards. */
     int (*finish)(struct sink *sink, struct error *err);
     void (*close)(struct sink *sink); /* NULL-safe */

@@ -79,6 +79,61 @@ int sink_state_u64(const char *state, const char *tag, const char *key, uint64_t
     return error_set(err, ERR_CORRUPT, "checkpoint '%.64s' lacks '%s'", state, key);
 }
 
+/* ---- the index of an image that is sent on ---- */
+
+int sink_index_open(const struct sink_options *options, size_t entry_bytes, struct sink_index *out,
+                    struct error *err)
+{
+    autofree char *path = xasprintf("%s.index", options->path);
+    int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;
+
+    if (options->resume == NULL)
+        flags |= O_CREAT | O_TRUNC;
+    *out = (struct sink_index){.fd = open(path, flags, SINK_FILE_MODE), .entry_bytes = entry_bytes};
+    return out->fd < 0 ? error_set_errno(err, errno, "cannot open '%.256s'", path) : 0;
+}
+
+void sink_index_close(struct sink_index *index)
+{
+    if (index->fd >= 0)
+        (void)close(fd_steal(&index->fd));
+}
+
+int sink_index_append(struct sink_index *index, const void *entry, struct error *err)
+{
+    if (pwrite_all(index->fd, entry, index->entry_bytes, index->count * index->entry_bytes) < 0)
+        return error_set_errno(err, errno, "cannot write the image's index");
+    index->count++;
+    return 0;
+}
+
+int sink_index_read(const struct sink_index *index, uint64_t first, void *out, size_t count,
+                    struct error *err)
+{
+    if (pread_all(index->fd, out, count * index->entry_bytes, first * index->entry_bytes) < 0) {
+        return error_set(err, ERR_CORRUPT, "the image's index ends before entry %" PRIu64,
+                         first + count);
+    }
+    return 0;
+}
+
+int sink_index_cut(struct sink_index *index, uint64_t count, struct error *err)
+{
+    if (ftruncate(index->fd, (off_t)(count * index->entry_bytes)) < 0)
+        return error_set_errno(err, errno, "cannot cut the image's index");
+    index->count = count;
+    return 0;
+}
+
+int sink_index_sync(const struct sink_index *index, struct error *err)
+{
+    if (index->fd >= 0 && fdatasync(index->fd) < 0)
+        return error_set_errno(err, errno, "cannot sync the image's index");
+    return 0;
+}
+
+/* ---- writeback ---- */
+
 void writeback_init(struct writeback *writeback, int fd)
 {
     *writeback = (struct writeback){.fd = fd};

@@ -21,6 +21,26 @@ MUST_CHECK int sink_level_check(const struct sink_options *options, const char *
 MUST_CHECK int sink_state_u64(const char *state, const char *tag, const char *key, uint64_t max,
                               uint64_t *out, struct error *err);
 
+/* "<path>.index" of an image that is sent on (sink.h): entries of one size, appended, durable by
+ * the checkpoint that counts them. fd -1: there is none, and nothing is done. */
+struct sink_index {
+    int fd;
+    size_t entry_bytes;
+    uint64_t count;
+};
+
+/* New, or the existing one with options->resume: ERR_NOT_FOUND. */
+MUST_CHECK int sink_index_open(const struct sink_options *options, size_t entry_bytes,
+                               struct sink_index *out, struct error *err);
+void sink_index_close(struct sink_index *index);
+MUST_CHECK int sink_index_append(struct sink_index *index, const void *entry, struct error *err);
+/* ERR_CORRUPT: it is shorter. */
+MUST_CHECK int sink_index_read(const struct sink_index *index, uint64_t first, void *out,
+                               size_t count, struct error *err);
+/* Goes on behind that many entries. */
+MUST_CHECK int sink_index_cut(struct sink_index *index, uint64_t count, struct error *err);
+MUST_CHECK int sink_index_sync(const struct sink_index *index, struct error *err);
+
 #define WRITEBACK_WINDOW_BYTES (8 * MIB) /* measured: 3x plain buffered writing */
 #define WRITEBACK_RANGES_MAX   32        /* of one window; pieces may come in any order */
 

@@ -7,8 +7,10 @@
  *   describe, the footer comes last. So the SHA-256 of the file is made while writing.
  * - The state of a checkpoint is the end of the file and the disk offset reached. A resume cuts the
  *   file there, or before where the pipeline goes on from, and walks the records from the front (16
- * small reads per MiB) to get the directory and the open table back; that needs no side file and
- * proves the records at the same time. */
+ *   small reads per MiB) to get the directory and the open table back; that needs no side file and
+ *   proves the records at the same time.
+ * - An image that is sent on loses its front meanwhile. Then "<path>.index" has an entry for each
+ *   table that is closed, and the walk begins with the records of the first one that is open. */
 #include <errno.h>
 #include <inttypes.h>
 #include <openssl/evp.h>
@@ -28,6 +30,8 @@
 #define GEOMETRY_SECTORS       63U
 #define GEOMETRY_CYLINDERS_MAX 65535U
 #define STATE_TAG              "vmdk2"
+#define INDEX_ENTRY_BYTES      16U /* span, its first record, its table, as sectors; zero */
+#define INDEX_ENTRIES_STEP     256U
 #define NO_SPAN                UINT64_MAX
 
 struct sink {
@@ -40,6 +44,9 @@ struct sink {
     uint32_t table[VMDK_TABLE_ENTRIES];
     uint32_t *directory;
     uint64_t directory_count;
+    struct sink_index index; /* only when it is sent on */
+    uint32_t *begins;        /* of the spans whose tables are closed: the first record; likewise */
+    uint64_t open_begin;     /* of the span whose table is open */
     struct grain_codec *codec;
     EVP_MD_CTX *digest; /* NULL after a resume */
     char sha256[65];    /* empty until finished */
@@ -54,6 +61,8 @@ static void vmdk_close(struct sink *sink)
     grain_codec_free(sink->codec);
     EVP_MD_CTX_free(sink->digest);
     free(sink->directory);
+    free(sink->begins);
+    sink_index_close(&sink->index);
     if (sink->fd >= 0)
         (void)close(sink->fd);
     free(sink);
@@ -195,9 +204,28 @@ static int append_marker(struct sink *sink, enum vmdk_marker type, uint64_t sect
     return append(sink, marker, sizeof marker, err);
 }
 
+/* The open table stands at that file offset now. */
+static int table_closed(struct sink *sink, uint64_t pos, struct error *err)
+{
+    uint8_t entry[INDEX_ENTRY_BYTES] = {0};
+    uint64_t span = sink->span;
+
+    sink->directory[span] = sector_of(pos);
+    memset(sink->table, 0, sizeof sink->table);
+    sink->span = NO_SPAN;
+    if (sink->begins == NULL)
+        return 0;
+    sink->begins[span] = sector_of(sink->open_begin);
+    put_le32(entry, (uint32_t)span);
+    put_le32(entry + 4, sink->begins[span]);
+    put_le32(entry + 8, sink->directory[span]);
+    return sink_index_append(&sink->index, entry, err);
+}
+
 static int close_table(struct sink *sink, struct error *err)
 {
     uint8_t raw[VMDK_TABLE_BYTES];
+    uint64_t pos;
 
     if (sink->span == NO_SPAN)
         return 0;
@@ -206,15 +234,15 @@ static int close_table(struct sink *sink, struct error *err)
         return -1;
     for (size_t i = 0; i < VMDK_TABLE_ENTRIES; i++)
         put_le32(raw + 4 * i, sink->table[i]);
-    sink->directory[sink->span] = sector_of(sink->pos);
-    memset(sink->table, 0, sizeof sink->table);
-    sink->span = NO_SPAN;
-    return append(sink, raw, sizeof raw, err);
+    pos = sink->pos;
+    return append(sink, raw, sizeof raw, err) < 0 ? -1 : table_closed(sink, pos, err);
 }
 
 /* Notes that the record of this grain stands at file offset pos. */
 static void note_grain(struct sink *sink, uint64_t grain, uint64_t pos)
 {
+    if (sink->span == NO_SPAN)
+        sink->open_begin = pos;
     sink->span = grain / VMDK_TABLE_ENTRIES;
     sink->table[grain % VMDK_TABLE_ENTRIES] = sector_of(pos);
 }
@@ -250,19 +278,15 @@ static int walk_table(struct sink *sink, const uint8_t *marker, uint64_t end, ui
         get_le32(marker + VMDK_RECORD_HEADER) != VMDK_MARKER_TABLE || sink->span == NO_SPAN ||
         !range_is_inside(*pos, VMDK_SECTOR + VMDK_TABLE_BYTES, end))
         return error_set(err, ERR_CORRUPT, "unexpected marker at offset %" PRIu64, *pos);
-    sink->directory[sink->span] = sector_of(*pos + VMDK_SECTOR);
-    memset(sink->table, 0, sizeof sink->table);
-    sink->span = NO_SPAN;
     *pos += VMDK_SECTOR + VMDK_TABLE_BYTES;
-    return 0;
+    return table_closed(sink, *pos - VMDK_TABLE_BYTES, err);
 }
 
-/* Up to the first grain at or behind disk offset stop, or up to end; *out_end = where that is. */
-static int walk_records(struct sink *sink, uint64_t end, uint64_t stop, uint64_t *out_end,
-                        struct error *err)
+/* From file offset pos up to the first grain at or behind disk offset stop, or up to end; *out_end
+ * = where that is. */
+static int walk_records(struct sink *sink, uint64_t pos, uint64_t end, uint64_t stop,
+                        uint64_t *out_end, struct error *err)
 {
-    uint64_t pos = OVERHEAD_SECTORS * VMDK_SECTOR;
-
     while (pos < end) {
         uint8_t head[VMDK_RECORD_HEADER + 4];
         if (pread_all(sink->fd, head, sizeof head, sink->base + pos) < 0)
@@ -278,10 +302,72 @@ static int walk_records(struct sink *sink, uint64_t end, uint64_t stop, uint64_t
     return 0;
 }
 
-static int resume(struct sink *sink, const struct sink_options *options, struct error *err)
+/* One entry of the index. false: it is of a span that the pipeline comes to again; *begin is where
+ * its records begin then. */
+static bool take_entry(struct sink *sink, const uint8_t *entry, uint64_t stop_span, uint64_t *begin)
+{
+    uint32_t span = get_le32(entry);
+
+    if (span >= stop_span || span >= sink->directory_count) {
+        *begin = get_le32(entry + 4) * VMDK_SECTOR;
+        return false;
+    }
+    sink->begins[span] = get_le32(entry + 4);
+    sink->directory[span] = get_le32(entry + 8);
+    return true;
+}
+
+/* The tables before the one of disk offset stop; *out_begin: where the walk begins. open: where the
+ * records of the open table begin, else the end. */
+static int read_index(struct sink *sink, uint64_t entries, uint64_t stop, uint64_t open,
+                      uint64_t *out_begin, struct error *err)
+{
+    uint8_t raw[INDEX_ENTRIES_STEP * INDEX_ENTRY_BYTES];
+
+    *out_begin = open;
+    for (uint64_t i = 0; i < entries; i++) {
+        size_t in_step = (size_t)(i % INDEX_ENTRIES_STEP);
+        size_t count = (size_t)min_u64(INDEX_ENTRIES_STEP, entries - i);
+        if (in_step == 0 && sink_index_read(&sink->index, i, raw, count, err) < 0)
+            return -1;
+        if (!take_entry(sink, raw + in_step * INDEX_ENTRY_BYTES, stop / VMDK_SPAN_BYTES, out_begin))
+            return sink_index_cut(&sink->index, i, err);
+    }
+    return sink_index_cut(&sink->index, entries, err);
+}
+
+/* Where the walk begins, when the front of the file may be gone. */
+static int resume_sent_on(struct sink *sink, const struct sink_options *options, uint64_t end,
+                          uint64_t *out_begin, struct error *err)
+{
+    uint64_t entries = 0;
+    uint64_t open = 0;
+
+    if (sink_state_u64(options->resume, STATE_TAG, "index", sink->directory_count, &entries, err) <
+            0 ||
+        sink_state_u64(options->resume, STATE_TAG, "open", end, &open, err) < 0 ||
+        read_index(sink, entries, options->resume_offset, open, out_begin, err) < 0)
+        return -1;
+    if (*out_begin < OVERHEAD_SECTORS * VMDK_SECTOR || *out_begin > end) {
+        return error_set(err, ERR_CORRUPT, "'%.256s' does not fit its index: start over",
+                         options->path);
+    }
+    return 0;
+}
+
+static bool header_is_ours(const struct sink *sink)
 {
     uint8_t header[VMDK_SECTOR];
     uint8_t expected[VMDK_SECTOR];
+
+    header_fill(sink, VMDK_GD_AT_END, expected);
+    return pread_all(sink->fd, header, sizeof header, sink->base) == 0 &&
+           memcmp(header, expected, sizeof header) == 0;
+}
+
+static int resume(struct sink *sink, const struct sink_options *options, struct error *err)
+{
+    uint64_t begin = OVERHEAD_SECTORS * VMDK_SECTOR;
     uint64_t size = 0;
     uint64_t end = 0;
     uint64_t next = 0;
@@ -295,17 +381,16 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
         return -1;
     if (fstat(sink->fd, &st) < 0)
         return error_set_errno(err, errno, "cannot examine '%.256s'", options->path);
-    header_fill(sink, VMDK_GD_AT_END, expected);
     if (size != sink->size_bytes || base != sink->base || end % VMDK_SECTOR != 0 ||
         !range_is_inside(base, end, (uint64_t)st.st_size) || end < OVERHEAD_SECTORS * VMDK_SECTOR ||
         next > size || options->resume_offset > next ||
-        pread_all(sink->fd, header, sizeof header, base) < 0 ||
-        memcmp(header, expected, sizeof header) != 0) {
+        (!options->sent_on && !header_is_ours(sink))) {
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' does not fit its checkpoint '%.64s': start over", options->path,
                          options->resume);
     }
-    if (walk_records(sink, end, options->resume_offset, &end, err) < 0)
+    if ((options->sent_on && resume_sent_on(sink, options, end, &begin, err) < 0) ||
+        walk_records(sink, begin, end, options->resume_offset, &end, err) < 0)
         return error_wrap(err, "'%.256s' cannot be resumed, start over", options->path);
     if (sink->next > round_up_u64(options->resume_offset, VMDK_GRAIN_BYTES)) {
         return error_set(err, ERR_CORRUPT, "'%.256s' is ahead of its checkpoint: start over",
@@ -324,6 +409,7 @@ static int vmdk_open(const struct sink_options *options, struct sink **out, stru
 
     sink->fd = -1;
     sink->span = NO_SPAN;
+    sink->index.fd = -1;
     writeback_init(&sink->writeback, -1);
     if (sink_level_check(options, "vmdk", GRAIN_CODEC_LEVEL_MAX, err) < 0 ||
         sink_file_open(options, &sink->fd, err) < 0)
@@ -333,6 +419,11 @@ static int vmdk_open(const struct sink_options *options, struct sink **out, stru
     sink->size_bytes = options->size_bytes;
     sink->directory_count = round_up_u64(options->size_bytes, VMDK_SPAN_BYTES) / VMDK_SPAN_BYTES;
     sink->directory = xcalloc(sink->directory_count, sizeof *sink->directory);
+    if (options->sent_on) {
+        sink->begins = xcalloc(sink->directory_count, sizeof *sink->begins);
+        if (sink_index_open(options, INDEX_ENTRY_BYTES, &sink->index, err) < 0)
+            return -1;
+    }
     sink->codec = grain_codec_new(options->compression_level);
     if ((options->resume != NULL ? resume(sink, options, err) : start_file(sink, options, err)) < 0)
         return -1;
@@ -435,6 +526,10 @@ static int vmdk_state(struct sink *sink, struct strbuf *state, struct error *err
     (void)err;
     strbuf_addf(state, STATE_TAG " base=%" PRIu64 " size=%" PRIu64 " end=%" PRIu64 " next=%" PRIu64,
                 sink->base, sink->size_bytes, sink->pos, sink->next);
+    if (sink->begins != NULL) {
+        strbuf_addf(state, " index=%" PRIu64 " open=%" PRIu64, sink->index.count,
+                    sink->span == NO_SPAN ? sink->pos : sink->open_begin);
+    }
     return 0;
 }
 
@@ -442,7 +537,18 @@ static int vmdk_sync(struct sink *sink, struct error *err)
 {
     if (fdatasync(sink->fd) < 0)
         return error_set_errno(err, errno, "cannot sync VMDK");
-    return 0;
+    return sink_index_sync(&sink->index, err);
+}
+
+/* Records of the span that holds disk_offset, and of later ones, are walked again. */
+static uint64_t vmdk_final(struct sink *sink, uint64_t disk_offset)
+{
+    for (uint64_t span = disk_offset / VMDK_SPAN_BYTES;
+         span < sink->directory_count && span * VMDK_SPAN_BYTES < sink->next; span++) {
+        if (sink->directory[span] != 0)
+            return sink->base + sink->begins[span] * VMDK_SECTOR;
+    }
+    return sink->base + (sink->span == NO_SPAN ? sink->pos : sink->open_begin);
 }
 
 static int append_directory(struct sink *sink, uint64_t *out_sector, struct error *err)
@@ -505,6 +611,7 @@ const struct sink_format sink_vmdk = {
     .write_zero = vmdk_write_zero,
     .state = vmdk_state,
     .sync = vmdk_sync,
+    .final = vmdk_final,
     .finish = vmdk_finish,
     .close = vmdk_close,
     .file_sha256 = vmdk_file_sha256,

@@ -4,7 +4,8 @@
  * - encode() makes a piece a frame on the reader's thread, write_encoded() only appends it: the
  *   shape of sink_vmdk.c, and as there nothing is patched and the file's SHA-256 comes in stream.
  * - A resume walks the frames from the front by their block headers (nine small reads per MiB),
- * which gives the seek table back, and cuts the file where the pipeline goes on. */
+ *   which gives the seek table back, and cuts the file where the pipeline goes on. An image that is
+ *   sent on loses its front meanwhile: the sizes of its frames are in "<path>.index" then. */
 #include <errno.h>
 #include <inttypes.h>
 #include <openssl/evp.h>
@@ -15,14 +16,15 @@
 #include "services/exporter/formats/sink_file.h"
 #include "services/exporter/formats/zst.h"
 
-#define STATE_TAG       "zst1"
-#define LEVEL_MAX       9
-#define LEVEL_DEFAULT   3 /* zstd's own */
-#define TABLE_STEP      8192
-#define FRAME_HEAD_MAX  18U
-#define BLOCK_HEAD      3U
-#define CHECKSUM_BYTES  4U
-#define ZERO_FRAME_ROOM 256U /* a MiB of zeros takes 48 bytes */
+#define STATE_TAG         "zst1"
+#define LEVEL_MAX         9
+#define LEVEL_DEFAULT     3 /* zstd's own */
+#define TABLE_STEP        8192
+#define INDEX_ENTRY_BYTES 4U
+#define FRAME_HEAD_MAX    18U
+#define BLOCK_HEAD        3U
+#define CHECKSUM_BYTES    4U
+#define ZERO_FRAME_ROOM   256U /* a MiB of zeros takes 48 bytes */
 
 struct sink {
     int fd;
@@ -33,6 +35,8 @@ struct sink {
     uint32_t *sizes; /* of the frames, in order */
     size_t count;
     size_t room;
+    struct sink_index index; /* only when it is sent on: the same as sizes */
+    bool sent_on;
     struct {
         uint8_t frame[ZERO_FRAME_ROOM]; /* of a whole piece of zeros */
         size_t size;
@@ -49,6 +53,7 @@ static void zst_close(struct sink *sink)
     writeback_release(&sink->writeback);
     EVP_MD_CTX_free(sink->digest);
     free(sink->sizes);
+    sink_index_close(&sink->index);
     if (sink->fd >= 0)
         (void)close(sink->fd);
     free(sink);
@@ -73,6 +78,17 @@ static void note_frame(struct sink *sink, size_t size)
         sink->sizes = xrealloc(sink->sizes, sink->room * sizeof *sink->sizes);
     }
     sink->sizes[sink->count++] = (uint32_t)size;
+}
+
+static int frame_written(struct sink *sink, size_t size, struct error *err)
+{
+    uint8_t entry[INDEX_ENTRY_BYTES];
+
+    note_frame(sink, size);
+    if (!sink->sent_on)
+        return 0;
+    put_le32(entry, (uint32_t)size);
+    return sink_index_append(&sink->index, entry, err);
 }
 
 /* Plain bytes of the frame `index`. */
@@ -170,6 +186,28 @@ static int walk_frame(const struct sink *sink, uint64_t *pos, uint64_t end, stru
     return 0;
 }
 
+/* The frames before disk offset `stop`, from the file or, when its front may be gone, the index. */
+static int recall_frames(struct sink *sink, uint64_t stop, uint64_t end, struct error *err)
+{
+    while (sink->next < stop) {
+        uint64_t begin = sink->pos;
+        uint8_t entry[INDEX_ENTRY_BYTES];
+        if (!sink->sent_on) {
+            if (walk_frame(sink, &sink->pos, end, err) < 0)
+                return -1;
+        } else {
+            if (sink_index_read(&sink->index, sink->count, entry, 1, err) < 0)
+                return -1;
+            sink->pos += get_le32(entry);
+        }
+        sink->next += plain_bytes(sink, sink->count);
+        note_frame(sink, sink->pos - begin);
+    }
+    if (sink->pos > end)
+        return error_set(err, ERR_CORRUPT, "its index is that of a longer file");
+    return sink->sent_on ? sink_index_cut(&sink->index, sink->count, err) : 0;
+}
+
 static int resume(struct sink *sink, const struct sink_options *options, struct error *err)
 {
     uint64_t size = 0;
@@ -192,13 +230,8 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
                          "'%.256s' does not fit its checkpoint '%.64s': start over", options->path,
                          options->resume);
     }
-    while (sink->next < options->resume_offset) {
-        uint64_t begin = sink->pos;
-        if (walk_frame(sink, &sink->pos, end, err) < 0)
-            return error_wrap(err, "'%.256s' cannot be resumed, start over", options->path);
-        sink->next += plain_bytes(sink, sink->count);
-        note_frame(sink, sink->pos - begin);
-    }
+    if (recall_frames(sink, options->resume_offset, end, err) < 0)
+        return error_wrap(err, "'%.256s' cannot be resumed, start over", options->path);
     if (ftruncate(sink->fd, (off_t)sink->pos) < 0)
         return error_set_errno(err, errno, "cannot cut '%.256s'", options->path);
     return 0;
@@ -219,10 +252,13 @@ static int zst_open(const struct sink_options *options, struct sink **out, struc
     struct frame zero;
 
     sink->fd = -1;
+    sink->index.fd = -1;
+    sink->sent_on = options->sent_on;
     writeback_init(&sink->writeback, -1);
     assert(options->file_offset == 0);
     if (sink_level_check(options, "raw.zst", LEVEL_MAX, err) < 0 ||
-        sink_file_open(options, &sink->fd, err) < 0)
+        sink_file_open(options, &sink->fd, err) < 0 ||
+        (sink->sent_on && sink_index_open(options, INDEX_ENTRY_BYTES, &sink->index, err) < 0))
         return -1;
     sink->writeback.fd = sink->fd;
     sink->size_bytes = options->size_bytes;
@@ -254,9 +290,8 @@ static int zst_write_encoded(struct sink *sink, uint64_t offset, const struct si
                              struct error *err)
 {
     if (check_order(sink, offset, blob->raw_size, err) < 0 ||
-        append(sink, blob->data, blob->size, err) < 0)
+        append(sink, blob->data, blob->size, err) < 0 || frame_written(sink, blob->size, err) < 0)
         return -1;
-    note_frame(sink, blob->size);
     sink->next += blob->raw_size;
     return 0;
 }
@@ -274,9 +309,8 @@ static int write_zero_piece(struct sink *sink, struct error *err)
         if (compress(sink, zeros, length, &frame, err) < 0)
             return -1;
     }
-    if (append(sink, frame.data, frame.size, err) < 0)
+    if (append(sink, frame.data, frame.size, err) < 0 || frame_written(sink, frame.size, err) < 0)
         return -1;
-    note_frame(sink, frame.size);
     sink->next += length;
     return 0;
 }
@@ -307,7 +341,18 @@ static int zst_sync(struct sink *sink, struct error *err)
 {
     if (fdatasync(sink->fd) < 0)
         return error_set_errno(err, errno, "cannot sync zstd image");
-    return 0;
+    return sink_index_sync(&sink->index, err);
+}
+
+/* The frames behind the disk offset come again. */
+static uint64_t zst_final(struct sink *sink, uint64_t disk_offset)
+{
+    size_t count = (size_t)(round_up_u64(disk_offset, ZST_PIECE_BYTES) / ZST_PIECE_BYTES);
+    uint64_t pos = 0;
+
+    for (size_t i = 0; i < count && i < sink->count; i++)
+        pos += sink->sizes[i];
+    return pos;
 }
 
 static int append_table(struct sink *sink, struct error *err)
@@ -367,6 +412,7 @@ const struct sink_format sink_zst = {
     .write_zero = zst_write_zero,
     .state = zst_state,
     .sync = zst_sync,
+    .final = zst_final,
     .finish = zst_finish,
     .close = zst_close,
     .file_sha256 = zst_file_sha256,

@@ -63,6 +63,7 @@ struct target; /* each class defines its own, with target_base first */
 struct target_object {
     const char *name; /* below the URL's path, '/' between its parts */
     uint64_t size;
+    bool in_parts; /* it is an upload of parts, even if there is one only: its size comes last */
 };
 
 struct target_part {
@@ -118,6 +119,8 @@ struct target_class {
     /* Fills range->got; 0: the end. */
     int (*read)(struct target *target, const char *name, struct target_range *range,
                 struct error *err);
+    /* Removes the object, one of ours; gone already is success. */
+    int (*remove)(struct target *target, const char *name, struct error *err);
     /* Removes the unfinished upload; gone already is success. */
     int (*abort)(struct target *target, const struct target_object *object, const char *id,
                  struct error *err);

@@ -4,6 +4,10 @@
  *   {"url":..,"name":..,"size":n,"part_size":n,"sha256":..,"id":..}
  *   {"part":1,"sha256":..,"tag":..}
  *   {"done":true}
+ * That of a file which is sent while it grows (upload_stream.h) has more to say:
+ *   {"url":..,"name":..,"size":at most,"part_size":n,"identity":..,"id":..}
+ *   {"part":1,"sha256":..,"md5":..,"tag":..,"after":SHA-256 behind it,"local":true}
+ *   {"done":true,"size":n,"sha256":..}
  * A resume believes neither it nor the server alone: a part counts when the server holds it with
  * the size and tag that stand here, and the local bytes still have the digest that stands here. */
 #ifndef EXPORTER_UPLOAD_H
@@ -37,14 +41,24 @@ MUST_CHECK int upload_fetch(struct target *target, const char *name, size_t size
 
 /* ---- the state file; for upload.c and tests ---- */
 
+/* What stands there of a part of a growing file. */
+struct upload_mark {
+    bool known; /* `after` is: how the SHA-256 of the whole file stands behind this part */
+    bool local; /* its bytes stayed in the file: a checkpoint of the file may not have them yet */
+    uint8_t after[DIGEST_BYTES];
+};
+
 struct upload_state {
     char *url;
     char *name;
     char *id;
-    uint64_t size;
+    char *identity; /* NULL: of a finished file */
+    uint64_t size;  /* with an identity: at most, until it is done */
     uint64_t part_size;
-    char sha256[DIGEST_HEX_SIZE];
+    char sha256[DIGEST_HEX_SIZE]; /* with an identity: when it is done */
     bool done;
+    uint64_t done_size;        /* likewise */
+    struct upload_mark *marks; /* part_count; NULL without an identity */
     struct target_part *parts; /* part_count; tag "" where none is noted */
     size_t part_count;
     size_t whole_bytes; /* without a last line that was being written */

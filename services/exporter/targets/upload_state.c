@@ -14,7 +14,9 @@ void upload_state_free(struct upload_state *state)
     free(state->url);
     free(state->name);
     free(state->id);
+    free(state->identity);
     free(state->parts);
+    free(state->marks);
     free(state);
 }
 
@@ -39,14 +41,20 @@ static int read_head(const json_t *line, struct upload_state *state, struct erro
         error_clear(err);
         return error_set(err, ERR_CORRUPT, "state file: its first line is none");
     }
-    if (read_sha256(line, raw, err) < 0)
-        return -1;
-    hex_encode(raw, sizeof raw, state->sha256);
+    if (json_str(line, "identity")[0] != '\0') {
+        state->identity = xstrdup(json_str(line, "identity"));
+    } else {
+        if (read_sha256(line, raw, err) < 0)
+            return -1;
+        hex_encode(raw, sizeof raw, state->sha256);
+    }
     count = state->size / state->part_size + (state->size % state->part_size != 0);
     if (count > TARGET_PARTS_MAX)
         return error_set(err, ERR_CORRUPT, "state file: more than %d parts", TARGET_PARTS_MAX);
     state->part_count = count == 0 ? 1 : (size_t)count;
     state->parts = xcalloc(state->part_count, sizeof *state->parts);
+    if (state->identity != NULL)
+        state->marks = xcalloc(state->part_count, sizeof *state->marks);
     for (size_t i = 0; i < state->part_count; i++) {
         struct target_part *part = &state->parts[i];
         part->number = (uint32_t)i + 1;
@@ -56,16 +64,45 @@ static int read_head(const json_t *line, struct upload_state *state, struct erro
     return 0;
 }
 
+static int read_done(const json_t *line, struct upload_state *state, struct error *err)
+{
+    uint8_t raw[DIGEST_BYTES];
+
+    state->done = true;
+    if (state->identity == NULL)
+        return 0;
+    state->done_size = json_u64(line, "size");
+    if (state->done_size == 0 || state->done_size > state->size)
+        return error_set(err, ERR_CORRUPT, "state file: the finished object has no size");
+    if (read_sha256(line, raw, err) < 0)
+        return -1;
+    hex_encode(raw, sizeof raw, state->sha256);
+    return 0;
+}
+
+static int read_mark(const json_t *line, size_t index, struct upload_state *state,
+                     struct error *err)
+{
+    struct upload_mark *mark = &state->marks[index];
+    const char *after = json_str(line, "after");
+
+    if (!hex_decode(json_str(line, "md5"), state->parts[index].md5,
+                    sizeof state->parts[index].md5) ||
+        (after[0] != '\0' && !hex_decode(after, mark->after, sizeof mark->after)))
+        return error_set(err, ERR_CORRUPT, "state file: a digest is none");
+    mark->known = after[0] != '\0';
+    mark->local = json_is_true(json_object_get(line, "local"));
+    return 0;
+}
+
 static int read_line(const json_t *line, struct upload_state *state, struct error *err)
 {
     const char *tag = json_str(line, "tag");
     struct target_part *part;
     uint64_t number = 0;
 
-    if (json_is_true(json_object_get(line, "done"))) {
-        state->done = true;
-        return 0;
-    }
+    if (json_is_true(json_object_get(line, "done")))
+        return read_done(line, state, err);
     number = json_u64(line, "part");
     if (number == 0 || number > state->part_count || tag[0] == '\0' ||
         strlen(tag) >= TARGET_TAG_SIZE)
@@ -74,7 +111,7 @@ static int read_line(const json_t *line, struct upload_state *state, struct erro
     if (read_sha256(line, part->sha256, err) < 0)
         return -1;
     memcpy(part->tag, tag, strlen(tag) + 1);
-    return 0;
+    return state->marks == NULL ? 0 : read_mark(line, (size_t)number - 1, state, err);
 }
 
 int upload_state_parse(const char *text, size_t size, struct upload_state **out, struct error *err)

@@ -191,7 +191,12 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"email_notify\": true",
         "\"email\": {}",
         "\"upload\": \"gs://bucket/x\"",
-        "\"stream_upload\": true",
+        "\"upload\": \"s3://b/x\", \"stream_upload\": true, \"format\": \"qcow2\"",
+        "\"upload\": \"s3://b/x\", \"stream_upload\": true, \"format\": \"ova\"",
+        "\"upload\": \"s3://b/x\", \"stream_upload\": true, \"encrypt\": {}",
+        "\"upload\": \"s3://b/x\", \"stream_upload\": true, \"incremental\": true",
+        "\"upload\": \"s3://b/x\", \"stream_upload\": true, "
+        "\"hyper2kvm_integration\": {\"enabled\": true}",
         "\"encrypt\": {\"method\": \"gpg\"}",
         "\"encrypt\": {}, \"hyper2kvm_integration\": {\"enabled\": true}",
         "\"encrypt\": {}, \"format\": \"qcow2\", \"incremental\": true",
@@ -247,13 +252,22 @@ static void uploads_name_a_place_and_no_secret(void **state)
         {"{\"vm\": \"a\", \"upload\": \"s3://bkt\", \"keep_local\": false, "
          "\"hyper2kvm_integration\": {\"enabled\": true}}",
          "keep_local", 422, ERR_INVALID, "nothing to convert"},
+        {"{\"vm\": \"a\", \"stream_upload\": true}", "stream_upload", 400, ERR_INVALID,
+         "needs 'upload'"},
+        {"{\"vm\": \"a\", \"upload\": \"s3://bkt\", \"stream_upload\": true, "
+         "\"keep_local\": true}",
+         "keep_local", 400, ERR_INVALID, "leave one of them out"},
     };
+    auto_submit_request *streamed =
+        take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", \"stream_upload\": true}");
     auto_submit_request *request =
         take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", \"keep_local\": false}");
 
     (void)state;
     assert_string_equal(json_str(request->export_spec, "upload"), "s3://bkt/p");
     assert_true(json_is_false(json_object_get(request->export_spec, "keep_local")));
+    assert_true(json_is_true(json_object_get(streamed->export_spec, "stream_upload")));
+    assert_true(json_is_false(json_object_get(streamed->export_spec, "keep_local")));
     check_refusals(refusals, ARRAY_LEN(refusals));
 }
 

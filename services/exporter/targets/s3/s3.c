@@ -71,13 +71,14 @@ static void plain_etag(const char *etag, char out[TARGET_TAG_SIZE])
 }
 
 /* What S3 calls an object of these parts: MD5, or MD5 of the MD5s and their number. */
-static void expected_etag(const struct target_part *parts, size_t count, char out[TARGET_TAG_SIZE])
+static void expected_etag(const struct target_object *object, const struct target_part *parts,
+                          size_t count, char out[TARGET_TAG_SIZE])
 {
     EVP_MD_CTX *md5;
     uint8_t raw[MD5_BYTES];
     char hex[2 * MD5_BYTES + 1];
 
-    if (count == 1) {
+    if (count == 1 && !object->in_parts) {
         hex_encode(parts[0].md5, MD5_BYTES, out);
         return;
     }
@@ -175,7 +176,7 @@ static int s3_verify(struct target *target, const struct target_object *object,
                          "'%.200s' has %" PRIu64 " bytes at the target, it should have %" PRIu64,
                          object->name, reply.length, object->size);
     }
-    expected_etag(parts, count, wanted);
+    expected_etag(object, parts, count, wanted);
     plain_etag(reply.etag, got);
     *out_proved = strcasecmp(wanted, got) == 0;
     return 0;
@@ -225,7 +226,7 @@ static int s3_begin(struct target *target, const struct target_object *object, s
 
     if (object->size > OBJECT_BYTES_MAX)
         return error_set(err, ERR_LIMIT, "'%.200s' is over the largest object of S3", object->name);
-    if (part_count == 1) {
+    if (part_count == 1 && !object->in_parts) {
         *out_id = xstrdup("");
         return 0;
     }
@@ -344,6 +345,9 @@ static int put_once(struct s3 *s3, const struct target_object *object, const cha
         id[0] == '\0' ? publish(s3, call, &reply, err) : s3_perform(&s3->server, call, &reply, err);
 
     if (rc < 0) {
+        /* Damaged on the way; or the file changed, which no number of tries will mend. */
+        if (strcmp(reply.error.code, "XAmzContentSHA256Mismatch") == 0)
+            err->code = ERR_UNAVAILABLE;
         if (id[0] != '\0' || err->code != ERR_CONFLICT || conflict(s3, object, part, 1, err) < 0)
             return -1;
         hex_encode(part->md5, MD5_BYTES, part->tag);
@@ -482,18 +486,32 @@ static int s3_complete(struct target *target, const struct target_object *object
 
 /* ---- remains ---- */
 
-static int delete_upload(struct s3 *s3, const char *key, const char *id, struct error *err)
+static int delete_key(struct s3 *s3, const struct s3_call *call, struct error *err)
 {
-    struct s3_call call = {.method = "DELETE", .key = key, .what = key, .fd = -1};
     auto_s3_reply reply = {0};
 
-    add_query(&call, "uploadId", id);
-    if (s3_perform(&s3->server, &call, &reply, err) == 0)
+    if (s3_perform(&s3->server, call, &reply, err) == 0)
         return 0;
     if (err->code != ERR_NOT_FOUND)
         return -1;
     error_clear(err);
     return 0;
+}
+
+static int s3_remove(struct target *target, const char *name, struct error *err)
+{
+    autofree char *key = target_key(target, name);
+    const struct s3_call call = {.method = "DELETE", .key = key, .what = name, .fd = -1};
+
+    return delete_key(s3_of(target), &call, err);
+}
+
+static int delete_upload(struct s3 *s3, const char *key, const char *id, struct error *err)
+{
+    struct s3_call call = {.method = "DELETE", .key = key, .what = key, .fd = -1};
+
+    add_query(&call, "uploadId", id);
+    return delete_key(s3, &call, err);
 }
 
 /* A PUT that was under way may still store its part: look, and repeat. */
@@ -588,6 +606,7 @@ const struct target_class target_s3 = {
     .complete = s3_complete,
     .verify = s3_verify,
     .read = s3_read,
+    .remove = s3_remove,
     .abort = s3_abort,
     .sweep = s3_sweep,
 };

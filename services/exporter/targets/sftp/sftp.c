@@ -514,6 +514,14 @@ static int sftp_verify(struct target *target, const struct target_object *object
 
 /* ---- remains ---- */
 
+static int sftp_target_remove(struct target *target, const char *name, struct error *err)
+{
+    autofree char *path = path_of(target, name);
+    struct step step = {.path = path};
+
+    return perform(sftp_of(target), &step, run_remove, err);
+}
+
 static int sftp_abort(struct target *target, const struct target_object *object, const char *id,
                       struct error *err)
 {
@@ -616,6 +624,7 @@ const struct target_class target_sftp = {
     .complete = sftp_complete,
     .verify = sftp_verify,
     .read = sftp_target_read,
+    .remove = sftp_target_remove,
     .abort = sftp_abort,
     .sweep = sftp_sweep,
 };

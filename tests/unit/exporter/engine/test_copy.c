@@ -625,9 +625,9 @@ static bool slow_sha256(const struct sink *sink, char out[65])
 
 static const struct sink_format slow_formats[] = {
     {"slow", ".slow", 0, slow_open, NULL, NULL, slow_write, slow_zero, slow_state, slow_nothing,
-     slow_nothing, slow_close, slow_sha256},
+     NULL, slow_nothing, slow_close, slow_sha256},
     {"slow-ordered", ".slow", SINK_ORDERED, slow_open, NULL, NULL, slow_write, slow_zero,
-     slow_state, slow_nothing, slow_nothing, slow_close, slow_sha256},
+     slow_state, slow_nothing, NULL, slow_nothing, slow_close, slow_sha256},
 };
 
 static void *run_copy(void *arg)

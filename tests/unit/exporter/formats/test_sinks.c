@@ -218,6 +218,101 @@ static void a_crash_after_finish_is_finished_again(void **state)
     }
 }
 
+/* Takes what is final out of the file, goes on without it, puts it back: the image is whole. */
+static void go_on_without_front(const struct sink_format *format, const struct test_disk *disk,
+                                const size_t *pieces)
+{
+    autofree char *path = test_path("sent-on.img");
+    struct sink_options options = {
+        .path = path, .size_bytes = disk->size, .file_name = "x", .sent_on = true};
+    struct error err = ERROR_NONE;
+    struct sink *sink = NULL;
+    size_t size = 0;
+    struct strbuf sb;
+
+    strbuf_init(&sb, SINK_STATE_BYTES_MAX);
+    assert_ok(format->open(&options, &sink, &err));
+    uint64_t final = 0;
+    for (size_t i = 0; i < pieces[2]; i++) {
+        if (i == pieces[1]) {
+            final = format->final(sink, pieces[0] * SINK_PIECE_BYTES);
+            assert_ok(format->state(sink, &sb, &err));
+            assert_ok(format->sync(sink, &err));
+        }
+        assert_ok(deliver_piece(format, sink, disk, i * SINK_PIECE_BYTES, &err));
+    }
+    format->close(sink);
+    autofree uint8_t *front = read_file(path, &size);
+    assert_true(final > 0 && final <= size);
+    autofree uint8_t *zeros = xcalloc(1, (size_t) final);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite_all(fd, zeros, (size_t) final, 0), 0);
+
+    options.resume = sb.data;
+    options.resume_offset = pieces[0] * SINK_PIECE_BYTES;
+    assert_ok(format->open(&options, &sink, &err));
+    assert_int_equal(format->final(sink, options.resume_offset), final);
+    for (uint64_t at = options.resume_offset; at < disk->size; at += SINK_PIECE_BYTES)
+        assert_ok(deliver_piece(format, sink, disk, at, &err));
+    assert_ok(format->finish(sink, &err));
+    format->close(sink);
+    assert_int_equal(pwrite_all(fd, front, (size_t) final, 0), 0);
+    assert_int_equal(close(fd), 0);
+    compare_with_qemu(disk, path, format->name);
+    strbuf_release(&sb);
+}
+
+/* Pieces: where the pipeline goes on from, where the checkpoint was made, where it died. */
+static void what_was_sent_on_is_not_needed_to_go_on(void **state)
+{
+    static const struct sink_format *const formats[] = {&sink_raw, &sink_vmdk, &sink_zst};
+    static const size_t cases[][3] = {{5, 5, 6},     {31, 34, 40}, {32, 32, 33}, {32, 33, 70},
+                                      {40, 66, 100}, {64, 90, 97}, {96, 96, 98}};
+    struct test_disk disk = test_disk_make(PATTERN_SPARSE, 101 * MIB + 5 * SECTOR);
+
+    (void)state;
+    need_qemu_img();
+    for (size_t f = 0; f < ARRAY_LEN(formats); f++) {
+        for (size_t c = 0; c < ARRAY_LEN(cases); c++) {
+            print_message("%s: case %zu\n", formats[f]->name, c);
+            go_on_without_front(formats[f], &disk, cases[c]);
+        }
+    }
+    test_disk_free(&disk);
+}
+
+static void an_index_that_does_not_fit_is_refused(void **state)
+{
+    struct test_disk disk = test_disk_make(PATTERN_SPARSE, 70 * MIB);
+    autofree char *path = test_path("index.img");
+    autofree char *index = test_path("index.img.index");
+    struct sink_options options = {
+        .path = path, .size_bytes = disk.size, .file_name = "x", .sent_on = true};
+    struct error err = ERROR_NONE;
+    struct sink *sink = NULL;
+    struct strbuf sb;
+
+    (void)state;
+    strbuf_init(&sb, SINK_STATE_BYTES_MAX);
+    assert_ok(sink_vmdk.open(&options, &sink, &err));
+    for (uint64_t at = 0; at < 68 * MIB; at += SINK_PIECE_BYTES)
+        assert_ok(deliver_piece(&sink_vmdk, sink, &disk, at, &err));
+    assert_ok(sink_vmdk.state(sink, &sb, &err));
+    sink_vmdk.close(sink);
+    options.resume = sb.data;
+    options.resume_offset = 68 * MIB;
+    assert_int_equal(truncate(index, 16), 0);
+    assert_int_equal(sink_vmdk.open(&options, &sink, &err), -1);
+    assert_int_equal(err.code, ERR_CORRUPT);
+    assert_non_null(strstr(err.message, "index ends before"));
+    assert_int_equal(unlink(index), 0);
+    error_clear(&err);
+    assert_int_equal(sink_vmdk.open(&options, &sink, &err), -1);
+    assert_int_equal(err.code, ERR_NOT_FOUND);
+    strbuf_release(&sb);
+    test_disk_free(&disk);
+}
+
 static void qcow2_takes_a_piece_again_after_a_resume(void **state)
 {
     (void)state;
@@ -432,6 +527,8 @@ int main(void)
         cmocka_unit_test(pieces_may_come_in_any_order_from_four_threads),
         cmocka_unit_test(a_killed_writer_is_resumed_from_its_checkpoint),
         cmocka_unit_test(a_crash_after_finish_is_finished_again),
+        cmocka_unit_test(what_was_sent_on_is_not_needed_to_go_on),
+        cmocka_unit_test(an_index_that_does_not_fit_is_refused),
         cmocka_unit_test(qcow2_takes_a_piece_again_after_a_resume),
         cmocka_unit_test(a_checkpoint_of_another_file_is_refused),
         cmocka_unit_test(a_resume_without_the_file_says_so),

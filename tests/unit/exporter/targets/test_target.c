@@ -1,11 +1,13 @@
 /* The section "uploads" of the configuration, and the state file of an upload. */
 #include "services/exporter/targets/upload.h"
 
+#include <openssl/evp.h>
 #include <string.h>
 
 #include "common/autos.h"
 #include "common/config_tables.h"
 #include "common/json.h"
+#include "services/exporter/targets/running_sha256.h"
 #include "tests/unit/common/unit.h"
 
 #define SHA "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
@@ -168,6 +170,77 @@ static void a_damaged_state_is_none(void **state)
     }
 }
 
+#define GROWING                                                                           \
+    "{\"url\":\"s3://b\",\"name\":\"n\",\"size\":25,\"part_size\":10,\"identity\":\"x\"," \
+    "\"id\":\"u1\"}\n"
+#define MD5 "d41d8cd98f00b204e9800998ecf8427e"
+
+static void the_state_of_a_growing_file_tells_more(void **state)
+{
+    static const char text[] =
+        GROWING "{\"part\":1,\"sha256\":\"" SHA "\",\"md5\":\"" MD5 "\",\"tag\":\"t\",\"after\":"
+                "\"" SHA "\"}\n"
+                "{\"part\":2,\"sha256\":\"" SHA "\",\"md5\":\"" MD5 "\",\"tag\":\"t\","
+                "\"local\":true}\n"
+                "{\"done\":true,\"size\":14,\"sha256\":\"" SHA "\"}\n";
+    static const char *const wrong[] = {
+        GROWING "{\"part\":1,\"sha256\":\"" SHA "\",\"tag\":\"t\"}\n",
+        GROWING "{\"part\":1,\"sha256\":\"" SHA "\",\"md5\":\"" MD5 "\",\"tag\":\"t\",\"after\":"
+                "\"12\"}\n",
+        GROWING "{\"done\":true}\n",
+        GROWING "{\"done\":true,\"size\":26,\"sha256\":\"" SHA "\"}\n",
+        GROWING "{\"done\":true,\"size\":14}\n",
+    };
+    auto_upload_state *read = NULL;
+    struct error err = ERROR_NONE;
+
+    (void)state;
+    assert_int_equal(upload_state_parse(text, strlen(text), &read, &err), 0);
+    assert_string_equal(read->identity, "x");
+    assert_true(read->marks[0].known && !read->marks[0].local);
+    assert_true(!read->marks[1].known && read->marks[1].local && !read->marks[2].known);
+    assert_true(read->done && read->done_size == 14);
+    assert_string_equal(read->sha256, SHA);
+    for (size_t i = 0; i < ARRAY_LEN(wrong); i++) {
+        struct upload_state *none = NULL;
+        assert_fails(upload_state_parse(wrong[i], strlen(wrong[i]), &none, &err), err, ERR_CORRUPT,
+                     "state file");
+        error_clear(&err);
+    }
+}
+
+/* Past 2^29 bytes, where the count of bits takes its second word, and through every save. */
+static void a_running_digest_survives_being_put_away(void **state)
+{
+    struct running_sha256 *sha = running_sha256_new();
+    autofree uint8_t *piece = xcalloc(1, 8 * MIB);
+    EVP_MD_CTX *whole = EVP_MD_CTX_new();
+    uint8_t raw[DIGEST_BYTES];
+    uint8_t saved[DIGEST_BYTES];
+    char hex[DIGEST_HEX_SIZE];
+    char wanted[DIGEST_HEX_SIZE];
+
+    (void)state;
+    assert_int_equal(EVP_DigestInit_ex(whole, EVP_sha256(), NULL), 1);
+    for (uint64_t at = 0; at < 600 * MIB; at += 8 * MIB) {
+        memset(piece, (int)(at / MIB), 8 * MIB);
+        running_sha256_add(sha, piece, 8 * MIB);
+        assert_int_equal(EVP_DigestUpdate(whole, piece, 8 * MIB), 1);
+        running_sha256_save(sha, saved);
+        running_sha256_free(sha);
+        sha = running_sha256_new();
+        running_sha256_restore(sha, saved, at + 8 * MIB);
+    }
+    running_sha256_add(sha, "tail", 4);
+    assert_int_equal(EVP_DigestUpdate(whole, "tail", 4), 1);
+    running_sha256_end(sha, hex);
+    assert_int_equal(EVP_DigestFinal_ex(whole, raw, NULL), 1);
+    hex_encode(raw, sizeof raw, wanted);
+    assert_string_equal(hex, wanted);
+    running_sha256_free(sha);
+    EVP_MD_CTX_free(whole);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -177,6 +250,8 @@ int main(void)
         cmocka_unit_test(every_key_of_the_file_is_known),
         cmocka_unit_test(a_state_tells_the_parts_that_are_there),
         cmocka_unit_test(a_damaged_state_is_none),
+        cmocka_unit_test(the_state_of_a_growing_file_tells_more),
+        cmocka_unit_test(a_running_digest_survives_being_put_away),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);

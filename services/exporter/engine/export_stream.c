@@ -1,0 +1,278 @@
+/* stream_upload: images go to the target while they are written, no copy of them stays here.
+ *
+ * Design notes
+ * - The image is written as ever, to its partial file: that is a spool. upload_stream.h sends what
+ *   is final in it and punches it out; the copy engine's readers wait when it is too far ahead.
+ *   Disks come one after the other, so there is one spool at a time.
+ * - A disk counts as copied (its note) when its object is complete at the target. Everything that
+ *   stands next to the images is small: it is written here, goes up after the plan is stored, and
+ *   export.json last; nothing ever gets its final name here.
+ * - Resuming: the journal speaks of what the spool had, the upload's state of what the target has.
+ *   Both go on together or begin anew together. */
+#include <errno.h>
+#include <inttypes.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "services/exporter/engine/export_run.h"
+#include "services/exporter/targets/upload_stream.h"
+
+/* More than an image may grow by, if nothing can be compressed: a grain's record takes 66,560 bytes
+ * of 65,536, tables 3 KiB of 32 MiB; headers, directory, seek table. */
+#define GROWTH_DIVISOR 32U
+#define GROWTH_BYTES   (16 * MIB)
+#define PIECES_BYTES   (SINK_PIECE_BYTES * COPY_PIECES_PER_READER) /* of a reader, under way */
+
+struct export_stream {
+    struct export_run *run;
+    struct export_disk *disk;
+    struct export_image *image;
+    size_t index; /* of the upload */
+    char *object;
+    char *state_path;
+    char *old_id;
+    char *identity;
+    struct upload_stream_spec spec;
+    struct upload_stream *upload;
+    struct copy_follower follower;
+};
+
+int export_stream_check(const struct export_options *options, struct error *err)
+{
+    const char *what = NULL;
+
+    if (!options->stream)
+        return 0;
+    if (options->upload[0] == '\0')
+        return error_set(err, ERR_INVALID, "stream_upload names no upload");
+    if (strcmp(options->format, "ova") == 0 || strcmp(options->format, "qcow2") == 0) {
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "stream_upload: the front of %s file is written last: choose ovf, vmdk or "
+                         "raw, or leave stream_upload out",
+                         strcmp(options->format, "ova") == 0 ? "an ova" : "a qcow2");
+    }
+    if (options->convert) {
+        what = "a conversion reads";
+    } else if (options->incremental) {
+        what = "the next incremental export reads";
+    } else if (options->encrypt_key != NULL || options->passphrase != NULL) {
+        what = "encryption reads";
+    }
+    if (what == NULL)
+        return 0;
+    return error_set(err, ERR_NOT_AVAILABLE,
+                     "stream_upload leaves no local files, which %s: leave one of them out", what);
+}
+
+static uint64_t grown(uint64_t bytes)
+{
+    return bytes + bytes / GROWTH_DIVISOR + GROWTH_BYTES;
+}
+
+uint64_t export_stream_room(const struct export_run *run, uint64_t bytes)
+{
+    uint64_t part = export_upload_target(run)->base.class->part_size(grown(bytes));
+
+    return min_u64(bytes,
+                   UPLOAD_STREAM_WINDOW_BYTES + 2 * part + run->options.parallel * PIECES_BYTES);
+}
+
+/* ---- the upload's callbacks ---- */
+
+static int may_write(void *arg, struct error *err)
+{
+    const struct export_stream *stream = arg;
+
+    return export_may_write(stream->run, err);
+}
+
+static int note_id(void *arg, const char *id, struct error *err)
+{
+    const struct export_stream *stream = arg;
+
+    return export_upload_note(stream->run, stream->index, id, stream->object, err);
+}
+
+/* The readers are through; what is missing is on its way. */
+static void on_rest(void *arg, uint64_t bytes_stored)
+{
+    const struct export_stream *stream = arg;
+
+    (void)bytes_stored;
+    export_rate_tell(stream->run);
+    export_progress(stream->run, "copying", stream->disk->size_bytes, "target");
+}
+
+/* ---- the copy engine's ---- */
+
+static int begin(void *arg, uint64_t final_bytes, struct error *err)
+{
+    const struct export_stream *stream = arg;
+
+    return upload_stream_begin(stream->upload, stream->image->path, final_bytes, err);
+}
+
+static void advance(void *arg, uint64_t final_bytes)
+{
+    const struct export_stream *stream = arg;
+
+    upload_stream_advance(stream->upload, final_bytes);
+}
+
+/* Pieces of an ordered image go to its end, wherever on the disk they are from. */
+static int has_room(void *arg, uint64_t disk_end, bool *out, struct error *err)
+{
+    const struct export_stream *stream = arg;
+    uint64_t end = disk_end;
+    struct stat st;
+
+    if ((stream->image->format->flags & SINK_ORDERED) != 0) {
+        if (stat(stream->image->path, &st) < 0)
+            return error_set_errno(err, errno, "'%.200s'", stream->image->path);
+        end = (uint64_t)st.st_size;
+    }
+    return upload_stream_has_room(stream->upload, end, out, err);
+}
+
+const struct copy_follower *export_stream_follower(const struct export_stream *stream)
+{
+    return &stream->follower;
+}
+
+/* ---- open, finish, close ---- */
+
+void export_stream_close(struct export_stream *stream)
+{
+    if (stream == NULL)
+        return;
+    upload_stream_close(stream->upload);
+    free(stream->object);
+    free(stream->state_path);
+    free(stream->old_id);
+    free(stream->identity);
+    free(stream);
+}
+
+static char *identity_of(const struct export_run *run, const struct export_image *image)
+{
+    char base[DIGEST_HEX_SIZE];
+
+    export_base_digest(run, base);
+    return xasprintf("%s %" PRIu64 " %s %s", run->export_id, run->generation, base, image->name);
+}
+
+static struct export_stream *stream_new(struct export_run *run, struct export_disk *disk)
+{
+    struct export_stream *stream = xcalloc(1, sizeof *stream);
+    struct export_image *image = &disk->images[0];
+    const char *recorded = "";
+
+    stream->run = run;
+    stream->disk = disk;
+    stream->image = image;
+    stream->index = EXPORT_UPLOAD_STREAMS + disk->frozen_index;
+    stream->object = export_upload_object(run, image->name);
+    stream->state_path = export_upload_state(run->dir, stream->index);
+    stream->identity = identity_of(run, image);
+    stream->old_id = export_upload_id(run->task, stream->index, &recorded);
+    stream->spec = (struct upload_stream_spec){
+        .name = stream->object,
+        .size_max = image->format == &sink_raw ? disk->size_bytes : grown(disk->size_bytes),
+        .identity = stream->identity,
+        .state_path = stream->state_path,
+        .old_id = strcmp(recorded, stream->object) == 0 ? stream->old_id : NULL,
+        .may_write = may_write,
+        .note_id = note_id,
+        .arg = stream};
+    stream->follower = (struct copy_follower){begin, advance, has_room, stream};
+    return stream;
+}
+
+int export_stream_open(struct export_run *run, struct export_disk *disk, const char *journal,
+                       struct export_stream **out, struct error *err)
+{
+    auto_export_stream *stream = NULL;
+    bool anew = false;
+
+    assert(disk->image_count == 1 && disk->images[0].format->final != NULL);
+    if (run->lock_fd < 0) {
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "stream_upload needs file locks, which the file system of '%.200s' does "
+                         "not have: leave it out, or choose an output_path on another one",
+                         run->dir);
+    }
+    stream = stream_new(run, disk);
+    if (upload_stream_open(export_upload_target(run), &stream->spec, &stream->upload, &anew, err) <
+        0)
+        return -1;
+    if (anew && unlink(journal) < 0 && errno != ENOENT)
+        return error_set_errno(err, errno, "'%.200s' cannot be removed", journal);
+    *out = STEAL(stream);
+    return 0;
+}
+
+int export_stream_finish(struct export_stream *stream, struct error *err)
+{
+    struct export_image *image = stream->image;
+    char sha256[DIGEST_HEX_SIZE];
+
+    if (upload_stream_finish(stream->upload, image->bytes, on_rest, sha256, err) < 0)
+        return -1;
+    if (image->sha256[0] != '\0' && strcmp(image->sha256, sha256) != 0) {
+        return error_set(err, ERR_CORRUPT,
+                         "'%.200s' was uploaded as SHA-256 %.12s..., %.12s... was written: is the "
+                         "storage sound?",
+                         image->name, sha256, image->sha256);
+    }
+    memcpy(image->sha256, sha256, sizeof sha256);
+    worker_task_log(stream->run->task, LOG_LEVEL_INFO, "%s is complete at the target", image->name);
+    return 0;
+}
+
+/* ---- reading it back ---- */
+
+struct remote {
+    struct target *target;
+    const char *object;
+};
+
+static int read_remote(void *arg, void *buffer, size_t length, uint64_t offset, struct error *err)
+{
+    const struct remote *remote = arg;
+    uint8_t *bytes = buffer;
+
+    while (length > 0) {
+        struct target_range range = {.offset = offset, .buffer = bytes, .size = length};
+        if (remote->target->base.class->read(remote->target, remote->object, &range, err) < 0)
+            return -1;
+        if (range.got == 0)
+            return error_set(err, ERR_CORRUPT, "the object ends at %" PRIu64, offset);
+        bytes += range.got;
+        offset += range.got;
+        length -= range.got;
+    }
+    return 0;
+}
+
+int export_stream_verify(struct export_run *run, const struct export_disk *disk,
+                         void (*progress)(void *arg, uint64_t bytes_done), struct error *err)
+{
+    const struct export_image *image = &disk->images[0];
+    autofree char *object = export_upload_object(run, image->name);
+    struct remote remote = {export_upload_target(run), object};
+    const struct image_source source = {read_remote, &remote, image->bytes};
+    const struct copy_verify_options options = {
+        .image = {.path = object, .source = &source, .format = image->format->name},
+        .leaves = disk->leaves,
+        .threads = 1, /* each has a cache of its own: two would read everything twice */
+        .stopped = worker_task_stopped(run->task),
+        .progress = progress,
+        .arg = run,
+    };
+
+    if (copy_verify(&options, err) < 0)
+        return error_wrap(err, "verifying at the target");
+    worker_task_log(run->task, LOG_LEVEL_INFO,
+                    "verified: %s at the target holds what was read (%s)", image->name, disk->root);
+    return 0;
+}

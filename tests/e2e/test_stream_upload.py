@@ -1,0 +1,373 @@
+"""stream_upload: disks go to the target while they are read, and no copy of them stays here."""
+import hashlib
+import json
+import os
+import pathlib
+import subprocess
+
+import pytest
+
+from tests.fakes.s3 import S3
+from tests.harness import images
+from tests.harness.process import BIN
+from tests.harness.vsphere import make_image, pseudo_random, vm
+from tests.harness.wait import wait_for
+
+MB = 1 << 20
+PART = 16 * MB
+WINDOW = 192 * MB  # UPLOAD_STREAM_WINDOW_BYTES
+
+
+def random_disk(path, size, holes=()):
+    """Bytes that do not compress, but for the holes [(offset, length)]."""
+    block = pseudo_random(MB + 4096, path.name)
+    with open(path, "wb") as f:
+        f.truncate(size)
+        for at in range(0, size, MB):
+            if not any(o <= at < o + n for o, n in holes):
+                f.seek(at)
+                f.write(block[at // MB % 4096:][:MB - 8] + at.to_bytes(8, "big"))
+    return path
+
+
+@pytest.fixture
+def disk(tmp_path):
+    return random_disk(tmp_path / "disk.raw", 160 * MB, [(48 * MB, 40 * MB)])
+
+
+@pytest.fixture
+def small(tmp_path):
+    """Two parts of 16 MiB and a bit, as raw."""
+    return make_image(tmp_path / "small.raw", 40 * MB, [(0, MB), (20 * MB, 4 * MB), (39 * MB, MB)])
+
+
+@pytest.fixture
+def fake():
+    server = S3().start()
+    yield server
+    server.stop()
+
+
+def start(make_suite, sim, uploads, **options):
+    suite = make_suite(config={"uploads": uploads}, **options)
+    suite.add_vsphere(sim)
+    return suite
+
+
+def stream(suite, url, **fields):
+    return suite.client.submit(vm_path="web", upload=url, stream_upload=True, **fields)
+
+
+def check_objects(result, read):
+    """Every file of the export is there, as the result says."""
+    record = json.loads(read("export.json"))
+    assert record["export_id"] == result["uploaded_to"].rsplit("/", 1)[1]
+    for file in result["files"]:
+        data = read(file["name"])
+        assert len(data) == file["size"], file
+        if "sha256" in file:
+            assert hashlib.sha256(data).hexdigest() == file["sha256"], file
+
+
+def check_nothing_is_here(suite, result):
+    assert result["local_kept"] is False and "manifest_path" not in result
+    assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
+
+
+def fake_reader(fake, result):
+    prefix = result["uploaded_to"].removeprefix("s3://bucket/")
+    return lambda name: fake.objects[f"{prefix}/{name}"][0]
+
+
+def compare(tmp_path, read, name, disk, image_format):
+    back = tmp_path / f"back-{name}"
+    back.write_bytes(read(name))
+    images.compare(disk, back, image_format)
+
+
+def spool(suite):
+    """Bytes on disk of everything unfinished."""
+    return sum(p.stat().st_blocks * 512 for p in suite.exports.rglob("*.partial*"))
+
+
+def noted(suite):
+    """The numbers of parts whose bytes are gone from the spool, by the state files."""
+    lines = [json.loads(line) for p in suite.exports.rglob(".hypersdk-upload.3*")
+             for line in p.read_text().splitlines() if line.endswith("}")]
+    return [n["part"] for n in lines if "part" in n and not n.get("local")]
+
+
+@pytest.mark.parametrize("fields,name,image_format", [
+    ({"format": "raw"}, "web-disk1.raw", "raw"),
+    ({"format": "ovf"}, "web-disk1.vmdk", "vmdk"),
+    ({"format": "raw", "compress": True}, "web-disk1.raw.zst", None)])
+def test_to_s3(make_suite, make_vsphere, disk, swift, bucket, tmp_path, fields, name, image_format):
+    suite = start(make_suite, make_vsphere([vm("web", disk)]),
+                  {"main": swift.entry(f"s3://{bucket}")})
+    job = stream(suite, f"s3://{bucket}/nightly", **fields)
+    result = suite.wait_job(job, "completed")["result"]
+    prefix = result["uploaded_to"].removeprefix(f"s3://{bucket}/")
+    client = swift.client()
+
+    def read(name):
+        return client.get_object(Bucket=bucket, Key=f"{prefix}/{name}")["Body"].read()
+    check_objects(result, read)
+    if image_format is not None:
+        compare(tmp_path, read, name, disk, image_format)
+    else:
+        back = tmp_path / name
+        back.write_bytes(read(name))
+        subprocess.run(["zstd", "-q", "-d", back, "-o", tmp_path / "back.raw"], check=True)
+        images.compare(disk, tmp_path / "back.raw", "raw")
+    check_nothing_is_here(suite, result)
+    assert client.list_multipart_uploads(Bucket=bucket).get("Uploads", []) == []
+    assert "verified: " in suite.explain(job) and "at the target holds what was read" in \
+        suite.explain(job)
+
+
+def test_to_an_ssh_server(make_suite, make_vsphere, disk, small, sshd):
+    suite = start(make_suite, make_vsphere([vm("web", disk, small)]), {"nas": sshd.entry()})
+    job = stream(suite, sshd.url(), format="ovf")
+    result = suite.wait_job(job, "completed")["result"]
+    directory = sshd.root / "web" / result["uploaded_to"].rsplit("/", 1)[1]
+    check_objects(result, lambda name: (directory / name).read_bytes())
+    images.compare(disk, directory / "web-disk1.vmdk", "vmdk")
+    images.compare(small, directory / "web-disk2.vmdk", "vmdk")
+    assert {p.name for p in directory.iterdir()} == {f["name"] for f in result["files"]}
+    check_nothing_is_here(suite, result)
+
+
+def end_worker(suite, how):
+    """kill: -9; stop: SIGTERM, the task is handed back."""
+    if how == "kill":
+        suite["exporter-vsphere"].kill()
+    else:
+        assert suite["exporter-vsphere"].stop() == 0
+
+
+@pytest.mark.parametrize("fields,name,image_format,ends", [
+    ({"format": "raw"}, "web-disk1.raw", "raw", {3: "kill"}),
+    ({"format": "vmdk"}, "web-disk1.vmdk", "vmdk", {1: "kill", 3: "stop", 5: "kill"}),
+    ({"format": "raw", "compress": True}, "web-disk1.raw.zst", "zst", {1: "stop", 4: "stop"})])
+def test_ended_again_and_again_it_goes_on(make_suite, make_vsphere, disk, fake, tmp_path, fields,
+                                          name, image_format, ends):
+    """kill -9 and SIGTERM when parts are stored and gone from the spool: they are not sent again,
+    what was not stored comes from spool or source, and the object is right."""
+    sim = make_vsphere([vm("web", disk)], rate=12 * MB)
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    job = stream(suite, "s3://bucket/p", **fields)
+    for parts, how in ends.items():
+        wait_for(lambda: len(noted(suite)) >= parts, 90, lambda: suite.explain(job))
+        end_worker(suite, how)
+        there, sent = noted(suite), len(fake.puts)
+        assert spool(suite) < 8 * PART - len(there) * PART + 40 * MB
+        suite["exporter-vsphere"].start()
+        wait_for(lambda: len(fake.puts) > sent, 90, lambda: suite.explain(job))
+        assert not set(there) & {p for p in fake.puts[sent:] if isinstance(p, int)}, \
+            "parts were sent again"
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    assert "starts_over" not in suite.tails()
+    read = fake_reader(fake, result)
+    check_objects(result, read)
+    if image_format == "zst":
+        (tmp_path / name).write_bytes(read(name))
+        subprocess.run(["zstd", "-q", "-d", tmp_path / name, "-o", tmp_path / "b.raw"], check=True)
+        images.compare(disk, tmp_path / "b.raw", "raw")
+    else:
+        compare(tmp_path, read, name, disk, image_format)
+    assert fake.puts[-1].endswith("/export.json"), "the commit mark came last"
+    assert fake.uploads == {}
+    check_nothing_is_here(suite, result)
+
+
+@pytest.mark.parametrize("where", ["last parts", "complete", "manifest.yaml"])
+def test_ended_behind_the_last_byte(make_suite, make_vsphere, disk, fake, tmp_path, where):
+    """While the rest goes out, when the object is complete and nobody heard of it, and among the
+    small files: nothing is read or sent twice."""
+    sim = make_vsphere([vm("web", disk)])
+    suite = start(make_suite, sim, {"main": dict(fake.entry("s3://bucket"), parallel=1)})
+    how = "stop"
+    if where == "last parts":
+        fake.hold, how = 8, "kill"
+    elif where == "complete":
+        fake.hold_complete = True
+    else:
+        fake.hold_key = where
+    job = stream(suite, "s3://bucket/p", format="ovf")
+    wait_for(fake.held.is_set, 60, lambda: suite.explain(job))
+    end_worker(suite, how)
+    fake.release()
+    sent = list(fake.puts)
+    assert {1, 2, 3, 4, 5, 6, 7} <= set(sent)
+    suite["exporter-vsphere"].start()
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    again = [p for p in fake.puts[len(sent):] if p in sent]
+    assert again in ([], [8] if where == "last parts" else []), "sent again"
+    read = fake_reader(fake, result)
+    check_objects(result, read)
+    compare(tmp_path, read, "web-disk1.vmdk", disk, "vmdk")
+    assert fake.uploads == {}
+    check_nothing_is_here(suite, result)
+
+
+def test_killed_while_an_ssh_server_takes_it(make_suite, make_vsphere, disk, sshd):
+    sim = make_vsphere([vm("web", disk)], rate=12 * MB)
+    suite = start(make_suite, sim, {"nas": sshd.entry()})
+    job = stream(suite, sshd.url(), format="ovf")
+    wait_for(lambda: len(noted(suite)) >= 3, 90, lambda: suite.explain(job))
+    suite["exporter-vsphere"].kill()
+    there = noted(suite)
+    suite["exporter-vsphere"].start()
+    wait_for(lambda: len(noted(suite)) > len(there), 90, lambda: suite.explain(job))
+    assert len(noted(suite)) == len(set(noted(suite))), "parts were sent again"
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    directory = sshd.root / "web" / result["uploaded_to"].rsplit("/", 1)[1]
+    check_objects(result, lambda name: (directory / name).read_bytes())
+    images.compare(disk, directory / "web-disk1.vmdk", "vmdk")
+    check_nothing_is_here(suite, result)
+
+
+def test_an_ssh_server_that_lost_bytes_gets_them_again(make_suite, make_vsphere, small, sshd):
+    """A part that it had acknowledged, and that is gone here, comes back changed."""
+    sim = make_vsphere([vm("web", small)], rate=4 * MB)
+    suite = start(make_suite, sim, {"nas": sshd.entry()})
+    job = stream(suite, sshd.url(), format="raw")
+    wait_for(lambda: 1 in noted(suite), 60, lambda: suite.explain(job))
+    end_worker(suite, "stop")
+    [part] = sshd.root.rglob("*.part")
+    with open(part, "r+b") as f:
+        f.seek(4096)
+        f.write(b"lost")
+    sim.set_rate(0)
+    suite["exporter-vsphere"].start()
+    done = suite.wait_job(job, "completed", deadline=120)
+    assert done["attempt"] == 1 and "came back changed" in suite.explain(job) + suite.tails()
+    directory = sshd.root / "web" / done["result"]["uploaded_to"].rsplit("/", 1)[1]
+    images.compare(small, directory / "web-disk1.raw", "raw")
+    check_nothing_is_here(suite, done["result"])
+
+
+def test_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp_path):
+    disk = random_disk(tmp_path / "large.raw", 416 * MB)
+    suite = start(make_suite, make_vsphere([vm("web", disk)]), {"main": fake.entry("s3://bucket")})
+    fake.hold = 1
+    job = stream(suite, "s3://bucket", format="raw")
+    wait_for(lambda: suite.client.job(job)["progress"]["limited_by"] == "target", 60,
+             lambda: suite.explain(job))
+    assert WINDOW <= spool(suite) <= WINDOW + 2 * PART + MB
+    fake.release()
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    compare(tmp_path, fake_reader(fake, result), "web-disk1.raw", disk, "raw")
+    check_nothing_is_here(suite, result)
+
+
+def test_an_upload_that_is_refused_fails_the_job_and_leaves_nothing(make_suite, make_vsphere, small,
+                                                                    fake, tmp_path):
+    sim = make_vsphere([vm("web", small, small)])
+    suite = start(make_suite, sim, {"main": dict(fake.entry("s3://bucket"), parallel=1)})
+    fake.fault("status", part=3, status=403, code="AccessDenied", times=1000)
+    job = stream(suite, "s3://bucket/p", format="raw")
+    done = suite.wait_job(job, "failed")
+    assert done["error_code"] == "denied" and "upload" in done["error"]
+    assert fake.objects == {} and fake.uploads == {} and sim.snapshots("web") == []
+    assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
+    fake.faults.clear()
+    suite.client.post(f"/api/v1/jobs/{job}/retry", {})
+    result = suite.wait_job(job, "completed")["result"]
+    read = fake_reader(fake, result)
+    check_objects(result, read)
+    for name in ("web-disk1.raw", "web-disk2.raw"):
+        compare(tmp_path, read, name, small, "raw")
+    check_nothing_is_here(suite, result)
+
+
+def test_the_second_disks_failure_takes_the_first_disks_object(make_suite, make_vsphere, small,
+                                                               fake):
+    """It is complete at the target when the second one is refused, and is no export alone."""
+    sim = make_vsphere([vm("web", small, small)])
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    job = stream(suite, "s3://bucket/p", format="raw", retry={"max_attempts": 1},
+                 bandwidth_limit_mbps=20, bandwidth_burst_mb=1)
+    wait_for(lambda: len(fake.objects) == 1, 60, lambda: suite.explain(job))
+    fake.fault("status", part=2, status=403, code="AccessDenied", times=1000)
+    suite.wait_job(job, "failed")
+    assert fake.objects == {} and fake.uploads == {}
+    assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
+
+
+@pytest.mark.parametrize("lost", ["state", "upload", "journal"])
+def test_what_one_side_lost_is_read_again(make_suite, make_vsphere, disk, fake, tmp_path, lost):
+    """State file, the server's unfinished upload, or the journal: without one of the three nothing
+    is believed, and the object is right all the same."""
+    sim = make_vsphere([vm("web", disk)], rate=12 * MB)
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    job = stream(suite, "s3://bucket/p", format="vmdk")
+    wait_for(lambda: len(noted(suite)) >= 2, 90, lambda: suite.explain(job))
+    end_worker(suite, "stop")
+    old = list(fake.uploads)
+    if lost == "upload":
+        fake.uploads.clear()
+    else:
+        pattern = ".hypersdk-upload.3*" if lost == "state" else ".web-disk1.journal"
+        [path] = suite.exports.rglob(pattern)
+        path.unlink()
+    suite["exporter-vsphere"].start()
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    read = fake_reader(fake, result)
+    check_objects(result, read)
+    compare(tmp_path, read, "web-disk1.vmdk", disk, "vmdk")
+    assert len(old) == 1 and fake.uploads == {}
+    check_nothing_is_here(suite, result)
+
+
+def test_the_server_forgets_the_upload_meanwhile(make_suite, make_vsphere, disk, fake, tmp_path):
+    sim = make_vsphere([vm("web", disk)], rate=24 * MB)
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    job = stream(suite, "s3://bucket/p", format="raw")
+    wait_for(lambda: len(noted(suite)) >= 2, 90, lambda: suite.explain(job))
+    fake.uploads.clear()
+    done = suite.wait_job(job, "completed", deadline=120)
+    assert done["attempt"] == 1  # failures
+    compare(tmp_path, fake_reader(fake, done["result"]), "web-disk1.raw", disk, "raw")
+    check_nothing_is_here(suite, done["result"])
+
+
+def test_other_bytes_at_the_target_are_noticed(make_suite, make_vsphere, small, fake):
+    """The server says that all is well, and holds something else: reading it back tells."""
+    suite = start(make_suite, make_vsphere([vm("web", small)]),
+                  {"main": fake.entry("s3://bucket")})
+    fake.fault("flip", times=1)
+    job = stream(suite, "s3://bucket/p", format="raw", retry={"max_attempts": 1})
+    done = suite.wait_job(job, "failed")
+    assert done["error_code"] == "corrupt" and "at the target" in done["error"]
+    assert fake.objects == {} and fake.uploads == {}
+
+
+def test_a_cancel_with_discard_removes_what_is_there(make_suite, make_vsphere, small, fake):
+    suite = start(make_suite, make_vsphere([vm("web", small, small)]),
+                  {"main": fake.entry("s3://bucket")})
+    job = stream(suite, "s3://bucket", format="raw", bandwidth_limit_mbps=20, bandwidth_burst_mb=1)
+    wait_for(lambda: len(fake.objects) == 1 and list(suite.exports.rglob(".hypersdk-upload.302")),
+             60, lambda: suite.explain(job))
+    suite.client.post("/jobs/cancel", {"job_ids": [job], "discard": True})
+    suite.wait_job(job, "cancelled", deadline=30)
+    wait_for(lambda: fake.objects == {} and fake.uploads == {}, 30, lambda: suite.explain(job))
+    wait_for(lambda: [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == [],
+             30, "partial files are removed")
+
+
+def test_from_the_command_line(make_suite, make_vsphere, small, fake, tmp_path):
+    suite = start(make_suite, make_vsphere([vm("web", small)]),
+                  {"main": fake.entry("s3://bucket")})
+    env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), HYPERSDK_URL=suite.url())
+
+    def run(*args):
+        return subprocess.run([BIN / "hyperexport", "--vm", "web", "--quiet", *args], env=env,
+                              capture_output=True, text=True, timeout=90)
+    done = run("--upload", "s3://bucket/p", "--stream-upload")
+    assert done.returncode == 0, done.stderr
+    urls = [x.removeprefix("uploaded: ") for x in done.stdout.splitlines()
+            if x.startswith("uploaded: ")]
+    assert {u.removeprefix("s3://bucket/") for u in urls} == set(fake.objects)
+    refused = run("--upload", "s3://bucket/p", "--stream-upload", "--format", "qcow2")
+    assert refused.returncode != 0 and "is written last: choose ovf, vmdk or raw" in refused.stderr
