@@ -56,7 +56,7 @@ static const char INSERT_RELEASE[] =
     " jsonb_build_object('task_id', t.id, 'keep', false, 'discard',"
     "   coalesce(j.cancel_discard, false), 'output_path', coalesce(j.output_path, '')), 90"
     " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1 AND t.kind IN ('export', "
-    "'import', 'incremental_info')"
+    "'import', 'incremental_info', 'tracking')"
     " AND EXISTS (SELECT 1 FROM task_records r WHERE r.task_id = t.id)";
 
 /* The job may be deleted before a worker comes: the release has records of its own. */

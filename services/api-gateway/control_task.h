@@ -19,7 +19,7 @@ void control_task_release(struct control_task *task);
 #define auto_control_task CLEANUP(control_task_release) struct control_task
 
 struct control_request {
-    const char *kind; /* "inventory", "vm_info", "validate", "incremental_info" */
+    const char *kind; /* "inventory", "vm_info", "validate", "incremental_info", "tracking" */
     const char *provider;
     const char *provider_kind;
     json_t *spec; /* borrowed */

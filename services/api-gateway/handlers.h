@@ -83,6 +83,9 @@ int handle_vm_list(struct call *call, struct error *err); /* GET by parameters, 
 int handle_vm_info(struct call *call, struct error *err); /* {id} or vm_path */
 /* handlers_incremental.c; ROUTE_SLOW. {id} or vm_path */
 int handle_incremental_analyze(struct call *call, struct error *err);
+int handle_cbt_enable(struct call *call, struct error *err);
+int handle_cbt_disable(struct call *call, struct error *err);
+int handle_cbt_status(struct call *call, struct error *err);
 int handle_task_get(struct call *call, struct error *err); /* /api/v1/tasks/{id}: of a 202 answer */
 
 /* handlers_providers.c; validate is ROUTE_SLOW */

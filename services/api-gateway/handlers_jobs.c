@@ -86,6 +86,11 @@ int submit_element(struct call *call, const json_t *element, struct submit_reque
         return field_fail(problem, 403, "cleanup", err, ERR_DENIED,
                           "'cleanup' removes exports: permission 'job.delete' is missing");
     }
+    if (field_bool(request->definition, "enable_cbt", false) &&
+        !identity_may(&call->identity, "vm.operate")) {
+        return field_fail(problem, 403, "enable_cbt", err, ERR_DENIED,
+                          "'enable_cbt' edits the VM: permission 'vm.operate' is missing");
+    }
     if (provider_lookup(call->db, s->provider, true, out_provider, problem, err) < 0 ||
         inventory_name(call, s->provider, s->vm_path, &vm_name, err) < 0)
         return -1;

@@ -392,39 +392,51 @@ static int read_info(struct call *call, json_t **out, struct error *err)
     return 0;
 }
 
-static int answer_info(struct call *call, struct control_task *task, const char *provider,
-                       const char *vm, struct error *err)
+static int fail_task(struct call *call, const struct control_task *task, const char *provider,
+                     const char *vm, struct error *err)
 {
-    json_t *answer;
     json_t *extra = NULL;
 
-    if (!control_task_is_over(task)) {
-        control_task_answer_later(call, task);
-        return 0;
+    if (task->error_code == ERR_NOT_FOUND || task->error_code == ERR_CONFLICT) {
+        extra = json_pack("{s:s, s:o}", "field", "vm_path", "candidates",
+                          candidates(call, provider, vm));
     }
-    if (strcmp(task->state, "done") != 0) {
-        if (task->error_code == ERR_NOT_FOUND || task->error_code == ERR_CONFLICT) {
-            extra = json_pack("{s:s, s:o}", "field", "vm_path", "candidates",
-                              candidates(call, provider, vm));
-        }
-        return control_task_fail(call, task, extra, err);
-    }
-    answer = json_object();
-    (void)json_object_set_new(answer, "success", json_true());
-    (void)json_object_set(answer, "vm_info", json_object_get(task->result, "vm"));
+    return control_task_fail(call, task, extra, err);
+}
+
+/* The result's member `name` as the answer's member `as`; NULL: as the answer itself. */
+static int answer_task(struct call *call, const struct control_task *task, const char *name,
+                       const char *as)
+{
+    const json_t *facts = json_object_get(task->result, name);
+    json_t *answer = as == NULL ? json_deep_copy(facts) : json_object();
+
+    if (answer == NULL)
+        answer = json_object();
+    json_put(answer, "success", json_true());
+    if (as != NULL)
+        (void)json_object_set(answer, as, json_object_get(task->result, name));
     json_set_now(answer, "timestamp");
     call_answer_json(call, 200, answer);
     return 0;
 }
 
-int handle_vm_info(struct call *call, struct error *err)
+/* A control task about one VM, which body, parameters or path name. action may be NULL. */
+struct vm_question {
+    const char *kind;
+    const char *action;
+    const char *result; /* see answer_task */
+    const char *as;
+};
+
+static int ask_vm(struct call *call, const struct vm_question *question, struct error *err)
 {
     auto_json *body = NULL;
     auto_json *spec = NULL;
     auto_control_task task = {0};
     struct provider_row row;
     struct field_problem problem = {0};
-    struct control_request request = {.kind = "vm_info", .wait_ms = CONTROL_WAIT_MS};
+    struct control_request request = {.kind = question->kind, .wait_ms = CONTROL_WAIT_MS};
 
     if (read_info(call, &body, err) < 0)
         return -1;
@@ -439,9 +451,45 @@ int handle_vm_info(struct call *call, struct error *err)
     }
     spec = json_object();
     (void)json_object_set(spec, "vm", json_object_get(body, "vm_path"));
+    if (question->action != NULL)
+        json_set_text(spec, "action", question->action);
     request.spec = spec;
     call_resource(call, "vm", field_text(body, "vm_path", ""));
     if (control_task_run(call, &request, &task, err) < 0)
         return -1;
-    return answer_info(call, &task, request.provider, field_text(body, "vm_path", ""), err);
+    if (!control_task_is_over(&task)) {
+        control_task_answer_later(call, &task);
+        return 0;
+    }
+    if (strcmp(task.state, "done") != 0)
+        return fail_task(call, &task, request.provider, field_text(body, "vm_path", ""), err);
+    return answer_task(call, &task, question->result, question->as);
+}
+
+int handle_vm_info(struct call *call, struct error *err)
+{
+    return ask_vm(call, &(struct vm_question){.kind = "vm_info", .result = "vm", .as = "vm_info"},
+                  err);
+}
+
+static int ask_tracking(struct call *call, const char *action, struct error *err)
+{
+    return ask_vm(call,
+                  &(struct vm_question){.kind = "tracking", .action = action, .result = "tracking"},
+                  err);
+}
+
+int handle_cbt_enable(struct call *call, struct error *err)
+{
+    return ask_tracking(call, "enable", err);
+}
+
+int handle_cbt_disable(struct call *call, struct error *err)
+{
+    return ask_tracking(call, "disable", err);
+}
+
+int handle_cbt_status(struct call *call, struct error *err)
+{
+    return ask_tracking(call, "status", err);
 }

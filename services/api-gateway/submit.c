@@ -65,6 +65,7 @@ static const struct field job_fields[] = {
     TEXT("export_method", 16), /* becomes format or method */
     BOOL("incremental"),
     BOOL("force_full"),
+    BOOL("enable_cbt"),
     DURATION("incremental_max_age", 0, SUBMIT_FULL_DAYS_MAX *DAY_MS),
     NUMBER("max_full_age_days", 1, SUBMIT_FULL_DAYS_MAX),
     BOOL("compress"),
@@ -667,6 +668,8 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     (void)json_object_set_new(
         spec, "compress_level",
         json_integer((json_int_t)field_number(job, "compression_level", SUBMIT_COMPRESS_LEVEL)));
+    if (field_bool(job, "enable_cbt", false))
+        set_bool(spec, "enable_cbt", true);
     set_bool(spec, "incremental", wants_restore_point(job));
     if (wants_restore_point(job)) {
         int64_t days = (int64_t)field_number(job, "max_full_age_days", SUBMIT_FULL_DAYS);

@@ -55,6 +55,7 @@ static json_t *job_body(const struct command_line *line)
     body_add_bool(body, "verify", line, FLAG_VERIFY);
     body_add_bool(body, "incremental", line, FLAG_INCREMENTAL);
     body_add_bool(body, "force_full", line, FLAG_FORCE_FULL);
+    body_add_bool(body, "enable_cbt", line, FLAG_ENABLE_CBT);
     body_add_text(body, "incremental_max_age", line, FLAG_INCREMENTAL_MAX_AGE);
     body_add_bool(body, "compress", line, FLAG_COMPRESS);
     body_add_text(body, "compression", line, FLAG_COMPRESSION);

@@ -421,6 +421,19 @@ static int op_changes(const json_t *command, json_t *answer, struct error *err)
     return 0;
 }
 
+static int op_track(const json_t *command, json_t *answer, struct error *err)
+{
+    struct tracking_options options = {.on = json_is_true(json_object_get(command, "on")),
+                                       .job_id = json_str(command, "job_id")};
+    bool changed = false;
+
+    if (PROVIDER.set_tracking(driver.session.session, json_str(command, "vm"), &options,
+                              &driver_records, &changed, err) < 0)
+        return -1;
+    (void)json_object_set_new(answer, "changed", json_boolean(changed));
+    return 0;
+}
+
 static int op_release(const json_t *command, json_t *answer, struct error *err)
 {
     (void)answer;
@@ -482,23 +495,15 @@ static const struct {
     bool session; /* needs an open one */
     bool frozen;
 } ops[] = {
-    {"open", op_open, false, false},
-    {"close", op_close, false, false},
-    {"check", op_check, true, false},
-    {"list", op_list, true, false},
-    {"get", op_get, true, false},
-    {"find", op_find, true, false},
-    {"prepare", op_prepare, true, false},
-    {"read", op_read, true, true},
-    {"copy", op_copy, true, true},
-    {"pull", op_pull, true, true},
-    {"mark", op_mark, true, true},
-    {"changes", op_changes, true, true},
-    {"release", op_release, true, false},
-    {"records", op_records, false, false},
-    {"die", op_die, false, false},
-    {"cancel", op_cancel, false, false},
-    {"uncancel", op_uncancel, false, false},
+    {"open", op_open, false, false},       {"close", op_close, false, false},
+    {"check", op_check, true, false},      {"list", op_list, true, false},
+    {"get", op_get, true, false},          {"find", op_find, true, false},
+    {"prepare", op_prepare, true, false},  {"read", op_read, true, true},
+    {"copy", op_copy, true, true},         {"pull", op_pull, true, true},
+    {"mark", op_mark, true, true},         {"changes", op_changes, true, true},
+    {"track", op_track, true, false},      {"release", op_release, true, false},
+    {"records", op_records, false, false}, {"die", op_die, false, false},
+    {"cancel", op_cancel, false, false},   {"uncancel", op_uncancel, false, false},
 };
 
 static int perform(const json_t *command, json_t *answer, struct error *err)

@@ -183,3 +183,79 @@ def test_a_missing_privilege_is_said(driver, fake, since):
 def test_an_expired_session_is_logged_in_again(driver, fake, since):
     fake.expire_sessions()
     assert ask(driver, since)["extents"] == WRITTEN
+
+
+# ---- switching it on and off ----
+
+def track(driver, vm="vm-1", on=True):
+    return driver.track(vm=vm, on=on, job_id="job-9")["changed"]
+
+
+def test_tracking_reaches_the_disks_with_a_snapshot_that_is_removed(driver, fake):
+    vm = fake.vms["vm-1"]
+    vm.disks[0].series = None
+    assert track(driver) is True
+    assert driver.get(vm="vm-1")["vm"]["cbt_enabled"] is True
+    assert fake.count("ReconfigVM_Task") == 1 and vm.snapshots == {}
+    ids = freeze(driver, job="job-9")
+    assert all("/2" in i for i in ids) and ids[0] != ids[1]
+    driver.release()
+    driver.close()
+    driver.open(settings=fake.settings(), records="")
+    assert track(driver) is False  # it is on
+    assert fake.count("ReconfigVM_Task") == 1 and fake.count("CreateSnapshot_Task") == 2
+    assert track(driver, on=False) is True
+    assert vm.snapshots == {} and [d.series for d in vm.disks] == [None, None]
+
+
+def test_a_vm_with_snapshots_keeps_its_tracking_as_it_is(driver, fake):
+    vm = fake.vms["vm-1"]
+    vm.snapshots["snapshot-1"] = ("before the update", "by hand")
+    with pytest.raises(Refused) as caught:
+        track(driver)
+    assert caught.value.code == "not_available" and "delete or consolidate" in caught.value.message
+    assert fake.count("ReconfigVM_Task") == 0 and list(vm.snapshots) == ["snapshot-1"]
+
+
+@pytest.mark.parametrize("path, value, code, says", [
+    ("capability.changeTrackingSupported", "false", "not_available", "hardware version 7"),
+    ("runtime.connectionState", "disconnected", "unavailable", "not connected"),
+])
+def test_a_vm_that_cannot_track_is_left_alone(driver, fake, path, value, code, says):
+    fake.vms["vm-1"].facts[path] = value
+    with pytest.raises(Refused) as caught:
+        track(driver)
+    assert caught.value.code == code and says in caught.value.message
+    assert fake.count("ReconfigVM_Task") == 0
+
+
+def test_a_refused_reconfiguration_is_said_and_leaves_nothing(driver, fake):
+    fake.faults["ReconfigVM_Task"] = [fault("NoPermission", "Permission was denied",
+                                            "<privilegeId>VirtualMachine.Config.ChangeTracking</privilegeId>")]
+    with pytest.raises(Refused) as caught:
+        track(driver)
+    assert caught.value.code == "denied" and "VirtualMachine.Config.ChangeTracking" in caught.value.message
+    assert fake.count("CreateSnapshot_Task") == 0
+    assert track(driver) is True  # the next lease goes on
+
+
+@pytest.mark.parametrize("key, when", [("tracking", "after"), ("snapshot_intent", "after"),
+                                       ("snapshot", "before"), ("snapshot", "after")])
+def test_a_worker_that_dies_on_the_way_is_followed_by_one_that_goes_on(make_driver, fake, tmp_path, key, when):
+    vm = fake.vms["vm-1"]
+    vm.disks[0].series = None
+    records = str(tmp_path / "records")
+    first = make_driver("vsphere")
+    first.open(settings=fake.settings(), records=records)
+    first.die(at=key, when=when)
+    with pytest.raises(AssertionError):
+        track(first)
+    assert first.died() == 9
+    second = make_driver("vsphere")
+    second.open(settings=fake.settings(), records=records)
+    assert track(second) is True
+    assert vm.snapshots == {} and vm.facts["config.changeTrackingEnabled"] == "true"
+    assert fake.count("ReconfigVM_Task") == 1 and fake.count("CreateSnapshot_Task") == 1
+    assert all(d.series is not None for d in vm.disks)
+    assert track(second) is True  # asked again by the same task: nothing more happens
+    assert fake.count("CreateSnapshot_Task") == 1

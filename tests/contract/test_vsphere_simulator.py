@@ -338,3 +338,16 @@ def test_cancelled_reads_end_at_once(driver, sim, tmp_path):
     assert time.monotonic() - began < 2
     driver.release()  # tidying up goes on although it is cancelled
     assert sim.snapshots("web") == []
+
+
+def test_change_tracking_is_switched_and_changes_are_asked_for(driver, sim):
+    """The simulator keeps the setting, gives no change ids, and does not know the query."""
+    web = find(driver, "web")
+    before = driver.get(vm=web)["vm"]["cbt_enabled"]
+    assert driver.track(vm=web, on=not before, job_id="job-1")["changed"] is True
+    assert driver.get(vm=web)["vm"]["cbt_enabled"] is not before
+    assert sim.snapshots("web") == []
+    frozen = driver.prepare(vm=web, options={"job_id": "job-1"})
+    assert [d["change_id"] for d in frozen["vm"]["disks"]] == ["", ""]
+    assert "tracking is off" in refused("not_available", driver.changes, disk=0, since="52 d0/1", offset=0)
+    driver.release()

@@ -339,3 +339,68 @@ def test_a_snapshot_of_a_question_that_cannot_be_removed_is_removed_later(suite,
     assert failed.status_code == 422 and "is removed later" in failed.text, failed.text
     wait_for(lambda: fake.vms["vm-1"].snapshots == {}, 60, "the snapshot to be removed by a release")
     assert suite.sql("SELECT count(*) AS n FROM tasks WHERE kind = 'release'")[0]["n"] == 1
+
+
+# ---- switching tracking on and off ----
+
+def test_tracking_is_switched_over_rest_and_never_silently(suite, fake, disk):
+    vm = fake.vms["vm-1"]
+    disk.series = None
+    export(suite)
+    assert fake.count("ReconfigVM_Task") == 0
+    state = suite.client.get("/cbt/status?vm_path=web")
+    assert state["cbt_enabled"] is False and state["disks"][0]["tracked"] is False
+    made = fake.count("CreateSnapshot_Task")
+    state = suite.client.post("/cbt/enable", {"vm_path": "web"})
+    assert state["success"] is True and state["changed"] is True and state["cbt_enabled"] is True
+    assert state["disks"] == [{"disk_id": "2000", "label": "Hard disk 1", "tracked": True,
+                               "change_id": f"{disk.series}/1"}]
+    assert fake.count("CreateSnapshot_Task") == made + 1 and vm.snapshots == {}
+    assert suite.client.put("/api/v1/vms/vm-1/cbt")["changed"] is False
+    assert suite.client.post("/cbt/status", {"vm_path": "vm-1"})["cbt_enabled"] is True
+    assert suite.client.get("/api/v1/vms/vm-1/cbt")["disks"][0]["tracked"] is True
+    assert suite.client.get("/api/v1/vms/vm-1")["vm_info"]["cbt_enabled"] is True
+    state = suite.client.delete("/api/v1/vms/vm-1/cbt")
+    assert state["cbt_enabled"] is False and state["changed"] is True and disk.series is None
+    vm.snapshots["snapshot-1"] = ("by hand", "")
+    refused = suite.client.request("POST", "/cbt/enable", {"vm_path": "web"})
+    assert refused.status_code == 422 and "delete or consolidate" in refused.text
+    unknown = suite.client.request("POST", "/cbt/disable", {"vm_path": "we"})
+    assert unknown.status_code == 422 and unknown.json().get("field") == "vm_path", unknown.text
+    rows = suite.sql("SELECT action FROM audit.audit_log WHERE action LIKE 'vm.cbt\\_%able'")
+    assert {r["action"] for r in rows} == {"vm.cbt_enable", "vm.cbt_disable"}
+
+
+def test_an_export_switches_it_on_when_it_is_asked_to(suite, fake, disk, tmp_path):
+    disk.series = None
+    told = hyperexport(suite, "--vm", "web", "--incremental", "--enable-cbt", "--quiet")
+    assert told.returncode == 0, told.stderr
+    assert any("change tracking was switched on for the VM, as asked" in line for line in log_of(suite))
+    ids = suite.sql("SELECT change_id FROM export_disks")
+    assert ids[0]["change_id"] == f"{disk.series}/2"  # the export's own snapshot knows it already
+    disk.write(4 * MB, b"changed")
+    result, count = served(fake, lambda: export(suite, enable_cbt=True))
+    assert count == MB and disk_of(result)["incremental_mode"] == "changed_extents"
+    assert "change tracking is on already" in log_of(suite)
+    assert fake.count("ReconfigVM_Task") == 1 and fake.vms["vm-1"].snapshots == {}
+    compare(tmp_path, disk, result)
+
+
+def test_a_worker_killed_while_switching_leaves_no_snapshot(suite, fake, disk):
+    disk.series = None
+    killed = []
+
+    def kill(self, call, request, plain=type(fake).do_RemoveSnapshot_Task):
+        if not killed:
+            killed.append(True)
+            suite["exporter-vsphere"].kill()
+        return plain(self, call, request)
+
+    fake.do_RemoveSnapshot_Task = lambda call, request: kill(fake, call, request)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        asked = pool.submit(suite.client.post, "/cbt/enable", {"vm_path": "web"})
+        suite["exporter-vsphere"].child.wait(30)
+        suite["exporter-vsphere"].start()
+        assert asked.result(60)["cbt_enabled"] is True
+    assert killed and fake.vms["vm-1"].snapshots == {} and disk.series is not None
+    assert fake.count("ReconfigVM_Task") == 1

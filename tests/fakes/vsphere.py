@@ -46,6 +46,7 @@ ORDER = {
     "CreateSnapshot_Task": ["_this", "name", "description", "memory", "quiesce"],
     "RemoveSnapshot_Task": ["_this", "removeChildren", "consolidate"],
     "ConsolidateVMDisks_Task": ["_this"],
+    "ReconfigVM_Task": ["_this", "spec"],
     "QueryChangedDiskAreas": ["_this", "snapshot", "deviceKey", "startOffset", "changeId"],
     "ExportSnapshot": ["_this"],
     "HttpNfcLeaseProgress": ["_this", "percent"],
@@ -94,6 +95,11 @@ class Disk:
             self.delta.append((offset, data))
         else:
             self.data = self.data[:offset] + data + self.data[offset + len(data):]
+
+    def track(self, series):
+        """The VM's setting reaches the disk."""
+        if (series is None) != (self.series is None):
+            self.series, self.sequence, self.tracked = series, 1, []
 
     def freeze(self):
         """A snapshot is made."""
@@ -526,6 +532,9 @@ class FakeVsphere(NfcLeases):
             vm.snapshots.pop(id, None)
             for disk in vm.disks if not vm.snapshots else ():
                 disk.melt()
+                wanted = vm.facts.get("config.changeTrackingEnabled")
+                if wanted is not None:  # its files are opened anew
+                    disk.track(f"52 {next(self.numbers):02x} {disk.key}" if wanted == "true" else None)
             return ""
         return self.task("RemoveSnapshot_Task", "VirtualMachineSnapshot.remove", work)
 
@@ -533,6 +542,17 @@ class FakeVsphere(NfcLeases):
         return self.task("ConsolidateVMDisks_Task", "VirtualMachine.consolidateDisks", lambda: "")
 
     # ---- changed block tracking ----
+
+    def do_ReconfigVM_Task(self, call, request):
+        vm = self.vms[call.findtext(VIM + "_this")]
+        spec = call.find(VIM + "spec")
+        if [child.tag for child in spec] != [VIM + "changeTrackingEnabled"]:
+            raise fault("InvalidRequest", "only changeTrackingEnabled is known here")
+
+        def work():
+            vm.facts["config.changeTrackingEnabled"] = spec.findtext(VIM + "changeTrackingEnabled")
+            return ""
+        return self.task("ReconfigVM_Task", "VirtualMachine.reconfigure", work)
 
     def do_QueryChangedDiskAreas(self, call, request):
         vm = self.vms[call.findtext(VIM + "_this")]

@@ -406,14 +406,19 @@ def test_login_backs_off_and_takes_as_long_for_unknown_users(gateway):
     assert attempt("admin", admin_password(suite))[0].status_code == 200
 
 
-def test_a_question_that_makes_a_snapshot_needs_more_than_looking(gateway):
-    suite = gateway(dev=False, config={"roles": {"looker": ["vm.list"]}})
+def test_who_may_only_look_makes_no_snapshot_and_edits_no_vm(gateway):
+    suite = gateway(dev=False, config={"roles": {"looker": ["vm.list", "job.create", "vm.export"]}})
     looker = add_user(suite, "lou", "looker")
     for path in ("/incremental/analyze", "/api/v1/vms/vm-1/incremental"):
         refused = looker.request("POST", path, {"vm_path": "web", "temporary_snapshot": True})
         assert refused.status_code == 403 and "vm.operate" in refused.text, refused.text
         plain = looker.request("POST", path, {"vm_path": "web", "temporary_snapshot": False})
         assert plain.status_code == 422 and "provider" in plain.text, plain.text
+    job = looker.request("POST", "/api/v1/jobs", {"vm_path": "web", "enable_cbt": True})
+    assert job.status_code == 403 and "vm.operate" in job.text, job.text
+    for method, path in (("POST", "/cbt/enable"), ("PUT", "/api/v1/vms/vm-1/cbt"),
+                         ("POST", "/cbt/disable"), ("DELETE", "/api/v1/vms/vm-1/cbt")):
+        assert looker.request(method, path, {"vm_path": "web"}).status_code == 403
     assert suite.sql("SELECT count(*) AS n FROM tasks")[0]["n"] == 0
 
 

@@ -99,6 +99,70 @@ int exporter_run_vm_info(struct worker_task *task, void *arg, json_t **out_resul
     return 0;
 }
 
+/* ---- tracking ---- */
+
+static json_t *tracking_json(const struct vm *vm, bool changed)
+{
+    json_t *json = json_object();
+    json_t *disks = json_array();
+
+    json_set_text(json, "vm_id", vm->id);
+    json_set_text(json, "vm_name", vm->name);
+    json_put(json, "cbt_enabled", json_boolean(vm->cbt_enabled));
+    json_put(json, "changed", json_boolean(changed));
+    for (size_t i = 0; i < vm->disk_count; i++) {
+        json_t *disk = json_object();
+        json_set_text(disk, "disk_id", vm->disks[i].id);
+        json_set_text(disk, "label", vm->disks[i].label);
+        json_put(disk, "tracked", json_boolean(vm->disks[i].change_id[0] != '\0'));
+        json_set_text(disk, "change_id", vm->disks[i].change_id);
+        if (json_array_append_new(disks, disk) < 0)
+            abort(); /* out of memory */
+    }
+    json_put(json, "disks", disks);
+    return json;
+}
+
+/* What the VM says afterwards is the answer. A failure leaves its snapshot to a release. */
+static int set_tracking(struct worker_task *task, struct exporter_session *session,
+                        const char *vm_id, bool on, bool *out_changed, struct error *err)
+{
+    const struct provider *provider = session->exporter->provider;
+    struct tracking_options options = {.on = on, .job_id = worker_task_id(task)};
+    struct exporter_records records;
+
+    if (provider->set_tracking == NULL) {
+        return error_set(err, ERR_NOT_AVAILABLE, "%s has no change tracking to switch",
+                         provider->title);
+    }
+    exporter_records_init(&records, task);
+    return provider->set_tracking(session->session, vm_id, &options, &records.base, out_changed,
+                                  err);
+}
+
+int exporter_run_tracking(struct worker_task *task, void *arg, json_t **out_result,
+                          struct error *err)
+{
+    struct exporter *exporter = arg;
+    auto_exporter_session session = {0};
+    const char *action = json_str(worker_task_spec(task), "action");
+    bool enable = strcmp(action, "enable") == 0;
+    bool changed = false;
+    autofree char *id = NULL;
+    auto_vm vm;
+
+    vm_init(&vm);
+    if (exporter_task_session(task, exporter, &session, err) < 0 ||
+        exporter_vm_find(&session, json_str(worker_task_spec(task), "vm"), &id, err) < 0 ||
+        (strcmp(action, "status") != 0 &&
+         set_tracking(task, &session, id, enable, &changed, err) < 0) ||
+        exporter->provider->vm_get(session.session, id, &vm, err) < 0)
+        return -1;
+    *out_result = json_object();
+    json_put(*out_result, "tracking", tracking_json(&vm, changed));
+    return 0;
+}
+
 /* ---- validate ---- */
 
 static int override_session(struct worker_task *task, struct exporter *exporter,

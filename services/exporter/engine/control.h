@@ -10,6 +10,9 @@ int exporter_run_vm_info(struct worker_task *task, void *arg, json_t **out_resul
                          struct error *err);
 int exporter_run_validate(struct worker_task *task, void *arg, json_t **out_result,
                           struct error *err);
+/* Change tracking of a VM: looked at, switched on, or off. */
+int exporter_run_tracking(struct worker_task *task, void *arg, json_t **out_result,
+                          struct error *err);
 int exporter_run_incremental_info(struct worker_task *task, void *arg, json_t **out_result,
                                   struct error *err);
 /* chain_task.c */

@@ -57,6 +57,7 @@ struct export_options {
     bool incremental;        /* below output_path, going on from the export before if that can be */
     bool by_disk;            /* incremental, and of whole disks: every format but qcow2 */
     bool force_full;
+    bool enable_cbt;                /* switch the VM's change tracking on first */
     int64_t incremental_max_age_ms; /* of the last full one */
     const char *encrypt_key;        /* name below export.encryption_key_dir; NULL: none */
     const char *passphrase;         /* sealed, instead of encrypt_key; NULL: none */
@@ -236,6 +237,8 @@ MUST_CHECK int export_may_write(void *run, struct error *err);
 /* export_spec.c */
 MUST_CHECK int export_spec_read(struct export_run *run, struct error *err);
 MUST_CHECK int export_find_vm(struct export_run *run, struct error *err);
+/* Switches change tracking on when that was asked for. */
+MUST_CHECK int export_track(struct export_run *run, struct error *err);
 MUST_CHECK int export_freeze(struct export_run *run, struct error *err);
 /* ERR_LIMIT: there is no room for what the export will write. */
 MUST_CHECK int export_check_space(struct export_run *run, const struct vm *vm, struct error *err);

@@ -39,6 +39,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "incremental",
                                         "force_full",
                                         "incremental_max_age_ms",
+                                        "enable_cbt",
                                         "bases",
                                         "bandwidth",
                                         "cleanup", /* the scheduler's, when the job is complete */
@@ -118,6 +119,7 @@ static int read_incremental(const json_t *spec, struct export_options *options, 
 
     if (json_get_bool(spec, "incremental", false, &options->incremental, err) < 0 ||
         json_get_bool(spec, "force_full", false, &options->force_full, err) < 0 ||
+        json_get_bool(spec, "enable_cbt", false, &options->enable_cbt, err) < 0 ||
         json_get_u64(spec, "incremental_max_age_ms", 0, INT64_MAX, BASE_AGE_MAX_MS, &age_ms, err) <
             0)
         return -1;
@@ -296,6 +298,29 @@ static void log_frozen(struct export_run *run)
     worker_task_log(run->task, LOG_LEVEL_INFO, "%s: %zu disk%s to read (%s)",
                     export_uses_snapshot(run) ? "snapshot created" : "no snapshot needed", count,
                     count == 1 ? "" : "s", run->frozen->method);
+}
+
+int export_track(struct export_run *run, struct error *err)
+{
+    const struct provider *provider = run->exporter->provider;
+    struct tracking_options options = {.on = true, .job_id = run->options.job_id};
+    bool changed = false;
+
+    if (!run->options.enable_cbt)
+        return 0;
+    if (provider->set_tracking == NULL) {
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "%s has no change tracking to switch on: leave enable_cbt out",
+                         provider->title);
+    }
+    export_phase(run, "snapshotting");
+    if (provider->set_tracking(run->session.session, run->vm_id, &options, &run->records.base,
+                               &changed, err) < 0)
+        return error_wrap(err, "switching change tracking on");
+    worker_task_log(run->task, LOG_LEVEL_INFO,
+                    changed ? "change tracking was switched on for the VM, as asked"
+                            : "change tracking is on already");
+    return 0;
 }
 
 int export_freeze(struct export_run *run, struct error *err)

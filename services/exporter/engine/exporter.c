@@ -77,6 +77,7 @@ static const struct worker_kind kinds[] = {
     {"inventory", true, exporter_run_inventory},
     {"vm_info", true, exporter_run_vm_info},
     {"validate", true, exporter_run_validate},
+    {"tracking", true, exporter_run_tracking},
     {"incremental_info", true, exporter_run_incremental_info},
     {"release", true, exporter_run_release},
     {"verify", false, exporter_run_verify},

@@ -2,7 +2,7 @@
  *
  * Life cycle, all calls on worker threads; one session belongs to one thread at a time:
  *
- *   open -> check | vm_list | vm_find | vm_get
+ *   open -> check | vm_list | vm_find | vm_get | set_tracking
  *        -> prepare -> disk_changes ... -> N x (disk_open -> disk_read ... -> disk_close)
  *        -> disk_mark -> release
  *        -> close
@@ -99,6 +99,11 @@ struct changes_query {
     uint64_t offset;   /* the answer begins here */
 };
 
+struct tracking_options {
+    bool on;
+    const char *job_id; /* as in prepare_options: names what is made on the way */
+};
+
 struct provider_method {
     const char *name;  /* as in frozen_vm.method */
     uint32_t priority; /* higher is preferred */
@@ -175,6 +180,13 @@ struct provider {
     int (*disk_changes)(struct provider_session *session, const struct frozen_vm *frozen,
                         const struct changes_query *query, struct extent_list *out,
                         struct error *err);
+    /* Switches the VM's change tracking on or off, so that it holds for all its disks that can have
+     * it; on the way a snapshot may be made and removed. Repeatable by the records, release()
+     * undoes what is left. *out_changed: it was not so already. ERR_NOT_AVAILABLE: not for this VM.
+     */
+    int (*set_tracking)(struct provider_session *session, const char *vm_id,
+                        const struct tracking_options *options, struct task_records *records,
+                        bool *out_changed, struct error *err);
     /* The bytes of disk_read, handed to take() as they come, in order and without gaps: for
      * transports where one request for a chunk is cheaper than several. take() may block (that is
      * the back-pressure); -1 (its err set) ends the call with that error. After a retryable error

@@ -5,6 +5,9 @@
 
 #include "common/autos.h"
 #include "common/parse.h"
+#include "services/exporter/providers/vsphere/task.h"
+
+#define RECONFIGURE_TIMEOUT_MS INT64_C(300000)
 
 /* ---- change ids ---- */
 
@@ -154,4 +157,43 @@ int changes_query(struct provider_session *session, const struct changes_place *
         return is_stale(&reply.fault) ? not_known(query->since, err) : -1;
     return changes_read(soap_child(reply.response, "returnval"), query->offset, place->size_bytes,
                         out, err);
+}
+
+/* ---- switching it on and off ---- */
+
+static const char *const capability_paths[] = {"capability.changeTrackingSupported", NULL};
+static const struct property_set capability_set = {"VirtualMachine", capability_paths};
+
+int changes_check_supported(struct provider_session *session, const char *vm_id, struct error *err)
+{
+    auto_soap_reply reply = {0};
+    const xmlNode *object = NULL;
+
+    if (property_get(session, &capability_set, vm_id, &reply, &object, err) < 0)
+        return -1;
+    /* Not told is not refused: then the server decides. */
+    if (property_value(object, capability_paths[0]) == NULL ||
+        property_bool(object, capability_paths[0]))
+        return 0;
+    return error_set(err, ERR_NOT_AVAILABLE,
+                     "the VM cannot track changes: it needs virtual hardware version 7 or later");
+}
+
+int changes_set_tracking(struct provider_session *session, const char *vm_id, bool on,
+                         struct error *err)
+{
+    auto_strbuf request = {0};
+    autofree char *task = NULL;
+
+    if (session_login(session, err) < 0)
+        return -1;
+    strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);
+    soap_begin(&request, "ReconfigVM_Task", "VirtualMachine", vm_id);
+    strbuf_add(&request, "<spec>");
+    soap_add(&request, "changeTrackingEnabled", on ? "true" : "false");
+    strbuf_add(&request, "</spec>");
+    soap_end(&request, "ReconfigVM_Task");
+    if (task_start(session, "ReconfigVM_Task", &request, &task, err) < 0)
+        return -1;
+    return task_wait(session, task, "ReconfigVM_Task", RECONFIGURE_TIMEOUT_MS, NULL, err);
 }

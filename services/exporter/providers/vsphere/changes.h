@@ -19,6 +19,13 @@ MUST_CHECK int changes_query(struct provider_session *session, const struct chan
                              const struct changes_query *query, struct extent_list *out,
                              struct error *err);
 
+/* ERR_NOT_AVAILABLE: the VM's hardware or host cannot track changes. */
+MUST_CHECK int changes_check_supported(struct provider_session *session, const char *vm_id,
+                                       struct error *err);
+/* Sets the VM's changeTrackingEnabled. It takes effect on its disks with the next snapshot. */
+MUST_CHECK int changes_set_tracking(struct provider_session *session, const char *vm_id, bool on,
+                                    struct error *err);
+
 /* Parts, for tests and fuzzing. */
 /* Can `now` tell what changed since `since`? ERR_NOT_AVAILABLE says why not. */
 MUST_CHECK int changes_compare_ids(const char *since, const char *now, struct error *err);

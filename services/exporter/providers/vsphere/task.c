@@ -48,7 +48,7 @@ static enum task_state task_look(struct provider_session *session, const char *t
 }
 
 int task_wait(struct provider_session *session, const char *task, const char *what,
-                     int64_t timeout_ms, char **out_result, struct error *err)
+              int64_t timeout_ms, char **out_result, struct error *err)
 {
     int64_t deadline = clock_mono_ms() + timeout_ms, pause = POLL_MS_MIN;
     autofree char *result = NULL;
@@ -78,8 +78,8 @@ int task_wait(struct provider_session *session, const char *task, const char *wh
     }
 }
 
-int task_start(struct provider_session *session, const char *method,
-                      const struct strbuf *request, char **out_task, struct error *err)
+int task_start(struct provider_session *session, const char *method, const struct strbuf *request,
+               char **out_task, struct error *err)
 {
     auto_soap_reply reply = {0};
     const char *task;

@@ -21,8 +21,9 @@
 #define RECORD_SNAPSHOT    "snapshot"
 #define RECORD_KEEP        "snapshot_keep"
 #define RECORD_CONSOLIDATE "snapshot_consolidate"
-#define RECORD_METHOD      "method"  /* METHOD_NFC when we chose it */
-#define RECORD_NO_FILE     "no_file" /* why we did */
+#define RECORD_METHOD      "method"   /* METHOD_NFC when we chose it */
+#define RECORD_NO_FILE     "no_file"  /* why we did */
+#define RECORD_TRACKING    "tracking" /* "on" or "off" while it is being set, then "done" */
 
 #define METHOD_NFC "nfc"
 
@@ -657,6 +658,71 @@ static int vsphere_release(struct provider_session *session, struct task_records
     return rc;
 }
 
+/* ---- change tracking ---- */
+
+static int check_trackable(struct provider_session *session, const struct vsphere_vm *vm,
+                           struct error *err)
+{
+    if (check_state(vm, err) < 0)
+        return -1;
+    if (vm->vm.snapshot_count > 0) {
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "VM '%.128s' has snapshots, its change tracking can only be switched "
+                         "without any: delete or consolidate them first",
+                         vm->vm.name);
+    }
+    return changes_check_supported(session, vm->vm.id, err);
+}
+
+/* The setting reaches the disks when their files are opened anew: with a snapshot. */
+static int cycle_snapshot(struct provider_session *session, const struct vsphere_vm *vm,
+                          const char *job_id, struct task_records *records, struct error *err)
+{
+    struct prepare_options options = {
+        .job_id = job_id, .delete_snapshot = true, .consolidate = true};
+    struct preparation prep = {.session = session,
+                               .vm_id = vm->vm.id,
+                               .options = &options,
+                               .records = records,
+                               .nfc = true}; /* no file will be read */
+    autofree char *snapshot = NULL;
+
+    if (take_snapshot(&prep, vm, &snapshot, err) < 0)
+        return -1;
+    return remove_recorded(session, records, err);
+}
+
+static int vsphere_set_tracking(struct provider_session *session, const char *vm_id,
+                                const struct tracking_options *options,
+                                struct task_records *records, bool *out_changed, struct error *err)
+{
+    auto_vsphere_vm vm;
+    const char *state = record(records, RECORD_TRACKING);
+    bool begun = state[0] != '\0';
+
+    if (strcmp(state, "done") == 0) {
+        *out_changed = true;
+        return 0;
+    }
+    if (inventory_get(session, vm_id, &vm, err) < 0)
+        return -1;
+    *out_changed = begun || vm.vm.cbt_enabled != options->on;
+    if (!*out_changed)
+        return 0;
+    if ((!begun && check_trackable(session, &vm, err) < 0) ||
+        put(records, RECORD_TRACKING, options->on ? "on" : "off", err) < 0)
+        return -1;
+    if (vm.vm.cbt_enabled != options->on &&
+        changes_set_tracking(session, vm_id, options->on, err) < 0)
+        return -1;
+    if (cycle_snapshot(session, &vm, options->job_id, records, err) < 0) {
+        return error_wrap(err, "change tracking is switched %s, but does not reach the disks yet",
+                          options->on ? "on" : "off");
+    }
+    LOG(INFO, "vsphere_tracking_set", F_STR("vm", vm_id), F_BOOL("on", options->on));
+    return put(records, RECORD_TRACKING, "done", err);
+}
+
 static const struct provider_method vsphere_methods[] = {
     {"snapshot-folder", 3, NULL},
     {"folder", 2, NULL},
@@ -683,6 +749,7 @@ const struct provider provider_vsphere = {
     .disk_read = vsphere_disk_read,
     .disk_stream = vsphere_disk_stream,
     .disk_changes = vsphere_disk_changes,
+    .set_tracking = vsphere_set_tracking,
     .disk_close = vsphere_disk_close,
     .disk_mark = vsphere_disk_mark,
     .stream_open = vsphere_stream_open,
