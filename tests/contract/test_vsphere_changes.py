@@ -185,6 +185,15 @@ def test_an_expired_session_is_logged_in_again(driver, fake, since):
     assert ask(driver, since)["extents"] == WRITTEN
 
 
+def test_nothing_is_built_on_the_id_of_a_disk_with_an_older_snapshot(driver, fake, disk):
+    """The VM may go back to it, and the numbers rise again."""
+    disk.extra = "<parent><fileName>[ds 1] web/older.vmdk</fileName></parent>"
+    answer = driver.prepare(vm="vm-1", options={"job_id": "job-1"})
+    assert answer["method"] == "snapshot-nfc" and disk.frozen_id == SERIES + "/2"
+    assert [d["change_id"] for d in answer["vm"]["disks"]] == ["", ""]
+    driver.release()
+
+
 # ---- switching it on and off ----
 
 def track(driver, vm="vm-1", on=True):

@@ -404,3 +404,17 @@ def test_a_worker_killed_while_switching_leaves_no_snapshot(suite, fake, disk):
         assert asked.result(60)["cbt_enabled"] is True
     assert killed and fake.vms["vm-1"].snapshots == {} and disk.series is not None
     assert fake.count("ReconfigVM_Task") == 1
+
+
+def test_a_question_makes_no_snapshot_where_an_export_would(suite, fake, disk):
+    """Without a flat file an export comes as a stream of a snapshot; a question does not."""
+    export(suite)
+    vm = fake.vms["vm-1"]
+    vm.power = "poweredOff"
+    made = fake.count("CreateSnapshot_Task")
+    vm.snapshots["snapshot-1"] = ("by hand", "")
+    disk.freeze()
+    told = analyze(suite)
+    assert told["changed_bytes"] is None and "snapshots" in told["changed_reason"], told
+    assert told["read_bytes"] == SIZE
+    assert fake.count("CreateSnapshot_Task") == made and list(vm.snapshots) == ["snapshot-1"]

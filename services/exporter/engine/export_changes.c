@@ -106,8 +106,8 @@ int changes_ask(const struct changes_request *request, uint8_t **out, uint64_t *
     }
     if (request->since[0] == '\0') {
         return error_set(err, ERR_NOT_AVAILABLE,
-                         "the export before has no change id: change tracking was off, or it was "
-                         "made without a snapshot");
+                         "the export before has no change id: change tracking was off, it was made "
+                         "without a snapshot, or the VM had older ones");
     }
     changed = xcalloc(round_up_u64(size, LEAF_BYTES) / LEAF_BYTES / 8 + 1, 1);
     if (ask_all(request, changed, err) < 0)

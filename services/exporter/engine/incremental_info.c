@@ -22,6 +22,7 @@ static json_t *null_or_u64(bool known, uint64_t value)
 
 struct disk_change { /* as vm.disks */
     bool known;
+    bool streamed; /* all of it is read nevertheless */
     uint64_t bytes;
     char reason[EXPORT_REASON_MAX]; /* why it is not known */
 };
@@ -88,6 +89,7 @@ static int ask_frozen(const struct question *question, struct changes *changes, 
     const struct provider *provider = question->exporter->provider;
     struct prepare_options options = {.job_id = worker_task_id(question->task),
                                       .snapshot = question->snapshot,
+                                      .never_snapshot = !question->snapshot,
                                       .delete_snapshot = true,
                                       .consolidate = true};
     struct exporter_records records;
@@ -102,8 +104,10 @@ static int ask_frozen(const struct question *question, struct changes *changes, 
         for (size_t i = 0; i < frozen->disk_count; i++) {
             const char *id = frozen->vm.disks[frozen->disks[i].vm_disk_index].id;
             struct disk_change *change = change_of(question->vm, id, changes);
-            if (change != NULL)
-                ask_disk(question, frozen, i, change);
+            if (change == NULL)
+                continue;
+            change->streamed = frozen->forward_only;
+            ask_disk(question, frozen, i, change);
         }
     }
     provider->frozen_free(frozen);
@@ -162,7 +166,7 @@ static json_t *disks_of(const struct vm *vm, const struct changes *changes, stru
             out->reason = change->reason;
         }
         out->total += disk->capacity_bytes;
-        out->read += change->known ? change->bytes : disk->capacity_bytes;
+        out->read += change->known && !change->streamed ? change->bytes : disk->capacity_bytes;
         out->changed += change->bytes;
     }
     return disks;

@@ -54,6 +54,7 @@ struct prepare_options {
     const char *job_id;
     const char *method;        /* one of provider_method.asked; NULL: the provider chooses */
     bool snapshot;             /* asked for by the user; a running VM gets one anyway */
+    bool never_snapshot;       /* rather ERR_NOT_AVAILABLE: somebody only asks a question */
     const char *snapshot_name; /* NULL: hypersdk-<job> */
     bool snapshot_memory;
     bool snapshot_quiesce;

@@ -361,15 +361,16 @@ static const char *method_name(const struct preparation *prep, const char *snaps
     return snapshot[0] == '\0' ? "folder" : "snapshot-folder";
 }
 
-/* The position in a disk's change tracking. It belongs to what was frozen only when a snapshot says
- * it: what that of a powered-off VM stands for is not documented, so nothing is built on it later;
- * but a server that knows its series can be asked. */
-static void keep_change_ids(struct vm *vm, bool snapshot, struct frozen_data *data)
+/* The position in a disk's change tracking, to ask the server with; and to build on later, unless
+ * - no snapshot says it: what that of a powered-off VM stands for is not documented;
+ * - the disk has an older snapshot (or is a linked clone's): going back to that one later is a step
+ *   that the numbers need not show. */
+static void keep_change_ids(struct vsphere_vm *vm, bool snapshot, struct frozen_data *data)
 {
-    for (size_t i = 0; i < vm->disk_count; i++) {
-        data->change_ids[i] = xstrdup(vm->disks[i].change_id);
-        if (!snapshot)
-            vm_set_text(&vm->disks[i].change_id, "");
+    for (size_t i = 0; i < vm->vm.disk_count; i++) {
+        data->change_ids[i] = xstrdup(vm->vm.disks[i].change_id);
+        if (!snapshot || vm->backings[i].has_parent)
+            vm_set_text(&vm->vm.disks[i].change_id, "");
     }
 }
 
@@ -392,7 +393,7 @@ static int freeze(struct preparation *prep, struct vsphere_vm *vm, const char *s
         };
         frozen->disk_count++;
     }
-    keep_change_ids(&vm->vm, snapshot[0] != '\0', data);
+    keep_change_ids(vm, snapshot[0] != '\0', data);
     data->snapshot = xstrdup(snapshot);
     data->records = prep->records;
     frozen->method = xstrdup(method_name(prep, snapshot));
@@ -425,6 +426,8 @@ static int prepare(struct preparation *prep, struct frozen_vm **out, struct erro
     /* A task that began with a snapshot goes on with it, though the VM was stopped since. */
     wants_snapshot = prep->nfc || prep->options->snapshot || vm.vm.power == VM_POWER_ON ||
                      record(prep->records, RECORD_SNAPSHOT)[0] != '\0';
+    if (wants_snapshot && prep->options->never_snapshot)
+        return error_set(err, ERR_NOT_AVAILABLE, "it would take a snapshot");
     if (check_state(&vm, err) < 0 || check_disks(&vm, wants_snapshot, err) < 0)
         return -1;
     if (wants_snapshot &&
@@ -456,7 +459,7 @@ static int vsphere_prepare(struct provider_session *session, const char *vm_id,
         return -1;
     if (prepare(&prep, out, err) == 0)
         return 0;
-    if (prep.nfc || !prep.no_file)
+    if (prep.nfc || !prep.no_file || options->never_snapshot)
         return -1;
     why = utf8_clean(err->message, sizeof err->message);
     LOG(INFO, "vsphere_folder_unavailable", F_STR("vm", vm_id), F_ERR(err));
