@@ -1,12 +1,15 @@
 """Fixtures shared by service and end-to-end tests."""
 import hashlib
 import pathlib
+import shutil
+import subprocess
 import sys
 
 import pytest
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from tests.harness.process import ROOT  # noqa: E402
 from tests.harness.libvirtd import Libvirtd  # noqa: E402
 from tests.harness.stores import Postgres  # noqa: E402
 from tests.harness.suite import Suite  # noqa: E402
@@ -97,6 +100,26 @@ def sshd(tmp_path):
         yield server.start()
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def real_hyper2kvm():
+    """Its program in a virtual environment below build/; skipped when PyPI does not answer."""
+    venv = ROOT / "build" / "hyper2kvm-venv"
+    path = venv / "bin" / "hyper2kvm"
+    if not (venv / "ready").exists():
+        shutil.rmtree(venv, ignore_errors=True)
+        done = subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", venv],
+                              capture_output=True, text=True)
+        if done.returncode != 0:
+            pytest.skip(f"no virtual environment: {done.stdout.strip()[:200]}")
+        done = subprocess.run([venv / "bin" / "pip", "install", "-q", "--retries", "1", "--timeout",
+                               "10", "hyper2kvm==0.2.1", "rich", "watchdog"], capture_output=True,
+                              text=True, timeout=300)
+        if done.returncode != 0:
+            pytest.skip(f"PyPI does not answer: {done.stderr.strip()[-200:]}")
+        (venv / "ready").write_text("")
+    return path
 
 
 @pytest.fixture

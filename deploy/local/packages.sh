@@ -19,7 +19,7 @@ test="libcmocka-dev python3-pytest python3-pytest-xdist python3-psycopg2 python3
  libclang-rt-14-dev cppcheck prometheus nginx-light libnbd-bin libxml2-utils libvirt-clients qemu-system-x86 ovmf openssh-server
  libvirt-daemon libvirt-daemon-driver-qemu python3-libvirt
  zstd memcached swift-proxy swift-account swift-container swift-object python3-boto3"
-full="virt-v2v nbdkit mmdebstrap linux-image-cloud-amd64"
+full="virt-v2v nbdkit mmdebstrap linux-image-cloud-amd64 python3-guestfs python3-hivex"
 
 names=
 list=

@@ -294,8 +294,6 @@ static int submit_again(struct queued *q, struct error *err)
 {
     autofree char *remains = find_dated(q->c->bridge->hyper2kvm.output_dir, q->stem);
 
-    if (exists(q->drop))
-        return 0;
     if (worker_task_may_write(q->c->task, err) < 0)
         return -1;
     (void)unlink(q->processing);
@@ -305,8 +303,8 @@ static int submit_again(struct queued *q, struct error *err)
     return submit(q, err);
 }
 
-/* 0: go on following. */
-static int cure(struct queued *q, bool *out_next, struct error *err)
+/* 0: go on following. What waited in the drop directory the new daemon takes by itself. */
+static int cure(struct queued *q, enum place place, bool *out_next, struct error *err)
 {
     long long seconds = (long long)(q->c->bridge->hyper2kvm.stuck_after_ms / 1000);
     struct error why = ERROR_NONE;
@@ -315,7 +313,7 @@ static int cure(struct queued *q, bool *out_next, struct error *err)
         q->restarts++;
         if (restart(q, &why) == 0) {
             q->life_ms = 0;
-            return submit_again(q, err);
+            return place == PLACE_RUNNING ? submit_again(q, err) : 0;
         }
         convert_remark(q->c->warnings, "hyper2kvm.restart_command: %s", why.message);
     }
@@ -374,7 +372,7 @@ static int look(struct queued *q, enum place *last, bool *out_next, struct error
                          q->name, watch_dir(q));
     }
     if (is_stuck(q, place))
-        return cure(q, out_next, err);
+        return cure(q, place, out_next, err);
     report_progress(q);
     return 0;
 }

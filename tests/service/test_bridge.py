@@ -5,7 +5,6 @@ import pathlib
 import re
 import shutil
 import subprocess
-import sys
 import xml.etree.ElementTree as ET
 
 import pytest
@@ -599,26 +598,6 @@ def test_wrong_settings_are_refused_at_start(make_suite, settings, words):
 
 
 # ---- the real one ----
-
-
-@pytest.fixture(scope="session")
-def real_hyper2kvm():
-    """Its program in a virtual environment below build/; skipped when PyPI does not answer."""
-    venv = ROOT / "build" / "hyper2kvm-venv"
-    path = venv / "bin" / "hyper2kvm"
-    if not (venv / "ready").exists():
-        shutil.rmtree(venv, ignore_errors=True)
-        done = subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", venv],
-                              capture_output=True, text=True)
-        if done.returncode != 0:
-            pytest.skip(f"no virtual environment: {done.stdout.strip()[:200]}")
-        done = subprocess.run([venv / "bin" / "pip", "install", "-q", "--retries", "1", "--timeout",
-                               "10", "hyper2kvm==0.2.1", "rich", "watchdog"], capture_output=True,
-                              text=True, timeout=300)
-        if done.returncode != 0:
-            pytest.skip(f"PyPI does not answer: {done.stderr.strip()[-200:]}")
-        (venv / "ready").write_text("")
-    return path
 
 
 def test_the_real_hyper2kvm_converts(bridge, export, real_hyper2kvm):
