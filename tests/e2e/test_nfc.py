@@ -6,6 +6,7 @@ import subprocess
 
 import pytest
 
+from tests.fakes.s3 import S3
 from tests.fakes.vsphere import Disk, FakeVsphere, Vm, fault
 from tests.fakes.vsphere_nfc import stream_optimized
 from tests.harness import images
@@ -186,6 +187,35 @@ def test_kill_9_in_the_middle(suite, fake, disks):
     done = check_qcow2(suite, fake, disks, job)
     assert done["attempt"] == 0
     assert aborted(fake) == [True, False, False], "the next lease aborted the old one"
+
+
+def test_kill_9_while_it_is_sent_on(make_suite, fake, disks):
+    """stream_upload: the stream brings everything again, the target gets only what it lacks."""
+    s3 = S3().start()
+    try:
+        suite = make_suite(config={"uploads": {"main": s3.entry("s3://bucket")}})
+        add(suite, fake)
+        fake.nfc_rate = 3 * MB
+        job = submit(suite, format="raw", upload="s3://bucket", stream_upload=True)
+        wait_for(lambda: len(s3.puts) >= 2, 60, lambda: suite.explain(job))
+        suite["exporter-vsphere"].kill()
+        [state] = suite.exports.rglob(".hypersdk-upload.301")
+        there = [json.loads(line)["part"] for line in state.read_text().splitlines()[1:]]
+        sent = len(s3.puts)
+        fake.nfc_rate = 0
+        suite["exporter-vsphere"].start()
+        result = suite.wait_job(job, "completed", deadline=90)["result"]
+        again = s3.puts[sent:]
+        assert there
+        for part in there:  # the second disk has one part of its own
+            assert again.count(part) == (part == 1), "parts were sent again"
+        prefix = result["uploaded_to"].removeprefix("s3://bucket/")
+        for i, disk in enumerate(disks, 1):
+            assert s3.objects[f"{prefix}/web-disk{i}.raw"][0] == disk.read_bytes()
+        assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
+        nothing_is_left(suite, fake)
+    finally:
+        s3.stop()
 
 
 def test_what_is_finished_of_other_disks_is_not_read_again(suite, fake, disks):
