@@ -218,6 +218,26 @@ def test_kill_9_while_it_is_sent_on(make_suite, fake, disks):
         s3.stop()
 
 
+def test_a_stream_that_breaks_while_it_is_sent_on(make_suite, fake, disks):
+    """Nobody reads the object back here: what was punched out of the spool must not go out again."""
+    s3 = S3().start()
+    try:
+        suite = make_suite(config={"uploads": {"main": s3.entry("s3://bucket")}})
+        add(suite, fake)
+        fake.nfc_rate = 4 * MB
+        fake.nfc_cuts = [17 * MB]
+        job = submit(suite, format="raw", upload="s3://bucket", stream_upload=True, verify=False,
+                     retry={"max_attempts": 3, "initial_delay": "200ms"})
+        result = suite.wait_job(job, "completed", deadline=90)["result"]
+        assert suite.client.job(job)["attempt"] == 1, "the stream was to break"
+        prefix = result["uploaded_to"].removeprefix("s3://bucket/")
+        for i, disk in enumerate(disks, 1):
+            assert s3.objects[f"{prefix}/web-disk{i}.raw"][0] == disk.read_bytes()
+        nothing_is_left(suite, fake)
+    finally:
+        s3.stop()
+
+
 def test_what_is_finished_of_other_disks_is_not_read_again(suite, fake, disks):
     fake.nfc_rates = {2001: 32 * 1024}
     job = submit(suite)

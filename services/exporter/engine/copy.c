@@ -481,8 +481,10 @@ int copy_disk(const struct copy_options *options, struct copy_result *out, struc
     for (uint32_t attempt = 0;; attempt++) {
         if (copy_once(options, out, err) == 0)
             return 0;
-        /* Readers repeat what they can read again; a stream that broke begins anew. */
-        if (!options->frozen->forward_only || !error_is_retryable(err) || stop_asked(options))
+        /* Readers repeat what they can read again; a stream that broke begins anew. What follows
+         * the file has thrown away what it sent: it begins anew with the task's next attempt. */
+        if (!options->frozen->forward_only || !error_is_retryable(err) || stop_asked(options) ||
+            options->follower != NULL)
             return -1;
         if (attempt >= options->retries_max)
             return error_wrap(err, "given up after %" PRIu32 " streams", attempt + 1);

@@ -473,6 +473,7 @@ int upload_stream_begin(struct upload_stream *stream, const char *path, uint64_t
 {
     int rc;
 
+    assert(!stream->feeding); /* what was punched out meanwhile is not in the file any more */
     if (fit_writer(stream, final_bytes, err) < 0 || open_file(stream, path, err) < 0)
         return -1;
     stream->sender.id = stream->id;

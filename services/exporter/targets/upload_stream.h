@@ -47,9 +47,9 @@ void upload_stream_close(struct upload_stream *stream); /* NULL-safe; what is st
 DEFINE_AUTO(upload_stream, struct upload_stream, upload_stream_close)
 #define auto_upload_stream CLEANUP(upload_stream_auto) struct upload_stream
 
-/* The file is at path, and final up to final_bytes; 0: it begins anew. ERR_NOT_AVAILABLE: its file
- * system cannot punch holes. ERR_UNAVAILABLE: the writer lost what the target has; the next attempt
- * begins anew. */
+/* Once. The file is at path, and final up to final_bytes; 0: it begins anew. ERR_NOT_AVAILABLE: its
+ * file system cannot punch holes. ERR_UNAVAILABLE: the writer lost what the target has; the next
+ * attempt begins anew. */
 MUST_CHECK int upload_stream_begin(struct upload_stream *stream, const char *path,
                                    uint64_t final_bytes, struct error *err);
 /* More is final: it will not change, and nobody needs it any more to go on writing. */
