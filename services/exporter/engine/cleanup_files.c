@@ -351,6 +351,8 @@ int cleanup_remove(const struct cleanup_item *item, const char *base, struct err
 {
     autofree char *trash = xasprintf("%s/" CLEANUP_TRASH_START "%s", item->dir, item->export_id);
 
+    if (item->unfinished && !exists(trash))
+        return 0; /* cut short before its first move: it went with the export, which stood there */
     if (is_marked(item->dir) && !item->unfinished)
         return error_set(err, ERR_CONFLICT, "an export begins in '%.200s'", item->dir);
     if (local_is_used_by_domain(item->dir) && !item->unfinished)

@@ -358,9 +358,29 @@ static void a_removal_that_was_cut_short_is_finished(void **state)
     }
 }
 
+/* Then the list has it twice, as an export and as a removal. */
+static void a_removal_cut_short_before_its_first_move_goes_with_its_export(void **state)
+{
+    struct error err = ERROR_NONE;
+
+    (void)state;
+    for (size_t order = 0; order < 2; order++) {
+        autofree char *web = make_export("web", "exp-1");
+        autofree char *trash = xasprintf("%s/.hypersdk-trash-exp-1", web);
+        assert_ok(path_make_dirs(trash, &err), err);
+        rescan(base);
+        assert_int_equal(list.count, 2);
+        for (size_t i = 0; i < 2; i++)
+            assert_ok(cleanup_remove(&list.items[order == 0 ? i : 1 - i], base, &err), err);
+        assert_false(exists(base, "web"));
+    }
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test_setup_teardown(
+            a_removal_cut_short_before_its_first_move_goes_with_its_export, make_base, remove_base),
         cmocka_unit_test_setup_teardown(age_and_the_newest_full_one, start, end),
         cmocka_unit_test_setup_teardown(a_base_stays_while_an_export_that_stays_uses_it, start,
                                         end),
