@@ -279,3 +279,14 @@ const char *const config_upload_keys[] = {
     "known_hosts",
     NULL,
 };
+
+struct config_list export_bases(const struct export_config *config)
+{
+    const struct config_list *more = &config->allowed_paths;
+    struct config_list bases = {.items = xcalloc(more->count + 1, sizeof *bases.items)};
+
+    bases.items[bases.count++] = xstrdup(config->base_path);
+    for (size_t i = 0; i < more->count; i++)
+        bases.items[bases.count++] = xstrdup(more->items[i]);
+    return bases;
+}

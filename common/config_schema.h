@@ -65,6 +65,9 @@ struct export_config {                     /* section "export" */
     struct config_list bandwidth_profiles; /* "mon-fri 08:00-18:00 20": engine/rate_profile.h */
     uint32_t provider_limit; /* exports at a time per provider instance, all workers; default 8 */
 };
+/* Where exports may lie: base_path first, then allowed_paths. Owned by the caller; lives as long as
+ * the process. */
+struct config_list export_bases(const struct export_config *config);
 
 #define HYPER2KVM_RESTART_WORDS_MAX 16
 struct hyper2kvm_config { /* section "hyper2kvm" */

@@ -14,9 +14,9 @@
 static const char INSERT_JOB[] =
     "INSERT INTO jobs (id, name, kind, provider, vm_path, vm_name, output_path, format, definition,"
     " priority, max_attempts, retry_initial_ms, retry_max_ms, submitted_by, trace_id,"
-    " idempotency_key, idempotency_hash)"
+    " idempotency_key, idempotency_hash, schedule_id, policy_id, workflow_run_id)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb, $10::int, $11::int, $12::bigint,"
-    " $13::bigint, $14, $15, $16, $17::bytea) ON CONFLICT DO NOTHING RETURNING id";
+    " $13::bigint, $14, $15, $16, $17::bytea, $18, $19, $20) ON CONFLICT DO NOTHING RETURNING id";
 
 static const char INSERT_TASK[] =
     "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
@@ -154,6 +154,11 @@ static const char *last_part(const char *path)
     return slash == NULL || slash[1] == '\0' ? path : slash + 1;
 }
 
+static const char *or_empty(const char *text)
+{
+    return text == NULL ? "" : text;
+}
+
 static int insert_job(struct db *db, const struct job_submission *s, const char *id,
                       const char *hash, bool *out_inserted, struct error *err)
 {
@@ -171,7 +176,9 @@ static int insert_job(struct db *db, const struct job_submission *s, const char 
     if (db_exec(db, INSERT_JOB,
                 DB_PARAMS(id, s->name, s->kind, s->provider, s->vm_path, last_part(s->vm_path),
                           s->output_path, s->format, definition, priority, attempts, initial, max,
-                          s->submitted_by, s->trace_id, s->idempotency_key, hash),
+                          s->submitted_by, s->trace_id, s->idempotency_key, hash,
+                          or_empty(s->schedule_id), or_empty(s->policy_id),
+                          or_empty(s->workflow_run_id)),
                 &rows, err) < 0)
         return -1;
     *out_inserted = PQntuples(rows) == 1;

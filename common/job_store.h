@@ -33,6 +33,9 @@ struct job_submission {
     int64_t retry_max_ms;
     const char *submitted_by;
     const char *trace_id;
+    const char *schedule_id; /* what started it besides a user; NULL: nothing */
+    const char *policy_id;
+    const char *workflow_run_id;
     const char *idempotency_key;     /* NULL: none */
     const uint8_t *idempotency_hash; /* 32 bytes: SHA-256 of the canonical body */
 };

@@ -250,3 +250,8 @@ json_t *json_mask_secrets(const json_t *json)
     }
     return json_deep_copy(json);
 }
+
+void json_set_i64(json_t *object, const char *key, int64_t value)
+{
+    (void)json_object_set_new(object, key, json_integer(value));
+}

@@ -43,6 +43,7 @@ const char *json_str(const json_t *object, const char *key);
 uint64_t json_u64(const json_t *object, const char *key);
 /* object[key] = value for text that may hold invalid UTF-8 (replaced). */
 void json_set_text(json_t *object, const char *key, const char *text);
+void json_set_i64(json_t *object, const char *key, int64_t value);
 /* object[key] = value, taking the reference; like all allocation here it cannot fail. */
 void json_put(json_t *object, const char *key, json_t *value_taken);
 /* Is a member of this name a secret (see json_mask_secrets)? */

@@ -75,17 +75,6 @@ static int load_master(struct gateway *gateway, struct strbuf *problems)
     return 0;
 }
 
-static void merge_bases(struct gateway *gateway)
-{
-    const struct config_list *more = &gateway->export.allowed_paths;
-    struct config_list *bases = &gateway->bases;
-
-    bases->items = xcalloc(more->count + 1, sizeof *bases->items);
-    bases->items[bases->count++] = xstrdup(gateway->export.base_path);
-    for (size_t i = 0; i < more->count; i++)
-        bases->items[bases->count++] = xstrdup(more->items[i]);
-}
-
 static int configure(const struct config_file *file, struct strbuf *problems, struct error *err)
 {
     struct gateway *gateway = &the_gateway;
@@ -107,7 +96,7 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
     check_tls(gateway, problems);
     check_dev_mode(gateway, problems);
     check_roles(gateway, problems);
-    merge_bases(gateway);
+    gateway->bases = export_bases(&gateway->export);
     config_sync_check(file, problems);
     return load_master(gateway, problems);
 }

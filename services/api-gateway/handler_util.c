@@ -8,7 +8,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/parse.h"
-#include "submit.h"
+#include "common/submit.h"
 
 #define QUERY_VALUES_MAX 1000 /* of one repeatable parameter */
 
@@ -69,11 +69,6 @@ void json_set_now(json_t *object, const char *key)
 
     clock_rfc3339_now(now);
     json_set_text(object, key, now);
-}
-
-void json_set_i64(json_t *object, const char *key, int64_t value)
-{
-    (void)json_object_set_new(object, key, json_integer(value));
 }
 
 /* "YYYY-MM-DD" with a day that exists; the rest of the text in *rest. */

@@ -3,7 +3,7 @@
 #define GATEWAY_HANDLER_UTIL_H
 
 #include "common/job_store.h"
-#include "fields.h"
+#include "common/fields.h"
 #include "route.h"
 
 #define PAGE_LIMIT_DEFAULT 100
@@ -40,7 +40,6 @@ json_t *cell_text_or_null(const PGresult *rows, int row, int column);
 /* Value of a json(b) cell; JSON null for SQL NULL. New reference. */
 json_t *cell_json(const PGresult *rows, int row, int column);
 void json_set_now(json_t *object, const char *key);
-void json_set_i64(json_t *object, const char *key, int64_t value);
 
 /* RFC 3339 time or date, as PostgreSQL takes it afterwards. ERR_INVALID naming name. */
 MUST_CHECK int check_time(const char *name, const char *text, struct error *err);

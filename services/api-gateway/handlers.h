@@ -4,7 +4,7 @@
 #define GATEWAY_HANDLERS_H
 
 #include "route.h"
-#include "submit.h"
+#include "common/submit.h"
 
 struct provider_row;
 

@@ -2,7 +2,7 @@
 #include <string.h>
 
 #include "common/cleanup_job.h"
-#include "cleanup_policy.h"
+#include "common/cleanup_policy.h"
 #include "common/json.h"
 #include "handler_util.h"
 #include "handlers.h"

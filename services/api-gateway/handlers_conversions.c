@@ -9,8 +9,8 @@
 #include "control_task.h"
 #include "handlers.h"
 #include "job_view.h"
-#include "libvirt_wish.h"
-#include "submit.h"
+#include "common/libvirt_wish.h"
+#include "common/submit.h"
 
 #define MEMORY_MB_MAX      (64 * 1024 * 1024)
 #define VCPUS_MAX          1024

@@ -9,7 +9,7 @@
 #include "common/paths.h"
 #include "handler_util.h"
 #include "handlers.h"
-#include "submit.h"
+#include "common/submit.h"
 
 #define EXPORT_COLUMNS                                                                           \
     "json_build_object('export_id', e.id, 'job_id', e.job_id, 'provider', e.provider, 'vm_id', " \

@@ -10,8 +10,8 @@
 #include "handler_util.h"
 #include "handlers.h"
 #include "job_view.h"
-#include "libvirt_wish.h"
-#include "submit.h"
+#include "common/libvirt_wish.h"
+#include "common/submit.h"
 
 #define IMPORT_DISKS_MAX  64
 #define IMPORT_MEMORY_MAX (64 * 1024 * 1024) /* MB */

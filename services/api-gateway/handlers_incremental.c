@@ -7,8 +7,8 @@
 #include "common/restore_points.h"
 #include "control_task.h"
 #include "handlers.h"
-#include "provider_lookup.h"
-#include "submit.h"
+#include "common/provider_lookup.h"
+#include "common/submit.h"
 
 /* A submit's element out of body and path. New reference. */
 static json_t *element_of(struct call *call)

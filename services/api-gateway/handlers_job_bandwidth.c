@@ -1,6 +1,6 @@
 /* PUT /api/v1/jobs/{id}/bandwidth: into the job's row, from where the scheduler tells the worker.
  */
-#include "bandwidth.h"
+#include "common/bandwidth.h"
 #include "common/job_store.h"
 #include "common/json.h"
 #include "handler_util.h"

@@ -6,19 +6,14 @@
 #include "common/autos.h"
 #include "common/job_store.h"
 #include "common/json.h"
-#include "common/restore_points.h"
+#include "common/submit_job.h"
 #include "handlers.h"
 #include "job_view.h"
-#include "provider_lookup.h"
-#include "submit.h"
 
 #define IDEMPOTENCY_KEY_MAX 200 /* with "/<index>" it stays well below an index entry's limit */
 #define CANCEL_IDS_MAX      1000
 #define REASON_MAX          500
 
-static const char vm_name_sql[] = "SELECT v.name FROM inventory_vms v JOIN inventory_state s"
-                                  " ON s.provider = v.provider AND s.generation = v.generation"
-                                  " WHERE v.provider = $1 AND v.id = $2";
 static const char created_sql[] =
     "SELECT status, " SQL_TIME("created_at") " FROM jobs WHERE id = $1";
 static const char owner_sql[] = "SELECT submitted_by FROM jobs WHERE id = $1";
@@ -46,20 +41,6 @@ static void submit_run_free(struct submit_run *run)
 }
 DEFINE_AUTO(submit_run, struct submit_run, submit_run_free)
 
-/* The inventory's name of a VM that is given by id; NULL when it is not there. Caller frees. */
-static int inventory_name(struct call *call, const char *provider, const char *vm, char **out,
-                          struct error *err)
-{
-    auto_pgresult *rows = NULL;
-
-    *out = NULL;
-    if (db_exec(call->db, vm_name_sql, DB_PARAMS(provider, vm), &rows, err) < 0)
-        return -1;
-    if (PQntuples(rows) == 1)
-        *out = xstrdup(db_text(rows, 0, 0));
-    return 0;
-}
-
 static struct submit_settings settings_of(struct call *call, const struct seal_key *exports_key)
 {
     return (struct submit_settings){&call->gateway->bases, &call->gateway->hyper2kvm,
@@ -75,12 +56,9 @@ int submit_element(struct call *call, const json_t *element, struct submit_reque
                              : seal_master_derive(call->gateway->master, SEAL_EXPORTS);
     struct submit_settings settings = settings_of(call, key);
     auto_submit_request *request = NULL;
-    autofree char *vm_name = NULL;
-    struct job_submission *s;
 
-    if (submit_parse(&settings, element, NULL, &request, problem, err) < 0)
+    if (submit_prepare(&settings, call->db, element, &request, out_provider, problem, err) < 0)
         return -1;
-    s = &request->submission;
     if (json_object_get(request->definition, "cleanup") != NULL &&
         !identity_may(&call->identity, "job.delete")) {
         return field_fail(problem, 403, "cleanup", err, ERR_DENIED,
@@ -90,14 +68,6 @@ int submit_element(struct call *call, const json_t *element, struct submit_reque
         !identity_may(&call->identity, "vm.operate")) {
         return field_fail(problem, 403, "enable_cbt", err, ERR_DENIED,
                           "'enable_cbt' edits the VM: permission 'vm.operate' is missing");
-    }
-    if (provider_lookup(call->db, s->provider, true, out_provider, problem, err) < 0 ||
-        inventory_name(call, s->provider, s->vm_path, &vm_name, err) < 0)
-        return -1;
-    if (vm_name != NULL) { /* the default directory has the VM's name, not its id */
-        submit_request_free(STEAL(request));
-        if (submit_parse(&settings, element, vm_name, &request, problem, err) < 0)
-            return -1;
     }
     *out = STEAL(request);
     return 0;
@@ -147,38 +117,22 @@ static int prepare_all(struct call *call, struct submit_run *run, struct error *
     return 0;
 }
 
-/* An increment is written beside what it stands on, so by a worker that reaches that. */
-static int volume_of(struct db *db, const struct job_submission *s, char **out_volume,
-                     struct error *err)
-{
-    auto_json *spec = json_deep_copy(s->export_spec);
-
-    if (json_is_true(json_object_get(spec, "force_full")))
-        (void)json_object_del(spec, "incremental");
-    return restore_points_add(db, s->provider, spec, out_volume, err);
-}
-
 static int store_element(struct call *call, struct submit_run *run, size_t i, struct error *err)
 {
-    struct job_submission *s = &run->requests[i]->submission;
+    struct submit_origin origin = {.submitted_by = call->identity.username,
+                                   .trace_id = call->trace_id};
     autofree char *key = NULL;
-    autofree char *volume = NULL;
     char id[64];
     bool existing = false;
 
-    if (volume_of(call->db, s, &volume, err) < 0)
-        return -1;
-    s->volume = volume;
-    s->provider_kind = run->providers[i].kind;
-    s->submitted_by = call->identity.username;
-    s->trace_id = call->trace_id;
     if (run->idempotency_key != NULL) {
         key = run->batch.single ? xstrdup(run->idempotency_key)
                                 : xasprintf("%s/%zu", run->idempotency_key, i);
-        s->idempotency_key = key;
-        s->idempotency_hash = run->hash;
+        origin.idempotency_key = key;
+        origin.idempotency_hash = run->hash;
     }
-    if (job_store_submit(call->db, s, id, &existing, err) < 0)
+    if (submit_store(call->db, run->requests[i], &run->providers[i], &origin, id, &existing, err) <
+        0)
         return -1;
     run->existing = existing;
     (void)json_array_append_new(run->job_ids, json_string(id));

@@ -7,7 +7,7 @@
 #include "common/json.h"
 #include "control_task.h"
 #include "handlers.h"
-#include "libvirt_wish.h"
+#include "common/libvirt_wish.h"
 #include "transport.h"
 
 #define POWER_TIMEOUT_MAX_MS 600000 /* a guest that takes longer to shut down does not */

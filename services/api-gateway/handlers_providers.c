@@ -6,7 +6,7 @@
 #include "common/json.h"
 #include "control_task.h"
 #include "handlers.h"
-#include "provider_lookup.h"
+#include "common/provider_lookup.h"
 #include "provider_settings.h"
 
 #define PROVIDER_COLUMNS                                                            \

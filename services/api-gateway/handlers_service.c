@@ -8,7 +8,7 @@
 #include "job_view.h"
 #include "openapi.h"
 #include "provider_settings.h"
-#include "submit.h"
+#include "common/submit.h"
 
 #define PENDING_SHOWN    20
 #define SERVICE_TEXT2(x) #x

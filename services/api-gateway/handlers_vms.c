@@ -8,7 +8,7 @@
 #include "common/json.h"
 #include "control_task.h"
 #include "handlers.h"
-#include "provider_lookup.h"
+#include "common/provider_lookup.h"
 
 #define INVENTORY_AGE_MAX_S   300  /* an older list is read again first */
 #define SHORT_LIMIT_DEFAULT   1000 /* the bare array has no cursor in it: as much as allowed */

@@ -1,5 +1,5 @@
 /* /api/v1/workers/{kind}/bandwidth: what all transfers of a worker process may take together. */
-#include "bandwidth.h"
+#include "common/bandwidth.h"
 #include "common/json.h"
 #include "common/worker_bandwidth.h"
 #include "handler_util.h"

@@ -4,7 +4,7 @@
 #define GATEWAY_PROVIDER_SETTINGS_H
 
 #include "common/seal.h"
-#include "fields.h"
+#include "common/fields.h"
 
 #define PROVIDER_KIND_MAX          31
 #define PROVIDER_SETTING_BYTES_MAX 4095

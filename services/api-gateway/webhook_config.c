@@ -12,7 +12,7 @@
 #include "common/log.h"
 #include "common/paths.h"
 #include "config_sync.h"
-#include "fields.h"
+#include "common/fields.h"
 
 #define ENDPOINTS_MAX    100
 #define HEADERS_MAX      32

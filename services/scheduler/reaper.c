@@ -198,7 +198,7 @@ static int sweep(struct scheduler *scheduler, struct db *db, struct error *err)
     return db_exec(db, SWEEP_RELEASED, DB_NO_PARAMS, NULL, err);
 }
 
-static int seal(struct scheduler *scheduler, struct db *db, struct error *err)
+static int seal_audit(struct scheduler *scheduler, struct db *db, struct error *err)
 {
     (void)scheduler;
     return db_exec(db, SEAL, DB_NO_PARAMS, NULL, err);
@@ -208,7 +208,7 @@ static int seal(struct scheduler *scheduler, struct db *db, struct error *err)
 static int tidy(struct scheduler *scheduler, struct db *db, bool with_seal, struct error *err)
 {
     int (*const steps[])(struct scheduler *, struct db *, struct error *) = {
-        reap, watch_workers, explain, sweep, cleanup_schedule_run, with_seal ? seal : NULL};
+        reap, watch_workers, explain, sweep, cleanup_schedule_run, with_seal ? seal_audit : NULL};
 
     for (size_t i = 0; i < ARRAY_LEN(steps); i++) {
         struct error why = ERROR_NONE;

@@ -25,9 +25,18 @@ int scheduler_configure(const struct config_file *file, struct strbuf *problems,
         config_section(file, "export", &state.export, problems, err) < 0)
         return -1;
     if (config_section(file, "cleanup", &state.cleanup, problems, err) < 0 ||
-        config_section(file, "retry", &state.retry, problems, err) < 0)
+        config_section(file, "retry", &state.retry, problems, err) < 0 ||
+        config_section(file, "hyper2kvm", &state.hyper2kvm, problems, err) < 0 ||
+        config_section(file, "libvirt", &state.libvirt, problems, err) < 0)
         return -1;
+    state.bases = export_bases(&state.export);
     return config_section(file, "scheduler", &state.config, problems, err);
+}
+
+struct submit_settings scheduler_submit_settings(const struct scheduler *scheduler)
+{
+    return (struct submit_settings){&scheduler->bases, &scheduler->hyper2kvm, &scheduler->libvirt,
+                                    &scheduler->retry, NULL};
 }
 
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread)

@@ -12,6 +12,7 @@
 #include "common/db.h"
 #include "common/log.h"
 #include "common/service.h"
+#include "common/submit_job.h"
 #include "common/worker_bandwidth.h"
 
 #define SCHEDULER_DB_ROLE "hypersdk_scheduler"
@@ -28,7 +29,11 @@ struct scheduler {
     struct export_config export;
     struct scheduler_config config;
     struct cleanup_config cleanup;
-    struct retry_config retry; /* of jobs that the scheduler submits */
+    /* Of jobs that the scheduler submits. */
+    struct retry_config retry;
+    struct hyper2kvm_config hyper2kvm;
+    struct libvirt_config libvirt;
+    struct config_list bases;
     struct bus_server *server;
     struct bus_publisher *publisher;
     struct park *park;         /* park.h */
@@ -38,6 +43,10 @@ struct scheduler {
 
 int scheduler_configure(const struct config_file *file, struct strbuf *problems, struct error *err);
 int scheduler_run(struct service *service, struct error *err);
+
+/* Jobs that the scheduler submits (common/submit_job.h): without a passphrase, it has no key to
+ * seal one. */
+struct submit_settings scheduler_submit_settings(const struct scheduler *scheduler);
 
 /* A connection of this thread's own. */
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread);

@@ -4,7 +4,7 @@
 
 #include "common/autos.h"
 #include "common/json.h"
-#include "services/api-gateway/submit.h"
+#include "common/submit.h"
 
 #define BODY_BYTES_MAX 65536
 #define ELEMENTS_MAX   16 /* of one body: the interesting part is each single one */

@@ -1,8 +1,9 @@
 /* A configured provider by name, as requests mean it. */
-#ifndef GATEWAY_PROVIDER_LOOKUP_H
-#define GATEWAY_PROVIDER_LOOKUP_H
+#ifndef COMMON_PROVIDER_LOOKUP_H
+#define COMMON_PROVIDER_LOOKUP_H
 
-#include "handler_util.h"
+#include "common/db.h"
+#include "common/fields.h"
 
 #define PROVIDER_DEFAULT  "vsphere"
 #define PROVIDER_NAME_MAX 63

@@ -1,8 +1,7 @@
 /* See bandwidth.h. */
-#include "bandwidth.h"
+#include "common/bandwidth.h"
 
 #include "common/json.h"
-#include "handler_util.h"
 
 static uint64_t ceiling_mb(const json_t *job)
 {

@@ -1,5 +1,5 @@
 /* See libvirt_wish.h. */
-#include "libvirt_wish.h"
+#include "common/libvirt_wish.h"
 
 #include <stdio.h>
 #include <string.h>

@@ -1,5 +1,5 @@
 /* See provider_lookup.h. */
-#include "provider_lookup.h"
+#include "common/provider_lookup.h"
 
 #include <stdio.h>
 

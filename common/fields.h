@@ -1,8 +1,8 @@
 /* Request bodies under a table of fields: aliases become canonical names, unknown fields are
  * refused with the likely meant one, fields of the reference that this build does not have yet are
  * refused as "not_available" - never accepted and ignored (rest-api.md sections 1 and 1.1). */
-#ifndef GATEWAY_FIELDS_H
-#define GATEWAY_FIELDS_H
+#ifndef COMMON_FIELDS_H
+#define COMMON_FIELDS_H
 
 #include <jansson.h>
 

@@ -1,10 +1,10 @@
 /* Where an import goes and how: the object "libvirt" of a job and the same fields of
  * POST /api/v1/imports. */
-#ifndef GATEWAY_LIBVIRT_WISH_H
-#define GATEWAY_LIBVIRT_WISH_H
+#ifndef COMMON_LIBVIRT_WISH_H
+#define COMMON_LIBVIRT_WISH_H
 
 #include "common/config_schema.h"
-#include "fields.h"
+#include "common/fields.h"
 
 #define LIBVIRT_NAME_MAX 255 /* of pools, networks, bridges */
 /* Lines of a struct field table. */

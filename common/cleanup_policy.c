@@ -1,5 +1,5 @@
 /* See cleanup_policy.h. */
-#include "cleanup_policy.h"
+#include "common/cleanup_policy.h"
 
 #include "common/autos.h"
 #include "common/json.h"

@@ -3,7 +3,7 @@
 
 #include "common/autos.h"
 #include "common/json.h"
-#include "services/api-gateway/submit.h"
+#include "common/submit.h"
 
 static char base[] = "/tmp/test-submit-XXXXXX";
 static char *base_items[] = {base};

@@ -1,18 +1,18 @@
 /* See submit.h. */
-#include "submit.h"
+#include "common/submit.h"
 
 #include <stdio.h>
 #include <string.h>
 
-#include "bandwidth.h"
-#include "cleanup_policy.h"
+#include "common/bandwidth.h"
+#include "common/cleanup_policy.h"
 #include "common/autos.h"
 #include "common/crypt_file.h"
 #include "common/id.h"
 #include "common/json.h"
 #include "common/paths.h"
 #include "common/upload_url.h"
-#include "libvirt_wish.h"
+#include "common/libvirt_wish.h"
 
 #define HOUR_MS            3600000
 #define DAY_MS             (UINT64_C(24) * HOUR_MS)

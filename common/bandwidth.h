@@ -1,9 +1,9 @@
 /* A job's bandwidth as users ask for it: the fields of a submission and of
  * PUT /api/v1/jobs/{id}/bandwidth, and what the worker gets. 1 MB = 1 048 576 B. */
-#ifndef GATEWAY_BANDWIDTH_H
-#define GATEWAY_BANDWIDTH_H
+#ifndef COMMON_BANDWIDTH_H
+#define COMMON_BANDWIDTH_H
 
-#include "fields.h"
+#include "common/fields.h"
 
 #define BANDWIDTH_MB_MAX          1000000 /* 1 TB/s */
 #define BANDWIDTH_ADAPTIVE_MB_MAX 100     /* ceiling when neither it nor a limit is given */

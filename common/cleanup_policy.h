@@ -1,10 +1,10 @@
 /* The rules of a clean-up of exports as request bodies have them, once and as the member "cleanup"
  * of a job. */
-#ifndef GATEWAY_CLEANUP_POLICY_H
-#define GATEWAY_CLEANUP_POLICY_H
+#ifndef COMMON_CLEANUP_POLICY_H
+#define COMMON_CLEANUP_POLICY_H
 
 #include "common/config.h"
-#include "fields.h"
+#include "common/fields.h"
 
 #define CLEANUP_AGE_MAX_MS UINT64_C(315360000000) /* ten years */
 

@@ -1,5 +1,5 @@
 /* See fields.h. */
-#include "fields.h"
+#include "common/fields.h"
 
 #include <inttypes.h>
 #include <stdarg.h>

@@ -1,13 +1,13 @@
 /* From a submitted body to struct job_submission: aliases, checks, defaults, the tasks' specs
  * (docs/tasks.md). Pure but for the look at the file system that path_confine needs; knows no
  * database: the caller has looked up the provider. Also what the fuzz target drives. */
-#ifndef GATEWAY_SUBMIT_H
-#define GATEWAY_SUBMIT_H
+#ifndef COMMON_SUBMIT_H
+#define COMMON_SUBMIT_H
 
 #include "common/config_schema.h"
 #include "common/job_store.h"
 #include "common/seal.h"
-#include "fields.h"
+#include "common/fields.h"
 
 #define SUBMIT_JOBS_MAX       1000       /* of one request; the body limit allows about 50,000 */
 #define SUBMIT_FREE_BYTES_MAX (64 * KIB) /* metadata and tags together, travel in every lease */

@@ -1,0 +1,30 @@
+/* A job request on its way into the database, the same for whoever asks: the gateway for users, the
+ * scheduler for what it starts by itself. */
+#ifndef COMMON_SUBMIT_JOB_H
+#define COMMON_SUBMIT_JOB_H
+
+#include "common/provider_lookup.h"
+#include "common/submit.h"
+
+struct submit_origin { /* who asks; borrowed */
+    const char *submitted_by;
+    const char *trace_id;
+    const char *schedule_id; /* NULL: none, as the following */
+    const char *policy_id;
+    const char *workflow_run_id;
+    const char *idempotency_key;
+    const uint8_t *idempotency_hash; /* 32 bytes */
+};
+
+/* Parses and completes the request with what the database knows of provider and VM. Permissions are
+ * the caller's to look at. problem->status stays 0 when it is not the request's fault. */
+MUST_CHECK int submit_prepare(const struct submit_settings *settings, struct db *db,
+                              const json_t *element, struct submit_request **out,
+                              struct provider_row *out_provider, struct field_problem *problem,
+                              struct error *err);
+/* Stores it as job_store_submit does, also inside the caller's transaction. */
+MUST_CHECK int submit_store(struct db *db, struct submit_request *request,
+                            const struct provider_row *provider, const struct submit_origin *origin,
+                            char out_id[64], bool *out_existing, struct error *err);
+
+#endif
