@@ -12,7 +12,7 @@ build="gcc make pkg-config libc6-dev protobuf-c-compiler libprotobuf-c-dev libmi
  libpq-dev libhiredis-dev libcurl4-openssl-dev libxml2-dev libyaml-dev libjansson-dev libsodium-dev
  libisal-dev libdeflate-dev libzstd-dev libssl-dev zlib1g-dev libnng-dev libwslay-dev libssh-dev
  libvirt-dev"
-run="postgresql redis-server redis-tools openssl curl ca-certificates jq"
+run="postgresql redis-server redis-tools openssl curl ca-certificates jq tzdata"
 demo="golang-go golang-github-vmware-govmomi-dev qemu-utils mtools fdisk e2fsprogs gzip"
 test="libcmocka-dev python3-pytest python3-pytest-xdist python3-psycopg2 python3-requests
  python3-websocket python3-pyvmomi python3-yaml python3-jsonschema clang clang-format clang-tidy
