@@ -214,7 +214,8 @@ static struct job_decision on_done(const struct job_machine *row)
         return end(row, JOB_CANCELLED, TASK_DONE, "job.cancelled");
     d = (struct job_decision){.row = *row, .allowed = true, .event = "job.task_done"};
     d.row.task = TASK_DONE;
-    d.row.job = JOB_RUNNING;
+    if (row->job != JOB_PAUSED) /* it was done before the worker heard: what is next waits */
+        d.row.job = JOB_RUNNING;
     d.effects = JOB_EFFECT_HISTORY | JOB_EFFECT_RELEASE_NEXT;
     return d;
 }
@@ -235,14 +236,19 @@ static struct job_decision on_cancel(const struct job_machine *row)
     return d;
 }
 
+/* A worker that has the task is told, and hands it back (YIELDED) with its journal kept. */
 static struct job_decision on_pause(const struct job_machine *row)
 {
     struct job_decision d = {.row = *row, .allowed = true, .event = "job.paused"};
 
-    if (row->job != JOB_PENDING && row->job != JOB_RUNNING)
-        return refuse(row, "the job does not run");
+    if (job_status_is_final(row->job))
+        return refuse(row, "the job has ended");
+    if (row->job == JOB_CANCELLING)
+        return refuse(row, "the job is being cancelled");
+    if (row->job == JOB_PAUSED)
+        return refuse(row, "the job is paused already");
     if (is_leased(row))
-        return refuse(row, "the task is leased");
+        d.event = "job.pausing";
     d.row.job = JOB_PAUSED;
     d.effects = JOB_EFFECT_HISTORY;
     return d;
@@ -254,9 +260,18 @@ static struct job_decision on_resume(const struct job_machine *row)
 
     if (row->job != JOB_PAUSED)
         return refuse(row, "the job is not paused");
-    d.row.job = JOB_PENDING;
+    d.row.job =
+        is_leased(row) ? JOB_RUNNING : JOB_PENDING; /* the worker may not have heard of it */
     d.effects = JOB_EFFECT_HISTORY;
     return d;
+}
+
+/* Without blame: a pause was carried out, or the worker drains. */
+static struct job_decision on_yielded(const struct job_machine *row)
+{
+    if (!is_leased(row))
+        return refuse(row, "the task is not leased");
+    return requeue(row, row->job == JOB_PAUSED ? "job.paused" : "job.yielded");
 }
 
 static struct job_decision on_retry(const struct job_machine *row,
@@ -289,7 +304,7 @@ struct job_decision job_decide(const struct job_machine *row, const struct job_e
     case JOB_EVENT_LEASE_LOST:
         return on_lost(row, input);
     case JOB_EVENT_YIELDED:
-        return is_leased(row) ? requeue(row, "job.yielded") : refuse(row, "the task is not leased");
+        return on_yielded(row);
     case JOB_EVENT_TASK_FAILED:
         return on_failed(row, input);
     case JOB_EVENT_PERMITTED:

@@ -28,7 +28,7 @@ enum job_event {
     JOB_EVENT_LEASED,      /* a worker took the task: epoch + 1 */
     JOB_EVENT_RENEWED,     /* lease goes on; bytes_done may have risen */
     JOB_EVENT_LEASE_LOST,  /* reaper: lease_until + grace passed */
-    JOB_EVENT_YIELDED,     /* drain: handed back without blame */
+    JOB_EVENT_YIELDED,     /* paused or drained: handed back without blame */
     JOB_EVENT_TASK_FAILED, /* worker says so; retryable or not */
     JOB_EVENT_PERMITTED,   /* finish permit */
     JOB_EVENT_TASK_DONE,

@@ -250,9 +250,8 @@ static int current_task(struct db *db, const char *job_id, char out[64], struct 
     return 0;
 }
 
-/* event: all but its task, which is put into out_task. */
-static int wish(struct db *db, const char *job_id, struct job_store_event event,
-                struct job_decision *out, char out_task[64], struct error *err)
+int store_wish(struct db *db, const char *job_id, struct job_store_event event,
+               struct job_decision *out, char out_task[64], struct error *err)
 {
     if (current_task(db, job_id, out_task, err) < 0)
         return -1;
@@ -275,7 +274,7 @@ static int cancel(struct db *db, const char *job_id, const char *actor, const ch
                 DB_PARAMS(job_id, reason == NULL ? "" : reason, discard ? "true" : "false"), NULL,
                 err) < 0)
         return -1;
-    return wish(
+    return store_wish(
         db, job_id,
         (struct job_store_event){.input = {.event = JOB_EVENT_CANCEL_REQUESTED},
                                  .actor = actor,
@@ -315,7 +314,7 @@ static int retry(struct db *db, const char *job_id, const char *actor, struct er
     struct job_decision decision;
     char task[64];
 
-    if (wish(
+    if (store_wish(
             db, job_id,
             (struct job_store_event){.input = {.event = JOB_EVENT_RETRY_REQUESTED}, .actor = actor},
             &decision, task, err) < 0 ||

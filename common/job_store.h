@@ -52,6 +52,17 @@ MUST_CHECK int job_store_cancel(struct db *db, const char *job_id, const char *a
  * still removes what the last attempt left. */
 MUST_CHECK int job_store_retry(struct db *db, const char *job_id, const char *actor,
                                struct error *err);
+/* Holds a job: a pending one is not handed out, a running one's worker is told and hands its task
+ * back with the journal kept. ERR_CONFLICT when it is paused, being cancelled, or final. */
+MUST_CHECK int job_store_pause(struct db *db, const char *job_id, const char *actor,
+                               const char *reason, struct error *err);
+/* Pending again, or running when its worker has not heard of the pause. ERR_CONFLICT when it is not
+ * paused. */
+MUST_CHECK int job_store_resume(struct db *db, const char *job_id, const char *actor,
+                                struct error *err);
+/* The record of a final job, with its history and log; its exports stay in the catalogue.
+ * ERR_CONFLICT when it is not final. */
+MUST_CHECK int job_store_delete(struct db *db, const char *job_id, struct error *err);
 
 /* fields: the job's bandwidth_... fields from now on; bandwidth: the same as spec of its transfer
  * tasks (docs/tasks.md). ERR_NOT_FOUND; ERR_CONFLICT when there is nothing left to transfer. */

@@ -51,7 +51,7 @@ static const char STORE_JOB[] =
     " result = CASE WHEN $10::jsonb IS NULL THEN result"
     "          ELSE coalesce(result, '{}'::jsonb) || $10::jsonb END,"
     " vm_name = coalesce($11, vm_name),"
-    " pending_reason = CASE WHEN $2 = 'pending' THEN pending_reason ELSE '' END,"
+    " pending_reason = CASE WHEN $2 IN ('pending', 'paused') THEN pending_reason ELSE '' END,"
     " updated_at = now() WHERE id = $1";
 
 static const char INSERT_HISTORY[] =

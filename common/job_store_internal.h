@@ -22,6 +22,11 @@ struct store_row { /* job and task as they were when locked */
     int64_t now_ms; /* the database's clock */
 };
 
+/* What a user wants of a job: an event for the first of its tasks that is not done. event: all but
+ * its task, which is put into out_task. ERR_CONFLICT with the reason when it does not apply. */
+MUST_CHECK int store_wish(struct db *db, const char *job_id, struct job_store_event event,
+                          struct job_decision *out, char out_task[64], struct error *err);
+
 /* One job_events row. */
 struct store_line {
     const char *job_id;

@@ -5,10 +5,10 @@
  * subscribes to control messages. A task's functions below may be called from any thread that works
  * for it.
  *
- * A task's authority is its lease. `worker_task_stopped` turns true when it was cancelled, its
- * lease is lost, or the process drains; run() then returns as soon as it can. Before every write
- * outside the process `worker_task_may_write` is asked: it refuses after the write deadline
- * (send time of the last acknowledged renewal + lease - 5 s, monotonic). */
+ * A task's authority is its lease. `worker_task_stopped` turns true when it was cancelled or
+ * paused, its lease is lost, or the process drains; run() then returns as soon as it can. Before
+ * every write outside the process `worker_task_may_write` is asked: it refuses after the write
+ * deadline (send time of the last acknowledged renewal + lease - 5 s, monotonic). */
 #ifndef COMMON_WORKER_H
 #define COMMON_WORKER_H
 
@@ -30,14 +30,14 @@
 
 struct worker_task;
 
-enum worker_stop { WORKER_RUNS, WORKER_CANCELLED, WORKER_LOST, WORKER_DRAINS };
+enum worker_stop { WORKER_RUNS, WORKER_CANCELLED, WORKER_LOST, WORKER_DRAINS, WORKER_PAUSED };
 
 struct worker_kind {
     const char *kind; /* "export" */
     bool control;     /* class control, else transfer */
     /* 0: *out_result (may stay NULL) is the task's result, owned by the caller of run.
-     * -1: TaskFail with err's code, retryable by error_is_retryable; TaskYield when draining;
-     * nothing when the lease is lost. *out_result may carry facts on failure too. */
+     * -1: TaskFail with err's code, retryable by error_is_retryable; TaskYield when draining or
+     * paused; nothing when the lease is lost. *out_result may carry facts on failure too. */
     int (*run)(struct worker_task *task, void *arg, json_t **out_result, struct error *err);
 };
 
@@ -87,6 +87,8 @@ const void *worker_task_sealed(const struct worker_task *task, size_t *out_size)
 /* Stopping. The flag is what libraries poll; the reason tells which. */
 const atomic_bool *worker_task_stopped(const struct worker_task *task);
 enum worker_stop worker_task_stop_reason(const struct worker_task *task);
+/* Stopped, but the task goes on with another lease: what was made so far is kept for it. */
+bool worker_task_hands_back(const struct worker_task *task);
 /* ERR_CANCELLED naming the reason when stopped, else 0. */
 MUST_CHECK int worker_task_check(const struct worker_task *task, struct error *err);
 /* ERR_CANCELLED: the lease is lost or its write deadline over. Cheap: two atomic loads. A task

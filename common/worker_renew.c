@@ -367,8 +367,10 @@ void worker_report(struct worker_task *task, int rc, json_t *result, const struc
         return;
     if (rc == 0) {
         report_failed(task, batch, "", &refused);
-    } else if (worker_task_stop_reason(task) == WORKER_DRAINS && failure->code == ERR_CANCELLED) {
-        report_yield(task, batch, "the worker is shutting down", false);
+    } else if (worker_task_hands_back(task) && failure->code == ERR_CANCELLED) {
+        struct error why = ERROR_NONE;
+        if (worker_task_check(task, &why) < 0)
+            report_yield(task, batch, why.message, false);
     } else if (worker_task_stop_reason(task) == WORKER_RUNS && failure->code == ERR_CANCELLED) {
         /* nobody cancelled it: a write was refused for a late renewal, and that is no failure */
         report_yield(task, batch, LATE, false);

@@ -82,6 +82,8 @@ void worker_task_control(struct worker_task *task, const Hypersdk__V1__TaskContr
 {
     if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL) {
         worker_task_stop(task, WORKER_CANCELLED);
+    } else if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE) {
+        worker_task_stop(task, WORKER_PAUSED);
     } else if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT) {
         set_rate(task, control);
     }
@@ -242,6 +244,13 @@ enum worker_stop worker_task_stop_reason(const struct worker_task *task)
     return (enum worker_stop)atomic_load(&task->reason);
 }
 
+bool worker_task_hands_back(const struct worker_task *task)
+{
+    enum worker_stop reason = worker_task_stop_reason(task);
+
+    return reason == WORKER_DRAINS || reason == WORKER_PAUSED;
+}
+
 int worker_task_check(const struct worker_task *task, struct error *err)
 {
     switch (worker_task_stop_reason(task)) {
@@ -253,6 +262,8 @@ int worker_task_check(const struct worker_task *task, struct error *err)
         return error_set(err, ERR_CANCELLED, "the lease of the task is lost");
     case WORKER_DRAINS:
         return error_set(err, ERR_CANCELLED, "the worker is shutting down");
+    case WORKER_PAUSED:
+        return error_set(err, ERR_CANCELLED, "the job is paused");
     }
     return 0;
 }

@@ -247,3 +247,20 @@ int query_as_body(struct call *call, const struct field *table, json_t **out, st
     *out = body;
     return 0;
 }
+
+int call_check_owner(struct call *call, const char *job_id, struct error *err)
+{
+    static const char owner_sql[] = "SELECT submitted_by FROM jobs WHERE id = $1";
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(call->db, owner_sql, DB_PARAMS(job_id), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return error_set(err, ERR_NOT_FOUND, "job '%.64s' does not exist", job_id);
+    if (identity_may(&call->identity, "job.cancel") ||
+        strcmp(db_text(rows, 0, 0), call->identity.username) == 0)
+        return 0;
+    return error_set(
+        err, ERR_DENIED,
+        "permission 'job.cancel' is missing: job '%.64s' was submitted by another user", job_id);
+}

@@ -33,6 +33,10 @@ void call_answer_accepted(struct call *call, const char *job_id, const char *loc
  * scheduler. */
 void call_answer_job(struct call *call, const char *job_id, const char *path);
 
+/* For routes with the permission "job.cancel.own": operators steer what they submitted, who has
+ * job.cancel everything. ERR_NOT_FOUND, ERR_DENIED. */
+MUST_CHECK int call_check_owner(struct call *call, const char *job_id, struct error *err);
+
 /* Text of a cell, JSON null for SQL NULL. New reference. */
 json_t *cell_text(const PGresult *rows, int row, int column);
 /* The same, but JSON null for '' as well. */

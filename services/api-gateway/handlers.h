@@ -28,6 +28,11 @@ int handle_job_cancel(struct call *call, struct error *err);      /* /api/v1/job
 int handle_job_cancel_many(struct call *call, struct error *err); /* POST /jobs/cancel */
 int handle_job_retry(struct call *call, struct error *err);
 
+/* handlers_job_hold.c; {id} in the path. Pause and resume look at the owner as cancel does. */
+int handle_job_pause(struct call *call, struct error *err);
+int handle_job_resume(struct call *call, struct error *err);
+int handle_job_delete(struct call *call, struct error *err);
+
 /* handlers_job_bandwidth.c; {id} in the path */
 int handle_worker_bandwidth_get(struct call *call, struct error *err);
 int handle_worker_bandwidth_put(struct call *call, struct error *err);

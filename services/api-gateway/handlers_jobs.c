@@ -16,7 +16,6 @@
 
 static const char created_sql[] =
     "SELECT status, " SQL_TIME("created_at") " FROM jobs WHERE id = $1";
-static const char owner_sql[] = "SELECT submitted_by FROM jobs WHERE id = $1";
 
 /* ---- submit ---- */
 
@@ -294,27 +293,10 @@ static const struct field cancel_fields[] = {
     {0},
 };
 
-/* Operators cancel what they submitted, admins everything. */
-static int check_owner(struct call *call, const char *job_id, struct error *err)
-{
-    auto_pgresult *rows = NULL;
-
-    if (db_exec(call->db, owner_sql, DB_PARAMS(job_id), &rows, err) < 0)
-        return -1;
-    if (PQntuples(rows) == 0)
-        return error_set(err, ERR_NOT_FOUND, "job '%.64s' does not exist", job_id);
-    if (identity_may(&call->identity, "job.cancel") ||
-        strcmp(db_text(rows, 0, 0), call->identity.username) == 0)
-        return 0;
-    return error_set(
-        err, ERR_DENIED,
-        "permission 'job.cancel' is missing: job '%.64s' was submitted by another user", job_id);
-}
-
 static int cancel_one(struct call *call, const char *job_id, const json_t *options,
                       struct error *err)
 {
-    if (check_owner(call, job_id, err) < 0)
+    if (call_check_owner(call, job_id, err) < 0)
         return -1;
     return job_store_cancel(call->db, job_id, call->identity.username,
                             field_text(options, "reason", ""),

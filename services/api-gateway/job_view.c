@@ -73,6 +73,12 @@ const char *job_status_shown(const char *status)
     return status;
 }
 
+/* Held by a user, it has no rate and no end in sight. */
+static bool moves(const char *status)
+{
+    return strcmp(job_status_shown(status), "running") == 0 && strcmp(status, "paused") != 0;
+}
+
 char *duration_text(int64_t seconds)
 {
     if (seconds >= 3600) {
@@ -169,7 +175,7 @@ static void set_text_or_null(json_t *out, const char *key, const char *text)
 
 json_t *progress_of(const struct progress_facts *facts)
 {
-    bool running = strcmp(job_status_shown(facts->status), "running") == 0;
+    bool running = moves(facts->status);
     bool completed = strcmp(facts->status, "completed") == 0;
     uint64_t transferred = json_u64(facts->live, "bytes_transferred");
     uint64_t done = json_u64(facts->live, "bytes_done");
@@ -211,7 +217,7 @@ json_t *progress_of(const struct progress_facts *facts)
 json_t *progress_view(const struct gateway *gateway, const PGresult *rows, int row)
 {
     const char *status = db_text(rows, row, COL_STATUS);
-    bool running = strcmp(job_status_shown(status), "running") == 0;
+    bool running = moves(status);
     auto_json *live = running ? live_progress(gateway, db_text(rows, row, COL_ID)) : NULL;
     auto_json *result = cell_json(rows, row, COL_RESULT);
     bool stale = running && live == NULL;

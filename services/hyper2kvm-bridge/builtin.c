@@ -124,7 +124,7 @@ static int rewrite_all(struct rewrite *rewrite, struct error *err)
         rc = rewrite_disk(rewrite, i, images[i], err);
     }
     /* what was written is gone on with from its journal by whoever gets the task next */
-    if (rc < 0 && worker_task_stop_reason(c->task) == WORKER_DRAINS)
+    if (rc < 0 && worker_task_hands_back(c->task))
         stage->keep = true;
     stage->checked = true;
     if (rc == 0)

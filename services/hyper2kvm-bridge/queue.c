@@ -224,7 +224,7 @@ static void take_back(const struct queued *q)
     }
 }
 
-/* A drain or a lost lease leaves everything to the next lease of the job. */
+/* A drain, a pause or a lost lease leaves everything to the next lease of the job. */
 static int check_stop(struct queued *q, struct error *err)
 {
     if (worker_task_check(q->c->task, err) == 0)

@@ -114,7 +114,8 @@ static int look(struct watch *watch, struct error *err)
         watch->answer_ms = clock_mono_ms();
         if (is_final(json_str(progress, "status")))
             return 1;
-        if (strcmp(json_str(progress, "status"), "pending") == 0)
+        if (strcmp(json_str(progress, "status"), "pending") == 0 ||
+            strcmp(json_str(progress, "substatus"), "paused") == 0)
             tell_waiting(watch);
         show_progress(watch, progress);
         return 0;

@@ -178,6 +178,50 @@ static int retry(struct program *program, const char *job_id, struct error *err)
     return EXIT_DONE;
 }
 
+/* "pause", "resume" */
+static int steer(struct program *program, const char *job_id, const char *action, struct error *err)
+{
+    autofree char *suffix = xasprintf("/%s", action);
+    autofree char *path = output_path("/api/v1/jobs/", job_id, suffix);
+    auto_json *body = json_object();
+    auto_json *answer = NULL;
+
+    if (api_check(program->api, err) < 0 ||
+        api_call(program->api, &(struct api_request){.method = "POST", .path = path, .body = body},
+                 &answer, err) < 0)
+        return -1;
+    if (program->json) {
+        output_json(answer);
+    } else {
+        (void)printf("%sd: %s\n", action, job_id);
+    }
+    return EXIT_DONE;
+}
+
+static int drop(struct program *program, const char *job_id, struct error *err)
+{
+    autofree char *path = output_path("/api/v1/jobs/", job_id, "");
+    autofree char *question =
+        xasprintf("Delete the record of job '%s', with its history and log?", job_id);
+    auto_json *answer = NULL;
+
+    if (api_check(program->api, err) < 0)
+        return -1;
+    if (!output_confirm(program, question)) {
+        return error_set(err, ERR_CANCELLED, "job '%.64s' was not deleted (--yes deletes it)",
+                         job_id);
+    }
+    if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, &answer,
+                 err) < 0)
+        return -1;
+    if (program->json) {
+        output_json(answer);
+    } else {
+        (void)printf("deleted: %s\n", job_id);
+    }
+    return EXIT_DONE;
+}
+
 static int limit(struct program *program, const char *job_id, struct error *err)
 {
     const struct command_line *line = program->line;
@@ -238,7 +282,8 @@ static int logs(struct program *program, const char *job_id, struct error *err)
 
 int jobs_command(struct program *program, struct error *err)
 {
-    static const char *const one_job[] = {"get", "cancel", "retry", "logs", "limit", "watch"};
+    static const char *const one_job[] = {"get",   "cancel", "retry",  "logs",  "limit",
+                                          "watch", "pause",  "resume", "delete"};
     const struct command_line *line = program->line;
     const char *what = line->word_count > 1 ? line->words[1] : "list";
     const char *job_id;
@@ -266,11 +311,16 @@ int jobs_command(struct program *program, struct error *err)
             return logs(program, job_id, err);
         case 4:
             return limit(program, job_id, err);
-        default:
+        case 5:
             return follow_job(program, job_id, false, err);
+        case 8:
+            return drop(program, job_id, err);
+        default:
+            return steer(program, job_id, what, err);
         }
     }
     return error_set(err, ERR_INVALID,
-                     "unknown command 'jobs %.40s' (list, get, cancel, retry, limit, logs, watch)",
+                     "unknown command 'jobs %.40s' (list, get, cancel, retry, pause, resume,"
+                     " delete, limit, logs, watch)",
                      what);
 }

@@ -17,8 +17,9 @@ static const char EXPIRED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'f
                               " AND lease_until < now() - interval '5 seconds'"
                               " ORDER BY lease_until LIMIT 200";
 
-static const char CANCELLED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'finishing')"
-                                " AND cancel LIMIT 500";
+static const char STOPPED[] =
+    "SELECT t.id, t.cancel FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id"
+    " WHERE t.state IN ('leased', 'finishing') AND (t.cancel OR j.status = 'paused') LIMIT 500";
 
 /* Quickly, and once or twice more; a renewal brings it anyway. */
 static const char LIMITED[] =
@@ -150,15 +151,18 @@ static int reap(struct scheduler *scheduler, struct db *db, struct error *err)
 
 int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db, struct error *err)
 {
-    auto_pgresult *cancelled = NULL;
+    auto_pgresult *stopped = NULL;
     auto_pgresult *limited = NULL;
     Hypersdk__V1__TaskControl control;
 
-    if (db_exec(db, CANCELLED, DB_NO_PARAMS, &cancelled, err) < 0 ||
+    if (db_exec(db, STOPPED, DB_NO_PARAMS, &stopped, err) < 0 ||
         db_exec(db, LIMITED, DB_NO_PARAMS, &limited, err) < 0)
         return -1;
-    for (int i = 0; i < PQntuples(cancelled); i++) {
-        scheduler_control_cancel(&control, db_text(cancelled, i, 0));
+    for (int i = 0; i < PQntuples(stopped); i++) {
+        scheduler_control(&control,
+                          db_bool(stopped, i, 1) ? HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL
+                                                 : HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE,
+                          db_text(stopped, i, 0));
         scheduler_announce_control(scheduler, &control);
     }
     for (int i = 0; i < PQntuples(limited); i++) {

@@ -72,19 +72,18 @@ struct scheduler_bandwidth scheduler_bandwidth_of(const PGresult *rows, int row,
     };
 }
 
-void scheduler_control_cancel(Hypersdk__V1__TaskControl *out, const char *task_id)
+void scheduler_control(Hypersdk__V1__TaskControl *out, Hypersdk__V1__ControlKind kind,
+                       const char *task_id)
 {
     hypersdk__v1__task_control__init(out);
     out->task_id = (char *)(uintptr_t)task_id;
-    out->kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL;
+    out->kind = kind;
 }
 
 void scheduler_control_rate(Hypersdk__V1__TaskControl *out, const char *task_id,
                             const struct scheduler_bandwidth *bandwidth)
 {
-    hypersdk__v1__task_control__init(out);
-    out->task_id = (char *)(uintptr_t)task_id;
-    out->kind = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT;
+    scheduler_control(out, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT, task_id);
     out->value = bandwidth->rate;
     out->burst_bytes = bandwidth->burst;
     out->floor_bytes = bandwidth->floor;

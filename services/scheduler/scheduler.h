@@ -69,7 +69,8 @@ struct scheduler_bandwidth {
 /* From the four columns of SCHEDULER_SQL_BANDWIDTH (of tasks t). */
 struct scheduler_bandwidth scheduler_bandwidth_of(const PGresult *rows, int row, int column);
 /* Messages to a worker; out borrows task_id. */
-void scheduler_control_cancel(Hypersdk__V1__TaskControl *out, const char *task_id);
+void scheduler_control(Hypersdk__V1__TaskControl *out, Hypersdk__V1__ControlKind kind,
+                       const char *task_id);
 void scheduler_control_rate(Hypersdk__V1__TaskControl *out, const char *task_id,
                             const struct scheduler_bandwidth *bandwidth);
 
@@ -86,7 +87,7 @@ void leader_keep(struct scheduler *scheduler, struct db *db);
 void leader_release(struct scheduler *scheduler, struct db *db);
 void *leader_watch_main(void *scheduler);
 
-/* Tells workers which of their tasks were cancelled, and which have a new bandwidth. */
+/* Tells workers which of their tasks were cancelled or paused, and which have a new bandwidth. */
 MUST_CHECK int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db,
                                          struct error *err);
 

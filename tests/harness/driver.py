@@ -130,6 +130,16 @@ class Driver:
         self.call("changed")
         return answer
 
+    def pause(self, job_id, **more):
+        answer = self.call("pause", job_id=job_id, role=ROLE, **more)
+        self.call("changed")
+        return answer
+
+    def resume(self, job_id):
+        answer = self.call("resume", job_id=job_id, role=ROLE)
+        self.call("changed")
+        return answer
+
     def retry(self, job_id):
         answer = self.call("retry", job_id=job_id, role=ROLE)
         self.call("changed")

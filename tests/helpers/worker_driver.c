@@ -385,6 +385,10 @@ static int job_op(const char *op, const json_t *c, json_t *out, struct error *er
     if (strcmp(op, "cancel") == 0)
         return job_store_cancel(db, json_str(c, "job_id"), "tester", json_str(c, "reason"),
                                 json_is_true(json_object_get(c, "discard")), err);
+    if (strcmp(op, "pause") == 0)
+        return job_store_pause(db, json_str(c, "job_id"), "tester", json_str(c, "reason"), err);
+    if (strcmp(op, "resume") == 0)
+        return job_store_resume(db, json_str(c, "job_id"), "tester", err);
     if (strcmp(op, "retry") == 0)
         return job_store_retry(db, json_str(c, "job_id"), "tester", err);
     return error_set(err, ERR_INVALID, "unknown op '%.32s'", op);

@@ -821,6 +821,28 @@ def test_operators_cancel_their_own_jobs_only(roles):
     refused(who["op1"].request("POST", "/providers/validate", {"config": {"timeout": "1s"}}), 403)
 
 
+def test_who_may_hold_and_delete_jobs(roles):
+    suite, who = roles
+    job = who["op1"].submit(vm_path="a")
+    for action in ("pause", "resume"):
+        refused(who["op2"].request("POST", f"/api/v1/jobs/{job}/{action}", {}), 403, code="denied")
+        refused(who["op1"].request("POST", f"/api/v1/jobs/none/{action}", {}), 404)
+    refused(who["op1"].request("POST", f"/api/v1/jobs/{job}/pause", {"reasons": "x"}), 400)
+    answer = who["op1"].post(f"/api/v1/jobs/{job}/pause", {"reason": "freeze"})
+    assert (answer["status"], answer["substatus"]) == ("running", "paused")
+    assert who["eve"].job(job)["pending_reason"] == "paused by op1: freeze"
+    refused(who["op1"].request("POST", f"/api/v1/jobs/{job}/pause", {}), 409)
+    assert who["admin"].post(f"/api/v1/jobs/{job}/resume")["status"] == "pending"
+    refused(who["op1"].request("POST", f"/api/v1/jobs/{job}/resume"), 409)
+    refused(who["op1"].request("DELETE", f"/api/v1/jobs/{job}"), 403)
+    refused(who["admin"].request("DELETE", f"/api/v1/jobs/{job}"), 409)
+    who["op1"].post(f"/api/v1/jobs/{job}/cancel")
+    refused(who["op1"].request("POST", f"/api/v1/jobs/{job}/pause", {}), 409)
+    assert who["admin"].delete(f"/api/v1/jobs/{job}")["deleted"] == job
+    refused(who["eve"].request("GET", f"/api/v1/jobs/{job}"), 404)
+    assert suite.sql("SELECT 1 FROM tasks WHERE job_id = %s", job) == []
+
+
 def test_a_job_that_removes_exports_needs_the_right_to(roles):
     suite, who = roles
     answer = refused(who["op1"].request("POST", "/api/v1/jobs", {"vm": "a", "cleanup": {"max_count": 3}}), 403)

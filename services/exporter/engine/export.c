@@ -301,7 +301,7 @@ static bool tidy_files(struct export_run *run, bool worthless)
 
 /*                         source     partial files
  *   lease lost            -          -              (another worker may have both already)
- *   drain                 kept       kept
+ *   drain, pause          kept       kept
  *   cancelled             released   kept           (a discard is the release task's)
  *   retryable error       kept       kept
  *   any other error       released   removed        (but for a verified plan: kept) */

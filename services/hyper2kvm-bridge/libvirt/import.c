@@ -573,13 +573,13 @@ static int work(struct import *import, const struct bridge *bridge, json_t **out
     return 0;
 }
 
-/* A lost lease and a drain leave everything to the next lease, a passing error to the next
+/* A lost lease, a pause and a drain leave everything to the next lease, a passing error to the next
  * attempt. */
 static bool is_the_end(const struct worker_task *task, const struct error *err)
 {
     enum worker_stop reason = worker_task_stop_reason(task);
 
-    if (reason == WORKER_LOST || reason == WORKER_DRAINS)
+    if (reason == WORKER_LOST || worker_task_hands_back(task))
         return false;
     return reason == WORKER_CANCELLED || !error_is_retryable(err);
 }

@@ -198,6 +198,53 @@ static void a_retry_starts_counting_anew(void **state)
     assert_int_equal(d.row.epoch, row.epoch);
 }
 
+static void a_pending_job_is_held_until_it_is_resumed(void **state)
+{
+    struct job_machine row = queued();
+    struct job_decision d = decide(&row, JOB_EVENT_PAUSE_REQUESTED, 0);
+
+    (void)state;
+    assert_true(d.allowed);
+    assert_int_equal(d.row.job, JOB_PAUSED);
+    assert_string_equal(d.event, "job.paused");
+    assert_false(decide(&d.row, JOB_EVENT_LEASED, 1000).allowed);
+    assert_false(decide(&d.row, JOB_EVENT_PAUSE_REQUESTED, 0).allowed);
+    assert_int_equal(decide(&d.row, JOB_EVENT_CANCEL_REQUESTED, 0).row.job, JOB_CANCELLED);
+    d = decide(&d.row, JOB_EVENT_RESUME_REQUESTED, 0);
+    assert_int_equal(d.row.job, JOB_PENDING);
+    assert_true(decide(&d.row, JOB_EVENT_LEASED, 1000).allowed);
+    assert_false(decide(&d.row, JOB_EVENT_RESUME_REQUESTED, 0).allowed);
+}
+
+static void a_running_job_is_paused_by_its_worker_handing_it_back(void **state)
+{
+    struct job_machine row = leased();
+    struct job_decision d = decide(&row, JOB_EVENT_PAUSE_REQUESTED, 2000);
+    struct job_decision back;
+
+    (void)state;
+    assert_int_equal(d.row.job, JOB_PAUSED);
+    assert_int_equal(d.row.task, TASK_LEASED);
+    assert_string_equal(d.event, "job.pausing");
+    assert_true(decide(&d.row, JOB_EVENT_RENEWED, 3000).allowed);
+    back = decide(&d.row, JOB_EVENT_YIELDED, 3000);
+    assert_int_equal(back.row.job, JOB_PAUSED);
+    assert_int_equal(back.row.task, TASK_QUEUED);
+    assert_string_equal(back.event, "job.paused");
+    assert_int_equal(back.row.attempt, 0);
+    assert_false(back.effects & JOB_EFFECT_CLEAN);
+    assert_int_equal(decide(&d.row, JOB_EVENT_LEASE_LOST, 2000 + LEASE_MS).row.job, JOB_PAUSED);
+    assert_int_equal(decide(&d.row, JOB_EVENT_TASK_FAILED, 0).row.job, JOB_FAILED);
+    assert_int_equal(decide(&d.row, JOB_EVENT_CANCEL_REQUESTED, 0).row.job, JOB_CANCELLING);
+    /* the worker was done, or has not heard of it */
+    assert_int_equal(decide(&d.row, JOB_EVENT_TASK_DONE, 0).row.job, JOB_COMPLETED);
+    assert_int_equal(decide(&d.row, JOB_EVENT_RESUME_REQUESTED, 0).row.job, JOB_RUNNING);
+    d.row.last_task = false;
+    d = decide(&d.row, JOB_EVENT_TASK_DONE, 0);
+    assert_int_equal(d.row.job, JOB_PAUSED);
+    assert_true(d.effects & JOB_EFFECT_RELEASE_NEXT);
+}
+
 static uint64_t next_random(uint64_t *seed)
 {
     *seed = *seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
@@ -227,7 +274,10 @@ static void check_step(const struct job_machine *old, const struct job_event_inp
                     d->row.task == TASK_CANCELLED);
     }
     if (d->row.task == TASK_LEASED || d->row.task == TASK_FINISHING)
-        assert_true(d->row.job == JOB_RUNNING || d->row.job == JOB_CANCELLING);
+        assert_true(d->row.job == JOB_RUNNING || d->row.job == JOB_CANCELLING ||
+                    d->row.job == JOB_PAUSED);
+    if (d->row.epoch > old->epoch)
+        assert_int_equal(d->row.job, JOB_RUNNING); /* nobody is given what is held */
     if ((d->effects & JOB_EFFECT_HISTORY) != 0)
         assert_non_null(d->event);
 }
@@ -286,6 +336,8 @@ int main(void)
         cmocka_unit_test(a_permit_keeps_others_away_longer),
         cmocka_unit_test(a_job_with_a_further_task_goes_on),
         cmocka_unit_test(a_retry_starts_counting_anew),
+        cmocka_unit_test(a_pending_job_is_held_until_it_is_resumed),
+        cmocka_unit_test(a_running_job_is_paused_by_its_worker_handing_it_back),
         cmocka_unit_test(random_walks_keep_the_rules),
         cmocka_unit_test(names_go_both_ways),
     };

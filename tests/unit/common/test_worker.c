@@ -553,6 +553,22 @@ static void an_announced_cancel_stops_the_task(void **state)
     scheduler_end(s);
 }
 
+static void a_pause_hands_the_task_back_and_the_slot_takes_the_next(void **state)
+{
+    struct scheduler *s = start();
+
+    (void)state;
+    run_steps(s, "{\"phase\": \"exporting\"}, {\"wait_stop\": true}");
+    scheduler_until(s, strcmp(s->phase, "exporting") == 0);
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE, "task-1", "");
+    struct bus_request *request = scheduler_expect(s, TASK_YIELD);
+    assert_string_equal(bus_request_envelope(request)->task_yield->reason, "the job is paused");
+    reply_done(request);
+    run_steps(s, "{}");
+    expect_finish(s, "{}");
+    scheduler_end(s);
+}
+
 static void publish_rate(struct scheduler *s, uint64_t rate, uint64_t stamp_ms)
 {
     struct bus_envelope_store store;
@@ -918,6 +934,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_report_that_is_refused_becomes_a_failure),
         cmocka_unit_test(a_lost_lease_stops_the_task_without_a_report),
         cmocka_unit_test(an_announced_cancel_stops_the_task),
+        cmocka_unit_test(a_pause_hands_the_task_back_and_the_slot_takes_the_next),
         cmocka_unit_test(an_announced_bandwidth_reaches_the_task_unless_it_is_an_older_one),
         cmocka_unit_test(a_missed_announcement_is_made_good_by_a_renewal),
         cmocka_unit_test(a_task_cancelled_before_its_lease_still_cleans_up),
