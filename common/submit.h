@@ -9,7 +9,7 @@
 #include "common/seal.h"
 #include "common/fields.h"
 
-#define SUBMIT_JOBS_MAX       1000       /* of one request; the body limit allows about 50,000 */
+#define SUBMIT_JOBS_MAX       10000      /* of one request; the body limit allows about 50,000 */
 #define SUBMIT_FREE_BYTES_MAX (64 * KIB) /* metadata and tags together, travel in every lease */
 #define SUBMIT_PRIORITY       50
 #define SUBMIT_PARALLEL       4

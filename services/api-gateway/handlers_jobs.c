@@ -13,6 +13,7 @@
 #define IDEMPOTENCY_KEY_MAX 200 /* with "/<index>" it stays well below an index entry's limit */
 #define CANCEL_IDS_MAX      1000
 #define REASON_MAX          500
+#define STORE_GROUP         100 /* jobs per commit: others wait for its locks so long */
 
 static const char created_sql[] =
     "SELECT status, " SQL_TIME("created_at") " FROM jobs WHERE id = $1";
@@ -116,7 +117,8 @@ static int prepare_all(struct call *call, struct submit_run *run, struct error *
     return 0;
 }
 
-static int store_element(struct call *call, struct submit_run *run, size_t i, struct error *err)
+static int store_element(struct call *call, struct submit_run *run, size_t i, json_t *ids,
+                         struct error *err)
 {
     struct submit_origin origin = {.submitted_by = call->identity.username,
                                    .trace_id = call->trace_id};
@@ -134,16 +136,39 @@ static int store_element(struct call *call, struct submit_run *run, size_t i, st
         0)
         return -1;
     run->existing = existing;
-    (void)json_array_append_new(run->job_ids, json_string(id));
+    (void)json_array_append_new(ids, json_string(id));
     return 0;
 }
 
-static int store_each(struct call *call, struct submit_run *run, struct error *err)
+/* Elements [first, end) in one transaction; nothing is stored when one of them fails. */
+static int store_group(struct call *call, struct submit_run *run, size_t first, size_t end,
+                       struct error *err)
 {
-    for (size_t i = 0; i < run->batch.count; i++) {
+    auto_json *ids = json_array();
+
+    if (db_begin(call->db, err) < 0)
+        return -1;
+    for (size_t i = first; i < end; i++) {
+        if (run->requests[i] != NULL && store_element(call, run, i, ids, err) < 0) {
+            db_rollback(call->db);
+            return -1;
+        }
+    }
+    if (db_commit(call->db, err) < 0)
+        return -1;
+    (void)json_array_extend(run->job_ids, ids);
+    return 0;
+}
+
+/* A group that fails is stored job by job: one that cannot be stored does not keep the others out.
+ */
+static int store_alone(struct call *call, struct submit_run *run, size_t first, size_t end,
+                       struct error *err)
+{
+    for (size_t i = first; i < end; i++) {
         struct field_problem problem = {0};
         struct error why = ERROR_NONE;
-        if (run->requests[i] == NULL || store_element(call, run, i, &why) == 0)
+        if (store_group(call, run, i, i + 1, &why) == 0)
             continue;
         *err = why;
         if (is_ours(&why) || run->batch.single)
@@ -154,9 +179,28 @@ static int store_each(struct call *call, struct submit_run *run, struct error *e
     return 0;
 }
 
+static int store_each(struct call *call, struct submit_run *run, struct error *err)
+{
+    for (size_t i = 0; i < run->batch.count; i += STORE_GROUP) {
+        size_t end = (size_t)min_u64(i + STORE_GROUP, run->batch.count);
+        struct error why = ERROR_NONE;
+        if (store_group(call, run, i, end, &why) == 0)
+            continue;
+        if (is_ours(&why)) {
+            *err = why;
+            return -1;
+        }
+        if (store_alone(call, run, i, end, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
 /* All or nothing, in one transaction. */
 static int store_atomic(struct call *call, struct submit_run *run, struct error *err)
 {
+    auto_json *ids = json_array();
+
     if (json_array_size(run->errors) > 0)
         return 0;
     if (db_begin(call->db, err) < 0)
@@ -164,10 +208,9 @@ static int store_atomic(struct call *call, struct submit_run *run, struct error 
     for (size_t i = 0; i < run->batch.count; i++) {
         struct field_problem problem = {0};
         struct error why = ERROR_NONE;
-        if (store_element(call, run, i, &why) == 0)
+        if (store_element(call, run, i, ids, &why) == 0)
             continue;
         db_rollback(call->db);
-        (void)json_array_clear(run->job_ids);
         *err = why;
         if (is_ours(&why))
             return -1;
@@ -175,7 +218,10 @@ static int store_atomic(struct call *call, struct submit_run *run, struct error 
         add_error(run, i, &problem, &why);
         return 0;
     }
-    return db_commit(call->db, err);
+    if (db_commit(call->db, err) < 0)
+        return -1;
+    (void)json_array_extend(run->job_ids, ids);
+    return 0;
 }
 
 /* The facts of a single accepted job: pending for a new one, as it is now for a repeat. */

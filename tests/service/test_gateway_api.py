@@ -356,6 +356,21 @@ def test_batches_tell_every_elements_fault(gateway, api, provider):
     assert len(gateway.sql("SELECT * FROM jobs")) == 4
 
 
+def test_ten_thousand_jobs_in_one_request(gateway, api, provider):
+    jobs = [{"vm": f"vm-{i}", "id": f"bulk-{i}"} for i in range(10_000)]
+    jobs[4321] = {"vm": "again", "id": "bulk-17"}  # taken by then: its group is stored one by one
+    jobs[9999] = {"vm": "odd", "nonsense": 1}
+    answer = api.request("POST", "/api/v1/jobs", {"jobs": jobs}, timeout=120)
+    body = answer.json()
+    assert answer.status_code == 207 and (body["accepted"], body["rejected"]) == (9998, 2)
+    assert [(e["index"], e["code"]) for e in body["errors"]] == [(9999, "invalid"), (4321, "conflict")]
+    assert body["job_ids"] == [j["id"] for i, j in enumerate(jobs) if i not in (4321, 9999)]
+    assert gateway.sql("SELECT count(*) AS tasks, count(DISTINCT t.job_id) AS jobs FROM jobs j"
+                       " JOIN tasks t ON t.job_id = j.id WHERE t.state = 'queued'") == \
+        [{"tasks": 9998, "jobs": 9998}]
+    refused(api.request("POST", "/jobs/submit", jobs + jobs[:1]), 400, "jobs")
+
+
 def test_own_ids_are_unique(api, provider):
     api.post("/jobs/submit", {"vm": "a", "id": "job.mine_1"}, status=200)
     refused(api.request("POST", "/jobs/submit", {"vm": "a", "id": "job.mine_1"}), 409,
