@@ -2,10 +2,10 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "common/clock.h"
 #include "common/json.h"
 #include "common/parse.h"
 #include "handlers.h"
+#include "job_eta.h"
 #include "job_view.h"
 
 #define HISTORY_MAX 1000
@@ -47,49 +47,22 @@ int handle_job_progress(struct call *call, struct error *err)
     return 0;
 }
 
-/* estimated_completion and bytes_remaining follow from what progress knows; null when unknown. */
-static json_t *eta_of(const json_t *progress)
-{
-    const json_t *seconds = json_object_get(progress, "eta_seconds");
-    const json_t *total = json_object_get(progress, "total_bytes");
-    json_t *eta = json_object();
-    char at[CLOCK_RFC3339_SIZE];
-
-    if (json_is_integer(seconds)) {
-        clock_rfc3339(clock_wall_ms() + json_integer_value(seconds) * 1000, at);
-        json_set_text(eta, "estimated_completion", at);
-        json_set_text(eta, "basis", "bytes");
-    } else {
-        (void)json_object_set_new(eta, "estimated_completion", json_null());
-        json_set_text(eta, "basis", "none");
-    }
-    (void)json_object_set(eta, "time_remaining_seconds", json_object_get(progress, "eta_seconds"));
-    (void)json_object_set(eta, "elapsed_seconds", json_object_get(progress, "elapsed_seconds"));
-    (void)json_object_set(eta, "percent_complete", json_object_get(progress, "percentage"));
-    (void)json_object_set(eta, "transfer_rate_mbps",
-                          json_object_get(progress, "transfer_rate_mbps"));
-    if (json_is_integer(total)) {
-        json_int_t left = json_integer_value(total) - (json_int_t)json_u64(progress, "bytes_done");
-        json_set_i64(eta, "bytes_remaining", left < 0 ? 0 : left);
-    } else {
-        (void)json_object_set_new(eta, "bytes_remaining", json_null());
-    }
-    return eta;
-}
-
 int handle_job_eta(struct call *call, struct error *err)
 {
     auto_pgresult *rows = NULL;
     auto_json *progress = NULL;
+    json_t *eta = NULL;
     json_t *answer;
 
     if (job_load(call, call_param(call, "id"), &rows, err) < 0)
         return -1;
     progress = progress_view(call->gateway, rows, 0);
+    if (job_eta(call->db, call_param(call, "id"), progress, &eta, err) < 0)
+        return -1;
     answer = json_object();
     (void)json_object_set(answer, "job_id", json_object_get(progress, "job_id"));
     (void)json_object_set(answer, "status", json_object_get(progress, "status"));
-    (void)json_object_set_new(answer, "eta", eta_of(progress));
+    (void)json_object_set_new(answer, "eta", eta);
     call_answer_json(call, 200, answer);
     return 0;
 }

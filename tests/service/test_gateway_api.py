@@ -511,6 +511,27 @@ def finish(suite, job):
     suite.sql("INSERT INTO export_disks VALUES ('exp-1', '2000', 'web-disk1.vmdk', 5, 20, 'ab', 'r')")
 
 
+def test_the_estimate_goes_by_similar_exports(gateway, api, provider):
+    inventory(gateway, "web", "db", used_bytes=26)
+    finish(gateway, api.submit(vm_path="/DC0/vm/prod/web"))
+    job = api.submit(vm_path="/DC0/vm/prod/web")
+    eta = api.get(f"/jobs/eta/{job}")["eta"]
+    assert (eta["basis"], eta["similar"]) == ("history", {"by": "vm", "jobs": 1})
+    assert eta["expected_duration_seconds"] == eta["time_remaining_seconds"] == 9
+    assert eta["estimated_completion"] is None  # nobody knows when it begins
+    gateway.sql("UPDATE jobs SET status = 'running', started_at = now() - interval '4 s'"
+                " WHERE id = %s", job)
+    eta = api.get(f"/jobs/eta/{job}")["eta"]
+    assert 0 < eta["time_remaining_seconds"] <= 5 and eta["estimated_completion"].endswith("Z")
+    gateway.sql("UPDATE jobs SET started_at = now() - interval '40 s' WHERE id = %s", job)
+    assert api.get(f"/jobs/eta/{job}")["eta"]["basis"] == "none"
+    other = api.get(f"/jobs/eta/{api.submit(vm_path='db')}")["eta"]  # 13 bytes took 9 s
+    assert other["similar"] == {"by": "provider", "jobs": 1}
+    assert other["expected_duration_seconds"] == 18
+    strange = api.submit(vm_path="db", format="qcow2")
+    assert api.get(f"/jobs/eta/{strange}")["eta"]["basis"] == "none"
+
+
 def test_a_finished_job_shows_result_and_artifacts(gateway, api, provider):
     job = api.submit(vm_path="vm-1", format="ovf")
     finish(gateway, job)
