@@ -309,6 +309,15 @@ int store_decision(struct db *db, const struct store_row *row, const struct job_
     return store_effects(db, row, event, decision, err);
 }
 
+/* A release has no progress to show, and what it leaves undone is a snapshot that stays for ever:
+ * workers that others kill must not use up its patience. */
+static uint32_t losses_max_of(const struct store_row *row, const struct job_store_event *event)
+{
+    if (strcmp(row->task_kind, "release") == 0)
+        return RELEASE_ATTEMPTS_MAX;
+    return event->losses_max == 0 ? LOSSES_MAX_DEFAULT : event->losses_max;
+}
+
 static int apply(struct db *db, const struct job_store_event *event, struct job_decision *out,
                  struct error *err)
 {
@@ -319,7 +328,7 @@ static int apply(struct db *db, const struct job_store_event *event, struct job_
     if (lock_job(db, event->task_id, &row, err) < 0 ||
         lock_task(db, event->task_id, &row, err) < 0 || check_authority(&row, event, err) < 0)
         return -1;
-    row.machine.losses_max = event->losses_max == 0 ? LOSSES_MAX_DEFAULT : event->losses_max;
+    row.machine.losses_max = losses_max_of(&row, event);
     if (complete.input.now_ms == 0)
         complete.input.now_ms = row.now_ms;
     if (complete.input.random == 0)

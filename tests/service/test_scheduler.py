@@ -475,6 +475,21 @@ def test_a_running_job_is_told_to_stop_until_it_does_and_then_swept(bench):
     assert "error" not in b.driver.retry(job)
 
 
+def test_a_release_is_not_given_up_when_its_workers_die_again_and_again(bench):
+    b = bench()
+    b.driver.submit()
+    lease = b.driver.take()
+    b.driver.on(lease, "record", key="snapshot", value="snapshot-7")
+    b.driver.on(lease, "fail", code="corrupt", message="x", retryable=False)
+    for i in range(6):  # scheduler.losses_max is 5
+        release = b.driver.take(transfer=False, kinds=["release"])
+        assert release["records"] == {"snapshot": "snapshot-7"} and release["epoch"] == i + 1
+        b.expire(release)
+    last = b.driver.take(transfer=False, kinds=["release"])
+    assert not b.driver.finish(last, {"released": True})["lost"]
+    assert b.task(last["task_id"])["state"] == "done"
+
+
 def test_a_release_outlives_the_deletion_of_its_job(bench):
     b = bench()
     job = b.driver.submit()
