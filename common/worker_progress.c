@@ -128,6 +128,20 @@ static bool fill(struct message *m, struct worker_task *task)
     return true;
 }
 
+static void push_progress(struct worker *worker, struct worker_task *task, struct message *m)
+{
+    struct bus_envelope_store store;
+    bus_envelope envelope;
+
+    if (!fill(m, task))
+        return;
+    worker_task_envelope(task, &envelope, &store);
+    envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_PROGRESS;
+    envelope.task_progress = &m->body;
+    bus_push(worker->pusher, &envelope); /* never blocks */
+    message_release(m);
+}
+
 void worker_progress_tick(struct worker *worker)
 {
     autofree struct message *m = xmalloc(sizeof *m);
@@ -135,15 +149,7 @@ void worker_progress_tick(struct worker *worker)
     /* A task leaves the table only under this lock, so it lives while we look at it. */
     LOCK_SCOPE(&worker->tasks_mutex);
     for (size_t i = 0; i < ARRAY_LEN(worker->tasks); i++) {
-        struct worker_task *task = worker->tasks[i];
-        struct bus_envelope_store store;
-        bus_envelope envelope;
-        if (task == NULL || !fill(m, task))
-            continue;
-        worker_task_envelope(task, &envelope, &store);
-        envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_PROGRESS;
-        envelope.task_progress = &m->body;
-        bus_push(worker->pusher, &envelope); /* never blocks */
-        message_release(m);
+        if (worker->tasks[i] != NULL)
+            push_progress(worker, worker->tasks[i], m);
     }
 }

@@ -3,7 +3,6 @@
  * A process that lost it starts itself anew as a standby: sockets of the bus are never closed in a
  * living process, and workers must not talk to a scheduler that cannot answer. */
 #include <fcntl.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -28,8 +27,6 @@ static const char ACQUIRE[] =
 static const char RENEW[] = "UPDATE leader SET until = clock_timestamp() + interval '3 seconds'"
                             " WHERE id = 1 AND holder = $1 AND until > clock_timestamp()";
 
-static atomic_int_fast64_t leads_until_ms; /* monotonic: the row is ours at least so long */
-
 static const char RELEASE[] = "UPDATE leader SET until = clock_timestamp() WHERE holder = $1";
 
 /* 1: the row is ours; 0: another's. */
@@ -42,7 +39,7 @@ static int try_acquire(struct scheduler *scheduler, struct db *db, struct error 
         return -1;
     if (PQntuples(rows) == 0)
         return 0;
-    atomic_store(&leads_until_ms, sent_ms + LEADER_MS);
+    atomic_store(&scheduler->leads_until_ms, sent_ms + LEADER_MS);
     LOG(INFO, "leader_acquired", F_I64("epoch", db_i64(rows, 0, 0)));
     return 1;
 }
@@ -101,7 +98,7 @@ int leader_renew(struct scheduler *scheduler, struct db *db, struct error *err)
         return -1;
     if (db_affected(rows) != 1)
         restart("the row ran out or is another's");
-    atomic_store(&leads_until_ms, sent_ms + LEADER_MS);
+    atomic_store(&scheduler->leads_until_ms, sent_ms + LEADER_MS);
     return 0;
 }
 
@@ -109,7 +106,8 @@ void leader_keep(struct scheduler *scheduler, struct db *db)
 {
     while (!service_wait(scheduler->service, LEADER_RENEW_MS)) {
         struct error err = ERROR_NONE;
-        if (leader_renew(scheduler, db, &err) < 0 && clock_mono_ms() > atomic_load(&leads_until_ms))
+        if (leader_renew(scheduler, db, &err) < 0 &&
+            clock_mono_ms() > atomic_load(&scheduler->leads_until_ms))
             restart(err.message);
     }
 }
@@ -128,7 +126,7 @@ void *leader_watch_main(void *arg)
     struct scheduler *scheduler = arg;
 
     while (!service_wait(scheduler->service, WATCH_MS)) {
-        if (clock_mono_ms() > atomic_load(&leads_until_ms) + HUNG_MS)
+        if (clock_mono_ms() > atomic_load(&scheduler->leads_until_ms) + HUNG_MS)
             restart("the database does not answer");
     }
     return NULL;

@@ -7,14 +7,15 @@
 #include "common/autos.h"
 #include "common/clock.h"
 #include "common/job_store.h"
+#include "common/worker.h"
 #include "live.h"
 #include "park.h"
 
 #define SEAL_MS 1000
 
-/* 5 s after lease_until: a worker stops writing 5 s before it, clocks of one machine each. */
+/* $1: as long after lease_until as a worker stops writing before it, clocks of one machine each. */
 static const char EXPIRED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'finishing')"
-                              " AND lease_until < now() - interval '5 seconds'"
+                              " AND lease_until < now() - $1::bigint * interval '1 millisecond'"
                               " ORDER BY lease_until LIMIT 200";
 
 static const char STOPPED[] =
@@ -139,8 +140,10 @@ static void note(struct error *first, int rc, const struct error *err)
 static int reap(struct scheduler *scheduler, struct db *db, struct error *err)
 {
     auto_pgresult *rows = NULL;
+    char margin[24];
 
-    if (db_exec(db, EXPIRED, DB_NO_PARAMS, &rows, err) < 0)
+    (void)snprintf(margin, sizeof margin, "%d", WORKER_LEASE_MARGIN_MS);
+    if (db_exec(db, EXPIRED, DB_PARAMS(margin), &rows, err) < 0)
         return -1;
     for (int i = 0; i < PQntuples(rows); i++) {
         struct error why = ERROR_NONE;

@@ -281,19 +281,24 @@ static int run(struct scheduler *scheduler, struct error *err)
     return 0;
 }
 
-int scheduler_run(struct service *service, struct error *err)
+int scheduler_work(struct scheduler *scheduler, struct service *service, struct error *err)
 {
     int rc;
 
-    state.service = service;
-    state.park = park_new();
-    state.requests = requests_new();
-    state.live = live_new();
+    scheduler->service = service;
+    scheduler->park = park_new();
+    scheduler->requests = requests_new();
+    scheduler->live = live_new();
     service_set_ready(service, "leader", false, "not the leader yet");
-    rc = run(&state, err);
+    rc = run(scheduler, err);
     if (rc < 0 && err->code == ERR_CANCELLED && service_stopping(service)) {
         error_clear(err); /* stopped while it waited: nothing to hand back */
         rc = 0;
     }
     return rc;
+}
+
+int scheduler_run(struct service *service, struct error *err)
+{
+    return scheduler_work(&state, service, err);
 }

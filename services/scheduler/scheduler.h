@@ -7,6 +7,8 @@
 #ifndef SCHEDULER_SCHEDULER_H
 #define SCHEDULER_SCHEDULER_H
 
+#include <stdatomic.h>
+
 #include "common/bus.h"
 #include "common/config_schema.h"
 #include "common/db.h"
@@ -36,13 +38,17 @@ struct scheduler {
     struct config_list bases;
     struct bus_server *server;
     struct bus_publisher *publisher;
-    struct park *park;         /* park.h */
-    struct requests *requests; /* requests.h */
-    struct live *live;         /* live.h: who holds which lease, newest progress */
+    struct park *park;                  /* park.h */
+    struct requests *requests;          /* requests.h */
+    struct live *live;                  /* live.h: who holds which lease, newest progress */
+    atomic_int_fast64_t leads_until_ms; /* monotonic: the leader's row is ours at least so long */
 };
 
 int scheduler_configure(const struct config_file *file, struct strbuf *problems, struct error *err);
 int scheduler_run(struct service *service, struct error *err);
+/* The same with a configuration of the caller's; the rest of *scheduler is zeroed. */
+MUST_CHECK int scheduler_work(struct scheduler *scheduler, struct service *service,
+                              struct error *err);
 
 /* Jobs that the scheduler submits (common/submit_job.h): without a passphrase, it has no key to
  * seal one. */
