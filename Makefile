@@ -11,6 +11,7 @@ include mk/flags.mk
 include mk/build.mk
 include mk/peers.mk
 include mk/check.mk
+include mk/sim.mk
 include mk/bench.mk
 include mk/lint.mk
 include mk/run.mk

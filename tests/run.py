@@ -2,7 +2,7 @@
 """Runs the tests and sums them up: the last line is "N passed, N failed, N skipped".
 
   tests/run.py              everything that `make test` promises
-  tests/run.py unit:asan    only these parts: unit:release unit:asan fuzz lint contract service e2e
+  tests/run.py unit:asan    only these parts: unit:release unit:asan sim fuzz lint contract service e2e
 
 Everything was built before. Logs and results lie in build/test. Exit status 0 when nothing failed.
 """
@@ -18,7 +18,7 @@ import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "test"
-PARTS = ["unit:release", "unit:asan", "fuzz", "lint", "contract", "service", "e2e"]
+PARTS = ["unit:release", "unit:asan", "sim", "fuzz", "lint", "contract", "service", "e2e"]
 UNIT_SECONDS_MAX = 300
 # Service tests mostly wait: for leases that run out, back-offs, processes that drain.
 PYTEST_WORKERS = min(4, (os.cpu_count() or 1) + 1)
@@ -133,6 +133,8 @@ def part(name):
         return pytest(kind)
     if kind == "lint":
         return make_target("lint-quick", "ok")
+    if kind == "sim":
+        return make_target("sim-check", "ok")
     if kind == "fuzz":
         if not (ROOT / "mk" / "fuzz.mk").exists():
             return Result()

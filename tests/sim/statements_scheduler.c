@@ -1,0 +1,496 @@
+/* Models of the statements of services/scheduler, of its heartbeat, and of what a worker's lease
+ * is made of. */
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/json.h"
+#include "tests/sim/store.h"
+
+#define DOWN_MS       45000
+#define DAY_MS        INT64_C(86400000)
+#define LEADER_ROW_MS 3000
+
+struct row *find_job(const struct statement *s, const char *id);
+struct row *find_task(const struct statement *s, const char *id);
+
+static bool is(const char *a, const char *b)
+{
+    return strcmp(a, b) == 0;
+}
+
+static void put(char *out, size_t size, const char *text)
+{
+    (void)snprintf(out, size, "%s", text == NULL ? "" : text);
+}
+#define PUT(field, text) put((field), sizeof(field), (text))
+
+static bool is_held_state(const struct task_row *task)
+{
+    return is(task->state, "leased") || is(task->state, "finishing");
+}
+
+static bool is_over(const struct task_row *task)
+{
+    return is(task->state, "done") || is(task->state, "failed") || is(task->state, "cancelled");
+}
+
+/* ---- claim.c ---- */
+
+static struct row *find_worker(const struct statement *s, const char *instance)
+{
+    for (size_t i = 0; i < store_count(TABLE_WORKERS); i++) {
+        const struct worker_row *worker = see(s, store_row(TABLE_WORKERS, i));
+        if (worker != NULL && is(worker->instance, instance))
+            return store_row(TABLE_WORKERS, i);
+    }
+    return NULL;
+}
+
+static void upsert_worker(struct statement *s)
+{
+    struct row *row = find_worker(s, s->params[0]);
+    struct worker_row *worker = row == NULL ? NULL : hold(s, row);
+    bool was_up = worker != NULL && is(worker->state, "up");
+
+    result_columns(s, 1);
+    if (s->failed)
+        return;
+    if (worker == NULL) {
+        worker = insert(s, TABLE_WORKERS);
+        PUT(worker->instance, s->params[0]);
+        PUT(worker->role, s->params[1]);
+    }
+    PUT(worker->state, "up");
+    worker->seen_ms = s->now_ms;
+    RESULT_ROW(s, was_up ? "f" : "t");
+}
+
+struct wish {
+    const char *role, *task_class;
+    const char *kind;            /* of the worker's provider */
+    bool any_kind;               /* tasks without one fit, too */
+    const char *kinds, *volumes; /* JSON arrays */
+    int64_t limit;               /* per provider; 0: none */
+};
+
+static int64_t busy_with(const struct statement *s, const char *provider)
+{
+    int64_t count = 0;
+
+    for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
+        const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
+        if (task != NULL && is(task->task_class, "transfer") && is(task->role, "exporter") &&
+            is_held_state(task) && is(task->provider, provider))
+            count++;
+    }
+    return count;
+}
+
+static bool fits(const struct statement *s, const struct task_row *t, const struct wish *wish)
+{
+    if (t == NULL || !is(t->state, "queued") || !is(t->task_class, wish->task_class) ||
+        !is(t->role, wish->role) || t->not_before_ms > s->now_ms)
+        return false;
+    if (!is(t->provider_kind, wish->kind) && !(wish->any_kind && t->provider_kind[0] == '\0'))
+        return false;
+    if (wish->limit > 0 && t->provider[0] != '\0' && busy_with(s, t->provider) >= wish->limit)
+        return false;
+    return json_has(wish->kinds, t->kind) &&
+           (t->volume[0] == '\0' || json_has(wish->volumes, t->volume));
+}
+
+static bool job_runs(const struct statement *s, const struct row *job_row)
+{
+    const struct job_row *job = job_row == NULL ? NULL : see(s, job_row);
+
+    return job != NULL && (is(job->status, "pending") || is(job->status, "running"));
+}
+
+/* FOR UPDATE OF j, t SKIP LOCKED; a control task has no job. */
+static void candidate(struct statement *s, const struct wish *wish)
+{
+    struct row *best = NULL;
+    struct row *best_job = NULL;
+
+    result_columns(s, 1);
+    for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
+        struct row *row = store_row(TABLE_TASKS, i);
+        const struct task_row *task = see(s, row);
+        const struct task_row *old = best == NULL ? NULL : see(s, best);
+        struct row *job = NULL;
+        if (!fits(s, task, wish) || !is_free(s, row))
+            continue;
+        if (task->job_id[0] != '\0') {
+            job = find_job(s, task->job_id);
+            if (!job_runs(s, job) || !is_free(s, job))
+                continue;
+        }
+        if (old != NULL && (task->priority < old->priority ||
+                            (task->priority == old->priority && task->seq > old->seq)))
+            continue;
+        best = row;
+        best_job = job;
+    }
+    if (best == NULL || sim_break == BREAK_CLAIM) {
+        if (best != NULL)
+            RESULT_ROW(s, ((const struct task_row *)see(s, best))->id);
+        return;
+    }
+    if (best_job != NULL)
+        (void)hold(s, best_job);
+    RESULT_ROW(s, ((const struct task_row *)hold(s, best))->id);
+}
+
+static void export_candidate(struct statement *s)
+{
+    candidate(s, &(struct wish){.role = "exporter",
+                                .task_class = "transfer",
+                                .kind = s->params[0],
+                                .any_kind = true,
+                                .kinds = s->params[1],
+                                .volumes = s->params[2],
+                                .limit = param_i64(s, 4)});
+}
+
+static void bridge_candidate(struct statement *s)
+{
+    candidate(s, &(struct wish){.role = "bridge",
+                                .task_class = "transfer",
+                                .kind = s->params[0],
+                                .kinds = s->params[1],
+                                .volumes = s->params[2]});
+}
+
+static void control_candidate(struct statement *s)
+{
+    candidate(s, &(struct wish){.role = s->params[3],
+                                .task_class = "control",
+                                .kind = s->params[0],
+                                .kinds = s->params[1],
+                                .volumes = s->params[2]});
+}
+
+static void load_lease(struct statement *s)
+{
+    const struct row *row = find_task(s, s->params[0]);
+    const struct task_row *t = row == NULL ? NULL : see(s, row);
+    const struct row *job_row = t == NULL ? NULL : find_job(s, t->job_id);
+    const struct job_row *job = job_row == NULL ? NULL : see(s, job_row);
+
+    result_columns(s, 12);
+    if (t != NULL)
+        RESULT_ROW(s, t->job_id, t->kind, number(t->attempt), number(t->epoch), t->spec,
+                   t->provider, "{}", NULL, "", job == NULL ? "" : job->trace_id,
+                   job == NULL ? "" : job->vm_name, "f");
+}
+
+static void load_records(struct statement *s)
+{
+    result_columns(s, 2);
+    for (size_t i = 0; i < store_count(TABLE_RECORDS); i++) {
+        const struct record_row *record = see(s, store_row(TABLE_RECORDS, i));
+        if (record != NULL && is(record->task_id, s->params[0]))
+            RESULT_ROW(s, record->key, record->value);
+    }
+}
+
+static void none(struct statement *s)
+{
+    result_columns(s, 8);
+}
+
+/* ---- requests.c ---- */
+
+static bool has_line(const struct statement *s, int64_t epoch, int64_t line)
+{
+    for (size_t i = store_count(TABLE_LINES); i-- > 0;) {
+        const struct line_row *old = see(s, store_row(TABLE_LINES, i));
+        if (old != NULL && old->number == line && old->epoch == epoch &&
+            is(old->task_id, s->params[1]))
+            return true;
+    }
+    return false;
+}
+
+static void insert_lines(struct statement *s)
+{
+    auto_json *lines = json_loads(s->params[3], 0, NULL);
+    int64_t epoch = param_i64(s, 3);
+    json_t *line;
+    size_t i;
+
+    json_array_foreach(lines, i, line)
+    {
+        int64_t n = json_integer_value(json_array_get(line, 0));
+        struct line_row *row;
+        if (has_line(s, epoch, n))
+            continue;
+        row = insert(s, TABLE_LINES);
+        PUT(row->task_id, s->params[1]);
+        row->epoch = epoch;
+        row->number = n;
+    }
+}
+
+static void set_lines(struct statement *s)
+{
+    struct row *row = find_task(s, s->params[0]);
+    struct task_row *task = row == NULL ? NULL : hold(s, row);
+
+    result_columns(s, 3);
+    if (task == NULL)
+        return;
+    if (task->lines_stored < param_i64(s, 2))
+        task->lines_stored = param_i64(s, 2);
+    RESULT_ROW(s, number(task->lines_stored), task->cancel ? "t" : "f", task->job_id);
+}
+
+static bool is_paused(const struct statement *s, const struct task_row *task)
+{
+    const struct row *row = find_job(s, task->job_id);
+    const struct job_row *job = row == NULL ? NULL : see(s, row);
+
+    return job != NULL && is(job->status, "paused");
+}
+
+static void task_facts(struct statement *s)
+{
+    const struct row *row = find_task(s, s->params[0]);
+    const struct task_row *task = row == NULL ? NULL : see(s, row);
+
+    result_columns(s, 9);
+    if (task != NULL)
+        RESULT_ROW(s, number(task->lines_stored), task->cancel ? "t" : "f", task->job_id, "",
+                   is_paused(s, task) ? "t" : "f", "0", "0", "0", "0");
+}
+
+static void holds(struct statement *s)
+{
+    struct row *row = find_task(s, s->params[0]);
+    const struct task_row *seen = row == NULL ? NULL : see(s, row);
+    const struct task_row *task = seen == NULL || !is_held_state(seen) ? NULL : hold(s, row);
+    bool fenced = task != NULL && (task->epoch != param_i64(s, 2) || task->token == NULL ||
+                                   !is(task->token, s->params[2]));
+
+    result_columns(s, 1);
+    if (task != NULL && is_held_state(task) && (!fenced || sim_break == BREAK_FENCING))
+        RESULT_ROW(s, task->provider);
+}
+
+static void put_record(struct statement *s)
+{
+    struct record_row *record = NULL;
+
+    for (size_t i = 0; i < store_count(TABLE_RECORDS) && record == NULL; i++) {
+        const struct record_row *old = see(s, store_row(TABLE_RECORDS, i));
+        if (old != NULL && is(old->task_id, s->params[0]) && is(old->key, s->params[1]))
+            record = hold(s, store_row(TABLE_RECORDS, i));
+    }
+    if (s->failed || sim_break == BREAK_RECORDS)
+        return;
+    if (record == NULL) {
+        record = insert(s, TABLE_RECORDS);
+        PUT(record->task_id, s->params[0]);
+        record->key = keep(s->params[1]);
+    }
+    record->value = keep(s->params[2]);
+}
+
+static void lock_claim(struct statement *s)
+{
+    autofree char *name = xasprintf("%s=%s", s->params[0], s->params[1]);
+
+    result_columns(s, 1);
+    hold_name(s, name);
+    if (!s->failed)
+        RESULT_ROW(s, "");
+}
+
+static void claimed(struct statement *s)
+{
+    result_columns(s, 1);
+    for (size_t i = 0; i < store_count(TABLE_RECORDS) && sim_break != BREAK_NAMES; i++) {
+        const struct record_row *record = see(s, store_row(TABLE_RECORDS, i));
+        if (record == NULL || !is(record->key, s->params[0]) || !is(record->value, s->params[1]) ||
+            is(record->task_id, s->params[2]))
+            continue;
+        const struct row *row = find_task(s, record->task_id);
+        const struct task_row *task = row == NULL ? NULL : see(s, row);
+        if (task != NULL && is_held_state(task)) {
+            RESULT_ROW(s, "1");
+            return;
+        }
+    }
+}
+
+static void set_volume(struct statement *s)
+{
+    struct row *row = find_task(s, s->params[0]);
+    struct task_row *task = row == NULL ? NULL : hold(s, row);
+
+    if (task != NULL)
+        PUT(task->volume, s->params[1]);
+}
+
+static void seen(struct statement *s)
+{
+    struct row *row = find_worker(s, s->params[0]);
+    const struct worker_row *old = row == NULL ? NULL : see(s, row);
+    struct worker_row *worker =
+        old == NULL || old->seen_ms >= s->now_ms - 3000 ? NULL : hold(s, row);
+
+    if (worker == NULL)
+        return;
+    worker->seen_ms = s->now_ms;
+    if (!is(worker->state, "draining"))
+        PUT(worker->state, "up");
+}
+
+static void leaves(struct statement *s)
+{
+    struct row *row = find_worker(s, s->params[0]);
+    struct worker_row *worker = row == NULL ? NULL : hold(s, row);
+
+    if (worker != NULL) {
+        PUT(worker->state, "draining");
+        worker->seen_ms = s->now_ms;
+    }
+}
+
+static void records_of(struct statement *s)
+{
+    int64_t count = 0;
+    size_t bytes = 0;
+
+    for (size_t i = 0; i < store_count(TABLE_RECORDS); i++) {
+        const struct record_row *record = see(s, store_row(TABLE_RECORDS, i));
+        if (record != NULL && is(record->task_id, s->params[0]) && !is(record->key, s->params[1])) {
+            count++;
+            bytes += strlen(record->key) + strlen(record->value);
+        }
+    }
+    result_columns(s, 2);
+    RESULT_ROW(s, number(count), number((int64_t)bytes));
+}
+
+/* ---- reaper.c ---- */
+
+static void expired(struct statement *s)
+{
+    int64_t grace_ms = sim_break == BREAK_EARLY_LEASE ? -20000 : param_i64(s, 1);
+
+    result_columns(s, 1);
+    for (size_t i = 0; i < store_count(TABLE_TASKS) && sim_break != BREAK_REAPER; i++) {
+        const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
+        if (task != NULL && is_held_state(task) && task->lease_until_ms < s->now_ms - grace_ms)
+            RESULT_ROW(s, task->id);
+    }
+}
+
+static void stopped(struct statement *s)
+{
+    result_columns(s, 2);
+    for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
+        const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
+        if (task != NULL && is_held_state(task) && (task->cancel || is_paused(s, task)))
+            RESULT_ROW(s, task->id, task->cancel ? "t" : "f");
+    }
+}
+
+static void workers_down(struct statement *s)
+{
+    result_columns(s, 1);
+    for (size_t i = 0; i < store_count(TABLE_WORKERS) && !s->failed; i++) {
+        const struct worker_row *old = see(s, store_row(TABLE_WORKERS, i));
+        if (old == NULL || is(old->state, "down") || old->seen_ms >= s->now_ms - DOWN_MS)
+            continue;
+        struct worker_row *worker = hold(s, store_row(TABLE_WORKERS, i));
+        if (worker == NULL || worker->seen_ms >= s->now_ms - DOWN_MS)
+            continue;
+        PUT(worker->state, "down");
+        RESULT_ROW(s, worker->instance);
+    }
+}
+
+static void sweep_released(struct statement *s)
+{
+    for (size_t i = 0; i < store_count(TABLE_TASKS) && !s->failed; i++) {
+        const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
+        if (task != NULL && is(task->kind, "release") && is_over(task) &&
+            task->updated_ms < s->now_ms - DAY_MS)
+            drop(s, store_row(TABLE_TASKS, i));
+    }
+}
+
+/* ---- leader.c ---- */
+
+static void acquire(struct statement *s)
+{
+    struct leader_row *leader = hold(s, store_row(TABLE_LEADER, 0));
+
+    result_columns(s, 1);
+    if (leader == NULL || (leader->until_ms >= store_clock_ms() && !store_two_leaders))
+        return;
+    PUT(leader->holder, s->params[0]);
+    leader->epoch++;
+    leader->until_ms = store_clock_ms() + LEADER_ROW_MS;
+    RESULT_ROW(s, number(leader->epoch));
+}
+
+static void renew_leader(struct statement *s)
+{
+    struct leader_row *leader = hold(s, store_row(TABLE_LEADER, 0));
+
+    if (leader == NULL || (!store_two_leaders && (!is(leader->holder, s->params[0]) ||
+                                                  leader->until_ms <= store_clock_ms()))) {
+        result_affected(s, 0);
+        return;
+    }
+    leader->until_ms = store_clock_ms() + LEADER_ROW_MS;
+    result_affected(s, 1);
+}
+
+static void release_leader(struct statement *s)
+{
+    struct leader_row *leader = hold(s, store_row(TABLE_LEADER, 0));
+
+    if (leader != NULL && is(leader->holder, s->params[0]))
+        leader->until_ms = store_clock_ms();
+}
+
+const struct statement_model statements_scheduler[] = {
+    {"INSERT INTO workers AS w", upsert_worker},
+    {"WITH RECURSIVE waiting AS", export_candidate},
+    {"t.class = 'transfer' AND t.role = 'bridge'", bridge_candidate},
+    {"t.state = 'queued' AND t.class = 'control'", control_candidate},
+    {"SELECT coalesce(t.job_id, ''), t.kind, t.attempt", load_lease},
+    {"SELECT key, value FROM task_records WHERE task_id = $1 ORDER BY key", load_records},
+    {"FROM workers w JOIN settings s", none}, /* no limit of a worker is set */
+    {"INSERT INTO job_logs", insert_lines},
+    {"UPDATE tasks SET lines_stored", set_lines},
+    {"SELECT t.lines_stored, t.cancel", task_facts},
+    {"SELECT provider FROM tasks WHERE id = $1 AND epoch", holds},
+    {"INSERT INTO task_records (task_id, key, value) VALUES", put_record},
+    {"pg_advisory_xact_lock(hashtextextended", lock_claim},
+    {"SELECT 1 FROM tasks t JOIN task_records r", claimed},
+    {"UPDATE tasks SET volume = $2 WHERE id", set_volume},
+    {"UPDATE workers SET seen_at = now(), state = CASE", seen},
+    {"UPDATE workers SET state = 'draining'", leaves},
+    {"SELECT count(*), coalesce(sum(octet_length(key)", records_of},
+    {"lease_until < now() - $1::bigint", expired},
+    {"AND (t.cancel OR j.status = 'paused') LIMIT 500", stopped},
+    {"FROM tasks t WHERE state IN ('leased', 'finishing') AND (t.spec->'bandwidth'",
+     none}, /* nobody changes it */
+    {"UPDATE workers SET state = 'down'", workers_down},
+    {"DELETE FROM workers WHERE state = 'down'", none}, /* a day is not simulated */
+    {"DELETE FROM tasks WHERE id IN (SELECT t.id FROM tasks t WHERE t.expires_at", none},
+    {"DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE kind = 'release'", sweep_released},
+    {"WITH waiting AS (SELECT j.id, j.seq", none}, /* only shows why jobs wait */
+    {"INSERT INTO audit.audit_seal", none},
+    {"SELECT s.value->>'interval_ms', s.value->'spec'", none}, /* no clean-up is repeated */
+    {"INSERT INTO leader AS l", acquire},
+    {"UPDATE leader SET until = clock_timestamp() + interval", renew_leader},
+    {"UPDATE leader SET until = clock_timestamp() WHERE holder", release_leader},
+    {"INSERT INTO services (name, instance, seen_at)", none},
+    {0},
+};
