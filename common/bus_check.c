@@ -119,12 +119,12 @@ static int check_lines(Hypersdk__V1__LogLine *const *lines, size_t count, struct
 
 static int check_control(const Hypersdk__V1__TaskControl *m, struct error *err)
 {
-    if (m->kind < HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL ||
-        m->kind > HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN)
+    if (m->kind != HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL &&
+        m->kind != HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE &&
+        m->kind != HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT &&
+        m->kind != HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN)
         return error_set(err, ERR_PROTOCOL, "bus: control kind %d is unknown", (int)m->kind);
-    if (check_text("control task", m->task_id, 0, ID_MAX, err) < 0)
-        return -1;
-    return check_text("control instance", m->instance, 0, ID_MAX, err);
+    return check_text("control task", m->task_id, 0, ID_MAX, err);
 }
 
 static int check_controls(Hypersdk__V1__TaskControl *const *controls, size_t count,

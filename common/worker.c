@@ -85,9 +85,6 @@ static void on_control(void *arg, const bus_envelope *envelope)
     if (envelope->body_case != HYPERSDK__V1__ENVELOPE__BODY_TASK_CONTROL)
         return;
     control = envelope->task_control;
-    if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN &&
-        strcmp(control->instance, worker->instance) == 0)
-        start_drain(worker);
     LOCK_SCOPE(&worker->tasks_mutex);
     for (size_t i = 0; i < ARRAY_LEN(worker->tasks); i++) {
         struct worker_task *task = worker->tasks[i];

@@ -84,6 +84,8 @@ void worker_task_control(struct worker_task *task, const Hypersdk__V1__TaskContr
         worker_task_stop(task, WORKER_CANCELLED);
     } else if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE) {
         worker_task_stop(task, WORKER_PAUSED);
+    } else if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN) {
+        worker_task_stop(task, WORKER_DRAINS);
     } else if (control->kind == HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_RATE_LIMIT) {
         set_rate(task, control);
     }
@@ -261,7 +263,7 @@ int worker_task_check(const struct worker_task *task, struct error *err)
     case WORKER_LOST:
         return error_set(err, ERR_CANCELLED, "the lease of the task is lost");
     case WORKER_DRAINS:
-        return error_set(err, ERR_CANCELLED, "the worker is shutting down");
+        return error_set(err, ERR_CANCELLED, "the worker is being drained");
     case WORKER_PAUSED:
         return error_set(err, ERR_CANCELLED, "the job is paused");
     }

@@ -28,6 +28,15 @@ int handle_job_cancel(struct call *call, struct error *err);      /* /api/v1/job
 int handle_job_cancel_many(struct call *call, struct error *err); /* POST /jobs/cancel */
 int handle_job_retry(struct call *call, struct error *err);
 
+/* handlers_queue.c */
+int handle_queue_get(struct call *call, struct error *err);
+int handle_queue_pause(struct call *call, struct error *err);
+int handle_queue_resume(struct call *call, struct error *err);
+int handle_worker_drain(struct call *call, struct error *err);  /* {instance} */
+int handle_worker_resume(struct call *call, struct error *err); /* {instance} */
+/* {"paused", "paused_by", "paused_since", "reason"}; new reference. */
+MUST_CHECK int queue_state(struct db *db, json_t **out, struct error *err);
+
 /* handlers_job_hold.c; {id} in the path. Pause and resume look at the owner as cancel does. */
 int handle_job_pause(struct call *call, struct error *err);
 int handle_job_resume(struct call *call, struct error *err);

@@ -20,14 +20,17 @@ static const char services_sql[] =
     " ORDER BY name";
 static const char leader_sql[] = "SELECT holder, until > now() FROM leader";
 static const char workers_sql[] =
-    "SELECT w.instance, w.role, w.provider, w.host, w.version, w.state, w.slots_transfer,"
+    "SELECT w.instance, w.role, w.provider, w.host, w.version, CASE WHEN w.drained_at IS NULL THEN"
+    "  w.state WHEN t.transfer > 0 OR t.control > 0 THEN 'draining' ELSE 'drained' END, "
+    "w.slots_transfer,"
     " w.slots_control, coalesce(t.transfer, 0), coalesce(t.control, 0), w.capabilities,"
-    " " SQL_TIME("w.seen_at") " FROM workers w LEFT JOIN (SELECT worker,"
-                              " count(*) FILTER (WHERE class = 'transfer') AS transfer,"
-                              " count(*) FILTER (WHERE class = 'control') AS control"
-                              " FROM tasks WHERE state IN ('leased', 'finishing') GROUP BY worker) "
-                              "t ON t.worker = w.instance"
-                              " WHERE w.state IN ('up', 'draining') ORDER BY w.instance";
+    " w.drained_by, " SQL_TIME("w.drained_at") ", " SQL_TIME(
+        "w.seen_at") " FROM workers w LEFT JOIN (SELECT worker,"
+                     " count(*) FILTER (WHERE class = 'transfer') AS transfer,"
+                     " count(*) FILTER (WHERE class = 'control') AS control"
+                     " FROM tasks WHERE state IN ('leased', 'finishing') GROUP BY worker) "
+                     "t ON t.worker = w.instance"
+                     " WHERE w.state IN ('up', 'draining') ORDER BY w.instance";
 enum {
     W_INSTANCE,
     W_ROLE,
@@ -40,6 +43,8 @@ enum {
     W_BUSY_TRANSFER,
     W_BUSY_CONTROL,
     W_CAPABILITIES,
+    W_DRAINED_BY,
+    W_DRAINED_AT,
     W_SEEN
 };
 static const char queue_sql[] =
@@ -141,6 +146,10 @@ static void add_workers(const PGresult *rows, json_t *answer, json_t *services)
                                           : xstrdup("hyper2kvm-bridge");
         for (size_t k = 0; k < ARRAY_LEN(texts); k++)
             (void)json_object_set_new(worker, texts[k].key, cell_text(rows, i, texts[k].column));
+        if (!db_is_null(rows, i, W_DRAINED_AT)) {
+            (void)json_object_set_new(worker, "drained_by", cell_text(rows, i, W_DRAINED_BY));
+            (void)json_object_set_new(worker, "drained_since", cell_text(rows, i, W_DRAINED_AT));
+        }
         json_set_i64(worker, "slots_transfer", db_i64(rows, i, W_SLOTS_TRANSFER));
         json_set_i64(worker, "slots_control", db_i64(rows, i, W_SLOTS_CONTROL));
         json_set_i64(worker, "busy_transfer", db_i64(rows, i, W_BUSY_TRANSFER));
@@ -224,6 +233,7 @@ int status_build(struct gateway *gateway, struct db *db, json_t **out, struct er
     auto_pgresult *workers = NULL;
     auto_pgresult *queue = NULL;
     json_t *services = json_object();
+    json_t *state = NULL;
     bool scheduler = false;
 
     json_set_text(answer, "version", HYPERSDK_VERSION);
@@ -236,6 +246,9 @@ int status_build(struct gateway *gateway, struct db *db, json_t **out, struct er
     add_workers(workers, answer, services);
     json_set_i64(answer, "queue_depth", db_i64(queue, 0, 0));
     json_set_i64(answer, "control_queue_depth", db_i64(queue, 0, 1));
+    if (queue_state(db, &state, err) < 0)
+        return -1;
+    (void)json_object_set_new(answer, "queue", state);
     if (job_counts(db, answer, err) < 0 || add_pending(db, scheduler, answer, err) < 0)
         return -1;
     (void)json_object_set_new(answer, "dev_mode", json_boolean(gateway->daemon.dev_mode));

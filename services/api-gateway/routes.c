@@ -46,6 +46,13 @@ const struct route routes[] = {
     {"GET", "/api/v1/jobs/{id}/history", "job.view", "job.history", "getJobHistory", 0, handle_job_history},
     {"GET", "/api/v1/jobs/{id}/artifacts", "job.view", "job.artifacts", "getJobArtifacts", 0, handle_job_artifacts},
 
+    /* the queue */
+    {"GET", "/api/v1/queue", "status.view", "queue.view", "getQueue", 0, handle_queue_get},
+    {"POST", "/api/v1/queue/pause", "settings.manage", "queue.pause", "pauseQueue", 0, handle_queue_pause},
+    {"POST", "/api/v1/queue/resume", "settings.manage", "queue.resume", "resumeQueue", 0, handle_queue_resume},
+    {"POST", "/api/v1/workers/{instance}/drain", "settings.manage", "worker.drain", "drainWorker", 0, handle_worker_drain},
+    {"POST", "/api/v1/workers/{instance}/resume", "settings.manage", "worker.resume", "resumeWorker", 0, handle_worker_resume},
+
     /* exports that exist */
     {"GET", "/api/v1/exports", "job.view", "export.list", "listExports", 0, handle_export_list},
     {"GET", "/api/v1/exports/{id}", "job.view", "export.view", "getExport", 0, handle_export_get},

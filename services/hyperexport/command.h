@@ -63,6 +63,11 @@ bool cleanup_is_repeated(const struct command_line *line);
 MUST_CHECK int cleanup_body(const struct command_line *line, json_t **out, struct error *err);
 int cleanup_command(struct program *program, struct error *err);
 void cleanup_show(const json_t *result); /* of the finished job */
+/* queue.c */
+int queue_command(struct program *program, struct error *err);
+int workers_command(struct program *program, struct error *err);
+/* Whether the queue is paused; nothing for people when it is not. */
+void queue_line(struct strbuf *out, const struct program *program, const json_t *queue);
 int providers_command(struct program *program, struct error *err);
 int status_command(struct program *program, struct error *err);
 int login_command(struct program *program, struct error *err);

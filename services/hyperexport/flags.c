@@ -12,9 +12,10 @@ static const struct {
     const char *word;
     unsigned int command;
 } commands[] = {
-    {"jobs", FLAG_IN_JOBS},     {"vms", FLAG_IN_VMS},         {"providers", FLAG_IN_PROVIDERS},
-    {"status", FLAG_IN_STATUS}, {"login", FLAG_IN_LOGIN},     {"exports", FLAG_IN_EXPORTS},
-    {"verify", FLAG_IN_VERIFY}, {"decrypt", FLAG_IN_DECRYPT},
+    {"queue", FLAG_IN_QUEUE},     {"workers", FLAG_IN_WORKERS},     {"jobs", FLAG_IN_JOBS},
+    {"vms", FLAG_IN_VMS},         {"providers", FLAG_IN_PROVIDERS}, {"status", FLAG_IN_STATUS},
+    {"login", FLAG_IN_LOGIN},     {"exports", FLAG_IN_EXPORTS},     {"verify", FLAG_IN_VERIFY},
+    {"decrypt", FLAG_IN_DECRYPT},
 };
 
 static int unknown_flag(const char *name, struct error *err)
@@ -444,6 +445,8 @@ void flags_help(struct strbuf *out, unsigned int command)
         "  hyperexport providers list|add|validate NAME|remove NAME\n"
         "  hyperexport providers limit KIND [MB/S|config]   bandwidth of the kind's workers\n"
         "  hyperexport status                        workers, queue, why jobs wait\n"
+        "  hyperexport queue [pause [REASON]|resume] what waits; hold all that is not started\n"
+        "  hyperexport workers list|drain NAME|resume NAME\n"
         "  hyperexport login --username NAME         keep a session for this gateway\n\n"
         "Booleans are written --flag, --flag=true or --flag=false; -flag works like --flag.\n"
         "Exit status: 0 done, 1 connection or authentication, 2 export failed, 4 verification,\n"

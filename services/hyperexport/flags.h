@@ -113,7 +113,9 @@ enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 #define FLAG_IN_EXPORTS   64U
 #define FLAG_IN_VERIFY    128U
 #define FLAG_IN_DECRYPT   256U
-#define FLAG_IN_ALL       511U
+#define FLAG_IN_QUEUE     512U
+#define FLAG_IN_WORKERS   1024U
+#define FLAG_IN_ALL       2047U
 
 /* Properties. */
 #define FLAG_IS_SECRET       1U /* its value is overwritten in argv */

@@ -72,6 +72,10 @@ static int run(struct program *program, struct error *err)
         return providers_command(program, err);
     case FLAG_IN_STATUS:
         return status_command(program, err);
+    case FLAG_IN_QUEUE:
+        return queue_command(program, err);
+    case FLAG_IN_WORKERS:
+        return workers_command(program, err);
     case FLAG_IN_LOGIN:
         return login_command(program, err);
     default:

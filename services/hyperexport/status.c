@@ -44,6 +44,27 @@ static void show_waiting(struct strbuf *out, const struct program *program, cons
     }
 }
 
+static void show_drained(struct strbuf *out, const struct program *program, const json_t *workers)
+{
+    size_t i;
+    const json_t *worker;
+
+    json_array_foreach(workers, i, worker)
+    {
+        if (json_str(worker, "drained_by")[0] == '\0')
+            continue;
+        if (program->quiet) {
+            strbuf_addf(out, "worker.%s=%s\n", json_str(worker, "instance"),
+                        json_str(worker, "state"));
+        } else {
+            strbuf_addf(out, "         %s is %s, by ", json_str(worker, "instance"),
+                        json_str(worker, "state"));
+            text_add_clean(out, json_str(worker, "drained_by"), program->style.utf8);
+            strbuf_addc(out, '\n');
+        }
+    }
+}
+
 static void show(const struct program *program, const json_t *status)
 {
     static const char *const counts[] = {"queue_depth",  "active_workers", "total_jobs",
@@ -66,9 +87,13 @@ static void show(const struct program *program, const json_t *status)
                     json_u64(status, "running_jobs"), json_u64(status, "pending_jobs"),
                     json_u64(status, "completed_jobs"), json_u64(status, "failed_jobs"),
                     json_u64(status, "cancelled_jobs"));
-        strbuf_addf(&out, "Workers  %" PRIu64 " (%" PRIu64 " busy)\n\nServices\n",
-                    json_u64(workers, "total"), json_u64(workers, "active"));
+        strbuf_addf(&out, "Workers  %" PRIu64 " (%" PRIu64 " busy)\n", json_u64(workers, "total"),
+                    json_u64(workers, "active"));
     }
+    queue_line(&out, program, json_object_get(status, "queue"));
+    show_drained(&out, program, json_object_get(workers, "list"));
+    if (!program->quiet)
+        strbuf_add(&out, "\nServices\n");
     show_services(&out, program, json_object_get(status, "services"));
     show_waiting(&out, program, json_object_get(status, "pending"));
     output_text(&out);

@@ -6,6 +6,7 @@
 
 #include "claim.h"
 #include "common/clock.h"
+#include "gate.h"
 
 #define NONE_AGAIN_MS 0
 #define BUSY_AGAIN_MS 1000 /* too many parked, or we stop: come back a little later */
@@ -188,6 +189,7 @@ static void put_back(struct park *park, const struct parked *item)
 struct round { /* one look at all parked requests */
     struct scheduler *scheduler;
     struct db *db;
+    struct gate gate;
     struct parked *items; /* request NULL: answered */
     size_t count;
     size_t next;             /* items before it have been looked at */
@@ -219,7 +221,8 @@ static int fill_batch(struct round *round, struct batch *batch, size_t *out_next
     for (; i < round->count && batch->count < CLAIM_BATCH_MAX; i++) {
         struct bus_request *request = round->items[i].request;
         struct claim *claim = NULL;
-        if (bus_request_is_orphan(request) || is_known_empty(round, body_of(request)))
+        if (bus_request_is_orphan(request) || !gate_lets(&round->gate, body_of(request)) ||
+            is_known_empty(round, body_of(request)))
             continue;
         if (claim_task(round->scheduler, round->db, body_of(request), &claim, out_task, err) < 0)
             return -1;
@@ -304,8 +307,11 @@ static int look(struct scheduler *scheduler, struct db *db, struct parked *items
     int rc = stops ? 0 : note_workers(&round, err);
     int64_t now = clock_mono_ms();
 
+    if (rc == 0 && !stops && count > 0)
+        rc = gate_load(db, &round.gate, err);
     if (rc == 0 && !stops)
         rc = claim_all(&round, err);
+    gate_release(&round.gate);
     for (size_t i = 0; i < count; i++) {
         if (items[i].request == NULL)
             continue;

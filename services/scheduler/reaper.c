@@ -1,5 +1,5 @@
 /* What lost messages would leave undone: leases that ran out, cancels that nobody heard, workers
- * that are gone, control tasks that nobody fetched; why jobs wait; the chain over the audit log. */
+ * that are gone, control tasks that nobody fetched; the chain over the audit log. */
 #include <stdio.h>
 #include <string.h>
 
@@ -19,8 +19,10 @@ static const char EXPIRED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'f
                               " ORDER BY lease_until LIMIT 200";
 
 static const char STOPPED[] =
-    "SELECT t.id, t.cancel FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id"
-    " WHERE t.state IN ('leased', 'finishing') AND (t.cancel OR j.status = 'paused') LIMIT 500";
+    "SELECT t.id, t.cancel, coalesce(j.status = 'paused', false) FROM tasks t"
+    " LEFT JOIN jobs j ON j.id = t.job_id LEFT JOIN workers w ON w.instance = t.worker"
+    " WHERE t.state IN ('leased', 'finishing') AND (t.cancel OR j.status = 'paused'"
+    "  OR (t.class = 'transfer' AND w.drained_at IS NOT NULL)) LIMIT 500";
 
 /* Quickly, and once or twice more; a renewal brings it anyway. */
 static const char LIMITED[] =
@@ -46,46 +48,6 @@ static const char SWEEP_RELEASED[] =
     "DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE kind = 'release'"
     " AND state IN ('done', 'cancelled', 'failed') AND updated_at < now() - interval '1 day'"
     " LIMIT 500)";
-
-static const char REASONS[] =
-    "WITH waiting AS (SELECT j.id, j.seq, t.role, t.provider_kind, t.provider, t.volume,"
-    "  t.not_before, t.error FROM jobs j JOIN tasks t ON t.job_id = j.id AND t.state = 'queued'"
-    "  WHERE j.status = 'pending' ORDER BY j.seq LIMIT 1000),"
-    " busy AS MATERIALIZED (SELECT b.worker, b.provider, b.role FROM tasks b WHERE b.class = "
-    "'transfer'"
-    "  AND b.state IN ('leased', 'finishing')),"
-    /* once per kind of wish, not per job */
-    " wishes AS MATERIALIZED (SELECT v.*, coalesce(w.slots, 0) AS slots, coalesce(w.used, 0) AS "
-    "used,"
-    "   EXISTS (SELECT 1 FROM workers x WHERE x.state = 'up' AND x.role = v.role"
-    "    AND v.provider_kind IN ('', x.provider)) AS connected"
-    "  FROM (SELECT DISTINCT role, provider_kind, volume FROM waiting) v"
-    "  LEFT JOIN LATERAL (SELECT sum(x.slots_transfer) AS slots, sum((SELECT count(*) FROM busy b"
-    "    WHERE b.worker = x.instance)) AS used FROM workers x WHERE x.state = 'up'"
-    "    AND x.role = v.role AND v.provider_kind IN ('', x.provider) AND (v.volume = ''"
-    "    OR x.volumes @> jsonb_build_array(jsonb_build_object('id', v.volume)))) w ON true),"
-    " full_providers AS MATERIALIZED (SELECT provider FROM busy WHERE role = 'exporter'"
-    "  AND provider <> '' GROUP BY "
-    "provider"
-    "  HAVING count(*) >= $1::int),"
-    " reasons AS (SELECT a.id, CASE"
-    "  WHEN a.not_before > now() THEN 'waits until ' || to_char(a.not_before AT TIME ZONE 'UTC',"
-    "   'HH24:MI:SS') || ' UTC after an error: ' || left(a.error, 300)"
-    "  WHEN a.role = 'exporter' AND EXISTS (SELECT 1 FROM providers p WHERE p.name = a.provider"
-    "   AND NOT p.enabled) THEN 'provider ' || a.provider || ' is disabled'"
-    "  WHEN NOT w.connected AND a.role = 'bridge' THEN 'no hyper2kvm-bridge is connected'"
-    "  WHEN NOT w.connected THEN 'no worker exporter-' ||"
-    "   coalesce(nullif(a.provider_kind, ''), '*') || ' is connected'"
-    "  WHEN w.slots = 0 AND a.volume <> '' THEN 'no connected worker reaches the volume ' ||"
-    "   a.volume || ' that holds its files'"
-    "  WHEN a.role = 'exporter' AND a.provider IN (SELECT provider FROM full_providers)"
-    "   THEN 'the limit of ' || $1 || ' exports at a time for provider ' || a.provider ||"
-    "   ' is reached (export.provider_limit)'"
-    "  WHEN w.used >= w.slots THEN 'all ' || w.slots ||"
-    "   ' transfer slots of the connected workers are busy' ELSE '' END AS reason"
-    "  FROM waiting a JOIN wishes w USING (role, provider_kind, volume))"
-    " UPDATE jobs j SET pending_reason = r.reason FROM reasons r WHERE j.id = r.id"
-    " AND j.status = 'pending' AND j.pending_reason <> r.reason";
 
 /* A row is sealed when its transaction is older than every open one: then no further row can come
  * in before it. By transaction, not by id: ids are drawn in another order than commits come. The
@@ -163,8 +125,9 @@ int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db, struct
         return -1;
     for (int i = 0; i < PQntuples(stopped); i++) {
         scheduler_control(&control,
-                          db_bool(stopped, i, 1) ? HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL
-                                                 : HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE,
+                          db_bool(stopped, i, 1)   ? HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL
+                          : db_bool(stopped, i, 2) ? HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE
+                                                   : HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN,
                           db_text(stopped, i, 0));
         scheduler_announce_control(scheduler, &control);
     }
@@ -189,14 +152,6 @@ static int watch_workers(struct scheduler *scheduler, struct db *db, struct erro
     return db_exec(db, WORKERS_FORGET, DB_NO_PARAMS, NULL, err);
 }
 
-static int explain(struct scheduler *scheduler, struct db *db, struct error *err)
-{
-    char limit[24];
-
-    (void)snprintf(limit, sizeof limit, "%u", scheduler->export.provider_limit);
-    return db_exec(db, REASONS, DB_PARAMS(limit), NULL, err);
-}
-
 static int sweep(struct scheduler *scheduler, struct db *db, struct error *err)
 {
     (void)scheduler;
@@ -215,7 +170,8 @@ static int seal_audit(struct scheduler *scheduler, struct db *db, struct error *
 static int tidy(struct scheduler *scheduler, struct db *db, bool with_seal, struct error *err)
 {
     int (*const steps[])(struct scheduler *, struct db *, struct error *) = {
-        reap, watch_workers, explain, sweep, cleanup_schedule_run, with_seal ? seal_audit : NULL};
+        reap,  watch_workers,        scheduler_explain,
+        sweep, cleanup_schedule_run, with_seal ? seal_audit : NULL};
 
     for (size_t i = 0; i < ARRAY_LEN(steps); i++) {
         struct error why = ERROR_NONE;

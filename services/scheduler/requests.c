@@ -30,7 +30,9 @@ static const char SET_LINES[] =
 
 static const char TASK_FACTS[] =
     "SELECT t.lines_stored, t.cancel, coalesce(t.job_id, ''), coalesce(j.vm_name, ''),"
-    " coalesce(j.status = 'paused', false), " SCHEDULER_SQL_BANDWIDTH
+    " coalesce(j.status = 'paused', false), t.class = 'transfer' AND EXISTS (SELECT 1 FROM workers "
+    "w"
+    "  WHERE w.instance = t.worker AND w.drained_at IS NOT NULL), " SCHEDULER_SQL_BANDWIDTH
     " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1";
 
 /* Locked: the lease cannot be taken away while the record is stored. */
@@ -146,6 +148,7 @@ struct work {
     uint64_t lines_stored;
     bool cancel;
     bool pause;
+    bool drain;
     struct scheduler_bandwidth bandwidth;
     struct worker_bandwidth worker_limit;
     char job_id[65];
@@ -193,8 +196,9 @@ static int store_lines(struct work *work, Hypersdk__V1__LogLine *const *lines, s
     work->cancel = db_bool(rows, 0, 1);
     (void)snprintf(work->job_id, sizeof work->job_id, "%s", db_text(rows, 0, 2));
     (void)snprintf(work->vm_name, sizeof work->vm_name, "%s", db_text(rows, 0, 3));
-    work->bandwidth = scheduler_bandwidth_of(rows, 0, 5);
+    work->bandwidth = scheduler_bandwidth_of(rows, 0, 6);
     work->pause = db_bool(rows, 0, 4);
+    work->drain = db_bool(rows, 0, 5);
     if (count == 0)
         return 0;
     for (size_t i = 0; i < count; i++) {
@@ -469,23 +473,29 @@ static int perform(struct work *work, work_fn fn, struct error *err)
 
 /* ---- answers ---- */
 
+static Hypersdk__V1__ControlKind stop_kind(const struct work *work)
+{
+    if (work->cancel)
+        return HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL;
+    return work->pause ? HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE
+                       : HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN;
+}
+
 static void reply_renew(struct bus_request *request, const struct work *work)
 {
-    Hypersdk__V1__TaskControl cancel, pause, rate;
-    Hypersdk__V1__TaskControl *controls[3];
+    Hypersdk__V1__TaskControl stop, rate;
+    Hypersdk__V1__TaskControl *controls[2];
     Hypersdk__V1__RenewReply body;
     Hypersdk__V1__WorkerLimit limit;
     struct bus_envelope_store store;
     bus_envelope reply;
 
     hypersdk__v1__renew_reply__init(&body);
-    scheduler_control(&cancel, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, work->ref->task_id);
-    scheduler_control(&pause, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE, work->ref->task_id);
     scheduler_control_rate(&rate, work->ref->task_id, &work->bandwidth);
-    if (work->cancel)
-        controls[body.n_controls++] = &cancel;
-    if (work->pause)
-        controls[body.n_controls++] = &pause;
+    if (work->cancel || work->pause || work->drain) {
+        scheduler_control(&stop, stop_kind(work), work->ref->task_id);
+        controls[body.n_controls++] = &stop;
+    }
     if (work->bandwidth.stamp_ms > 0)
         controls[body.n_controls++] = &rate;
     body.lost = work->lost;

@@ -93,9 +93,13 @@ void leader_keep(struct scheduler *scheduler, struct db *db);
 void leader_release(struct scheduler *scheduler, struct db *db);
 void *leader_watch_main(void *scheduler);
 
-/* Tells workers which of their tasks were cancelled or paused, and which have a new bandwidth. */
+/* Tells workers which of their tasks were cancelled, paused, or drained, and which have a new
+ * bandwidth. */
 MUST_CHECK int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db,
                                          struct error *err);
+
+/* reasons.c: why jobs wait, into their rows. */
+MUST_CHECK int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err);
 
 /* reaper.c, publish.c: threads for the life of the process. */
 void *reaper_main(void *scheduler);

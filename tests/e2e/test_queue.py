@@ -96,3 +96,61 @@ def test_a_paused_export_that_is_cancelled_leaves_nothing_at_the_source(make_sui
     suite.wait_job(job, "cancelled")
     wait_for(lambda: sim.snapshots("web") == [], 60, "the snapshot is released")
     wait_for(lambda: images.leftovers(suite.exports) == [], 60, "the partial files are removed")
+
+
+def test_a_drained_worker_moves_its_export_to_another(make_suite, sim, disk):
+    suite = make_suite()
+    suite.add_vsphere(sim)
+    sim.set_rate(8 * MB)
+    job = suite.client.submit(vm_path="web", format="qcow2")
+    suite.wait_bytes(job, 50 * MB)
+    first = suite.client.job(job)["worker_id"]
+    suite.add("exporter-vsphere-2")
+
+    def workers():
+        found = suite.client.get("/status")["workers"]["list"]
+        return {w["instance"]: w for w in found if w["provider"] == "vsphere"}
+    wait_for(lambda: len(workers()) == 2, 30, "the second worker is there")
+    status, out, err = cli(suite, "workers", "drain", first)
+    assert (status, out) == (0, f"draining: {first} (1 running)\n"), err
+    sim.set_rate(0)
+    done = check_result(suite, disk, job)
+    assert done["worker_id"] != first and done["attempt"] == 0
+    assert "gone on at" in suite.client.request("GET", f"/jobs/logs/{job}").text
+    wait_for(lambda: workers()[first]["state"] == "drained", 20, lambda: workers())
+    assert workers()[first]["drained_by"]
+    assert f"{first} is drained, by " in cli(suite, "status")[1]
+    next_job = suite.client.submit(vm_path="db", format="qcow2")
+    assert suite.wait_job(next_job, "completed")["worker_id"] != first
+    refused = suite.client.request("POST", f"/api/v1/workers/{first}/drain")
+    assert refused.status_code == 409 and "drained already" in refused.json()["error"]
+    assert suite.client.request("POST", "/api/v1/workers/none/drain").status_code == 404
+    # the drained process still lives and is of use again
+    status, out, err = cli(suite, "workers", "resume", first)
+    assert (status, out) == (0, f"resumed: {first} (0 running)\n"), err
+    other = next(name for name in workers() if name != first)
+    suite.client.post(f"/api/v1/workers/{other}/drain")
+    last = suite.client.submit(vm_path="db", format="qcow2")
+    assert suite.wait_job(last, "completed")["worker_id"] == first
+
+
+def test_the_queue_is_paused_and_resumed(make_suite, sim):
+    suite = make_suite()
+    suite.add_vsphere(sim)
+    status, out, err = cli(suite, "queue", "pause", "storage work")
+    assert status == 0 and "Queue    paused by " in out and ": storage work" in out, err
+    job = suite.client.submit(vm_path="web", format="qcow2")
+    wait_for(lambda: "storage work" in (suite.client.job(job)["pending_reason"] or ""), 20,
+             lambda: suite.client.job(job))
+    queue = suite.client.get("/api/v1/queue")
+    assert queue["paused"] and queue["paused_by"] and queue["paused_since"]
+    assert queue["jobs"]["pending"] == 1 and queue["queue_depth"] == 1
+    assert queue["providers"] == [{"provider": "vsphere", "pending": 1, "running": 0, "paused": 0,
+                                   "cancelling": 0}]
+    assert suite.client.get("/status")["queue"]["reason"] == "storage work"
+    assert "Queue    paused by" in cli(suite, "status")[1]
+    assert suite.client.request("POST", "/api/v1/queue/pause").status_code == 409
+    status, out, err = cli(suite, "queue", "resume")
+    assert status == 0 and "Queue    open" in out, err
+    suite.wait_job(job, "completed")
+    assert suite.client.request("POST", "/api/v1/queue/resume").status_code == 409

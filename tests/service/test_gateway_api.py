@@ -879,6 +879,24 @@ def test_who_may_hold_and_delete_jobs(roles):
     assert suite.sql("SELECT 1 FROM tasks WHERE job_id = %s", job) == []
 
 
+def test_who_may_hold_the_queue_and_drain_workers(roles):
+    suite, who = roles
+    suite.sql("INSERT INTO workers (instance, role, provider) VALUES ('w1', 'exporter', 'vsphere')")
+    for path in ("queue/pause", "queue/resume", "workers/w1/drain", "workers/w1/resume"):
+        refused(who["op1"].request("POST", f"/api/v1/{path}"), 403)
+    assert who["eve"].get("/api/v1/queue")["paused"] is False
+    assert who["admin"].post("/api/v1/queue/pause", {"reason": "x"})["paused_by"] == "admin"
+    refused(who["admin"].request("POST", "/api/v1/queue/pause", {"why": "x"}), 400)
+    assert who["eve"].get("/status")["queue"]["paused"] is True
+    assert who["admin"].post("/api/v1/queue/resume")["paused"] is False
+    assert who["admin"].post("/api/v1/workers/w1/drain")["drained"] is True
+    assert who["eve"].get("/status")["workers"]["list"][0]["state"] == "drained"
+    assert who["admin"].post("/api/v1/workers/w1/resume")["drained"] is False
+    refused(who["admin"].request("POST", "/api/v1/workers/w1/resume"), 409)
+    suite.sql("UPDATE workers SET state = 'down'")
+    assert "is down" in refused(who["admin"].request("POST", "/api/v1/workers/w1/drain"), 409)["error"]
+
+
 def test_a_job_that_removes_exports_needs_the_right_to(roles):
     suite, who = roles
     answer = refused(who["op1"].request("POST", "/api/v1/jobs", {"vm": "a", "cleanup": {"max_count": 3}}), 403)

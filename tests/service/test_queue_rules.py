@@ -1,9 +1,9 @@
-"""What holds a job back, and what lets it go: pause and resume."""
+"""What holds a job back, and what lets it go: pauses, drains."""
 from tests.harness.driver import export_result
 from tests.harness.scheduler import bench  # noqa: F401
 from tests.harness.wait import wait_for
 
-PAUSE = 2  # enum ControlKind of proto/hypersdk.proto
+PAUSE, DRAIN = 2, 5  # enum ControlKind of proto/hypersdk.proto
 
 
 def told(driver, task_id, kind):
@@ -104,3 +104,52 @@ def test_a_lost_lease_of_a_paused_job_comes_back_paused(bench):
     b.wait_state(lease["task_id"], "queued")
     assert b.job(job)["status"] == "paused"
     assert b.driver.ask().waits()
+
+
+# ---- the queue as a whole ----
+
+PAUSED = ("INSERT INTO settings (key, value) VALUES ('queue.paused', jsonb_build_object("
+          "'by', 'ann', 'reason', 'storage work', 'since', now()))")
+
+
+def test_a_paused_queue_starts_nothing_and_ends_what_runs(bench):
+    b = bench()
+    running = b.driver.submit()
+    lease = b.driver.take()
+    b.sql(PAUSED)
+    job = b.driver.submit()
+    waits = b.driver.ask(slot=1)
+    b.wait_reason(job, "the queue is paused by ann since .* UTC: storage work")
+    assert waits.waits()
+    task = b.control_task("vm_info")
+    listing = b.driver.take(transfer=False, kinds=["vm_info"])
+    assert listing["task_id"] == task, "listings go on"
+    assert b.driver.on(lease, "renew")["controls"] == []
+    b.driver.finish(lease, export_result())
+    b.wait_status(running, "completed")
+    assert waits.waits()
+    b.sql("DELETE FROM settings WHERE key = 'queue.paused'")
+    b.driver.call("changed")
+    assert waits.get(10)["job_id"] == job
+
+
+def test_a_drained_worker_hands_back_and_gets_nothing_until_it_is_resumed(bench):
+    b = bench()
+    job = b.driver.submit()
+    lease = b.driver.take(instance="w1")
+    b.sql("UPDATE workers SET drained_at = now(), drained_by = 'ann' WHERE instance = 'w1'")
+    wait_for(lambda: told(b.driver, lease["task_id"], DRAIN), 10, "the worker is told")
+    assert b.driver.on(lease, "renew")["controls"] == [{"task_id": lease["task_id"],
+                                                        "kind": DRAIN}]
+    mine = b.driver.ask("w1", slot=1)
+    b.driver.on(lease, "yield")
+    b.wait_reason(job, "all connected workers that could take it are drained by users")
+    assert mine.waits()
+    again = b.driver.take(instance="w2")
+    assert again["task_id"] == lease["task_id"] and again["attempt"] == 0
+    assert b.history(job)[-2:] == ["job.yielded", "job.resumed"]
+    other = b.driver.submit()
+    assert mine.waits()
+    b.sql("UPDATE workers SET drained_at = NULL, drained_by = '' WHERE instance = 'w1'")
+    b.driver.call("changed")
+    assert mine.get(10)["job_id"] == other

@@ -351,9 +351,8 @@ __attribute__((unused)) static void scheduler_lease(struct scheduler *s, const c
     bus_request_reply(request, &reply);
 }
 
-__attribute__((unused)) static void scheduler_publish(struct scheduler *s,
-                                                      Hypersdk__V1__ControlKind kind,
-                                                      const char *task_id, const char *instance)
+__attribute__((unused)) static void
+scheduler_publish(struct scheduler *s, Hypersdk__V1__ControlKind kind, const char *task_id)
 {
     Hypersdk__V1__TaskControl body;
     struct bus_envelope_store store;
@@ -362,7 +361,6 @@ __attribute__((unused)) static void scheduler_publish(struct scheduler *s,
     hypersdk__v1__task_control__init(&body);
     body.kind = kind;
     body.task_id = (char *)(uintptr_t)task_id;
-    body.instance = (char *)(uintptr_t)instance;
     bus_envelope_init(&envelope, &store, "scheduler-test", NULL);
     envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_CONTROL;
     envelope.task_control = &body;

@@ -341,6 +341,7 @@ static void a_lease_is_checked(void **state)
     BREAK(f, m.spec_json, longer, "spec");
     BREAK(f, m.n_controls, 17, "17 controls");
     BREAK(f, control.kind, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_UNSPECIFIED, "control kind 0");
+    BREAK(f, control.kind, (Hypersdk__V1__ControlKind)3, "control kind 3");
     BREAK(f, control.kind, (Hypersdk__V1__ControlKind)6, "control kind 6");
 }
 

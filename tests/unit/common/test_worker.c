@@ -544,10 +544,10 @@ static void an_announced_cancel_stops_the_task(void **state)
     (void)state;
     run_steps(s, "{\"phase\": \"exporting\"}, {\"wait_stop\": true}");
     scheduler_until(s, strcmp(s->phase, "exporting") == 0);
-    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-2", "");
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-2");
     scheduler_quiet(s, TASK_FAIL, 200);
     began = clock_mono_ms();
-    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-1", "");
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-1");
     expect_fail(s, "cancelled", "cancelled", false);
     assert_true(clock_mono_ms() - began < 1000);
     scheduler_end(s);
@@ -560,7 +560,7 @@ static void a_pause_hands_the_task_back_and_the_slot_takes_the_next(void **state
     (void)state;
     run_steps(s, "{\"phase\": \"exporting\"}, {\"wait_stop\": true}");
     scheduler_until(s, strcmp(s->phase, "exporting") == 0);
-    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE, "task-1", "");
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_PAUSE, "task-1");
     struct bus_request *request = scheduler_expect(s, TASK_YIELD);
     assert_string_equal(bus_request_envelope(request)->task_yield->reason, "the job is paused");
     reply_done(request);
@@ -617,7 +617,7 @@ static void a_missed_announcement_is_made_good_by_a_renewal(void **state)
     (void)state;
     run_steps(s, "{\"phase\": \"exporting\"}, {\"wait_stop\": true}");
     scheduler_until(s, strcmp(s->phase, "exporting") == 0);
-    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-2", "");
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-2");
     before = s->renewals;
     (void)pthread_mutex_lock(&s->mutex);
     s->pending = HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL;
@@ -626,7 +626,7 @@ static void a_missed_announcement_is_made_good_by_a_renewal(void **state)
     /* an announcement without body is refused by the subscriber: a hole in the numbers */
     bus_envelope_init(&hole, &store, "scheduler-test", NULL);
     bus_publish(s->publisher, "control", &hole);
-    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-2", "");
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-2");
     expect_fail(s, "cancelled", "cancelled", false);
     assert_true(s->renewals > before);
     assert_true(clock_mono_ms() - began < WORKER_RENEW_MS - 500);
@@ -831,7 +831,7 @@ static void the_rate_falls_when_a_transfer_stands_still(void **state)
     rate = s->progress->task_progress->rate_bytes_per_second;
     (void)pthread_mutex_unlock(&s->mutex);
     scheduler_until(s, s->progress->task_progress->rate_bytes_per_second < rate / 2);
-    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-1", "");
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-1");
     expect_fail(s, "cancelled", "", false);
     scheduler_end(s);
 }
@@ -868,21 +868,22 @@ static void a_task_that_is_done_while_draining_is_finished(void **state)
     scheduler_end(s);
 }
 
-static void an_announced_drain_is_for_the_named_instance_only(void **state)
+static void an_announced_drain_hands_the_task_back_and_the_slot_stays(void **state)
 {
     struct scheduler *s = start();
-    char instance[160];
 
     (void)state;
-    struct bus_request *request = scheduler_expect(s, LEASE_REQUEST);
-    (void)snprintf(instance, sizeof instance, "%s",
-                   bus_request_envelope(request)->lease_request->instance);
     run_steps(s, "{\"phase\": \"exporting\"}, {\"wait_stop\": true}");
     scheduler_until(s, strcmp(s->phase, "exporting") == 0);
-    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN, "", "another");
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN, "task-2");
     scheduler_quiet(s, TASK_YIELD, 200);
-    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN, "", instance);
-    reply_done(scheduler_expect(s, TASK_YIELD));
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_DRAIN, "task-1");
+    struct bus_request *request = scheduler_expect(s, TASK_YIELD);
+    assert_string_equal(bus_request_envelope(request)->task_yield->reason,
+                        "the worker is being drained");
+    reply_done(request);
+    run_steps(s, "{}");
+    expect_finish(s, "{}");
     scheduler_end(s);
 }
 
@@ -951,7 +952,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(the_rate_falls_when_a_transfer_stands_still),
         cmocka_unit_test(sigterm_yields_what_runs_and_takes_nothing_new),
         cmocka_unit_test(a_task_that_is_done_while_draining_is_finished),
-        cmocka_unit_test(an_announced_drain_is_for_the_named_instance_only),
+        cmocka_unit_test(an_announced_drain_hands_the_task_back_and_the_slot_stays),
         cmocka_unit_test(a_scheduler_that_comes_later_is_found),
         cmocka_unit_test(short_tasks_do_not_wait_behind_long_ones),
     };
