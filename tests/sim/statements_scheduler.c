@@ -258,10 +258,10 @@ static void task_facts(struct statement *s)
     const struct row *row = find_task(s, s->params[0]);
     const struct task_row *task = row == NULL ? NULL : see(s, row);
 
-    result_columns(s, 9);
+    result_columns(s, 10);
     if (task != NULL)
         RESULT_ROW(s, number(task->lines_stored), task->cancel ? "t" : "f", task->job_id, "",
-                   is_paused(s, task) ? "t" : "f", "0", "0", "0", "0");
+                   is_paused(s, task) ? "t" : "f", "f", "0", "0", "0", "0");
 }
 
 static void holds(struct statement *s)
@@ -389,11 +389,11 @@ static void expired(struct statement *s)
 
 static void stopped(struct statement *s)
 {
-    result_columns(s, 2);
+    result_columns(s, 3);
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
         const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
         if (task != NULL && is_held_state(task) && (task->cancel || is_paused(s, task)))
-            RESULT_ROW(s, task->id, task->cancel ? "t" : "f");
+            RESULT_ROW(s, task->id, task->cancel ? "t" : "f", is_paused(s, task) ? "t" : "f");
     }
 }
 
@@ -478,7 +478,8 @@ const struct statement_model statements_scheduler[] = {
     {"UPDATE workers SET state = 'draining'", leaves},
     {"SELECT count(*), coalesce(sum(octet_length(key)", records_of},
     {"lease_until < now() - $1::bigint", expired},
-    {"AND (t.cancel OR j.status = 'paused') LIMIT 500", stopped},
+    {"AND (t.cancel OR j.status = 'paused'  OR (t.class", stopped},
+    {"SELECT instance FROM workers WHERE drained_at", none}, /* nobody drains or pauses the queue */
     {"FROM tasks t WHERE state IN ('leased', 'finishing') AND (t.spec->'bandwidth'",
      none}, /* nobody changes it */
     {"UPDATE workers SET state = 'down'", workers_down},
