@@ -231,6 +231,14 @@ static const struct config_key cleanup_keys[] = {
     {0},
 };
 
+static const struct config_key history_keys[] = {
+    {"archive_after", CONFIG_DURATION_MS, KEY(history, archive_after_ms), "365d", 0,
+     87600 * HOUR_MS, 0, "jobs go into the archive so long after their end; 0: never"},
+    {"delete_after", CONFIG_DURATION_MS, KEY(history, delete_after_ms), "0", 0, 876000 * HOUR_MS, 0,
+     "jobs of the archive go for good so long after their end; 0: never"},
+    {0},
+};
+
 const struct config_table config_tables[] = {
     {"daemon", daemon_keys, sizeof(struct daemon_config), NULL},
     {"database", database_keys, sizeof(struct database_config), NULL},
@@ -247,6 +255,7 @@ const struct config_table config_tables[] = {
     {"retry", retry_keys, sizeof(struct retry_config), NULL},
     {"scheduler", scheduler_keys, sizeof(struct scheduler_config), NULL},
     {"cleanup", cleanup_keys, sizeof(struct cleanup_config), NULL},
+    {"history", history_keys, sizeof(struct history_config), NULL},
 };
 const size_t config_tables_count = ARRAY_LEN(config_tables);
 

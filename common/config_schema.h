@@ -130,6 +130,11 @@ struct cleanup_config {  /* section "cleanup": what the scheduler repeats; 0: no
     struct config_list preserve;
 };
 
+struct history_config {       /* section "history": of jobs; 0: never */
+    int64_t archive_after_ms; /* after their end */
+    int64_t delete_after_ms;  /* out of the archive, after their end */
+};
+
 struct scheduler_config {     /* section "scheduler" */
     int64_t lease_ms;         /* default 30s; worker's write deadline is lease - 5 s */
     int64_t poll_interval_ms; /* reaper and queue poll, default 1500ms */

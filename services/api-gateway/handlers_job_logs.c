@@ -14,8 +14,10 @@
 
 /* The last lines, oldest first; $3: lines at or after it; $4: the levels that are shown. */
 static const char logs_sql[] = "SELECT * FROM (SELECT " SQL_TIME(
-    "l.at") ", l.level, l.phase, l.message, l.id FROM job_logs l"
-            " WHERE l.job_id = $1 AND ($3::timestamptz IS NULL OR l.at >= $3::timestamptz)"
+    "l.at") ", l.level, l.phase, l.message, l.id FROM (SELECT * FROM job_logs WHERE job_id = $1 "
+            "UNION ALL"
+            "  SELECT (jsonb_populate_recordset(NULL::job_logs, a.logs)).* FROM archived_jobs a"
+            "  WHERE a.id = $1) l WHERE ($3::timestamptz IS NULL OR l.at >= $3::timestamptz)"
             " AND ($4::jsonb IS NULL OR l.level = ANY (ARRAY(SELECT "
             "jsonb_array_elements_text($4::jsonb))))"
             " ORDER BY l.id DESC LIMIT $2) newest ORDER BY id";

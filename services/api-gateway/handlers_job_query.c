@@ -19,6 +19,7 @@ static const struct field query_fields[] = {
     {"job_ids", {"job_id", "id"}, FIELD_ANY, 0, 0, NULL},
     {"status", {NULL}, FIELD_ANY, 0, 0, NULL},
     {"all", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"archived", {NULL}, FIELD_BOOL, 0, 0, NULL},
     {"provider", {NULL}, FIELD_TEXT, 1, 63, NULL},
     {"vm", {"vm_path", "vm_name"}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL},
     {"submitted_by", {NULL}, FIELD_TEXT, 1, 127, NULL},
@@ -34,6 +35,7 @@ static const struct field parameter_fields[] = {
     {"job_ids", {"job_id", "id"}, FIELD_TEXT_LIST, 0, 0, NULL},
     {"status", {NULL}, FIELD_TEXT_LIST, 0, 0, NULL},
     {"all", {NULL}, FIELD_BOOL, 0, 0, NULL},
+    {"archived", {NULL}, FIELD_BOOL, 0, 0, NULL},
     {"provider", {NULL}, FIELD_TEXT, 0, 0, NULL},
     {"vm", {"vm_path", "vm_name"}, FIELD_TEXT, 0, 0, NULL},
     {"submitted_by", {NULL}, FIELD_TEXT, 0, 0, NULL},
@@ -59,24 +61,31 @@ static const struct field parameter_fields[] = {
                           " AND ($6::timestamptz IS NULL OR j.created_at >= $6::timestamptz)" \
                           " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"  \
                           " AND ($8::text IS NULL OR j.kind = $8)"
-#define FROM_JOBS(condition) " FROM jobs j WHERE ($1::jsonb IS NULL OR true) AND " condition FILTERS
-#define BY_IDS               FROM_JOBS(IN_LIST("j.id", "$1"))
-#define BY_VM                FROM_JOBS(IS_VM)
-#define BY_ACTIVE            FROM_JOBS("j.status IN ('pending','running','paused','cancelling')")
-#define BY_PROVIDER          FROM_JOBS("j.provider = $3::text")
-#define BY_ORDER             FROM_JOBS("true")
-#define NEWEST               " AND ($9::bigint IS NULL OR j.seq < $9) ORDER BY j.seq DESC LIMIT $10 OFFSET $11"
-#define OLDEST               " AND ($9::bigint IS NULL OR j.seq > $9) ORDER BY j.seq LIMIT $10 OFFSET $11"
-#define COUNT(form)          "SELECT count(*) FROM (SELECT 1" form " LIMIT 10001) few"
+#define FROM_JOBS(table, condition) \
+    " FROM " table " j WHERE ($1::jsonb IS NULL OR true) AND " condition FILTERS
+#define BY_IDS(table)      FROM_JOBS(table, IN_LIST("j.id", "$1"))
+#define BY_VM(table)       FROM_JOBS(table, IS_VM)
+#define BY_ACTIVE(table)   FROM_JOBS(table, "j.status IN ('pending','running','paused','cancelling')")
+#define BY_PROVIDER(table) FROM_JOBS(table, "j.provider = $3::text")
+#define BY_ORDER(table)    FROM_JOBS(table, "true")
+#define NEWEST             " AND ($9::bigint IS NULL OR j.seq < $9) ORDER BY j.seq DESC LIMIT $10 OFFSET $11"
+#define OLDEST             " AND ($9::bigint IS NULL OR j.seq > $9) ORDER BY j.seq LIMIT $10 OFFSET $11"
+#define COUNT(form)        "SELECT count(*) FROM (SELECT 1" form " LIMIT 10001) few"
 static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNT");
 #define FORM(form)                                                                        \
     {                                                                                     \
         "SELECT " JOB_COLUMNS form NEWEST, "SELECT " JOB_COLUMNS form OLDEST, COUNT(form) \
     }
 
+#define FORMS(table)                                                                               \
+    {                                                                                              \
+        FORM(BY_IDS(table)), FORM(BY_VM(table)), FORM(BY_ACTIVE(table)), FORM(BY_PROVIDER(table)), \
+            FORM(BY_ORDER(table))                                                                  \
+    }
+
 static const struct {
     const char *newest, *oldest, *count;
-} forms[] = {FORM(BY_IDS), FORM(BY_VM), FORM(BY_ACTIVE), FORM(BY_PROVIDER), FORM(BY_ORDER)};
+} forms[][5] = {FORMS("jobs"), FORMS("archived_jobs")};
 enum { FORM_IDS, FORM_VM, FORM_ACTIVE, FORM_PROVIDER, FORM_ORDER };
 
 struct job_query {
@@ -251,6 +260,7 @@ static int run_query(struct call *call, const struct job_query *query, json_t *a
                      struct error *err)
 {
     int form = form_of(query);
+    bool archived = field_bool(query->canonical, "archived", false);
     autofree char *ids = query->ids == NULL ? NULL : json_text(query->ids);
     autofree char *statuses = query->statuses == NULL ? NULL : json_text(query->statuses);
     auto_pgresult *rows = NULL;
@@ -272,9 +282,10 @@ static int run_query(struct call *call, const struct job_query *query, json_t *a
                             query->cursor[0] == '\0' ? NULL : query->cursor,
                             limit,
                             offset};
-    if (db_exec(call->db, query->oldest_first ? forms[form].oldest : forms[form].newest, params,
-                ARRAY_LEN(params), &rows, err) < 0 ||
-        db_exec(call->db, forms[form].count, params, 8, &total, err) < 0)
+    if (db_exec(call->db,
+                query->oldest_first ? forms[archived][form].oldest : forms[archived][form].newest,
+                params, ARRAY_LEN(params), &rows, err) < 0 ||
+        db_exec(call->db, forms[archived][form].count, params, 8, &total, err) < 0)
         return -1;
     add_page(call, query, rows, answer);
     add_total(db_i64(total, 0, 0), answer);

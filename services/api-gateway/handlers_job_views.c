@@ -12,7 +12,9 @@
 
 static const char history_sql[] = "SELECT e.id, " SQL_TIME(
     "e.at") ", e.event, e.status, e.phase, e.actor, e.detail"
-            " FROM job_events e WHERE e.job_id = $1 AND e.id > $2 ORDER BY e.id LIMIT $3";
+            " FROM (SELECT * FROM job_events WHERE job_id = $1 UNION ALL"
+            "  SELECT (jsonb_populate_recordset(NULL::job_events, a.history)).* FROM"
+            "  archived_jobs a WHERE a.id = $1) e WHERE e.id > $2 ORDER BY e.id LIMIT $3";
 static const char exports_sql[] =
     "SELECT e.id, e.volume, e.path, e.format, e.total_size, " SQL_TIME(
         "e.created_at") ", (SELECT coalesce(jsonb_agg(jsonb_build_object('disk_id', d.disk_id, "

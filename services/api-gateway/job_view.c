@@ -39,7 +39,8 @@ enum { /* of JOB_COLUMNS */
        COL_COMPLETED_AT,
        COL_UPDATED_AT,
        COL_ELAPSED,
-       COL_SEQ
+       COL_SEQ,
+       COL_ARCHIVED
 };
 static_assert(COL_SEQ == JOB_COLUMN_SEQ, "column numbers");
 
@@ -50,6 +51,7 @@ static const char final_sql[] =
     "SELECT status, count(*) FROM jobs WHERE status IN ('completed','failed','cancelled')"
     " GROUP BY status";
 static const char one_sql[] = "SELECT " JOB_COLUMNS " FROM jobs j WHERE j.id = $1";
+static const char archived_sql[] = "SELECT " JOB_COLUMNS " FROM archived_jobs j WHERE j.id = $1";
 
 /* One connection per thread of the pool: a struct redis belongs to one thread at a time. It is
  * not freed, the threads live as long as the process. */
@@ -317,6 +319,8 @@ json_t *job_view(const struct gateway *gateway, const PGresult *rows, int row)
     (void)json_object_set_new(job, "definition", json_mask_secrets(definition));
     (void)json_object_set_new(job, "progress", progress_view(gateway, rows, row));
     (void)json_object_set_new(job, "result", result);
+    if (db_bool(rows, row, COL_ARCHIVED))
+        json_put(job, "archived", json_true());
     return job;
 }
 
@@ -326,6 +330,11 @@ int job_load(struct call *call, const char *job_id, PGresult **out, struct error
 
     if (db_exec(call->db, one_sql, DB_PARAMS(job_id), &rows, err) < 0)
         return -1;
+    if (PQntuples(rows) == 0) {
+        PQclear(STEAL(rows));
+        if (db_exec(call->db, archived_sql, DB_PARAMS(job_id), &rows, err) < 0)
+            return -1;
+    }
     if (PQntuples(rows) == 0)
         return error_set(err, ERR_NOT_FOUND, "job '%.64s' does not exist", job_id);
     *out = STEAL(rows);

@@ -13,7 +13,8 @@
     "j.worker_id, " SQL_TIME("j.created_at") ", " SQL_TIME("j.started_at") ", " SQL_TIME(         \
         "j.completed_at") ", " SQL_TIME("j.updated_at") ", extract(epoch FROM "                   \
                                                         "coalesce(j.completed_at, now()) - "      \
-                                                        "j.started_at)::bigint, j.seq"
+                                                        "j.started_at)::bigint, j.seq, "          \
+                                                        "j.tableoid = 'archived_jobs'::regclass"
 #define JOB_COLUMN_SEQ 28
 
 /* The API knows five states; paused and cancelling are running with a substatus (3.3). */

@@ -25,6 +25,7 @@ int scheduler_configure(const struct config_file *file, struct strbuf *problems,
         config_section(file, "export", &state.export, problems, err) < 0)
         return -1;
     if (config_section(file, "cleanup", &state.cleanup, problems, err) < 0 ||
+        config_section(file, "history", &state.history, problems, err) < 0 ||
         config_section(file, "retry", &state.retry, problems, err) < 0 ||
         config_section(file, "hyper2kvm", &state.hyper2kvm, problems, err) < 0 ||
         config_section(file, "libvirt", &state.libvirt, problems, err) < 0)

@@ -31,6 +31,7 @@ struct scheduler {
     struct export_config export;
     struct scheduler_config config;
     struct cleanup_config cleanup;
+    struct history_config history;
     /* Of jobs that the scheduler submits. */
     struct retry_config retry;
     struct hyper2kvm_config hyper2kvm;
