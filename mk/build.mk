@@ -16,8 +16,14 @@ objs_of = $(patsubst %.c,$(B)/obj/%.o,$(filter-out %/main.c,$(wildcard $(1)/*.c)
 
 # The schema's SQL files become one C array, so that a binary carries its migrations.
 SCHEMA_SQL := $(sort $(wildcard common/schema/*.sql))
+# Their names as well: one that is renamed is no newer than what was made of it.
+ifneq ($(file <$(B)/gen/schema_files.list),$(SCHEMA_SQL))
+.PHONY: schema-renamed
+$(B)/gen/schema_files.c: schema-renamed
+endif
 $(B)/gen/schema_files.c: $(SCHEMA_SQL) mk/embed-schema.sh
 	@mkdir -p $(@D)
+	@printf '%s' '$(SCHEMA_SQL)' > $(B)/gen/schema_files.list
 	@bash mk/embed-schema.sh $(SCHEMA_SQL) > $@.tmp && mv $@.tmp $@
 $(B)/obj/gen/schema_files.o: $(B)/gen/schema_files.c
 	@mkdir -p $(@D)
