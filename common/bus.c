@@ -1,9 +1,10 @@
 /* See bus.h. The traps behind each setting were measured: library notes, section 1.
  *
- * Design notes. A REQ socket is shared by all callers of a bus_client; each call has its own
- * context, so calls do not wait for each other. A REP socket has a fixed number of contexts, each
- * with one aio whose callback alternates between "received" and "sent"; the callback only moves
- * the message on. Nothing is ever closed but contexts of finished calls. */
+ * Design notes. A bus_client has one REQ socket for each address (bus_link.h), shared by all its
+ * callers; each call has its own context, so calls do not wait for each other. A REP socket has a
+ * fixed number of contexts, each with one aio whose callback alternates between "received" and
+ * "sent"; the callback only moves the message on. Nothing is ever closed but contexts of finished
+ * calls. */
 #include "common/bus.h"
 
 #include <nng/nng.h>
@@ -18,6 +19,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/bus_link.h"
 #include "common/clock.h"
 #include "common/id.h"
 #include "common/log.h"
@@ -109,6 +111,13 @@ static int make_tls(const struct bus_config *config, nng_tls_mode mode, nng_tls_
     return 0;
 }
 
+/* keepalive: who only receives does not notice that the other machine is gone */
+static void set_keepalive(nng_dialer dialer, const char *address)
+{
+    if (strncmp(address, "ipc", 3) != 0)
+        (void)nng_dialer_set_bool(dialer, NNG_OPT_TCP_KEEPALIVE, true);
+}
+
 static int dial(nng_socket socket, const struct bus_config *config, const char *address,
                 struct error *err)
 {
@@ -123,6 +132,7 @@ static int dial(nng_socket socket, const struct bus_config *config, const char *
             return -1;
         rv = nng_dialer_set_ptr(dialer, NNG_OPT_TLS_CONFIG, tls);
     }
+    set_keepalive(dialer, address);
     if (rv == 0)
         rv = nng_dialer_start(dialer, NNG_FLAG_NONBLOCK); /* no start order among services */
     return rv == 0 ? 0 : bus_fail(err, rv, "dial", address);
@@ -163,34 +173,37 @@ static int listen_on(nng_socket socket, const struct bus_config *config, const c
 /* ---- lease, asking ---- */
 
 struct bus_client {
-    nng_socket socket;
+    struct bus_links *links;
 };
+
+static int dial_request(nng_socket socket, const struct bus_config *config, const char *address,
+                        struct error *err)
+{
+    set_limits(socket);
+    /* repeats are ours to decide: nng would resend by itself every minute and on reconnect */
+    (void)nng_socket_set_ms(socket, NNG_OPT_REQ_RESENDTIME, NNG_DURATION_INFINITE);
+    return dial(socket, config, address, err);
+}
 
 int bus_client_open(const struct bus_config *config, struct bus_client **out, struct error *err)
 {
+    static const struct bus_links_description requests = {nng_req0_open, dial_request, "req"};
     autofree struct bus_client *client = xcalloc(1, sizeof *client);
-    int rv = nng_req0_open(&client->socket);
 
-    if (rv != 0)
-        return bus_fail(err, rv, "open", "req");
-    set_limits(client->socket);
-    /* repeats are ours to decide: nng would resend by itself every minute and on reconnect */
-    (void)nng_socket_set_ms(client->socket, NNG_OPT_REQ_RESENDTIME, NNG_DURATION_INFINITE);
-    if (dial_all(client->socket, config, &config->lease, err) < 0)
+    if (bus_links_open(&requests, config, &config->lease, &client->links, err) < 0)
         return -1;
     *out = STEAL(client);
     return 0;
 }
 
-/* Sends and receives on a fresh context; the aio is waited for, never cancelled in the middle. */
-static int exchange(nng_ctx context, nng_aio *aio, nng_msg *request, int64_t timeout_ms,
+/* Sends and receives on a fresh context; the aio is waited for. Takes the request. */
+static int exchange(nng_ctx context, nng_aio *aio, nng_msg *request, int64_t deadline_ms,
                     nng_msg **out)
 {
-    int64_t deadline_ms = clock_mono_ms() + timeout_ms;
-    int64_t left_ms;
+    int64_t left_ms = deadline_ms - clock_mono_ms();
     int rv;
 
-    nng_aio_set_timeout(aio, (nng_duration)timeout_ms);
+    nng_aio_set_timeout(aio, (nng_duration)(left_ms < BUS_CALL_MIN_MS ? BUS_CALL_MIN_MS : left_ms));
     nng_aio_set_msg(aio, request);
     nng_ctx_send(context, aio);
     nng_aio_wait(aio);
@@ -209,34 +222,55 @@ static int exchange(nng_ctx context, nng_aio *aio, nng_msg *request, int64_t tim
     return rv;
 }
 
+/* On the connection to the scheduler that leads. Takes the question. */
+static int ask(struct bus_client *client, nng_msg *question, int64_t timeout_ms, nng_msg **out,
+               struct error *err)
+{
+    int64_t deadline_ms = clock_mono_ms() + timeout_ms;
+    struct bus_link_call call;
+    nng_socket socket;
+    nng_ctx context;
+    nng_aio *aio = NULL;
+    int rv;
+
+    if (nng_aio_alloc(&aio, NULL, NULL) != 0)
+        abort(); /* out of memory */
+    if (!bus_links_begin(client->links, &call, aio, deadline_ms, &socket)) {
+        nng_msg_free(question);
+        nng_aio_free(aio);
+        return error_set(err, ERR_TIMEOUT, "bus: no scheduler is connected");
+    }
+    rv = nng_ctx_open(&context, socket);
+    if (rv == 0) {
+        rv = exchange(context, aio, question, deadline_ms, out);
+        (void)nng_ctx_close(context);
+    } else {
+        nng_msg_free(question);
+    }
+    bus_links_end(client->links, &call, rv);
+    nng_aio_free(aio);
+    if (rv != 0 && call.called_off)
+        return error_set(err, ERR_UNAVAILABLE, "bus: another scheduler leads now");
+    if (rv != 0) {
+        return bus_fail(err, rv == NNG_ECONNSHUT || rv == NNG_ECRYPTO ? NNG_ECONNREFUSED : rv,
+                        "the scheduler does not answer on", "lease");
+    }
+    return 0;
+}
+
 int bus_client_call(struct bus_client *client, const bus_envelope *request, int64_t timeout_ms,
                     bus_envelope **out, struct error *err)
 {
     nng_msg *question = NULL;
     nng_msg *answer = NULL;
-    nng_ctx context;
-    nng_aio *aio = NULL;
-    int rv;
+    int rc;
 
-    if (to_message(request, NULL, &question, err) < 0)
+    if (to_message(request, NULL, &question, err) < 0 ||
+        ask(client, question, timeout_ms, &answer, err) < 0)
         return -1;
-    rv = nng_ctx_open(&context, client->socket);
-    if (rv != 0) {
-        nng_msg_free(question);
-        return bus_fail(err, rv, "context", "lease");
-    }
-    if (nng_aio_alloc(&aio, NULL, NULL) != 0)
-        abort(); /* out of memory */
-    rv = exchange(context, aio, question, timeout_ms, &answer);
-    nng_aio_free(aio);
-    (void)nng_ctx_close(context);
-    if (rv != 0) {
-        return bus_fail(err, rv == NNG_ECONNSHUT || rv == NNG_ECRYPTO ? NNG_ECONNREFUSED : rv,
-                        "the scheduler does not answer on", "lease");
-    }
-    rv = bus_envelope_decode(nng_msg_body(answer), nng_msg_len(answer), out, err);
+    rc = bus_envelope_decode(nng_msg_body(answer), nng_msg_len(answer), out, err);
     nng_msg_free(answer);
-    return rv;
+    return rc;
 }
 
 /* ---- lease, answering ---- */
@@ -409,20 +443,24 @@ void bus_request_reply(struct bus_request *request, const bus_envelope *reply)
 /* ---- events ---- */
 
 struct bus_pusher {
-    nng_socket socket;
+    struct bus_links *links;
 };
+
+static int dial_push(nng_socket socket, const struct bus_config *config, const char *address,
+                     struct error *err)
+{
+    set_limits(socket);
+    (void)nng_socket_set_int(socket, NNG_OPT_SENDBUF, BUS_PUSH_BUFFER);
+    return dial(socket, config, address, err);
+}
 
 int bus_pusher_open(const struct bus_config *config, struct bus_pusher **out, struct error *err)
 {
+    static const struct bus_links_description pushes = {nng_push0_open, dial_push, "push"};
     autofree struct bus_pusher *pusher = xcalloc(1, sizeof *pusher);
-    int rv = nng_push0_open(&pusher->socket);
 
-    if (rv != 0)
-        return bus_fail(err, rv, "open", "push");
-    set_limits(pusher->socket);
     metric_describe("hypersdk_bus_dropped_total", "Messages that had no place in the queue");
-    (void)nng_socket_set_int(pusher->socket, NNG_OPT_SENDBUF, BUS_PUSH_BUFFER);
-    if (dial_all(pusher->socket, config, &config->events, err) < 0)
+    if (bus_links_open(&pushes, config, &config->events, &pusher->links, err) < 0)
         return -1;
     *out = STEAL(pusher);
     return 0;
@@ -437,7 +475,7 @@ void bus_push(struct bus_pusher *pusher, const bus_envelope *envelope)
         LOG(ERROR, "bus_push_failed", F_ERR(&err));
         return;
     }
-    if (nng_sendmsg(pusher->socket, msg, NNG_FLAG_NONBLOCK) != 0) {
+    if (nng_sendmsg(bus_links_current(pusher->links), msg, NNG_FLAG_NONBLOCK) != 0) {
         nng_msg_free(msg);
         metric_add("hypersdk_bus_dropped_total", "", 1);
     }

@@ -42,12 +42,14 @@ MUST_CHECK int bus_envelope_decode(const void *data, size_t size, bus_envelope *
 MUST_CHECK int bus_envelope_check(const bus_envelope *envelope, struct error *err);
 
 /* lease, asking side. Thread-safe: each call has its own context. Dials all configured addresses
- * in the background; with none connected a call waits until timeout. */
+ * in the background and asks on the newest connection, for only the leader listens; with none
+ * connected a call waits until timeout. */
 struct bus_client;
 MUST_CHECK int bus_client_open(const struct bus_config *config, struct bus_client **out,
                                struct error *err);
 /* ERR_TIMEOUT: no answer in time; the request may or may not have been handled (repeat it with the
- * same message_id). */
+ * same message_id). ERR_UNAVAILABLE: the connection ended, or another scheduler leads now; the
+ * same holds. */
 MUST_CHECK int bus_client_call(struct bus_client *client, const bus_envelope *request,
                                int64_t timeout_ms, bus_envelope **out, struct error *err);
 

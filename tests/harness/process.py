@@ -61,6 +61,7 @@ class Process:
             return None
         if self.alive():
             self.child.send_signal(signal.SIGTERM)
+            self.child.send_signal(signal.SIGCONT)  # one that was paused would never end
         try:
             return self.child.wait(deadline)
         except subprocess.TimeoutExpired:

@@ -193,6 +193,60 @@ static void *on_asker(void *arg)
     return NULL;
 }
 
+static struct bus_request *left_waiting;
+static atomic_int waiting;
+
+static void on_wait(void *arg, struct bus_request *request)
+{
+    (void)arg;
+    left_waiting = request;
+    (void)atomic_fetch_add(&waiting, 1);
+}
+
+static void *on_asker_of_two(void *arg)
+{
+    struct asker *asker = arg;
+    auto_bus_envelope *reply = NULL;
+    struct error err = ERROR_NONE;
+
+    asker->ok = ask(asker->client, 7, 60000, &reply, &err) < 0 && err.code == ERR_UNAVAILABLE &&
+                strstr(err.message, "another scheduler leads") != NULL;
+    return NULL;
+}
+
+/* The first one keeps its connection and answers nothing, as one that is stopped. */
+static void a_call_is_called_off_when_another_scheduler_leads(void **state)
+{
+    struct addresses *first = addresses_make(true);
+    struct addresses *second = addresses_make(true);
+    char *both[] = {first->lease, second->lease};
+    struct bus_config config = first->config;
+    struct bus_server *server = NULL;
+    struct asker asker = {0};
+    struct error err = ERROR_NONE;
+    auto_bus_envelope *reply = NULL;
+    pthread_t thread;
+
+    (void)state;
+    config.lease = (struct config_list){both, 2};
+    assert_ok(bus_client_open(&config, &asker.client, &err), err);
+    assert_fails(ask(asker.client, 0, 50, &reply, &err), err, ERR_TIMEOUT, "no scheduler");
+    error_clear(&err);
+    assert_ok(bus_server_open(&first->config, 4, on_wait, NULL, &server, &err), err);
+    assert_int_equal(pthread_create(&thread, NULL, on_asker_of_two, &asker), 0);
+    assert_true(wait_until(positive, &waiting));
+    assert_ok(bus_server_open(&second->config, 4, on_lease, NULL, &server, &err), err);
+    assert_int_equal(pthread_join(thread, NULL), 0);
+    assert_true(asker.ok);
+    for (uint32_t i = 0; i < 10; i++) { /* all of them, not every second one */
+        auto_bus_envelope *answer = NULL;
+        assert_ok(ask(asker.client, i, DEADLINE_MS, &answer, &err), err);
+        assert_int_equal(answer->no_task->retry_after_ms, i);
+    }
+    assert_int_equal(atomic_load(&waiting), 1);
+    assert_non_null(left_waiting);
+}
+
 static void many_threads_share_one_client(void **state)
 {
     struct addresses *a = addresses_make(false);
@@ -407,6 +461,52 @@ static void events_arrive_over_tcp(void **state)
 {
     (void)state;
     events_round_trip(true);
+}
+
+static atomic_int pulled_first;
+
+static void on_event_of_first(void *arg, const bus_envelope *envelope)
+{
+    (void)arg;
+    (void)envelope;
+    (void)atomic_fetch_add(&pulled_first, 1);
+}
+
+static bool all_pulled(const void *arg)
+{
+    return atomic_load((const atomic_int *)arg) >= 20;
+}
+
+static bool pushed_and_pulled(const void *arg)
+{
+    push_one((struct bus_pusher *)(uintptr_t)arg);
+    return atomic_load(&pulled) > 0;
+}
+
+static void events_go_to_the_newest_connection_only(void **state)
+{
+    struct addresses *first = addresses_make(true);
+    struct addresses *second = addresses_make(true);
+    char *both[] = {first->events, second->events};
+    struct bus_config config = first->config;
+    struct bus_pusher *pusher = NULL;
+    struct error err = ERROR_NONE;
+
+    (void)state;
+    config.events = (struct config_list){both, 2};
+    atomic_store(&pulled, 0);
+    assert_ok(bus_pusher_open(&config, &pusher, &err), err);
+    assert_ok(bus_puller_start(&first->config, on_event_of_first, NULL, &err), err);
+    push_one(pusher);
+    assert_true(wait_until(positive, &pulled_first));
+    assert_ok(bus_puller_start(&second->config, on_event, NULL, &err), err);
+    assert_true(wait_until(pushed_and_pulled, pusher));
+    atomic_store(&pulled, 0);
+    int before = atomic_load(&pulled_first);
+    for (int i = 0; i < 20; i++)
+        push_one(pusher);
+    assert_true(wait_until(all_pulled, &pulled));
+    assert_int_equal(atomic_load(&pulled_first), before);
 }
 
 static void pushing_never_blocks_without_a_listener(void **state)
@@ -651,6 +751,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_request_gets_its_own_reply_over_ipc),
         cmocka_unit_test(a_request_gets_its_own_reply_over_tcp),
+        cmocka_unit_test(a_call_is_called_off_when_another_scheduler_leads),
         cmocka_unit_test(many_threads_share_one_client),
         cmocka_unit_test(without_a_scheduler_a_call_times_out),
         cmocka_unit_test(a_reply_nobody_waits_for_does_no_harm),
@@ -659,6 +760,7 @@ int main(void)
         cmocka_unit_test(an_over_long_request_is_refused_before_it_is_sent),
         cmocka_unit_test(events_arrive_over_ipc),
         cmocka_unit_test(events_arrive_over_tcp),
+        cmocka_unit_test(events_go_to_the_newest_connection_only),
         cmocka_unit_test(pushing_never_blocks_without_a_listener),
         cmocka_unit_test(junk_does_not_stop_the_puller),
         cmocka_unit_test(wanted_topics_arrive_over_ipc),
