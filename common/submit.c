@@ -489,11 +489,11 @@ static int check_stream_upload(json_t *job, struct field_problem *problem, struc
                           "'stream_upload' makes no local files that 'keep_local' could keep: "
                           "leave one of them out");
     }
-    if (strcmp(format, "ova") == 0 || strcmp(format, "qcow2") == 0) {
+    if (strcmp(format, "ova") == 0) {
         return field_fail(problem, 422, "stream_upload", err, ERR_NOT_AVAILABLE,
-                          "'stream_upload' sends a file from its front on, and that of format %s "
-                          "is written last: choose ovf, vmdk or raw, or leave out 'stream_upload'",
-                          format);
+                          "'stream_upload' sends a file from its front on, and that of format ova "
+                          "is written last: choose ovf, vmdk, qcow2 or raw, or leave out "
+                          "'stream_upload'");
     }
     if (reader != NULL) {
         return field_fail(problem, 422, "stream_upload", err, ERR_NOT_AVAILABLE,

@@ -10,6 +10,7 @@
     fake.region = "eu-south-2"           # the only one whose signatures it takes
     fake.clock = -3600                   # seconds that its clock is off
     fake.hold = 3                        # from this part on PUTs wait until release()
+    fake.hold_part = 1                   # those of this part alone do
     fake.hold_key = "x.json"             # so do those of objects whose key ends so
     fake.hold_complete = True            # completed, but the answer waits
 
@@ -48,7 +49,7 @@ class S3:
         self.faults, self.puts, self.requests = [], [], []
         self.first_put, self.finished = None, []  # monotonic; (file name, monotonic)
         self.region, self.clock, self.page, self.hold = None, 0, page, None
-        self.hold_key, self.hold_complete = None, False
+        self.hold_part, self.hold_key, self.hold_complete = None, None, False
         self.conditions = True
         self.released, self.held = threading.Event(), threading.Event()
         self.server = None
@@ -86,7 +87,7 @@ class S3:
         return None
 
     def release(self):
-        self.hold = self.hold_key = None
+        self.hold = self.hold_part = self.hold_key = None
         self.hold_complete = False
         self.released.set()
 
@@ -199,6 +200,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.rfile.read(self.length // 2)
             return self.cut()
         if (self.fake.hold is not None and part >= self.fake.hold) or \
+                (self.fake.hold_part is not None and part == self.fake.hold_part) or \
                 (self.fake.hold_key is not None and self.key.endswith(self.fake.hold_key)):
             self.fake.held.set()
             self.fake.released.wait(60)

@@ -136,7 +136,9 @@ static uint64_t final_bytes(struct copy_run *run, uint64_t chunk)
 static int follow(struct copy_run *run, struct error *err)
 {
     const struct copy_follower *follower = run->options->follower;
+    bool appends = (run->options->outputs[0].format->flags & SINK_APPENDS) != 0;
     uint64_t chunk = 0;
+    bool anew;
 
     if (follower == NULL)
         return 0;
@@ -144,7 +146,9 @@ static int follow(struct copy_run *run, struct error *err)
     while (chunk < run->chunk_count && copy_chunk_is_resumed(run, chunk))
         chunk++;
     run->claimed = chunk;
-    return follower->begin(follower->arg, chunk == 0 ? 0 : final_bytes(run, chunk), err);
+    /* Where pieces are appended the first one may come late. */
+    anew = run->resumed == NULL || (chunk == 0 && !appends);
+    return follower->begin(follower->arg, anew ? 0 : final_bytes(run, chunk), err);
 }
 
 static int start_from_journal(struct copy_run *run, struct error *err)

@@ -8,7 +8,9 @@
  *   stands next to the images is small: it is written here, goes up after the plan is stored, and
  *   export.json last; nothing ever gets its final name here.
  * - Resuming: the journal speaks of what the spool had, the upload's state of what the target has.
- *   Both go on together or begin anew together. */
+ *   Both go on together or begin anew together.
+ * - The front of a qcow2 is written last, and goes out last (upload_stream.h). Pieces that come
+ *   again after a restart are appended once more: the image may grow by that. */
 #include <errno.h>
 #include <inttypes.h>
 #include <string.h>
@@ -22,6 +24,10 @@
 #define GROWTH_DIVISOR 32U
 #define GROWTH_BYTES   (16 * MIB)
 #define PIECES_BYTES   (SINK_PIECE_BYTES * COPY_PIECES_PER_READER) /* of a reader, under way */
+/* By pieces that a restart repeats, where they are appended: at most a chunk per reader each time.
+ * With four readers and chunks of 16 MiB so many as 16 restarts. */
+#define REPEATED_BYTES GIB
+#define INDEX_DIVISOR  8192U /* of a qcow2: 8 bytes for 64 KiB */
 
 struct export_stream {
     struct export_run *run;
@@ -45,11 +51,10 @@ int export_stream_check(const struct export_options *options, struct error *err)
         return 0;
     if (options->upload[0] == '\0')
         return error_set(err, ERR_INVALID, "stream_upload names no upload");
-    if (strcmp(options->format, "ova") == 0 || strcmp(options->format, "qcow2") == 0) {
+    if (strcmp(options->format, "ova") == 0) {
         return error_set(err, ERR_NOT_AVAILABLE,
-                         "stream_upload: the front of %s file is written last: choose ovf, vmdk or "
-                         "raw, or leave stream_upload out",
-                         strcmp(options->format, "ova") == 0 ? "an ova" : "a qcow2");
+                         "stream_upload: the front of an ova file is written last: choose ovf, "
+                         "vmdk, qcow2 or raw, or leave stream_upload out");
     }
     if (options->convert) {
         what = "a conversion reads";
@@ -69,12 +74,22 @@ static uint64_t grown(uint64_t bytes)
     return bytes + bytes / GROWTH_DIVISOR + GROWTH_BYTES;
 }
 
+/* Besides what the window allows: the first part, chunks that were claimed and are not in the file
+ * yet, the index. */
+static uint64_t appended_room(const struct export_run *run, uint64_t bytes, uint64_t part)
+{
+    if (strcmp(run->options.format, "qcow2") != 0)
+        return 0;
+    return part + run->options.parallel * run->exporter->export.chunk_size + bytes / INDEX_DIVISOR;
+}
+
 uint64_t export_stream_room(const struct export_run *run, uint64_t bytes)
 {
     uint64_t part = export_upload_target(run)->base.class->part_size(grown(bytes));
 
-    return min_u64(bytes,
-                   UPLOAD_STREAM_WINDOW_BYTES + 2 * part + run->options.parallel * PIECES_BYTES);
+    return min_u64(bytes, UPLOAD_STREAM_WINDOW_BYTES + 2 * part +
+                              run->options.parallel * PIECES_BYTES +
+                              appended_room(run, bytes, part));
 }
 
 /* ---- the upload's callbacks ---- */
@@ -119,14 +134,14 @@ static void advance(void *arg, uint64_t final_bytes)
     upload_stream_advance(stream->upload, final_bytes);
 }
 
-/* Pieces of an ordered image go to its end, wherever on the disk they are from. */
+/* Of all formats but raw, pieces go to the end of the file, wherever on the disk they are from. */
 static int has_room(void *arg, uint64_t disk_end, bool *out, struct error *err)
 {
     const struct export_stream *stream = arg;
     uint64_t end = disk_end;
     struct stat st;
 
-    if ((stream->image->format->flags & SINK_ORDERED) != 0) {
+    if ((stream->image->format->flags & (SINK_ORDERED | SINK_APPENDS)) != 0) {
         if (stat(stream->image->path, &st) < 0)
             return error_set_errno(err, errno, "'%.200s'", stream->image->path);
         end = (uint64_t)st.st_size;
@@ -161,6 +176,13 @@ static char *identity_of(const struct export_run *run, const struct export_image
     return xasprintf("%s %" PRIu64 " %s %s", run->export_id, run->generation, base, image->name);
 }
 
+static uint64_t size_max(const struct sink_format *format, uint64_t disk_bytes)
+{
+    if (format == &sink_raw)
+        return disk_bytes;
+    return grown(disk_bytes) + ((format->flags & SINK_APPENDS) != 0 ? REPEATED_BYTES : 0);
+}
+
 static struct export_stream *stream_new(struct export_run *run, struct export_disk *disk)
 {
     struct export_stream *stream = xcalloc(1, sizeof *stream);
@@ -177,9 +199,10 @@ static struct export_stream *stream_new(struct export_run *run, struct export_di
     stream->old_id = export_upload_id(run->task, stream->index, &recorded);
     stream->spec = (struct upload_stream_spec){
         .name = stream->object,
-        .size_max = image->format == &sink_raw ? disk->size_bytes : grown(disk->size_bytes),
+        .size_max = size_max(image->format, disk->size_bytes),
         .identity = stream->identity,
         .state_path = stream->state_path,
+        .head_last = (image->format->flags & SINK_APPENDS) != 0,
         .old_id = strcmp(recorded, stream->object) == 0 ? stream->old_id : NULL,
         .may_write = may_write,
         .note_id = note_id,
@@ -194,7 +217,7 @@ int export_stream_open(struct export_run *run, struct export_disk *disk, const c
     auto_export_stream *stream = NULL;
     bool anew = false;
 
-    assert(disk->image_count == 1 && disk->images[0].format->final != NULL);
+    assert(disk->image_count == 1);
     if (run->lock_fd < 0) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "stream_upload needs file locks, which the file system of '%.200s' does "

@@ -38,7 +38,8 @@ struct qcow2_image {
     int fd;
     struct qcow2_index index;
     uint64_t end; /* tables go behind it; multiple of QCOW2_CLUSTER_BYTES */
-    bool counted; /* refcounts come from the index; else all below end are 1 */
+    bool counted; /* refcounts come from the index; else all below end are 1. What is there is not
+                     read either way: it may be gone. */
     bool packed;  /* there are compressed clusters */
     enum qcow2_codec codec;
     const char *backing;         /* NULL: none; a qcow2 */

@@ -17,6 +17,9 @@
 #define SINK_PIECE_BYTES     ((size_t)MIB)
 #define SINK_STATE_BYTES_MAX 1024 /* text of a checkpoint */
 #define SINK_ORDERED         1U
+/* Pieces go to the end of the file, wherever on the disk they are from; its front is written last.
+ */
+#define SINK_APPENDS 2U
 
 struct sink; /* each format defines its own */
 
@@ -71,8 +74,8 @@ struct sink_format {
     /* What was written before becomes durable; writes may run meanwhile. */
     int (*sync)(struct sink *sink, struct error *err);
     /* Of an image that is sent on, when all pieces before disk_offset were written: up to where the
-     * file neither changes any more nor is needed to go on from there. Called like state. NULL:
-     * this format changes its front last. */
+     * file neither changes any more nor is needed to go on from there; of SINK_APPENDS, but for
+     * the front, whatever disk_offset is. Called like state. */
     uint64_t (*final)(struct sink *sink, uint64_t disk_offset);
     /* Metadata, fsync. The image is complete afterwards. */
     int (*finish)(struct sink *sink, struct error *err);

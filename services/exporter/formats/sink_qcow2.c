@@ -15,6 +15,9 @@
  * - With compression a piece's clusters are packed one behind the other from a sector on; several
  *   share a host cluster, and a piece that comes again after a resume leaves its old place unused.
  *   So refcounts are counted from the index. What does not shrink is written as it is.
+ * - An image that is sent on is never written to below its last checkpoint's append position, but
+ *   for the header: what was there may be gone. So there, too, a piece that comes again is appended
+ *   and its old place stays unused. Tables are made from the index alone.
  * - With a backing file, clusters that are the same there have no entry, and zeros over its data an
  *   entry that says so.
  * - Finish writes L2 tables, L1, refcounts, syncs, then the header, syncs, then removes the index.
@@ -47,6 +50,7 @@ struct sink {
     bool resumed;
     bool complete; /* finish was through before the crash */
     bool packed;   /* clusters are compressed */
+    bool sent_on;  /* what is written may be gone from the file */
     enum qcow2_codec codec;
     int level;
     char *backing;             /* name of the image below, or NULL */
@@ -139,6 +143,12 @@ static bool block_trim_packed(uint8_t *block, uint64_t next)
     return dirty;
 }
 
+/* Pieces that came again left their old places unused. */
+static bool leaves_gaps(const struct sink *sink)
+{
+    return sink->packed || sink->sent_on;
+}
+
 struct census {
     uint8_t *seen; /* one bit per cluster */
     uint64_t count;
@@ -192,7 +202,7 @@ static int index_trim(struct sink *sink, uint64_t next, struct error *err)
         if (dirty && pwrite_all(sink->index_fd, block, CLUSTER_BYTES, at) < 0)
             return error_set_errno(err, errno, "cannot write '%.256s'", sink->index_path);
     }
-    if (!sink->packed && census.count != next / CLUSTER_BYTES - 1) {
+    if (!leaves_gaps(sink) && census.count != next / CLUSTER_BYTES - 1) {
         return error_set(err, ERR_CORRUPT,
                          "'%.256s' knows %" PRIu64 " clusters, its checkpoint %" PRIu64
                          ": start over",
@@ -234,7 +244,8 @@ static bool next_is_possible(const struct sink *sink, uint64_t next, uint64_t fi
     if (next < CLUSTER_BYTES || next % (sink->packed ? SECTOR_BYTES : CLUSTER_BYTES) != 0 ||
         (next > CLUSTER_BYTES && file_bytes <= next - CLUSTER_BYTES))
         return false;
-    return sink->packed || next <= round_up_u64(sink->size_bytes, CLUSTER_BYTES) + CLUSTER_BYTES;
+    return leaves_gaps(sink) ||
+           next <= round_up_u64(sink->size_bytes, CLUSTER_BYTES) + CLUSTER_BYTES;
 }
 
 static int resume(struct sink *sink, const struct sink_options *options, struct error *err)
@@ -326,6 +337,7 @@ static struct sink *sink_new(const struct sink_options *options)
     sink->l2_count = qcow2_l2_count(options->size_bytes);
     sink->index_path = xasprintf("%s.index", options->path);
     sink->resumed = options->resume != NULL;
+    sink->sent_on = options->sent_on;
     atomic_init(&sink->next, CLUSTER_BYTES);
     return sink;
 }
@@ -535,7 +547,8 @@ static int append_piece(struct sink *sink, const struct plan *plan, const uint8_
     return append_data(sink, plan, data, length, entries, err);
 }
 
-/* A piece that the image has already (the caller repeats it after a resume): in place. */
+/* A piece that the image has already (the caller repeats it after a resume): in place, unless that
+ * may have been sent on. */
 static int rewrite_piece(struct sink *sink, const struct plan *plan, const uint8_t *data,
                          size_t length, uint8_t *entries, struct error *err)
 {
@@ -566,7 +579,7 @@ static int write_planned(struct sink *sink, uint64_t offset, const struct plan *
     if (sink->resumed && pread_all(sink->index_fd, entries, entries_bytes, at) < 0)
         return error_set_errno(err, errno, "cannot read '%.256s'", sink->index_path);
     known = !mem_is_zero(entries, entries_bytes);
-    if (known && !sink->packed) {
+    if (known && !leaves_gaps(sink)) {
         result = rewrite_piece(sink, plan, data, length, entries, err);
     } else {
         result = append_piece(sink, plan, data, length, entries, err);
@@ -669,13 +682,24 @@ static int qcow2_sync(struct sink *sink, struct error *err)
     return 0;
 }
 
+/* The last cluster of a disk may be cut, and the file with it. */
+static uint64_t qcow2_final(struct sink *sink, uint64_t disk_offset)
+{
+    struct stat st;
+
+    (void)disk_offset;
+    if (fstat(sink->fd, &st) < 0)
+        return CLUSTER_BYTES;
+    return min_u64(atomic_load(&sink->next), (uint64_t)st.st_size);
+}
+
 static int qcow2_finish(struct sink *sink, struct error *err)
 {
     struct qcow2_image image = {
         .fd = sink->fd,
         .index = index_of(sink),
         .end = round_up_u64(atomic_load(&sink->next), CLUSTER_BYTES),
-        .counted = sink->packed,
+        .counted = leaves_gaps(sink),
         .packed = sink->packed,
         .codec = sink->codec,
         .backing = sink->backing,
@@ -702,11 +726,13 @@ static bool qcow2_file_sha256(const struct sink *sink, char out[65])
 const struct sink_format sink_qcow2 = {
     .name = "qcow2",
     .suffix = ".qcow2",
+    .flags = SINK_APPENDS,
     .open = qcow2_open,
     .write = qcow2_write,
     .write_zero = qcow2_write_zero,
     .state = qcow2_state,
     .sync = qcow2_sync,
+    .final = qcow2_final,
     .finish = qcow2_finish,
     .close = qcow2_close,
     .file_sha256 = qcow2_file_sha256,

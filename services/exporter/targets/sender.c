@@ -236,24 +236,61 @@ size_t parts_make(const struct target *target, uint64_t size, struct target_part
     return (size_t)count;
 }
 
-static int read_back(struct target *target, const struct object_check *check, EVP_MD_CTX *whole,
-                     struct error *err)
+static int not_uploaded(const struct object_check *check, struct error *err)
+{
+    return error_set(err, ERR_CORRUPT, "'%.200s' at the target is not what was uploaded",
+                     check->object->name);
+}
+
+/* Bytes [from, to) of the object into the digest; less when it ends before. */
+static int read_back(struct target *target, const struct object_check *check, uint64_t from,
+                     uint64_t to, EVP_MD_CTX *const into[2], struct error *err)
 {
     autofree unsigned char *buffer = xmalloc(READ_BACK_BYTES);
-    struct target_range range = {.buffer = buffer, .got = 1};
-    const struct target_object *object = check->object;
+    struct target_range range = {.offset = from, .buffer = buffer, .got = 1};
 
-    if (EVP_DigestInit_ex(whole, EVP_sha256(), NULL) != 1)
-        abort();
-    for (; range.offset < object->size && range.got > 0; range.offset += range.got) {
-        range.size = (size_t)min_u64(object->size - range.offset, READ_BACK_BYTES);
+    for (; range.offset < to && range.got > 0; range.offset += range.got) {
+        range.size = (size_t)min_u64(to - range.offset, READ_BACK_BYTES);
         if (check->may_write(check->arg, err) < 0 ||
-            target->base.class->read(target, object->name, &range, err) < 0)
+            target->base.class->read(target, check->object->name, &range, err) < 0)
             return -1;
-        if (EVP_DigestUpdate(whole, buffer, range.got) != 1)
-            abort();
+        for (size_t i = 0; i < 2; i++) {
+            if (into[i] != NULL && EVP_DigestUpdate(into[i], buffer, range.got) != 1)
+                abort();
+        }
     }
     return 0;
+}
+
+static int read_part(struct target *target, const struct object_check *check,
+                     const struct target_part *part, EVP_MD_CTX *whole, EVP_MD_CTX *of_part,
+                     struct error *err)
+{
+    uint8_t raw[DIGEST_BYTES];
+
+    if (EVP_DigestInit_ex(of_part, EVP_sha256(), NULL) != 1)
+        abort();
+    if (read_back(target, check, part->offset, part->offset + part->size,
+                  (EVP_MD_CTX *[]){whole, of_part}, err) < 0)
+        return -1;
+    if (EVP_DigestFinal_ex(of_part, raw, NULL) != 1)
+        abort();
+    return memcmp(raw, part->sha256, sizeof raw) == 0 ? 0 : not_uploaded(check, err);
+}
+
+/* Part by part, against what was sent of each. */
+static int read_parts(struct target *target, const struct object_check *check, EVP_MD_CTX *whole,
+                      struct error *err)
+{
+    EVP_MD_CTX *of_part = EVP_MD_CTX_new();
+    int rc = 0;
+
+    if (of_part == NULL)
+        abort(); /* out of memory */
+    for (size_t i = 0; i < check->count && rc == 0; i++)
+        rc = read_part(target, check, &check->parts[i], whole, of_part, err);
+    EVP_MD_CTX_free(of_part);
+    return rc;
 }
 
 int object_check(struct target *target, const struct object_check *check, struct error *err)
@@ -267,22 +304,25 @@ int object_check(struct target *target, const struct object_check *check, struct
     if (target->base.class->verify(target, check->object, check->parts, check->count, &proved,
                                    err) < 0)
         return -1;
-    if (proved)
+    if (proved && check->sha256 != NULL)
         return 0;
     whole = EVP_MD_CTX_new();
-    if (whole == NULL)
+    if (whole == NULL || EVP_DigestInit_ex(whole, EVP_sha256(), NULL) != 1)
         abort(); /* out of memory */
-    rc = read_back(target, check, whole, err);
+    rc = check->sha256 == NULL
+             ? read_parts(target, check, whole, err)
+             : read_back(target, check, 0, check->object->size, (EVP_MD_CTX *[]){whole, NULL}, err);
     if (rc == 0 && EVP_DigestFinal_ex(whole, raw, NULL) != 1)
         abort();
     EVP_MD_CTX_free(whole);
     if (rc < 0)
         return -1;
     hex_encode(raw, sizeof raw, hex);
-    return strcmp(hex, check->sha256) == 0
-               ? 0
-               : error_set(err, ERR_CORRUPT, "'%.200s' at the target is not what was uploaded",
-                           check->object->name);
+    if (check->sha256 == NULL) {
+        memcpy(check->out_sha256, hex, sizeof hex);
+        return 0;
+    }
+    return strcmp(hex, check->sha256) == 0 ? 0 : not_uploaded(check, err);
 }
 
 /* ---- the state file ---- */

@@ -77,14 +77,15 @@ size_t parts_make(const struct target *target, uint64_t size, struct target_part
 
 struct object_check {
     const struct target_object *object;
-    const char *sha256; /* hex, of all of it */
+    const char *sha256; /* hex, of all of it; NULL: nobody knows it, the parts' digests count */
+    char *out_sha256;   /* then: DIGEST_HEX_SIZE, gets it */
     const struct target_part *parts;
     size_t count;
     int (*may_write)(void *arg, struct error *err); /* -1 ends it: the lease is lost */
     void *arg;
 };
-/* Is the object at the target that one? Reads it back when the target cannot tell. ERR_CORRUPT: it
- * is another. */
+/* Is the object at the target that one? Reads it back when the target cannot tell, or its SHA-256
+ * is not known. ERR_CORRUPT: it is another. */
 MUST_CHECK int object_check(struct target *target, const struct object_check *check,
                             struct error *err);
 

@@ -91,6 +91,7 @@ struct target_options { /* all of it outlives the target */
 
 struct target_class {
     const char *scheme;
+    bool any_order; /* of its parts may the first come last */
     /* Can we get in, does the bucket or directory exist? Changes nothing. */
     int (*open)(const struct target_options *options, struct target **out, struct error *err);
     void (*close)(struct target *target);

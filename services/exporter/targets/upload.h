@@ -6,7 +6,8 @@
  *   {"done":true}
  * That of a file which is sent while it grows (upload_stream.h) has more to say:
  *   {"url":..,"name":..,"size":at most,"part_size":n,"identity":..,"id":..}
- *   {"part":1,"sha256":..,"md5":..,"tag":..,"after":SHA-256 behind it,"local":true}
+ *   {"part":1,"sha256":..,"md5":..,"tag":..,"size":of the last,"after":SHA-256 behind it,
+ *    "local":true}
  *   {"done":true,"size":n,"sha256":..}
  * A resume believes neither it nor the server alone: a part counts when the server holds it with
  * the size and tag that stand here, and the local bytes still have the digest that stands here. */

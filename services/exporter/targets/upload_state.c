@@ -110,6 +110,10 @@ static int read_line(const json_t *line, struct upload_state *state, struct erro
     part = &state->parts[number - 1];
     if (read_sha256(line, part->sha256, err) < 0)
         return -1;
+    if (json_get_u64(line, "size", 1, part->size, part->size, &part->size, err) < 0) {
+        error_clear(err);
+        return error_set(err, ERR_CORRUPT, "state file: a part has an impossible size");
+    }
     memcpy(part->tag, tag, strlen(tag) + 1);
     return state->marks == NULL ? 0 : read_mark(line, (size_t)number - 1, state, err);
 }

@@ -1,6 +1,6 @@
 /* See upload_stream.h. Threads: the caller's; the feeder, which waits for parts to become final,
- * hashes them in order, and queues them; the sending threads (sender.h). All that they share is
- * guarded by the sender's mutex. */
+ * hashes them in order (but for those that are held back), and queues them; the sending threads
+ * (sender.h). All that they share is guarded by the sender's mutex. */
 #include "services/exporter/targets/upload_stream.h"
 
 #include <errno.h>
@@ -26,23 +26,27 @@ struct upload_stream {
     size_t part_count;
     struct upload_mark *marks; /* of the parts, by the feeder */
     char *id;
-    int state_fd;
     size_t state_bytes; /* of the state file that are whole */
     uint64_t needs;
-    size_t needs_count; /* parts before it */
-    bool published;     /* the object is there, only nobody wrote it down */
-    bool done;          /* it is there, and its size and digest are known: */
-    uint64_t done_size;
-    char sha256[DIGEST_HEX_SIZE];
-    struct running_sha256 *whole; /* the feeder's */
+    size_t needs_count;           /* parts before it */
+    struct running_sha256 *whole; /* the feeder's; NULL with head_last */
+    size_t cursor;                /* the feeder's: parts before it were fed, or skipped: */
+    bool *skipped;                /* held back when it came by */
     pthread_t feeder;
+    int state_fd;
     bool feeding;
+    bool published; /* the object is there, only nobody wrote it down */
+    bool done;      /* it is there, and its size and digest are known: */
+    char sha256[DIGEST_HEX_SIZE];
+    uint64_t done_size;
 
     struct sender sender; /* its mutex guards the rest */
     bool *there;          /* parts that are stored and noted */
-    size_t first_missing; /* of them */
+    bool *held;           /* parts that still change, however final what follows is */
+    size_t first_missing; /* neither there nor held */
     uint64_t final;
     uint64_t checked; /* final by a checkpoint: may be punched */
+    bool worthless;   /* what is there cannot be gone on with */
     bool ended;       /* the file is complete: object.size is its size */
     bool fed;         /* the feeder is through */
 };
@@ -73,7 +77,8 @@ static json_t *head_line(const struct upload_stream *stream)
     return line;
 }
 
-static json_t *part_line(const struct target_part *part, const struct upload_mark *mark)
+static json_t *part_line(const struct target_part *part, const struct upload_mark *mark,
+                         uint64_t part_size)
 {
     char hex[DIGEST_HEX_SIZE];
     json_t *line = json_object();
@@ -84,6 +89,8 @@ static json_t *part_line(const struct target_part *part, const struct upload_mar
     hex_encode(part->md5, sizeof part->md5, hex);
     json_set_text(line, "md5", hex);
     json_set_text(line, "tag", part->tag);
+    if (part->size != part_size)
+        json_put(line, "size", json_integer((json_int_t)part->size));
     if (mark->known) {
         hex_encode(mark->after, sizeof mark->after, hex);
         json_set_text(line, "after", hex);
@@ -192,7 +199,8 @@ static bool take_state(struct upload_stream *stream, const struct upload_state *
         stream->needs_count = i + 1;
         stream->needs = part_of(stream, i)->offset + part_of(stream, i)->size;
     }
-    return stream->needs_count == 0 || stream->marks[stream->needs_count - 1].known;
+    return stream->needs_count == 0 || stream->spec->head_last ||
+           stream->marks[stream->needs_count - 1].known;
 }
 
 /* Every part that is gone from the file must be at the target. false in *out: one is not. */
@@ -256,12 +264,30 @@ static int look(struct upload_stream *stream, bool *out_anew, struct error *err)
 /* ---- open, close ---- */
 
 static int note_part(void *arg, const struct target_part *part, struct error *err);
+static void skip_there(struct upload_stream *stream);
+
+static int check_order(const struct target *target, const struct upload_stream_spec *spec,
+                       struct error *err)
+{
+    const struct target_class *class = target->base.class;
+
+    if (!spec->head_last || class->any_order)
+        return 0;
+    return error_set(err, ERR_NOT_AVAILABLE,
+                     "stream_upload: the front of '%.200s' is written last, and %s:// takes the "
+                     "parts of an object only in order: choose format ovf, vmdk or raw, or leave "
+                     "stream_upload out",
+                     spec->name, class->scheme);
+}
 
 int upload_stream_open(struct target *target, const struct upload_stream_spec *spec,
                        struct upload_stream **out, bool *out_anew, struct error *err)
 {
-    auto_upload_stream *stream = xcalloc(1, sizeof *stream);
+    auto_upload_stream *stream = NULL;
 
+    if (check_order(target, spec, err) < 0)
+        return -1;
+    stream = xcalloc(1, sizeof *stream);
     stream->target = target;
     stream->spec = spec;
     stream->object =
@@ -279,7 +305,12 @@ int upload_stream_open(struct target *target, const struct upload_stream_spec *s
         return -1;
     stream->marks = xcalloc(stream->part_count, sizeof *stream->marks);
     stream->there = xcalloc(stream->part_count, sizeof *stream->there);
-    stream->whole = running_sha256_new();
+    stream->held = xcalloc(stream->part_count, sizeof *stream->held);
+    stream->skipped = xcalloc(stream->part_count, sizeof *stream->skipped);
+    stream->held[0] = spec->head_last;
+    skip_there(stream);
+    if (!spec->head_last)
+        stream->whole = running_sha256_new();
     if (look(stream, out_anew, err) < 0)
         return error_wrap(err, "upload");
     *out = STEAL(stream);
@@ -303,6 +334,8 @@ void upload_stream_close(struct upload_stream *stream)
     (void)error_set(&ended, ERR_CANCELLED, "the upload was ended");
     sender_fail(&stream->sender, &ended);
     join(stream);
+    if (stream->worthless)
+        forget(stream);
     sender_release(&stream->sender);
     if (stream->sender.fd >= 0)
         (void)close(stream->sender.fd);
@@ -312,18 +345,27 @@ void upload_stream_close(struct upload_stream *stream)
     free(stream->sender.parts);
     free(stream->marks);
     free(stream->there);
+    free(stream->held);
+    free(stream->skipped);
     free(stream->id);
     free(stream);
 }
 
 /* ---- parts that are stored ---- */
 
+/* Mutex held, or no threads. */
+static void skip_there(struct upload_stream *stream)
+{
+    while (stream->first_missing < stream->part_count &&
+           (stream->there[stream->first_missing] || stream->held[stream->first_missing]))
+        stream->first_missing++;
+}
+
 /* Mutex held. */
 static void mark_there(struct upload_stream *stream, size_t index)
 {
     stream->there[index] = true;
-    while (stream->first_missing < stream->part_count && stream->there[stream->first_missing])
-        stream->first_missing++;
+    skip_there(stream);
 }
 
 /* Mutex held, by a sending thread. First the line, then the hole. */
@@ -332,7 +374,7 @@ static int note_part(void *arg, const struct target_part *part, struct error *er
     struct upload_stream *stream = arg;
     const struct upload_mark *mark = &stream->marks[part->number - 1];
 
-    if (state_line_append(stream->state_fd, part_line(part, mark), err) < 0)
+    if (state_line_append(stream->state_fd, part_line(part, mark, stream->part_size), err) < 0)
         return -1;
     if (!mark->local && fallocate(stream->sender.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
                                   (off_t)part->offset, (off_t)part->size) < 0)
@@ -343,22 +385,72 @@ static int note_part(void *arg, const struct target_part *part, struct error *er
 
 /* ---- the feeder ---- */
 
-/* Waits until the part is final; false: there is no such part, or sending has failed. */
-static bool next_part(struct upload_stream *stream, size_t index)
+/* Stored by an earlier attempt, and gone from the file. */
+static bool is_gone(struct upload_stream *stream, size_t index)
 {
-    struct target_part *part = part_of(stream, index);
+    return index < stream->needs_count && part_of(stream, index)->tag[0] != '\0' &&
+           !stream->marks[index].local;
+}
+
+/* Mutex held. Up to the end of the file once that is known; by what was cut before. */
+static uint64_t end_of(const struct upload_stream *stream, size_t index)
+{
+    return min_u64((index + 1) * stream->part_size,
+                   stream->ended ? stream->object.size : stream->spec->size_max);
+}
+
+/* Mutex held. */
+static bool is_ready(struct upload_stream *stream, size_t index)
+{
+    return stream->ended || is_gone(stream, index) || end_of(stream, index) <= stream->final;
+}
+
+/* Mutex held. The part to be fed now; false: none yet. */
+static bool pick(struct upload_stream *stream, size_t *out)
+{
+    size_t count = stream->part_count;
+
+    if (stream->ended) /* the parts that there are */
+        count = (size_t)round_up_u64(stream->object.size, stream->part_size) / stream->part_size;
+    while (stream->cursor < count && stream->held[stream->cursor])
+        stream->skipped[stream->cursor++] = true;
+    if (stream->cursor < count && is_ready(stream, stream->cursor)) {
+        *out = stream->cursor++;
+        return true;
+    }
+    for (size_t i = stream->cursor; i > 0; i--) { /* the first one is the last */
+        if (!stream->skipped[i - 1] || (stream->held[i - 1] && !stream->ended) ||
+            !is_ready(stream, i - 1))
+            continue;
+        stream->skipped[i - 1] = false;
+        *out = i - 1;
+        return true;
+    }
+    return false;
+}
+
+/* Waits until a part is final; false: all are through, or sending has failed. *out_gone: the target
+ * has it, the file has not. */
+static bool next_part(struct upload_stream *stream, size_t *out, bool *out_gone)
+{
+    struct target_part *part;
+    bool found = false;
 
     LOCK_SCOPE(&stream->sender.mutex);
-    while (!stream->sender.failed && !stream->ended && part->offset + part->size > stream->final)
+    for (;;) {
+        found = !stream->sender.failed && pick(stream, out);
+        if (found || stream->sender.failed || stream->ended)
+            break;
         (void)pthread_cond_wait(&stream->sender.changed, &stream->sender.mutex);
-    if (stream->sender.failed)
-        return false;
-    if (stream->ended) {
-        if (part->offset >= stream->object.size)
-            return false;
-        part->size = min_u64(part->size, stream->object.size - part->offset);
     }
-    stream->marks[index].local = part->offset + part->size > stream->checked;
+    *out_gone = found && is_gone(stream, *out);
+    if (!found || *out_gone)
+        return found;
+    part = part_of(stream, *out);
+    part->size = end_of(stream, *out) - part->offset;
+    /* What goes on with the file reads its front. */
+    stream->marks[*out].local =
+        part->offset + part->size > stream->checked || (stream->spec->head_last && *out == 0);
     return true;
 }
 
@@ -381,7 +473,7 @@ static int feed_part(struct upload_stream *stream, size_t index, struct part_has
 {
     struct target_part *part = part_of(stream, index);
     struct upload_mark *mark = &stream->marks[index];
-    bool in_order = index >= stream->needs_count;
+    bool in_order = stream->whole != NULL && index >= stream->needs_count;
     uint8_t noted[DIGEST_BYTES];
 
     memcpy(noted, part->sha256, sizeof noted);
@@ -403,27 +495,19 @@ static int feed_part(struct upload_stream *stream, size_t index, struct part_has
     return 0;
 }
 
-/* Stored by an earlier attempt, and gone from the file. */
-static bool is_gone(struct upload_stream *stream, size_t index)
-{
-    return index < stream->needs_count && part_of(stream, index)->tag[0] != '\0' &&
-           !stream->marks[index].local;
-}
-
 static void *feed(void *arg)
 {
     struct upload_stream *stream = arg;
     CLEANUP(part_hash_release) struct part_hash hash = {.arg = stream->whole};
     struct error err = ERROR_NONE;
+    size_t index = 0;
+    bool gone = false;
 
     part_hash_init(&hash);
-    for (size_t i = 0; i < stream->part_count && err.code == ERR_NONE; i++) {
-        bool gone = is_gone(stream, i);
+    while (err.code == ERR_NONE && next_part(stream, &index, &gone)) {
         if (gone) {
-            count_part(stream, i);
-        } else if (!next_part(stream, i)) {
-            break;
-        } else if (feed_part(stream, i, &hash, &err) < 0) {
+            count_part(stream, index);
+        } else if (feed_part(stream, index, &hash, &err) < 0) {
             sender_fail(&stream->sender, &err);
         }
     }
@@ -479,7 +563,7 @@ int upload_stream_begin(struct upload_stream *stream, const char *path, uint64_t
     stream->sender.id = stream->id;
     stream->final = final_bytes;
     stream->checked = final_bytes;
-    if (stream->needs_count > 0) {
+    if (stream->whole != NULL && stream->needs_count > 0) {
         running_sha256_restore(stream->whole, stream->marks[stream->needs_count - 1].after,
                                stream->needs);
     }
@@ -510,6 +594,16 @@ static int take_error(const struct upload_stream *stream, struct error *err)
     return error_wrap(err, "upload");
 }
 
+/* Mutex held. A writer that goes on leaves places unused, each time a few more: once too many. */
+static int give_up_size(struct upload_stream *stream, struct error *err)
+{
+    stream->worthless = true;
+    return error_set(err, ERR_UNAVAILABLE,
+                     "upload: '%.200s' has grown over %" PRIu64 " bytes by what attempts that were "
+                     "cut short left in it; the next attempt begins anew",
+                     stream->spec->name, stream->spec->size_max);
+}
+
 int upload_stream_has_room(struct upload_stream *stream, uint64_t end, bool *out, struct error *err)
 {
     uint64_t window = UPLOAD_STREAM_WINDOW_BYTES + 2 * stream->part_size;
@@ -518,6 +612,8 @@ int upload_stream_has_room(struct upload_stream *stream, uint64_t end, bool *out
     LOCK_SCOPE(&stream->sender.mutex);
     if (stream->sender.failed)
         return take_error(stream, err);
+    if (stream->spec->head_last && end > stream->spec->size_max)
+        return give_up_size(stream, err);
     released = stream->first_missing * stream->part_size;
     *out = stream->done || end <= released || end - released <= window;
     return 0;
@@ -555,7 +651,8 @@ static int publish(struct upload_stream *stream, struct error *err)
 {
     size_t count = (size_t)((stream->object.size + stream->part_size - 1) / stream->part_size);
     const struct object_check check = {.object = &stream->object,
-                                       .sha256 = stream->sha256,
+                                       .sha256 = stream->whole == NULL ? NULL : stream->sha256,
+                                       .out_sha256 = stream->sha256,
                                        .parts = stream->sender.parts,
                                        .count = count,
                                        .may_write = stream->spec->may_write,
@@ -579,6 +676,10 @@ int upload_stream_finish(struct upload_stream *stream, uint64_t size,
                          void (*progress)(void *arg, uint64_t bytes_stored),
                          char out_sha256[DIGEST_HEX_SIZE], struct error *err)
 {
+    if (stream->spec->head_last && size > stream->spec->size_max) {
+        LOCK_SCOPE(&stream->sender.mutex);
+        return give_up_size(stream, err);
+    }
     if (size == 0 || size > stream->spec->size_max) {
         return error_set(err, ERR_INTERNAL,
                          "'%.200s' has %" PRIu64 " bytes, it was cut for at most %" PRIu64,
@@ -594,7 +695,8 @@ int upload_stream_finish(struct upload_stream *stream, uint64_t size,
     if (!stream->done) {
         if (send_rest(stream, size, progress, err) < 0)
             return -1;
-        running_sha256_end(stream->whole, stream->sha256);
+        if (stream->whole != NULL)
+            running_sha256_end(stream->whole, stream->sha256);
         if (publish(stream, err) < 0)
             return -1;
         stream->done = true;

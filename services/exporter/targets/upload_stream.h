@@ -13,7 +13,11 @@
  * goes on behind everything that was punched. When one of them lost
  * something, what is there is thrown away and all bytes are wanted again.
  *
- * The SHA-256 of the whole survives as well: each part's line says how it stands behind it. */
+ * The SHA-256 of the whole survives as well: each part's line says how it stands behind it.
+ *
+ * Of a file whose front is written last (head_last) the first part goes out last, and stays in the
+ * file. Its SHA-256 cannot be made while it is sent: the object is read back for it, and every part
+ * of it compared. */
 #ifndef EXPORTER_UPLOAD_STREAM_H
 #define EXPORTER_UPLOAD_STREAM_H
 
@@ -32,6 +36,7 @@ struct upload_stream_spec { /* all of it outlives the stream */
     uint64_t size_max;
     const char *identity; /* of the bytes: with another one nothing is gone on with */
     const char *state_path;
+    bool head_last;     /* the first part changes until the file is complete; no other does */
     const char *old_id; /* NULL, or what note_id was told by an earlier attempt: the object is ours
                          */
     int (*may_write)(void *arg, struct error *err);               /* from any thread */
@@ -40,7 +45,8 @@ struct upload_stream_spec { /* all of it outlives the stream */
 };
 
 /* Looks what there is at the target, or begins there. *out_anew: nothing of an earlier attempt was
- * taken over, nor may the writer go on with its file. ERR_CONFLICT: another object has the name. */
+ * taken over, nor may the writer go on with its file. ERR_CONFLICT: another object has the name.
+ * ERR_NOT_AVAILABLE: head_last, and the target wants its parts in order. */
 MUST_CHECK int upload_stream_open(struct target *target, const struct upload_stream_spec *spec,
                                   struct upload_stream **out, bool *out_anew, struct error *err);
 void upload_stream_close(struct upload_stream *stream); /* NULL-safe; what is stored stays */
@@ -54,7 +60,8 @@ MUST_CHECK int upload_stream_begin(struct upload_stream *stream, const char *pat
                                    uint64_t final_bytes, struct error *err);
 /* More is final: it will not change, and nobody needs it any more to go on writing. */
 void upload_stream_advance(struct upload_stream *stream, uint64_t final_bytes);
-/* *out: may the file be written up to `end`? -1: sending has failed. From any thread. */
+/* *out: may the file be written up to `end`? -1: sending has failed; ERR_UNAVAILABLE also: a file
+ * with head_last is over its size_max, the next attempt begins anew. From any thread. */
 MUST_CHECK int upload_stream_has_room(struct upload_stream *stream, uint64_t end, bool *out,
                                       struct error *err);
 /* The file is complete: the rest goes out, the object is published and verified. progress: how many

@@ -596,6 +596,7 @@ static int s3_sweep(struct target *target, int64_t age_ms, size_t *out_count, st
 
 const struct target_class target_s3 = {
     .scheme = "s3",
+    .any_order = true,
     .open = s3_open,
     .close = s3_close,
     .part_size = s3_part_size,

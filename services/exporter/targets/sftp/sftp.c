@@ -614,6 +614,7 @@ static int sftp_sweep(struct target *target, int64_t age_ms, size_t *out_count, 
 
 const struct target_class target_sftp = {
     .scheme = "sftp",
+    .any_order = true,
     .open = sftp_target_open,
     .close = sftp_target_close,
     .part_size = sftp_part_size,

@@ -4,6 +4,7 @@
 #include "services/exporter/formats/bytes.h"
 #include "services/exporter/formats/image.h"
 #include "services/exporter/formats/qcow2.h"
+#include "services/exporter/formats/qcow2_tables.h"
 
 static const char *const codecs[] = {"zlib", "zstd"};
 
@@ -175,6 +176,105 @@ static void a_compressed_image_goes_on_from_its_checkpoint(void **state)
         fill_random(disk.data + 2 * MIB, 3 * MIB / 2, &(uint64_t){3});
         stop_and_resume(&disk, options, cases[c][0], cases[c][1]);
         compare_with_qemu(&disk, path, "qcow2");
+        compare_with_us(&disk, path, NULL);
+        test_disk_free(&disk);
+    }
+}
+
+/* ---- sent on ---- */
+
+static void zero_range(const char *path, uint64_t from, uint64_t to)
+{
+    autofree uint8_t *zeros = xcalloc(1, (size_t)(to - from));
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+    assert_int_equal(pwrite_all(fd, zeros, (size_t)(to - from), from), 0);
+    assert_int_equal(close(fd), 0);
+}
+
+/* Pieces in falling order up to `stop`, a checkpoint after `at` of them. *out_final: what it says
+ * is final. */
+static void write_falling(const struct test_disk *disk, const struct sink_options *options,
+                          const size_t *cut, struct strbuf *text, uint64_t *out_final)
+{
+    size_t count = (size_t)round_up_u64(disk->size, SINK_PIECE_BYTES) / SINK_PIECE_BYTES;
+    struct error err = ERROR_NONE;
+    struct sink *sink = NULL;
+
+    assert_ok(sink_qcow2.open(options, &sink, &err));
+    for (size_t i = 0; i < cut[1]; i++) {
+        if (i == cut[0]) {
+            *out_final = sink_qcow2.final(sink, 0);
+            assert_ok(sink_qcow2.state(sink, text, &err));
+            assert_ok(sink_qcow2.sync(sink, &err));
+        }
+        assert_ok(deliver_piece(&sink_qcow2, sink, disk, (count - 1 - i) * SINK_PIECE_BYTES, &err));
+    }
+    sink_qcow2.close(sink);
+}
+
+/* What is final goes out of the file behind the header; going on without it, with two pieces that
+ * come again, leaves those bytes alone, and with them the image is whole. */
+static void go_on_without_data(const struct test_disk *disk, struct sink_options options,
+                               const size_t *cut)
+{
+    struct error err = ERROR_NONE;
+    struct sink *sink = NULL;
+    uint64_t final = 0;
+    size_t size = 0;
+    auto_strbuf text;
+    auto_strbuf last;
+
+    strbuf_init(&text, SINK_STATE_BYTES_MAX);
+    strbuf_init(&last, SINK_STATE_BYTES_MAX);
+    options.sent_on = true;
+    write_falling(disk, &options, cut, &text, &final);
+    autofree uint8_t *before = read_file(options.path, &size);
+    assert_true(final > QCOW2_CLUSTER_BYTES && final <= size);
+    zero_range(options.path, QCOW2_CLUSTER_BYTES, final);
+
+    options.resume = text.data;
+    assert_ok(sink_qcow2.open(&options, &sink, &err));
+    assert_true(sink_qcow2.final(sink, 0) >= final);
+    for (uint64_t at = 0; at < disk->size; at += SINK_PIECE_BYTES) {
+        if (at / SINK_PIECE_BYTES < round_up_u64(disk->size, MIB) / MIB - cut[0] + 2)
+            assert_ok(deliver_piece(&sink_qcow2, sink, disk, at, &err));
+    }
+    assert_ok(sink_qcow2.state(sink, &last, &err));
+    assert_ok(sink_qcow2.finish(sink, &err));
+    sink_qcow2.close(sink);
+    autofree uint8_t *after = read_file(options.path, &size);
+    assert_true(mem_is_zero(after + QCOW2_CLUSTER_BYTES, (size_t)(final - QCOW2_CLUSTER_BYTES)));
+
+    options.resume = last.data; /* finished, and nobody heard of it */
+    assert_ok(sink_qcow2.open(&options, &sink, &err));
+    assert_ok(sink_qcow2.finish(sink, &err));
+    sink_qcow2.close(sink);
+    int fd = open(options.path, O_WRONLY | O_CLOEXEC);
+    assert_int_equal(pwrite_all(fd, before + QCOW2_CLUSTER_BYTES,
+                                (size_t)(final - QCOW2_CLUSTER_BYTES), QCOW2_CLUSTER_BYTES),
+                     0);
+    assert_int_equal(close(fd), 0);
+}
+
+static void what_was_sent_on_is_neither_needed_nor_touched(void **state)
+{
+    static const size_t cuts[][2] = {{3, 8}, {5, 6}, {8, 9}};
+    static const char *const compressions[] = {NULL, "zlib", "zstd"};
+
+    (void)state;
+    need_qemu_img();
+    for (size_t c = 0; c < ARRAY_LEN(cuts) * ARRAY_LEN(compressions); c++) {
+        struct test_disk disk = test_disk_make(PATTERN_TEXT, 9 * MIB + SECTOR);
+        autofree char *path = test_path("sent-on.qcow2");
+        struct sink_options options = {.path = path,
+                                       .size_bytes = disk.size,
+                                       .compression = compressions[c % ARRAY_LEN(compressions)]};
+        memset(disk.data + 5 * MIB, 0, MIB);
+        fill_random(disk.data + 2 * MIB, 3 * MIB / 2, &(uint64_t){3});
+        go_on_without_data(&disk, options, cuts[c / ARRAY_LEN(compressions)]);
+        compare_with_qemu(&disk, path, "qcow2");
+        check_with_qemu(path);
         compare_with_us(&disk, path, NULL);
         test_disk_free(&disk);
     }
@@ -585,6 +685,7 @@ int main(void)
         cmocka_unit_test(what_does_not_shrink_takes_no_more_than_without_compression),
         cmocka_unit_test(wrong_compression_is_refused),
         cmocka_unit_test(a_compressed_image_goes_on_from_its_checkpoint),
+        cmocka_unit_test(what_was_sent_on_is_neither_needed_nor_touched),
         cmocka_unit_test(a_chain_of_seven_points_holds_the_disk_of_each_time),
         cmocka_unit_test(only_clusters_that_differ_are_written),
         cmocka_unit_test(overlays_of_qemu_are_read),

@@ -158,6 +158,7 @@ static void a_damaged_state_is_none(void **state)
         HEAD "{\"part\":0,\"sha256\":\"" SHA "\",\"tag\":\"t\"}\n",
         HEAD "{\"part\":1,\"sha256\":\"" SHA "\",\"tag\":\"\"}\n",
         HEAD "{\"part\":1,\"sha256\":\"\",\"tag\":\"t\"}\n",
+        HEAD "{\"part\":1,\"sha256\":\"" SHA "\",\"tag\":\"t\",\"size\":0}\n",
         HEAD "garbage\n" PART2,
     };
 
