@@ -131,7 +131,8 @@ void worker_task_on_rate(struct worker_task *task,
 MUST_CHECK int worker_task_record_put(struct worker_task *task, const char *key, const char *value,
                                       struct error *err);
 /* The same, but waits while any other task that is being worked on has that key with that value:
- * what only one may do at a time. Ends by a put of another value, or with the lease. */
+ * what only one may do at a time. Ends by a put of another value, or with the lease.
+ * ERR_CANCELLED also when the task is to stop while it waits. */
 MUST_CHECK int worker_task_record_claim(struct worker_task *task, const char *key,
                                         const char *value, struct error *err);
 /* NULL if there is none; valid until the next put of that key. */

@@ -309,6 +309,13 @@ static void not_expected(const bus_envelope *reply, struct error *err)
     }
 }
 
+/* A claim may have to wait as long as another task works: who shall stop does not wait on. */
+static bool gives_up(const struct worker_task *task, const bus_envelope *request, struct error *err)
+{
+    return request->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_RECORD &&
+           request->task_record->exclusive && worker_task_check(task, err) < 0;
+}
+
 int worker_task_ask(struct worker_task *task, bus_envelope *request,
                     Hypersdk__V1__Envelope__BodyCase expected, bus_envelope **out,
                     struct error *err)
@@ -331,6 +338,8 @@ int worker_task_ask(struct worker_task *task, bus_envelope *request,
             *err = why;
             return -1;
         }
+        if (gives_up(task, request, err))
+            return -1;
         if (log_throttle_pass(&throttle, why.message, &held))
             LOG(WARN, "scheduler_silent", F_STR("task_id", task->ref.task_id), F_ERR(&why));
         if (why.code != ERR_TIMEOUT)

@@ -123,6 +123,8 @@ static int run_step(struct worker_task *task, const json_t *step, json_t **out_r
         return step_rates(task, json_u64(step, "rates"), out_result);
     if (json_object_get(step, "phase") != NULL)
         worker_task_phase(task, json_str(step, "phase"));
+    if (json_str(step, "claim")[0] != '\0')
+        return worker_task_record_claim(task, json_str(step, "claim"), "one", err);
     if (key[0] != '\0')
         return worker_task_record_put(task, key, json_str(step, "value"), err);
     if (json_object_get(step, "permit") != NULL)
@@ -668,6 +670,27 @@ static void a_record_is_there_when_it_was_acknowledged(void **state)
     scheduler_end(s);
 }
 
+static void a_claim_that_waits_hears_of_a_cancel(void **state)
+{
+    struct scheduler *s = start();
+    struct bus_request *request;
+
+    (void)state;
+    run_steps(s, "{\"phase\": \"importing\"}, {\"claim\": \"names\"}");
+    for (int i = 0; i < 2; i++) {
+        request = scheduler_expect(s, TASK_RECORD);
+        assert_true(bus_request_envelope(request)->task_record->exclusive);
+        reply_ack(request, false, "another task holds it", true);
+    }
+    scheduler_publish(s, HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL, "task-1");
+    /* it may have been about to ask once more */
+    request = take(s, HYPERSDK__V1__ENVELOPE__BODY_TASK_RECORD, NULL, 1000);
+    if (request != NULL)
+        reply_ack(request, false, "another task holds it", true);
+    expect_fail(s, "cancelled", "cancelled", false);
+    scheduler_end(s);
+}
+
 static void a_record_of_a_lost_lease_stops_the_task(void **state)
 {
     struct scheduler *s = start();
@@ -940,6 +963,7 @@ int main(int argc, char **argv)
         cmocka_unit_test(a_missed_announcement_is_made_good_by_a_renewal),
         cmocka_unit_test(a_task_cancelled_before_its_lease_still_cleans_up),
         cmocka_unit_test(a_record_is_there_when_it_was_acknowledged),
+        cmocka_unit_test(a_claim_that_waits_hears_of_a_cancel),
         cmocka_unit_test(a_record_of_a_lost_lease_stops_the_task),
         cmocka_unit_test(a_record_that_the_bus_would_refuse_fails_at_once),
         cmocka_unit_test(a_permit_is_asked_for_once),
