@@ -77,6 +77,8 @@ static const struct job_row *job_of(const char *id)
 /* A new lease has a new epoch and a new token; nothing else touches the epoch. */
 static void check_lease(const struct task_row *old, const struct task_row *task)
 {
+    if (is(task->task_class, "transfer"))
+        world.leased_us = sim_now_us;
     if (task->epoch != old->epoch + 1)
         sim_fail("INVARIANT %s is leased with epoch %lld after %lld", task->id,
                  (long long)task->epoch, (long long)old->epoch);
@@ -307,19 +309,43 @@ static void check_lines(const struct task_row *task)
                  (long long)task->lines_stored, (long long)count);
 }
 
+static bool is_drained(const char *instance)
+{
+    for (size_t i = 0; i < store_count(TABLE_WORKERS); i++) {
+        const struct worker_row *worker = see(NULL, store_row(TABLE_WORKERS, i));
+        if (worker != NULL && is(worker->instance, instance))
+            return worker->drained;
+    }
+    return false;
+}
+
 /* Finishing steps are not stopped. A lease that nobody renews is only waited for: after a jump of
  * the database's clock back it lasts so much longer. */
+static void check_stopped_task(const struct task_row *task)
+{
+    const struct job_row *job = task->job_id[0] == '\0' ? NULL : job_of(task->job_id);
+
+    if (job == NULL || !is(task->state, "leased") ||
+        sim_now_us - world_task(task->id)->renewed_us >= RENEWED_S * SIM_S)
+        return;
+    if (is(job->status, "cancelling") || is(job->status, "paused"))
+        sim_fail("INVARIANT %s is %s, and %s (%s) is still worked on", job->id, job->status,
+                 task->id, task->kind);
+    if (is_drained(task->worker))
+        sim_fail("INVARIANT %s is drained, and still works on %s", task->worker, task->id);
+}
+
 void check_stops(void)
 {
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
         const struct task_row *task = see(NULL, store_row(TABLE_TASKS, i));
-        const struct job_row *job =
-            task == NULL || task->job_id[0] == '\0' ? NULL : job_of(task->job_id);
-        if (job != NULL && is(task->state, "leased") &&
-            sim_now_us - world_task(task->id)->renewed_us < RENEWED_S * SIM_S &&
-            (is(job->status, "cancelling") || is(job->status, "paused")))
-            sim_fail("INVARIANT %s is %s, and %s (%s) is still worked on", job->id, job->status,
-                     task->id, task->kind);
+        if (task != NULL)
+            check_stopped_task(task);
+    }
+    for (size_t i = 0; i < store_count(TABLE_SETTINGS); i++) {
+        if (see(NULL, store_row(TABLE_SETTINGS, i)) != NULL &&
+            sim_now_us - world.leased_us < RENEWED_S * SIM_S)
+            sim_fail("INVARIANT the queue is paused, and a transfer was leased");
     }
 }
 

@@ -9,6 +9,10 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#endif
+
 #include "tests/sim/sim.h"
 #include "tests/sim/switch.h"
 
@@ -214,8 +218,13 @@ static void *stack_new(void)
 {
     void *stack;
 
-    if (free_stack_count > 0)
-        return free_stacks[--free_stack_count];
+    if (free_stack_count > 0) {
+        stack = free_stacks[--free_stack_count];
+#ifdef __SANITIZE_ADDRESS__ /* frames of one that was killed in the middle */
+        __asan_unpoison_memory_region(stack, STACK_BYTES);
+#endif
+        return stack;
+    }
     stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE,
                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     assert(stack != MAP_FAILED);

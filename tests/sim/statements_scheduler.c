@@ -253,6 +253,14 @@ static bool is_paused(const struct statement *s, const struct task_row *task)
     return job != NULL && is(job->status, "paused");
 }
 
+static bool is_drained(const struct statement *s, const struct task_row *task)
+{
+    const struct row *row = find_worker(s, task->worker);
+    const struct worker_row *worker = row == NULL ? NULL : see(s, row);
+
+    return worker != NULL && worker->drained && is(task->task_class, "transfer");
+}
+
 static void task_facts(struct statement *s)
 {
     const struct row *row = find_task(s, s->params[0]);
@@ -261,7 +269,8 @@ static void task_facts(struct statement *s)
     result_columns(s, 10);
     if (task != NULL)
         RESULT_ROW(s, number(task->lines_stored), task->cancel ? "t" : "f", task->job_id, "",
-                   is_paused(s, task) ? "t" : "f", "f", "0", "0", "0", "0");
+                   is_paused(s, task) ? "t" : "f", is_drained(s, task) ? "t" : "f", "0", "0", "0",
+                   "0");
 }
 
 static void holds(struct statement *s)
@@ -392,7 +401,8 @@ static void stopped(struct statement *s)
     result_columns(s, 3);
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
         const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
-        if (task != NULL && is_held_state(task) && (task->cancel || is_paused(s, task)))
+        if (task != NULL && is_held_state(task) &&
+            (task->cancel || is_paused(s, task) || is_drained(s, task)))
             RESULT_ROW(s, task->id, task->cancel ? "t" : "f", is_paused(s, task) ? "t" : "f");
     }
 }
@@ -419,6 +429,66 @@ static void sweep_released(struct statement *s)
         if (task != NULL && is(task->kind, "release") && is_over(task) &&
             task->updated_ms < s->now_ms - DAY_MS)
             drop(s, store_row(TABLE_TASKS, i));
+    }
+}
+
+/* ---- gate.c, and the users behind it ---- */
+
+static bool queue_is_paused(const struct statement *s)
+{
+    for (size_t i = 0; i < store_count(TABLE_SETTINGS); i++) {
+        const struct setting_row *setting = see(s, store_row(TABLE_SETTINGS, i));
+        if (setting != NULL && is(setting->key, QUEUE_PAUSED_KEY))
+            return true;
+    }
+    return false;
+}
+
+static void load_gate(struct statement *s)
+{
+    result_columns(s, 1);
+    for (size_t i = 0; i < store_count(TABLE_WORKERS); i++) {
+        const struct worker_row *worker = see(s, store_row(TABLE_WORKERS, i));
+        if (worker != NULL && worker->drained)
+            RESULT_ROW(s, worker->instance);
+    }
+    if (queue_is_paused(s))
+        RESULT_ROW(s, "");
+}
+
+static void pause_queue(struct statement *s)
+{
+    struct setting_row *setting = queue_is_paused(s) ? NULL : insert(s, TABLE_SETTINGS);
+
+    if (setting != NULL)
+        setting->key = QUEUE_PAUSED_KEY;
+}
+
+static void resume_queue(struct statement *s)
+{
+    for (size_t i = 0; i < store_count(TABLE_SETTINGS) && !s->failed; i++) {
+        if (see(s, store_row(TABLE_SETTINGS, i)) != NULL)
+            drop(s, store_row(TABLE_SETTINGS, i));
+    }
+}
+
+static void drain_worker(struct statement *s)
+{
+    struct row *row = find_worker(s, s->params[0]);
+    struct worker_row *worker = row == NULL ? NULL : hold(s, row);
+
+    if (worker != NULL)
+        worker->drained = true;
+}
+
+static void undrain(struct statement *s)
+{
+    for (size_t i = 0; i < store_count(TABLE_WORKERS) && !s->failed; i++) {
+        const struct worker_row *old = see(s, store_row(TABLE_WORKERS, i));
+        struct worker_row *worker =
+            old == NULL || !old->drained ? NULL : hold(s, store_row(TABLE_WORKERS, i));
+        if (worker != NULL)
+            worker->drained = false;
     }
 }
 
@@ -478,8 +548,12 @@ const struct statement_model statements_scheduler[] = {
     {"UPDATE workers SET state = 'draining'", leaves},
     {"SELECT count(*), coalesce(sum(octet_length(key)", records_of},
     {"lease_until < now() - $1::bigint", expired},
-    {"AND (t.cancel OR j.status = 'paused'  OR (t.class", stopped},
-    {"SELECT instance FROM workers WHERE drained_at", none}, /* nobody drains or pauses the queue */
+    {"SELECT t.id, t.cancel, coalesce(j.status = 'paused', false) FROM tasks t", stopped},
+    {"SELECT instance FROM workers WHERE drained_at IS NOT NULL", load_gate},
+    {STORE_PAUSE_QUEUE, pause_queue},
+    {STORE_RESUME_QUEUE, resume_queue},
+    {STORE_DRAIN, drain_worker},
+    {STORE_UNDRAIN, undrain},
     {"FROM tasks t WHERE state IN ('leased', 'finishing') AND (t.spec->'bandwidth'",
      none}, /* nobody changes it */
     {"UPDATE workers SET state = 'down'", workers_down},

@@ -42,11 +42,12 @@ static struct {
 } tables[TABLE_COUNT];
 
 static const size_t row_sizes[TABLE_COUNT] = {
-    [TABLE_JOBS] = sizeof(struct job_row),       [TABLE_TASKS] = sizeof(struct task_row),
-    [TABLE_RECORDS] = sizeof(struct record_row), [TABLE_EVENTS] = sizeof(struct event_row),
-    [TABLE_LINES] = sizeof(struct line_row),     [TABLE_OUTBOX] = sizeof(struct outbox_row),
-    [TABLE_EXPORTS] = sizeof(struct export_row), [TABLE_TOTALS] = sizeof(struct total_row),
-    [TABLE_WORKERS] = sizeof(struct worker_row), [TABLE_LEADER] = sizeof(struct leader_row),
+    [TABLE_JOBS] = sizeof(struct job_row),         [TABLE_TASKS] = sizeof(struct task_row),
+    [TABLE_RECORDS] = sizeof(struct record_row),   [TABLE_EVENTS] = sizeof(struct event_row),
+    [TABLE_LINES] = sizeof(struct line_row),       [TABLE_OUTBOX] = sizeof(struct outbox_row),
+    [TABLE_EXPORTS] = sizeof(struct export_row),   [TABLE_TOTALS] = sizeof(struct total_row),
+    [TABLE_WORKERS] = sizeof(struct worker_row),   [TABLE_LEADER] = sizeof(struct leader_row),
+    [TABLE_SETTINGS] = sizeof(struct setting_row),
 };
 
 int64_t store_offset_us;

@@ -21,6 +21,7 @@ enum store_table {
     TABLE_TOTALS,
     TABLE_WORKERS,
     TABLE_LEADER,
+    TABLE_SETTINGS,
     TABLE_COUNT
 };
 
@@ -95,6 +96,10 @@ struct worker_row {
     char role[16];
     char state[16];
     int64_t seen_ms;
+    bool drained; /* by a user */
+};
+struct setting_row {
+    const char *key;
 };
 struct leader_row {
     char holder[64];
@@ -161,6 +166,13 @@ extern const struct statement_model statements_jobs[], statements_scheduler[]; /
 
 /* check.c: looks at every row that a commit changes; old NULL: it is new. */
 void check_commit(enum store_table table, const void *old, const void *new_row);
+
+/* What users do by SQL of the gateway that has no function in common/: statements of our own. */
+#define STORE_PAUSE_QUEUE  "sim: the queue is paused"
+#define STORE_RESUME_QUEUE "sim: the queue goes on"
+#define STORE_DRAIN        "sim: a worker is drained ($1)"
+#define STORE_UNDRAIN      "sim: all workers take tasks"
+#define QUEUE_PAUSED_KEY   "queue.paused"
 
 void store_init(void);         /* the leader's row is there, free */
 extern bool store_two_leaders; /* the leader's row keeps nobody from leading */

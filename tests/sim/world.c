@@ -156,6 +156,29 @@ static void stop_or_go(struct db *db, struct world_job *job, const char *instanc
     }
 }
 
+/* An operator, about the whole: mostly to let it go on. */
+static void operate(struct db *db)
+{
+    const char *instance = world.procs[sim_below(world.proc_count)].instance;
+    struct error err = ERROR_NONE;
+    int rc;
+
+    switch (sim_below(4)) {
+    case 0:
+        rc = db_exec(db, STORE_PAUSE_QUEUE, DB_NO_PARAMS, NULL, &err);
+        break;
+    case 1:
+        rc = db_exec(db, STORE_DRAIN, DB_PARAMS(instance), NULL, &err);
+        break;
+    default:
+        rc = db_exec(db, STORE_RESUME_QUEUE, DB_NO_PARAMS, NULL, &err);
+        if (rc == 0)
+            rc = db_exec(db, STORE_UNDRAIN, DB_NO_PARAMS, NULL, &err);
+        break;
+    }
+    sim_trace("queue and workers: %s", rc == 0 ? "paused, drained or let go" : err.message);
+}
+
 static void user_acts(struct db *db, const char *instance)
 {
     struct world_job *job = &world.jobs[sim_below(world.job_count)];
@@ -166,7 +189,9 @@ static void user_acts(struct db *db, const char *instance)
             sim_trace("%s is not submitted: %s", job->key, err.message);
         return;
     }
-    if (sim_chance(25 * PER_CENT)) {
+    if (sim_chance(8 * PER_CENT)) {
+        operate(db);
+    } else if (sim_chance(25 * PER_CENT)) {
         stop_or_go(db, job, instance);
     } else if (sim_chance(25 * PER_CENT)) {
         job->cancel_acknowledged = false; /* it may be tried again whatever the answer is */
@@ -189,8 +214,10 @@ static bool all_submitted(void)
 }
 
 /* What is still wished when everything is healed: jobs without an answer, and no pause. */
-static void settle(struct db *db, const char *instance)
+static bool settle(struct db *db, const char *instance)
 {
+    struct error why = ERROR_NONE;
+
     for (size_t i = 0; i < world.job_count; i++) {
         struct error err = ERROR_NONE;
         if (!world.jobs[i].acknowledged && submit(db, &world.jobs[i], &err) < 0)
@@ -199,6 +226,8 @@ static void settle(struct db *db, const char *instance)
         if (world.held && job_store_resume(db, world.jobs[i].id, instance, &err) == 0)
             sim_trace("%s goes on", world.jobs[i].id);
     }
+    return world.held && db_exec(db, STORE_RESUME_QUEUE, DB_NO_PARAMS, NULL, &why) == 0 &&
+           db_exec(db, STORE_UNDRAIN, DB_NO_PARAMS, NULL, &why) == 0;
 }
 
 static void gateway_main(struct sim_proc *proc)
@@ -212,11 +241,10 @@ static void gateway_main(struct sim_proc *proc)
     if (bus_pusher_open(&bus, &pusher, &err) < 0)
         sim_fail("pusher: %s", err.message);
     for (bool settled = false; !settled;) {
-        settled = world.held;
         if (sim_now_us < world.heal_us) {
             user_acts(db, proc->instance);
         } else {
-            settle(db, proc->instance);
+            settled = settle(db, proc->instance);
         }
         poke(pusher, proc->instance);
         sim_sleep(sim_between(10, 6000) * SIM_MS);
