@@ -39,6 +39,7 @@ int cleanup_submit(struct db *db, const struct cleanup_request *request, char ou
         .retry_max_ms = retry->max_delay_ms,
         .submitted_by = request->submitted_by,
         .trace_id = request->trace_id,
+        .schedule_id = request->schedule_id,
     };
 
     if (known) {

@@ -16,6 +16,7 @@ struct cleanup_request {
     const char *volume; /* that holds it; NULL or "": the one that a worker announces for it */
     const char *submitted_by;
     const char *trace_id;
+    const char *schedule_id; /* whose retention it is; NULL: nobody's */
     const struct retry_config *retry;
 };
 /* Queues the job for an exporter that reaches dir. Durable on return. */

@@ -18,6 +18,12 @@ int handle_capabilities(struct call *call, struct error *err);
 /* handlers_jobs.c. Submit wants job.create (route) and vm.export (looked at inside). Cancel wants
  * job.cancel or, for one's own jobs, job.cancel.own: the route says "job.cancel.own", the handler
  * looks at the job's owner. */
+/* exports_key: NULL when passphrases are not to be sealed. */
+struct submit_settings submit_settings_of(const struct gateway *gateway,
+                                          const struct seal_key *exports_key);
+/* May this caller submit it? What a parsed request asks for beyond an export. */
+MUST_CHECK int submit_may(struct call *call, const struct submit_request *request,
+                          struct field_problem *problem, struct error *err);
 /* One element of a submit as job and export. problem->status stays 0 when the failure is not the
  * element's fault. */
 MUST_CHECK int submit_element(struct call *call, const json_t *element, struct submit_request **out,
@@ -78,6 +84,19 @@ int handle_export_cleanup(struct call *call, struct error *err); /* 202 with a j
 int handle_cleanup_schedule_get(struct call *call, struct error *err);
 int handle_cleanup_schedule_put(struct call *call, struct error *err);
 int handle_cleanup_schedule_delete(struct call *call, struct error *err);
+
+/* handlers_schedules.c; {id} but for the first four */
+int handle_schedule_create(struct call *call, struct error *err);
+int handle_schedule_list(struct call *call, struct error *err);
+int handle_schedule_stats(struct call *call, struct error *err);
+int handle_schedule_validate(struct call *call, struct error *err);
+int handle_schedule_get(struct call *call, struct error *err);
+int handle_schedule_put(struct call *call, struct error *err);
+int handle_schedule_delete(struct call *call, struct error *err);
+int handle_schedule_enable(struct call *call, struct error *err);
+int handle_schedule_disable(struct call *call, struct error *err);
+int handle_schedule_trigger(struct call *call, struct error *err);
+int handle_schedule_runs(struct call *call, struct error *err);
 
 /* handlers_imports.c */
 int handle_import(struct call *call, struct error *err); /* 202 with a job */

@@ -26,7 +26,7 @@ static const struct field query_fields[] = {
     {"since", {NULL}, FIELD_TEXT, 1, 40, NULL},
     {"until", {NULL}, FIELD_TEXT, 1, 40, NULL},
     {"sort", {NULL}, FIELD_TEXT, 1, 32, NULL},
-    {"schedule_id", {NULL}, FIELD_ANY, 0, 0, ""},
+    {"schedule_id", {NULL}, FIELD_TEXT, 1, 63, NULL},
     PAGE_FIELDS,
     {0},
 };
@@ -47,9 +47,10 @@ static const struct field parameter_fields[] = {
     {0},
 };
 
-/* Filters $1..$8: ids, statuses, provider, vm, submitted_by, since, until, kind. Several forms of
- * one statement, so that each has an index to go by whatever the plan's parameters are: given ids,
- * one VM, jobs that are not finished, one provider, and the rest in order. */
+/* Filters $1..$9: ids, statuses, provider, vm, submitted_by, since, until, kind, schedule. Several
+ * forms of one statement, so that each has an index to go by whatever the plan's parameters are:
+ * given ids, one VM, one schedule, jobs that are not finished, one provider, and the rest in order.
+ */
 #define IN_LIST(column, n) column " = ANY (ARRAY(SELECT jsonb_array_elements_text(" n "::jsonb)))"
 #define IS_VM              "(j.vm_path = $4::text OR j.vm_name = $4::text)"
 #define FILTERS                                                                               \
@@ -60,16 +61,18 @@ static const struct field parameter_fields[] = {
                           " AND ($5::text IS NULL OR j.submitted_by = $5)"                    \
                           " AND ($6::timestamptz IS NULL OR j.created_at >= $6::timestamptz)" \
                           " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"  \
-                          " AND ($8::text IS NULL OR j.kind = $8)"
+                          " AND ($8::text IS NULL OR j.kind = $8)"                            \
+                          " AND ($9::text IS NULL OR j.schedule_id = $9)"
 #define FROM_JOBS(table, condition) \
     " FROM " table " j WHERE ($1::jsonb IS NULL OR true) AND " condition FILTERS
 #define BY_IDS(table)      FROM_JOBS(table, IN_LIST("j.id", "$1"))
 #define BY_VM(table)       FROM_JOBS(table, IS_VM)
+#define BY_SCHEDULE(table) FROM_JOBS(table, "j.schedule_id <> '' AND j.schedule_id = $9::text")
 #define BY_ACTIVE(table)   FROM_JOBS(table, "j.status IN ('pending','running','paused','cancelling')")
 #define BY_PROVIDER(table) FROM_JOBS(table, "j.provider = $3::text")
 #define BY_ORDER(table)    FROM_JOBS(table, "true")
-#define NEWEST             " AND ($9::bigint IS NULL OR j.seq < $9) ORDER BY j.seq DESC LIMIT $10 OFFSET $11"
-#define OLDEST             " AND ($9::bigint IS NULL OR j.seq > $9) ORDER BY j.seq LIMIT $10 OFFSET $11"
+#define NEWEST             " AND ($10::bigint IS NULL OR j.seq < $10) ORDER BY j.seq DESC LIMIT $11 OFFSET $12"
+#define OLDEST             " AND ($10::bigint IS NULL OR j.seq > $10) ORDER BY j.seq LIMIT $11 OFFSET $12"
 #define COUNT(form)        "SELECT count(*) FROM (SELECT 1" form " LIMIT 10001) few"
 static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNT");
 #define FORM(form)                                                                        \
@@ -79,14 +82,14 @@ static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNT");
 
 #define FORMS(table)                                                                               \
     {                                                                                              \
-        FORM(BY_IDS(table)), FORM(BY_VM(table)), FORM(BY_ACTIVE(table)), FORM(BY_PROVIDER(table)), \
-            FORM(BY_ORDER(table))                                                                  \
+        FORM(BY_IDS(table)), FORM(BY_VM(table)), FORM(BY_SCHEDULE(table)), FORM(BY_ACTIVE(table)), \
+            FORM(BY_PROVIDER(table)), FORM(BY_ORDER(table))                                        \
     }
 
 static const struct {
     const char *newest, *oldest, *count;
-} forms[][5] = {FORMS("jobs"), FORMS("archived_jobs")};
-enum { FORM_IDS, FORM_VM, FORM_ACTIVE, FORM_PROVIDER, FORM_ORDER };
+} forms[][6] = {FORMS("jobs"), FORMS("archived_jobs")};
+enum { FORM_IDS, FORM_VM, FORM_SCHEDULE, FORM_ACTIVE, FORM_PROVIDER, FORM_ORDER };
 
 struct job_query {
     json_t *canonical;
@@ -251,6 +254,8 @@ static int form_of(const struct job_query *query)
         return FORM_IDS;
     if (field_text(query->canonical, "vm", NULL) != NULL)
         return FORM_VM;
+    if (field_text(query->canonical, "schedule_id", NULL) != NULL)
+        return FORM_SCHEDULE;
     if (query->active)
         return FORM_ACTIVE;
     return field_text(query->canonical, "provider", NULL) != NULL ? FORM_PROVIDER : FORM_ORDER;
@@ -279,13 +284,14 @@ static int run_query(struct call *call, const struct job_query *query, json_t *a
                             field_text(c, "since", NULL),
                             field_text(c, "until", NULL),
                             query->kind,
+                            field_text(c, "schedule_id", NULL),
                             query->cursor[0] == '\0' ? NULL : query->cursor,
                             limit,
                             offset};
     if (db_exec(call->db,
                 query->oldest_first ? forms[archived][form].oldest : forms[archived][form].newest,
                 params, ARRAY_LEN(params), &rows, err) < 0 ||
-        db_exec(call->db, forms[archived][form].count, params, 8, &total, err) < 0)
+        db_exec(call->db, forms[archived][form].count, params, 9, &total, err) < 0)
         return -1;
     add_page(call, query, rows, answer);
     add_total(db_i64(total, 0, 0), answer);

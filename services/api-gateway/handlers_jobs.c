@@ -41,24 +41,16 @@ static void submit_run_free(struct submit_run *run)
 }
 DEFINE_AUTO(submit_run, struct submit_run, submit_run_free)
 
-static struct submit_settings settings_of(struct call *call, const struct seal_key *exports_key)
+struct submit_settings submit_settings_of(const struct gateway *gateway,
+                                          const struct seal_key *exports_key)
 {
-    return (struct submit_settings){&call->gateway->bases, &call->gateway->hyper2kvm,
-                                    &call->gateway->libvirt, &call->gateway->retry, exports_key};
+    return (struct submit_settings){&gateway->bases, &gateway->hyper2kvm, &gateway->libvirt,
+                                    &gateway->retry, exports_key};
 }
 
-int submit_element(struct call *call, const json_t *element, struct submit_request **out,
-                   struct provider_row *out_provider, struct field_problem *problem,
-                   struct error *err)
+int submit_may(struct call *call, const struct submit_request *request,
+               struct field_problem *problem, struct error *err)
 {
-    auto_seal_key *key = call->gateway->master == NULL
-                             ? NULL
-                             : seal_master_derive(call->gateway->master, SEAL_EXPORTS);
-    struct submit_settings settings = settings_of(call, key);
-    auto_submit_request *request = NULL;
-
-    if (submit_prepare(&settings, call->db, element, &request, out_provider, problem, err) < 0)
-        return -1;
     if (json_object_get(request->definition, "cleanup") != NULL &&
         !identity_may(&call->identity, "job.delete")) {
         return field_fail(problem, 403, "cleanup", err, ERR_DENIED,
@@ -69,6 +61,22 @@ int submit_element(struct call *call, const json_t *element, struct submit_reque
         return field_fail(problem, 403, "enable_cbt", err, ERR_DENIED,
                           "'enable_cbt' edits the VM: permission 'vm.operate' is missing");
     }
+    return 0;
+}
+
+int submit_element(struct call *call, const json_t *element, struct submit_request **out,
+                   struct provider_row *out_provider, struct field_problem *problem,
+                   struct error *err)
+{
+    auto_seal_key *key = call->gateway->master == NULL
+                             ? NULL
+                             : seal_master_derive(call->gateway->master, SEAL_EXPORTS);
+    struct submit_settings settings = submit_settings_of(call->gateway, key);
+    auto_submit_request *request = NULL;
+
+    if (submit_prepare(&settings, call->db, element, &request, out_provider, problem, err) < 0 ||
+        submit_may(call, request, problem, err) < 0)
+        return -1;
     *out = STEAL(request);
     return 0;
 }

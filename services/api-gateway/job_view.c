@@ -40,7 +40,10 @@ enum { /* of JOB_COLUMNS */
        COL_UPDATED_AT,
        COL_ELAPSED,
        COL_SEQ,
-       COL_ARCHIVED
+       COL_ARCHIVED,
+       COL_SCHEDULE_ID,
+       COL_POLICY_ID,
+       COL_WORKFLOW_RUN_ID
 };
 static_assert(COL_SEQ == JOB_COLUMN_SEQ, "column numbers");
 
@@ -270,6 +273,10 @@ static void add_names(json_t *job, const PGresult *rows, int row)
     if (vm_name[0] == '\0' && vm_path[0] == '/')
         vm_name = strrchr(vm_path, '/') + 1;
     json_set_text(job, "vm_name", vm_name);
+    (void)json_object_set_new(job, "schedule_id", cell_text_or_null(rows, row, COL_SCHEDULE_ID));
+    (void)json_object_set_new(job, "policy_id", cell_text_or_null(rows, row, COL_POLICY_ID));
+    (void)json_object_set_new(job, "workflow_run_id",
+                              cell_text_or_null(rows, row, COL_WORKFLOW_RUN_ID));
 }
 
 static void add_state(json_t *job, const PGresult *rows, int row)

@@ -6,15 +6,17 @@
 #include "handler_util.h"
 
 /* The columns that job_view and progress_view read, in their order; the table's name is j. */
-#define JOB_COLUMNS                                                                               \
-    "j.id, j.name, j.kind, j.provider, j.vm_path, j.vm_name, j.output_path, j.format, "           \
-    "j.definition, j.status, j.phase, j.priority, j.pending_reason, j.cancel_reason, j.attempt, " \
-    "j.max_attempts, j.error, j.error_code, j.result, j.progress, j.submitted_by, j.trace_id, "   \
-    "j.worker_id, " SQL_TIME("j.created_at") ", " SQL_TIME("j.started_at") ", " SQL_TIME(         \
-        "j.completed_at") ", " SQL_TIME("j.updated_at") ", extract(epoch FROM "                   \
-                                                        "coalesce(j.completed_at, now()) - "      \
-                                                        "j.started_at)::bigint, j.seq, "          \
-                                                        "j.tableoid = 'archived_jobs'::regclass"
+#define JOB_COLUMNS                                                                                \
+    "j.id, j.name, j.kind, j.provider, j.vm_path, j.vm_name, j.output_path, j.format, "            \
+    "j.definition, j.status, j.phase, j.priority, j.pending_reason, j.cancel_reason, j.attempt, "  \
+    "j.max_attempts, j.error, j.error_code, j.result, j.progress, j.submitted_by, j.trace_id, "    \
+    "j.worker_id, " SQL_TIME("j.created_at") ", " SQL_TIME("j.started_at") ", " SQL_TIME(          \
+        "j.completed_at") ", " SQL_TIME("j.updated_at") ", extract(epoch FROM "                    \
+                                                        "coalesce(j.completed_at, now()) - "       \
+                                                        "j.started_at)::bigint, j.seq, "           \
+                                                        "j.tableoid = 'archived_jobs'::regclass, " \
+                                                        "j.schedule_id, j.policy_id, "             \
+                                                        "j.workflow_run_id"
 #define JOB_COLUMN_SEQ 28
 
 /* The API knows five states; paused and cancelling are running with a substatus (3.3). */

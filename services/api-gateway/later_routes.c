@@ -26,16 +26,7 @@ static const struct route later[] = {
     LATER("GET", "/vsphere/vcenter/info"),
     LATER_BOTH("POST", "/vsphere/clone", "/api/v1/vsphere/clone"),
     LATER("POST", "/vsphere/clone/bulk"),
-    /* schedules, policies, templates, workflows */
-    LATER_BOTH("POST", "/schedules", "/api/v1/schedules"),
-    LATER("POST", "/schedules/create"),
-    LATER_BOTH("GET", "/schedules", "/api/v1/schedules"),
-    LATER_BOTH("GET", "/schedules/{id}", "/api/v1/schedules/{id}"),
-    LATER_BOTH("PUT", "/schedules/{id}", "/api/v1/schedules/{id}"),
-    LATER_BOTH("DELETE", "/schedules/{id}", "/api/v1/schedules/{id}"),
-    LATER_BOTH("POST", "/schedules/{id}/{action}", "/api/v1/schedules/{id}/{action}"),
-    LATER_BOTH("POST", "/schedules/validate", "/api/v1/schedules/validate"),
-    LATER_BOTH("GET", "/schedules/{id}/runs", "/api/v1/schedules/{id}/runs"),
+    /* policies, templates, workflows */
     LATER_BOTH("POST", "/backup-policies/create", "/api/v1/backup-policies"),
     LATER_BOTH("GET", "/backup-policies/list", "/api/v1/backup-policies"),
     LATER("GET", "/api/v1/backup-policies/{id}"),

@@ -2,8 +2,8 @@
  * lost at any moment: parked requests come again, leases go on by their rows.
  *
  * Threads: main (leader row), dispatcher (parked lease requests), requests (everything else that
- * workers ask), reaper (what lost messages would leave undone), publisher (Redis). Each has its
- * own database connection. */
+ * workers ask), reaper (what lost messages would leave undone), schedules, publisher (Redis). Each
+ * has its own database connection. */
 #ifndef SCHEDULER_SCHEDULER_H
 #define SCHEDULER_SCHEDULER_H
 
@@ -60,6 +60,8 @@ struct db *scheduler_db(const struct scheduler *scheduler, const char *thread);
 /* Announces to workers and others; may be lost. */
 void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event);
 void scheduler_announce_control(struct scheduler *scheduler, Hypersdk__V1__TaskControl *control);
+void scheduler_announce_run(struct scheduler *scheduler, const char *schedule_id,
+                            const char *run_id, const char *status);
 void scheduler_announce_worker(struct scheduler *scheduler, const char *instance,
                                const char *worker_state);
 
@@ -102,8 +104,9 @@ MUST_CHECK int scheduler_repeat_controls(struct scheduler *scheduler, struct db 
 /* reasons.c: why jobs wait, into their rows. */
 MUST_CHECK int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err);
 
-/* reaper.c, publish.c: threads for the life of the process. */
+/* reaper.c, schedule_fire.c, publish.c: threads for the life of the process. */
 void *reaper_main(void *scheduler);
+void *schedule_fire_main(void *scheduler);
 void *publish_main(void *scheduler);
 /* Something was written to job_events. */
 void publish_wake(void);

@@ -203,4 +203,7 @@ def test_backup_policy(curl):
 
 
 def test_schedule(curl):
-    comes_later(*curl(SCHEDULE), "POST /schedules/create")
+    status, answer = curl(SCHEDULE)
+    assert status == 201, answer
+    schedule = answer["schedule"]
+    assert schedule["retention"] == {"count": 7} and schedule["enabled"] and schedule["next_run"]

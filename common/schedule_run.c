@@ -1,0 +1,440 @@
+/* See schedule_run.h. */
+#include "common/schedule_run.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/civil.h"
+#include "common/clock.h"
+#include "common/json.h"
+#include "common/paths.h"
+
+#define NUMBER_SIZE   24
+#define RUN_DIR_SIZE  40
+#define ERRORS_LISTED 200
+
+static const char ACTIVE[] =
+    "SELECT count(*) FILTER (WHERE status = 'running'), count(*) FILTER (WHERE status = 'queued'),"
+    " coalesce(min(id) FILTER (WHERE status = 'running'), min(id)) FROM schedule_runs"
+    " WHERE schedule_id = $1 AND status IN ('queued', 'running')";
+
+/* One row per due time, whoever comes. */
+static const char INSERT_RUN[] =
+    "INSERT INTO schedule_runs (id, schedule_id, due_at, status, reason, manual, completed_at)"
+    " VALUES ($1, $2, coalesce(to_timestamp(nullif($3::bigint, 0)), now()), $4, $5, $6::boolean,"
+    " CASE WHEN $4 IN ('failed', 'skipped') THEN now() END)"
+    " ON CONFLICT (schedule_id, due_at) DO NOTHING";
+
+static const char STARTED[] =
+    "UPDATE schedule_runs SET status = $2, reason = $3, errors = $5::jsonb, started_at = now(),"
+    " job_ids = ARRAY(SELECT jsonb_array_elements_text($4::jsonb)),"
+    " completed_at = CASE WHEN $2 = 'failed' THEN now() END WHERE id = $1";
+
+static const char COUNT_RUN[] = "UPDATE schedules SET run_count = run_count + 1 WHERE id = $1";
+
+static const char FORGET[] =
+    "DELETE FROM schedule_runs WHERE schedule_id = $1 AND status NOT IN ('queued', 'running')"
+    " AND seq <= (SELECT seq FROM schedule_runs WHERE schedule_id = $1 ORDER BY seq DESC"
+    "  OFFSET $2::int LIMIT 1)";
+
+static const char INSERT_MISSED[] =
+    "INSERT INTO schedule_runs (id, schedule_id, due_at, status, reason, completed_at)"
+    " SELECT m->>'id', $1, to_timestamp((m->>'due')::bigint), 'missed', m->>'reason', now()"
+    " FROM jsonb_array_elements($2::jsonb) m ORDER BY (m->>'due')::bigint"
+    " ON CONFLICT (schedule_id, due_at) DO NOTHING";
+
+static const char OLDEST_QUEUED[] =
+    "SELECT id, extract(epoch FROM due_at)::bigint, reason FROM schedule_runs WHERE schedule_id ="
+    " $1 AND status = 'queued' ORDER BY seq LIMIT 1";
+
+static const char WAITING[] =
+    "SELECT coalesce(jsonb_agg(DISTINCT r.schedule_id), '[]') FROM schedule_runs r WHERE r.status ="
+    " 'queued' AND NOT EXISTS (SELECT 1 FROM schedule_runs a WHERE a.schedule_id = r.schedule_id"
+    "  AND a.status = 'running')";
+
+static const char INSERT_OUTBOX[] =
+    "INSERT INTO outbox (event, job_id, payload) VALUES ($1, $2, $3::jsonb)";
+
+void schedule_outcome_release(struct schedule_outcome *outcome)
+{
+    json_decref(outcome->job_ids);
+    *outcome = (struct schedule_outcome){0};
+}
+
+struct run_event {
+    const char *name;
+    const char *status;
+    const char *job_id; /* "": none */
+    const char *why;
+};
+
+/* What the seven keys of a webhook's body can say about a run (rest-api.md section 7). */
+static int add_event(struct db *db, const struct schedule *schedule, const struct run_event *event,
+                     struct error *err)
+{
+    auto_json *payload = json_object();
+    autofree char *text = NULL;
+    char now[CLOCK_RFC3339_SIZE];
+
+    clock_rfc3339_now(now);
+    json_set_text(payload, "event", event->name);
+    json_set_text(payload, "timestamp", now);
+    json_set_text(payload, "job_id", event->job_id);
+    json_set_text(payload, "status", event->status);
+    json_set_text(payload, "schedule_id", schedule->id);
+    if (event->why[0] != '\0')
+        json_set_text(payload, "error", event->why);
+    text = json_text(payload);
+    return db_exec(db, INSERT_OUTBOX, DB_PARAMS(event->name, event->job_id, text), NULL, err);
+}
+
+/* ---- jobs of a run ---- */
+
+/* "20260301T020000Z-1a2b3c4d": when it was due, and a part of its id. */
+static void run_dir_of(int64_t due_s, const char *run_id, char out[RUN_DIR_SIZE])
+{
+    struct civil date;
+    int64_t second = floor_mod(due_s, DAY_SECONDS);
+    const char *dash = strchr(run_id, '-');
+
+    civil_date(floor_div(due_s, DAY_SECONDS), &date);
+    (void)snprintf(out, RUN_DIR_SIZE, "%04d%02d%02dT%02d%02d%02dZ-%.8s", date.year % 10000,
+                   date.month, date.day, (int)(second / 3600), (int)(second / 60 % 60),
+                   (int)(second % 60), dash == NULL ? run_id : dash + 1);
+}
+
+static json_t *element_in(const struct schedule *schedule, const json_t *element, const char *dir)
+{
+    json_t *copy = json_deep_copy(element);
+
+    (void)json_object_del(copy, "export_path");
+    (void)json_object_del(copy, "output_dir");
+    json_set_text(copy, "output_path", dir);
+    if (json_object_get(copy, "name") == NULL)
+        json_set_text(copy, "name", field_text(schedule->fields, "name", ""));
+    return copy;
+}
+
+static bool has_output(const json_t *element)
+{
+    static const char *const names[] = {"output_path", "export_path", "output_dir"};
+
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        if (json_is_string(json_object_get(element, names[i])))
+            return true;
+    }
+    return false;
+}
+
+/* Of a policy's many VMs all lie below one directory, so that one clean-up sees them. */
+static char *output_below(const struct schedule_source *source, const json_t *element,
+                          const struct submit_request *request)
+{
+    const struct schedule *schedule = source->schedule;
+    bool shared = json_is_true(json_object_get(request->export_spec, "incremental"));
+    const char *slash = strrchr(request->submission.vm_path, '/');
+    autofree char *vm = vm_file_name(slash == NULL ? request->submission.vm_path : slash + 1);
+    const char *last = shared ? "" : source->run_dir;
+    const char *separator = shared ? "" : "/";
+
+    if (schedule->policy_id[0] == '\0')
+        return xasprintf("%s/%s%s%s", request->output_path, schedule->id, separator, last);
+    return xasprintf("%s/%s/%s%s%s",
+                     has_output(element) ? request->output_path : source->settings->bases->items[0],
+                     schedule->id, vm, separator, last);
+}
+
+int schedule_run_prepare(const struct schedule_source *source, const json_t *element,
+                         struct submit_request **out, struct provider_row *out_provider,
+                         struct field_problem *problem, struct error *err)
+{
+    auto_submit_request *request = NULL;
+    autofree char *dir = NULL;
+    auto_json *copy = NULL;
+
+    if (submit_prepare(source->settings, source->db, element, &request, out_provider, problem,
+                       err) < 0)
+        return -1;
+    dir = output_below(source, element, request);
+    copy = element_in(source->schedule, element, dir);
+    return submit_prepare(source->settings, source->db, copy, out, out_provider, problem, err);
+}
+
+struct making { /* a run whose jobs are being made */
+    struct schedule_source source;
+    char trace_id[33];
+    json_t *errors;
+    json_t *job_ids;
+};
+
+static void add_failure(const struct making *making, const json_t *element,
+                        const struct field_problem *problem, const struct error *why)
+{
+    json_t *item = json_object();
+
+    json_set_text(item, "vm_path", field_text(element, "vm_path", ""));
+    json_set_text(item, "field", problem->field);
+    json_set_text(item, "error", why->message);
+    if (json_array_size(making->errors) < ERRORS_LISTED) {
+        (void)json_array_append_new(making->errors, item);
+    } else {
+        json_decref(item);
+    }
+}
+
+static int make_job(const struct making *making, const json_t *element, struct error *err)
+{
+    const struct schedule *schedule = making->source.schedule;
+    struct submit_origin origin = {.submitted_by = schedule->created_by,
+                                   .trace_id = making->trace_id,
+                                   .schedule_id = schedule->id};
+    auto_submit_request *request = NULL;
+    struct field_problem problem = {0};
+    struct provider_row provider;
+    struct error why = ERROR_NONE;
+    bool existing = false;
+    char id[64];
+
+    if (schedule->policy_id[0] != '\0')
+        origin.policy_id = schedule->policy_id;
+    if (schedule_run_prepare(&making->source, element, &request, &provider, &problem, &why) < 0) {
+        if (error_is_retryable(&why) || why.code == ERR_INTERNAL) {
+            *err = why;
+            return -1;
+        }
+        add_failure(making, element, &problem, &why);
+        return 0;
+    }
+    if (submit_store(making->source.db, request, &provider, &origin, id, &existing, err) < 0)
+        return -1;
+    (void)json_array_append_new(making->job_ids, json_string(id));
+    return 0;
+}
+
+/* What the run does: a list of jobs as a submit takes them. */
+static int elements_of(struct db *db, const struct schedule *schedule, json_t **out,
+                       struct error *err)
+{
+    json_t *element = json_object_get(schedule->fields, "job_template");
+
+    (void)db;
+    if (element == NULL) {
+        return error_set(err, ERR_INVALID, "schedule '%.64s' has no 'job_template'", schedule->id);
+    }
+    *out = json_pack("[O]", element);
+    return 0;
+}
+
+static int store_started(const struct making *making, struct schedule_outcome *out,
+                         struct error *err)
+{
+    autofree char *job_ids = json_text(making->job_ids);
+    autofree char *errors = json_text(making->errors);
+    const char *first = json_string_value(json_array_get(making->job_ids, 0));
+
+    out->status = first == NULL ? "failed" : "running";
+    if (first == NULL) {
+        (void)snprintf(out->reason, sizeof out->reason, "%s",
+                       json_array_size(making->errors) == 0
+                           ? "nothing to do"
+                           : json_str(json_array_get(making->errors, 0), "error"));
+    }
+    if (db_exec(making->source.db, STARTED,
+                DB_PARAMS(out->run_id, out->status, out->reason, job_ids, errors), NULL, err) < 0)
+        return -1;
+    if (first != NULL && db_exec(making->source.db, COUNT_RUN,
+                                 DB_PARAMS(making->source.schedule->id), NULL, err) < 0)
+        return -1;
+    return add_event(making->source.db, making->source.schedule,
+                     &(struct run_event){"schedule.triggered", out->status,
+                                         first == NULL ? "" : first,
+                                         first == NULL ? out->reason : ""},
+                     err);
+}
+
+static int start_jobs(struct db *db, const struct submit_settings *settings,
+                      const struct schedule *schedule, int64_t due_s, struct schedule_outcome *out,
+                      struct error *err)
+{
+    auto_json *elements = NULL;
+    auto_json *errors = json_array();
+    char run_dir[RUN_DIR_SIZE];
+    struct making making = {
+        .source = {db, settings, schedule, run_dir}, .errors = errors, .job_ids = out->job_ids};
+    char parent[TRACEPARENT_SIZE];
+    json_t *element;
+    size_t i;
+
+    traceparent_new(NULL, parent);
+    (void)traceparent_trace_id(parent, making.trace_id);
+    run_dir_of(due_s == 0 ? schedule->now_s : due_s, out->run_id, run_dir);
+    if (elements_of(db, schedule, &elements, err) < 0)
+        return -1;
+    json_array_foreach(elements, i, element)
+    {
+        if (make_job(&making, element, err) < 0)
+            return -1;
+    }
+    return store_started(&making, out, err);
+}
+
+/* ---- begin ---- */
+
+/* Which status the row gets at first, and why. */
+static int decide(struct db *db, const struct schedule *schedule, const struct schedule_wish *wish,
+                  struct schedule_outcome *out, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    int64_t running;
+    int64_t queued;
+
+    (void)snprintf(out->reason, sizeof out->reason, "%s",
+                   wish->refused != NULL ? wish->refused : wish->reason);
+    out->status = wish->refused != NULL ? "failed" : "running";
+    if (wish->refused != NULL || schedule->overlap == OVERLAP_ALLOW)
+        return 0;
+    if (db_exec(db, ACTIVE, DB_PARAMS(schedule->id), &rows, err) < 0)
+        return -1;
+    running = db_i64(rows, 0, 0);
+    queued = db_i64(rows, 0, 1);
+    if (running == 0 && queued == 0)
+        return 0;
+    if (schedule->overlap == OVERLAP_QUEUE && queued < SCHEDULE_RUNS_QUEUED) {
+        out->status = "queued";
+        return 0;
+    }
+    out->status = "skipped";
+    (void)snprintf(out->reason, sizeof out->reason, "run %s is still under way%s",
+                   db_text(rows, 0, 2),
+                   schedule->overlap == OVERLAP_QUEUE ? ", and too many wait already" : "");
+    return 0;
+}
+
+static int insert_run(struct db *db, const struct schedule *schedule,
+                      const struct schedule_wish *wish, const struct schedule_outcome *out,
+                      bool *inserted, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    char due[NUMBER_SIZE];
+    char kept[NUMBER_SIZE];
+
+    (void)snprintf(due, sizeof due, "%" PRId64, wish->due_s);
+    (void)snprintf(kept, sizeof kept, "%d", SCHEDULE_RUNS_KEPT);
+    if (db_exec(db, INSERT_RUN,
+                DB_PARAMS(out->run_id, schedule->id, due, out->status, out->reason,
+                          wish->manual ? "true" : "false"),
+                &rows, err) < 0)
+        return -1;
+    *inserted = db_affected(rows) == 1;
+    return db_exec(db, FORGET, DB_PARAMS(schedule->id, kept), NULL, err);
+}
+
+int schedule_run_begin(struct db *db, const struct submit_settings *settings,
+                       const struct schedule *schedule, const struct schedule_wish *wish,
+                       struct schedule_outcome *out, struct error *err)
+{
+    bool inserted = false;
+
+    assert(db_in_transaction(db));
+    *out = (struct schedule_outcome){.job_ids = json_array()};
+    id_new("run", out->run_id);
+    if (schedule_runs_settle(db, settings->retry, schedule->id, err) < 0 ||
+        decide(db, schedule, wish, out, err) < 0 ||
+        insert_run(db, schedule, wish, out, &inserted, err) < 0)
+        return -1;
+    if (!inserted) {
+        out->run_id[0] = '\0';
+        return 0;
+    }
+    if (strcmp(out->status, "running") == 0)
+        return start_jobs(db, settings, schedule, wish->due_s, out, err);
+    if (strcmp(out->status, "queued") == 0)
+        return 0;
+    return add_event(
+        db, schedule,
+        &(struct run_event){wish->refused != NULL ? "schedule.triggered" : "schedule.missed",
+                            out->status, "", out->reason},
+        err);
+}
+
+int schedule_run_dequeue(struct db *db, const struct submit_settings *settings,
+                         const struct schedule *schedule, const char *refused,
+                         struct schedule_outcome *out, struct error *err)
+{
+    auto_pgresult *active = NULL;
+    auto_pgresult *rows = NULL;
+
+    assert(db_in_transaction(db));
+    *out = (struct schedule_outcome){.job_ids = json_array()};
+    if (db_exec(db, ACTIVE, DB_PARAMS(schedule->id), &active, err) < 0 ||
+        db_exec(db, OLDEST_QUEUED, DB_PARAMS(schedule->id), &rows, err) < 0)
+        return -1;
+    if (db_i64(active, 0, 0) > 0 || PQntuples(rows) == 0)
+        return 0;
+    (void)snprintf(out->run_id, sizeof out->run_id, "%s", db_text(rows, 0, 0));
+    (void)snprintf(out->reason, sizeof out->reason, "%s",
+                   refused != NULL ? refused : db_text(rows, 0, 2));
+    if (refused != NULL) {
+        out->status = "failed";
+        return db_exec(db, STARTED, DB_PARAMS(out->run_id, out->status, out->reason, "[]", "[]"),
+                       NULL, err);
+    }
+    return start_jobs(db, settings, schedule, db_i64(rows, 0, 1), out, err);
+}
+
+/* ---- missed ---- */
+
+static const char *missed_reason(const struct schedule *schedule)
+{
+    switch (schedule->misfire) {
+    case MISFIRE_SKIP:
+        return "no scheduler was running; 'misfire' is 'skip'";
+    case MISFIRE_RUN_ONCE:
+        return "no scheduler was running; one later run stands for it";
+    case MISFIRE_RUN_ALL:
+        return "no scheduler was running, and more runs were missed than 'misfire_limit' allows";
+    }
+    return "";
+}
+
+int schedule_runs_missed(struct db *db, const struct schedule *schedule,
+                         const struct schedule_plan *plan, struct error *err)
+{
+    auto_json *list = json_array();
+    autofree char *text = NULL;
+    autofree char *why = NULL;
+    uint64_t unlisted = plan->missed_total - plan->missed_count;
+
+    if (plan->missed_count == 0)
+        return 0;
+    for (size_t i = 0; i < plan->missed_count; i++) {
+        json_t *item = json_object();
+        autofree char *more = NULL;
+        char id[ID_SIZE];
+        id_new("run", id);
+        if (i == 0 && unlisted > 0) {
+            more = xasprintf("%s (%" PRIu64 " earlier ones are not listed)",
+                             missed_reason(schedule), unlisted);
+        }
+        json_set_text(item, "id", id);
+        json_set_i64(item, "due", plan->missed[i]);
+        json_set_text(item, "reason", more == NULL ? missed_reason(schedule) : more);
+        (void)json_array_append_new(list, item);
+    }
+    text = json_text(list);
+    if (db_exec(db, INSERT_MISSED, DB_PARAMS(schedule->id, text), NULL, err) < 0)
+        return -1;
+    why = xasprintf("%" PRIu64 " times: %s", plan->missed_total, missed_reason(schedule));
+    return add_event(db, schedule, &(struct run_event){"schedule.missed", "missed", "", why}, err);
+}
+
+int schedule_runs_waiting(struct db *db, json_t **out, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(db, WAITING, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    return json_parse(db_text(rows, 0, 0), strlen(db_text(rows, 0, 0)), MIB, out, err);
+}
