@@ -10,7 +10,7 @@ $(B)/bench/%: $(B)/obj/tests/bench/%.o $(UNIT_LIBS)
 .SECONDARY: $(BENCH_SRC:%.c=$(B)/obj/%.o)
 
 .PHONY: bench
-bench: all $(BENCH_BIN) test-peers ## figures with their references and goals; build/bench.json
+bench: all $(BENCH_BIN) $(B)/helpers/queue_load test-peers ## figures with their references and goals; build/bench.json
 	@/usr/bin/python3 tests/bench/run.py $(BENCH_BIN)
 # They are no tests, but `make test` compiles them: nothing else would notice when they do not.
 test-build: $(BENCH_BIN)

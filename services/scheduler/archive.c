@@ -6,6 +6,9 @@
 #include <stdio.h>
 
 #include "common/autos.h"
+#include "common/clock.h"
+
+#define ARCHIVE_MS 10000 /* between two looks; each moves up to 200 jobs */
 
 /* Not before the notifier and the publisher are done with it, nor while a worker still has to
  * remove something that its records name. The newest 10,000 lines of its log stay. */
@@ -47,6 +50,11 @@ static int run(struct db *db, const char *sql, int64_t age_ms, struct error *err
 
 int archive_run(struct scheduler *scheduler, struct db *db, struct error *err)
 {
+    static int64_t next_ms; /* of the reaper's thread */
+
+    if (clock_mono_ms() < next_ms)
+        return 0;
+    next_ms = clock_mono_ms() + ARCHIVE_MS;
     if (run(db, MOVE, scheduler->history.archive_after_ms, err) < 0)
         return error_wrap(err, "archive of jobs");
     return run(db, FORGET, scheduler->history.delete_after_ms, err);

@@ -17,7 +17,8 @@
 #define NUMBER_SIZE      24
 #define RESULT_BYTES_MAX ((size_t)BUS_MESSAGE_BYTES_MAX)
 #define LINE_TIME_MAX_MS INT64_C(253370764800000) /* the year 9999 */
-#define TRIES_MAX        3 /* of one transaction after a deadlock or a lost connection */
+#define TRIES_MAX        3  /* of one transaction after a deadlock or a lost connection */
+#define TOGETHER_MAX     50 /* ends of tasks that share a commit */
 
 static const char INSERT_LINES[] =
     "INSERT INTO job_logs (job_id, task_id, epoch, number, at, level, phase, message)"
@@ -86,6 +87,7 @@ struct requests {
     size_t first;
     size_t count;
     size_t working;
+    bool ending; /* a thread works on ends of tasks; what comes meanwhile is the next batch */
 };
 
 struct requests *requests_new(void)
@@ -105,24 +107,53 @@ void requests_add(struct requests *requests, struct bus_request *request)
     (void)pthread_cond_signal(&requests->changed);
 }
 
-static struct bus_request *take(struct requests *requests)
+static bool is_end(const struct bus_request *request)
 {
-    struct bus_request *request;
-
-    LOCK_SCOPE(&requests->mutex);
-    while (requests->count == 0)
-        (void)pthread_cond_wait(&requests->changed, &requests->mutex);
-    request = requests->items[requests->first];
-    requests->first = (requests->first + 1) % SERVER_CONTEXTS;
-    requests->count--;
-    requests->working++;
-    return request;
+    return bus_request_envelope(request)->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_FINISH;
 }
 
-static void worked(struct requests *requests)
+/* Moves out of the ring: the oldest request that may be worked on, and when that is the end of a
+ * task, every other end that waits. Under the lock. */
+static size_t pick(struct requests *requests, struct bus_request *out[TOGETHER_MAX])
+{
+    size_t kept = 0;
+    size_t picked = 0;
+
+    for (size_t i = 0; i < requests->count; i++) {
+        struct bus_request *request = requests->items[(requests->first + i) % SERVER_CONTEXTS];
+        bool may = !is_end(request) || !requests->ending;
+        if (may && (picked == 0 || (picked < TOGETHER_MAX && is_end(out[0]) && is_end(request)))) {
+            out[picked++] = request;
+        } else {
+            requests->items[(requests->first + kept++) % SERVER_CONTEXTS] = request;
+        }
+    }
+    requests->count = kept;
+    return picked;
+}
+
+/* Ends of tasks all change the same totals, so threads would wait for each other's commits: one
+ * thread has them, as many as have come, in one transaction. */
+static size_t take(struct requests *requests, struct bus_request *out[TOGETHER_MAX])
+{
+    size_t count;
+
+    LOCK_SCOPE(&requests->mutex);
+    while ((count = pick(requests, out)) == 0)
+        (void)pthread_cond_wait(&requests->changed, &requests->mutex);
+    requests->working += count;
+    requests->ending = requests->ending || is_end(out[0]);
+    return count;
+}
+
+static void worked(struct requests *requests, size_t count, bool ends)
 {
     LOCK_SCOPE(&requests->mutex);
-    requests->working--;
+    requests->working -= count;
+    if (!ends)
+        return;
+    requests->ending = false;
+    (void)pthread_cond_signal(&requests->changed);
 }
 
 bool requests_busy(struct requests *requests)
@@ -628,14 +659,50 @@ static void handle(struct scheduler *scheduler, struct db *db, struct bus_reques
     answer(&work, request, fn, &err);
 }
 
+/* The ends of several tasks in one transaction. False: nothing was done, or nobody knows: then each
+ * is handled alone, and finds out what it is. */
+static bool end_together(struct scheduler *scheduler, struct db *db,
+                         struct bus_request *const *requests, size_t count)
+{
+    autofree struct work *works = xcalloc(count, sizeof *works);
+    struct error err = ERROR_NONE;
+    bool good = db_begin(db, &err) == 0;
+
+    if (!good)
+        return false;
+    for (size_t i = 0; i < count && good; i++) {
+        works[i] = (struct work){
+            .scheduler = scheduler, .db = db, .envelope = bus_request_envelope(requests[i])};
+        works[i].ref = works[i].envelope->task_finish->ref;
+        good = finish(&works[i], &err) == 0 && !works[i].lost;
+    }
+    if (!good) {
+        db_rollback(db);
+        return false;
+    }
+    if (db_commit(db, &err) < 0)
+        return false;
+    for (size_t i = 0; i < count; i++) {
+        after(&works[i], finish);
+        answer(&works[i], requests[i], finish, &err);
+    }
+    return true;
+}
+
 void *requests_main(void *arg)
 {
     struct scheduler *scheduler = arg;
     auto_db *db = scheduler_db(scheduler, "scheduler requests");
 
     for (;;) {
-        handle(scheduler, db, take(scheduler->requests));
-        worked(scheduler->requests);
+        struct bus_request *requests[TOGETHER_MAX];
+        size_t count = take(scheduler->requests, requests);
+        bool ends = is_end(requests[0]); /* an answered one is gone */
+        if (count == 1 || !end_together(scheduler, db, requests, count)) {
+            for (size_t i = 0; i < count; i++)
+                handle(scheduler, db, requests[i]);
+        }
+        worked(scheduler->requests, count, ends);
     }
     return NULL;
 }

@@ -35,7 +35,7 @@ def test_an_old_job_moves_into_the_archive_and_reads_as_before(suite):
     api = suite.client
     new, waiting = ended(suite, "web", 0), api.submit(vm_path="db")
     old = ended(suite, "web", 2, "failed")
-    wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", old), 20, "it is archived")
+    wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", old), 40, "it is archived")
     assert suite.sql("SELECT 1 FROM jobs WHERE id = %s", old) == []
     for table in ("tasks", "job_events", "job_logs"):
         assert suite.sql(f"SELECT 1 FROM {table} WHERE job_id = %s", old) == []
@@ -53,11 +53,11 @@ def test_an_old_job_moves_into_the_archive_and_reads_as_before(suite):
 
 def test_the_archive_forgets_and_leaves_what_a_worker_still_has_to_remove(suite):
     kept, gone = ended(suite, "db", 24 * 11, release=True), ended(suite, "web", 24 * 11)
-    wait_for(lambda: suite.client.request("GET", f"/api/v1/jobs/{gone}").status_code == 404, 20,
+    wait_for(lambda: suite.client.request("GET", f"/api/v1/jobs/{gone}").status_code == 404, 40,
              "the old one is forgotten")
     assert suite.sql("SELECT 1 FROM jobs WHERE id = %s", kept)
     suite.sql("UPDATE tasks SET state = 'done' WHERE id = 'task-r'")
-    wait_for(lambda: suite.sql("SELECT 1 FROM jobs WHERE id = %s", kept) == [], 20, "then it goes")
+    wait_for(lambda: suite.sql("SELECT 1 FROM jobs WHERE id = %s", kept) == [], 40, "then it goes")
 
 
 def test_the_archive_has_every_column_of_jobs(suite):

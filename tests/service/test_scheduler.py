@@ -608,3 +608,36 @@ def test_audit_rows_are_chained_completely_however_they_commit(bench):
     assert bytes(seals[0]["prev"]) == b""
     for before, after in zip(seals, seals[1:]):
         assert bytes(after["prev"]) == bytes(before["digest"])
+
+
+def test_ends_that_come_together_are_judged_one_by_one(bench):
+    """They share a transaction; a stale one and a broken one keep no other from its end."""
+    b = bench()
+    jobs = [b.driver.submit() for _ in range(8)]
+    leases = [b.driver.take(slot=i, slots=8) for i in range(8)]
+    before = b.total("hypersdk_vms_exported_total")
+    holder = b.suite.postgres.connect(b.suite.database)
+    try:
+        with holder.cursor() as cursor:
+            cursor.execute("BEGIN")
+            cursor.execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE", (leases[0]["task_id"],))
+        answers = []
+        for i, lease in enumerate(leases):
+            result = export_result()
+            result["export"]["id"] = f"exp-{i:016d}"
+            answers.append(b.driver.send(
+                "finish", task_id=lease["task_id"], epoch=lease["epoch"], instance="w1",
+                token="00" * 16 if i == 3 else lease["token"],
+                result="no json" if i == 5 else json.dumps(result)))
+        wait_for(lambda: b.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                               " AND application_name = 'scheduler requests'"), 10, "the first waits")
+        assert all(a.waits() for a in answers)
+    finally:
+        holder.close()
+    answers = [a.get() for a in answers]
+    assert [a["lost"] for a in answers] == [i == 3 for i in range(8)]
+    assert [a.get("refused", "") != "" for a in answers] == [i == 5 for i in range(8)]
+    ended = [job for job in jobs if b.job(job)["status"] == "completed"]
+    assert len(ended) == 6 and b.total("hypersdk_vms_exported_total") == before + 6
+    assert b.task(leases[3]["task_id"])["state"] == "leased", "a stale end changes nothing"
+    assert all(b.history(job).count("job.completed") == 1 for job in ended)

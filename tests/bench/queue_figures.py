@@ -1,0 +1,142 @@
+"""Figures of the queue: a real scheduler on a PostgreSQL of its own, workers and submitters over the
+bus (tests/helpers/queue_load.c), also with a million finished jobs and 200,000 queued ones."""
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import tempfile
+import time
+
+from tests.harness.process import BIN
+from tests.harness.suite import Suite
+
+LOAD = BIN.parent / "helpers" / "queue_load"
+FINISHED = 1_000_000
+QUEUED = 200_000
+WORKERS = 64
+SNAPSHOT_SECONDS = 300
+
+FINISHED_JOBS = """
+INSERT INTO jobs (id, provider, vm_path, vm_name, output_path, format, definition, status, result,
+    submitted_by, created_at, started_at, completed_at)
+SELECT 'old-' || i, 'vsphere', '/DC0/vm/vm-' || i % 5000, 'vm-' || i % 5000, '/exports/' || i, 'qcow2',
+    '{"vm_path": "x", "format": "qcow2", "options": {"parallel_downloads": 4}}',
+    CASE WHEN i % 20 = 0 THEN 'failed' ELSE 'completed' END,
+    '{"total_size": 1000000, "files": [{"name": "disk-0.qcow2", "size": 1000000}]}', 'load', at, at, at
+FROM (SELECT i, now() - (%s - i) * interval '5 seconds' AS at FROM generate_series(1, %s) i) s;
+INSERT INTO tasks (id, job_id, kind, class, role, provider_kind, provider, spec, state)
+SELECT 'task-old-' || i, 'old-' || i, 'export', 'transfer', 'exporter', 'vsphere', 'vsphere', '{}',
+    'done' FROM generate_series(1, %s) i;
+INSERT INTO job_events (job_id, event, status, published)
+SELECT 'old-' || i, 'job.completed', 'completed', true FROM generate_series(1, %s) i;
+"""
+
+QUEUED_JOBS = """
+INSERT INTO jobs (id, provider, vm_path, vm_name, definition, submitted_by, priority)
+SELECT 'wait-' || i, 'vsphere', '/DC0/vm/vm-' || i, 'vm-' || i, '{"vm_path": "x"}', 'load', 10
+FROM generate_series(%s, %s) i;
+INSERT INTO tasks (id, job_id, kind, class, role, provider_kind, provider, spec, priority)
+SELECT 'task-wait-' || i, 'wait-' || i, 'export', 'transfer', 'exporter', 'vsphere', 'vsphere', '{}', 10
+FROM generate_series(%s, %s) i;
+"""
+
+
+def fdatasync_rate(directory, seconds=2.0):
+    """Appends of one page, each made durable: what one commit costs at least."""
+    path = pathlib.Path(directory) / "fdatasync"
+    with open(path, "wb", buffering=0) as f:
+        end, count = time.monotonic() + seconds, 0
+        while time.monotonic() < end:
+            f.write(b"x" * 8192)
+            os.fdatasync(f.fileno())
+            count += 1
+    path.unlink()
+    return count / seconds
+
+
+def load(suite, mode, jobs, number, workers=WORKERS):
+    done = subprocess.run([LOAD, suite.directory / "scheduler.yaml", mode, str(workers), str(jobs),
+                           str(number)], capture_output=True, text=True, timeout=900)
+    if done.returncode != 0:
+        raise RuntimeError(done.stderr)
+    return json.loads(done.stdout)
+
+
+def figure(name, value, unit, reference, goal, digits=1):
+    ratio = value / reference if reference else 0
+    return {"name": name, "value": f"{value:.{digits}f}", "unit": unit,
+            "reference": f"{reference:.{digits}f}", "ratio": f"{ratio:.2f}", "goal": goal}
+
+
+def p99(samples):
+    return sorted(samples)[int(len(samples) * 0.99) - 1]
+
+
+def list_latencies(suite, path, count=200):
+    samples = []
+    for _ in range(count):
+        start = time.monotonic()
+        suite.client.get(path)
+        samples.append((time.monotonic() - start) * 1000)
+    return samples
+
+
+def lists(suite):
+    """Against the same call for one job by its id."""
+    one = statistics.median(list_latencies(suite, "/api/v1/jobs/old-5"))
+    for name, query in (("newest", ""), ("failed", "?status=failed"), ("pending", "?status=pending"),
+                        ("one_vm", "?vm=vm-17"), ("provider", "?provider=vsphere"), ("stats", None)):
+        path = "/api/v1/jobs/stats" if query is None else "/api/v1/jobs" + query
+        yield figure(f"list_{name}_p99", p99(list_latencies(suite, path)), "ms", one, "<=50ms")
+
+
+def old_snapshot(suite, before):
+    """Someone's transaction keeps a snapshot for five minutes while the queue works."""
+    connection = suite.postgres.connect(suite.database)
+    try:
+        with connection.cursor() as cursor:
+            cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            cursor.execute("SELECT count(*) FROM settings")
+            end = time.monotonic() + SNAPSHOT_SECONDS
+            rates = []
+            while time.monotonic() < end:
+                rates.append(load(suite, "throughput", 5000, 50)["jobs_per_second"])
+    finally:
+        connection.close()
+    yield figure("queue_under_old_snapshot", rates[-1], "jobs/s", before, ">=0.5")
+
+
+def queue_figures():
+    with tempfile.TemporaryDirectory(prefix="hs-bench-") as directory:
+        suite = Suite(directory, services=["scheduler", "api-gateway"],
+                      config={"export": {"provider_limit": 1000}})
+        suite.start()
+        try:
+            suite.wait_ready()
+            suite.sql("INSERT INTO providers (name, kind) VALUES ('vsphere', 'vsphere')")
+            syncs = fdatasync_rate(directory)
+            empty = load(suite, "throughput", 20000, 50)
+            yield figure("queue_throughput_batch50", empty["jobs_per_second"], "jobs/s", syncs, ">=3")
+            paced = load(suite, "latency", 10000, 1000)
+            yield figure("enqueue_to_start_p99_at_1000", paced["start_p99_ms"], "ms",
+                         paced["commit_p50_ms"], "<=3", 2)
+            suite.sql(FINISHED_JOBS, FINISHED, FINISHED, FINISHED, FINISHED)
+            suite.sql(QUEUED_JOBS, 1, 10000, 1, 10000)
+            suite.sql("ANALYZE")
+            slow = load(suite, "latency", 2000, 100, workers=4)
+            yield figure("claim_p99_million_finished", slow["start_p99_ms"], "ms",
+                         paced["start_p99_ms"], "<=10ms", 2)
+            yield from lists(suite)
+            suite.sql(QUEUED_JOBS, 10001, QUEUED, 10001, QUEUED)
+            suite.sql("ANALYZE")
+            full = load(suite, "throughput", 20000, 50)["jobs_per_second"]
+            yield figure("queue_throughput_full", full, "jobs/s", empty["jobs_per_second"], ">=0.8")
+            yield from old_snapshot(suite, full)
+        finally:
+            suite.stop()
+
+
+if __name__ == "__main__":  # the figures of the queue alone
+    for f in queue_figures():
+        print(*f.values(), flush=True)
