@@ -69,6 +69,20 @@ int handle_job_stats(struct call *call, struct error *err);
 /* handlers_job_logs.c; follow: hands over to the hub */
 int handle_job_logs(struct call *call, struct error *err);
 
+/* handlers_workflows.c; {id}: of a workflow, or its name; {run}. What a run submits asks for the
+ * permissions of its steps, when the workflow is made and when it is run. Cancel, pause, resume and
+ * retry look at who started the run as the cancel of jobs does. */
+int handle_workflow_list(struct call *call, struct error *err);
+int handle_workflow_create(struct call *call, struct error *err);
+int handle_workflow_get(struct call *call, struct error *err);
+int handle_workflow_delete(struct call *call, struct error *err);
+int handle_workflow_run(struct call *call, struct error *err);
+int handle_workflow_run_get(struct call *call, struct error *err);
+int handle_workflow_run_cancel(struct call *call, struct error *err);
+int handle_workflow_run_pause(struct call *call, struct error *err);
+int handle_workflow_run_resume(struct call *call, struct error *err);
+int handle_workflow_run_retry(struct call *call, struct error *err);
+
 /* handlers_exports.c */
 int handle_export_list(struct call *call, struct error *err);
 int handle_export_get(struct call *call, struct error *err);         /* {id} */

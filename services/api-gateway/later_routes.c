@@ -26,7 +26,7 @@ static const struct route later[] = {
     LATER("GET", "/vsphere/vcenter/info"),
     LATER_BOTH("POST", "/vsphere/clone", "/api/v1/vsphere/clone"),
     LATER("POST", "/vsphere/clone/bulk"),
-    /* policies, templates, workflows */
+    /* policies, templates */
     LATER_BOTH("POST", "/backup-policies/create", "/api/v1/backup-policies"),
     LATER_BOTH("GET", "/backup-policies/list", "/api/v1/backup-policies"),
     LATER("GET", "/api/v1/backup-policies/{id}"),
@@ -39,13 +39,6 @@ static const struct route later[] = {
     LATER_BOTH("PUT", "/templates/{name}", "/api/v1/templates/{name}"),
     LATER_BOTH("DELETE", "/templates/{name}", "/api/v1/templates/{name}"),
     LATER_BOTH("POST", "/templates/{name}/render", "/api/v1/templates/{name}/render"),
-    LATER_BOTH("GET", "/workflows", "/api/v1/workflows"),
-    LATER_BOTH("POST", "/workflows", "/api/v1/workflows"),
-    LATER_BOTH("GET", "/workflows/{id}", "/api/v1/workflows/{id}"),
-    LATER_BOTH("DELETE", "/workflows/{id}", "/api/v1/workflows/{id}"),
-    LATER_BOTH("POST", "/workflows/{id}/run", "/api/v1/workflows/{id}/run"),
-    LATER_BOTH("GET", "/workflows/runs/{run}", "/api/v1/workflows/runs/{run}"),
-    LATER_BOTH("POST", "/workflows/runs/{run}/cancel", "/api/v1/workflows/runs/{run}/cancel"),
     /* webhooks and mail */
     LATER_BOTH("GET", "/webhooks", "/api/v1/webhooks"),
     LATER_BOTH("POST", "/webhooks", "/api/v1/webhooks"),

@@ -47,6 +47,7 @@ int vms_command(struct program *program, struct error *err);
 int jobs_command(struct program *program, struct error *err);
 int jobs_list(struct program *program, const char *status, struct error *err);
 int jobs_cancel(struct program *program, const char *job_id, struct error *err);
+int workflow_command(struct program *program, struct error *err); /* workflows.c */
 /* exports.c */
 int exports_command(struct program *program, struct error *err);
 int verify_command(struct program *program, struct error *err); /* verify DIR */

@@ -15,7 +15,7 @@ static const struct {
     {"queue", FLAG_IN_QUEUE},     {"workers", FLAG_IN_WORKERS},     {"jobs", FLAG_IN_JOBS},
     {"vms", FLAG_IN_VMS},         {"providers", FLAG_IN_PROVIDERS}, {"status", FLAG_IN_STATUS},
     {"login", FLAG_IN_LOGIN},     {"exports", FLAG_IN_EXPORTS},     {"verify", FLAG_IN_VERIFY},
-    {"decrypt", FLAG_IN_DECRYPT},
+    {"decrypt", FLAG_IN_DECRYPT}, {"workflow", FLAG_IN_WORKFLOW},
 };
 
 static int unknown_flag(const char *name, struct error *err)
@@ -191,8 +191,8 @@ static int take_word(const char *word, struct command_line *line, struct error *
         if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0) {
             return error_set(
                 err, ERR_INVALID,
-                "unknown command '%.80s' (jobs, exports, verify, decrypt, vms, providers, "
-                "status, login; to export a VM: --vm NAME)",
+                "unknown command '%.80s' (jobs, workflow, exports, verify, decrypt, vms, "
+                "providers, status, login; to export a VM: --vm NAME)",
                 word);
         }
     }
@@ -436,6 +436,9 @@ void flags_help(struct strbuf *out, unsigned int command)
         "  hyperexport --vm NAME --vm-info           show a VM\n"
         "  hyperexport jobs list|get ID|cancel ID|retry ID|pause ID|resume ID|\n"
         "                   delete ID|limit ID MB/S|logs ID [--follow]|watch ID\n"
+        "  hyperexport workflow list|create FILE|show NAME|delete NAME|\n"
+        "                   run NAME [--watch]|status RUN [--watch]|cancel RUN|\n"
+        "                   pause RUN|resume RUN|retry RUN\n"
         "  hyperexport exports list|show ID|verify ID|check ID|prune ID KEEP|\n"
         "                   flatten ID\n"
         "  hyperexport verify DIR                    read an export back and compare it\n"

@@ -115,7 +115,8 @@ enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 #define FLAG_IN_DECRYPT   256U
 #define FLAG_IN_QUEUE     512U
 #define FLAG_IN_WORKERS   1024U
-#define FLAG_IN_ALL       2047U
+#define FLAG_IN_WORKFLOW  2048U
+#define FLAG_IN_ALL       4095U
 
 /* Properties. */
 #define FLAG_IS_SECRET       1U /* its value is overwritten in argv */

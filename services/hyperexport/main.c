@@ -62,6 +62,8 @@ static int run(struct program *program, struct error *err)
     switch (program->line->command) {
     case FLAG_IN_JOBS:
         return jobs_command(program, err);
+    case FLAG_IN_WORKFLOW:
+        return workflow_command(program, err);
     case FLAG_IN_EXPORTS:
         return exports_command(program, err);
     case FLAG_IN_VERIFY:

@@ -257,7 +257,8 @@ static int lead(struct scheduler *scheduler, struct db *db, struct error *err)
 {
     if (open_publisher(scheduler, db, err) < 0 || start(park_main, scheduler, err) < 0 ||
         start(reaper_main, scheduler, err) < 0 || start(schedule_fire_main, scheduler, err) < 0 ||
-        start(publish_main, scheduler, err) < 0 || start(leader_watch_main, scheduler, err) < 0)
+        start(workflows_main, scheduler, err) < 0 || start(publish_main, scheduler, err) < 0 ||
+        start(leader_watch_main, scheduler, err) < 0)
         return -1;
     for (size_t i = 0; i < REQUEST_THREADS; i++) {
         if (start(requests_main, scheduler, err) < 0)

@@ -2,7 +2,8 @@
  * lost at any moment: parked requests come again, leases go on by their rows.
  *
  * Threads: main (leader row), dispatcher (parked lease requests), requests (everything else that
- * workers ask), reaper (what lost messages would leave undone), schedules, publisher (Redis). Each
+ * workers ask), reaper (what lost messages would leave undone), schedules, workflows, publisher
+ * (Redis). Each
  * has its own database connection. */
 #ifndef SCHEDULER_SCHEDULER_H
 #define SCHEDULER_SCHEDULER_H
@@ -104,9 +105,10 @@ MUST_CHECK int scheduler_repeat_controls(struct scheduler *scheduler, struct db 
 /* reasons.c: why jobs wait, into their rows. */
 MUST_CHECK int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err);
 
-/* reaper.c, schedule_fire.c, publish.c: threads for the life of the process. */
+/* reaper.c, schedule_fire.c, workflows.c, publish.c: threads for the life of the process. */
 void *reaper_main(void *scheduler);
 void *schedule_fire_main(void *scheduler);
+void *workflows_main(void *scheduler);
 void *publish_main(void *scheduler);
 /* Something was written to job_events. */
 void publish_wake(void);

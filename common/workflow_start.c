@@ -1,0 +1,196 @@
+/* See workflow_start.h. */
+#include "common/workflow_start.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/json.h"
+#include "common/submit_bridge.h"
+
+#define NUMBER_SIZE 24
+
+static const char WAITING_ITEMS[] =
+    "SELECT g, coalesce(i.job_id, ''), coalesce(j.status, '')"
+    " FROM generate_series(0, $3::int - 1) g LEFT JOIN workflow_items i ON i.run_id = $1"
+    "  AND i.step = $2::int AND i.item = g LEFT JOIN jobs j ON j.id = i.job_id"
+    " WHERE i.item IS NULL OR (i.state = 'failed' AND i.attempt < $4::int)"
+    " ORDER BY g LIMIT $5::int";
+
+static const char STORE_ITEM[] =
+    "INSERT INTO workflow_items (run_id, step, item, attempt, job_id, state, error)"
+    " VALUES ($1, $2::int, $3::int, $4::int, $5, $6, $7) ON CONFLICT (run_id, step, item)"
+    " DO UPDATE SET attempt = excluded.attempt, job_id = excluded.job_id, state = excluded.state,"
+    " error = excluded.error";
+
+struct workflow_starter {
+    struct db *db;
+    const struct submit_settings *settings;
+    const char *submitted_by;
+    const char *trace_id;
+    struct workflow *workflow;
+};
+
+int workflow_starter_new(struct db *db, const struct submit_settings *settings,
+                         const char *definition, const char *submitted_by, const char *trace_id,
+                         struct workflow_starter **out, struct error *err)
+{
+    auto_workflow_starter *starter = xcalloc(1, sizeof *starter);
+    auto_json *json = json_loads(definition, 0, NULL);
+    struct field_problem problem = {0};
+
+    *starter = (struct workflow_starter){db, settings, submitted_by, trace_id, NULL};
+    if (workflow_parse(json, &starter->workflow, &problem, err) < 0)
+        return error_wrap(err, "stored definition");
+    *out = STEAL(starter);
+    return 0;
+}
+
+void workflow_starter_free(struct workflow_starter *starter)
+{
+    if (starter == NULL)
+        return;
+    workflow_free(starter->workflow);
+    free(starter);
+}
+
+/* ---- one request ---- */
+
+static int submit_export(struct workflow_starter *s, const json_t *element,
+                         const struct submit_origin *origin, char out_id[64],
+                         struct field_problem *problem, struct error *err)
+{
+    auto_submit_request *request = NULL;
+    struct provider_row provider;
+    bool existing = false;
+
+    if (submit_prepare(s->settings, s->db, element, &request, &provider, problem, err) < 0)
+        return -1;
+    return submit_store(s->db, request, &provider, origin, out_id, &existing, err);
+}
+
+static int submit_bridge(struct workflow_starter *s, enum workflow_step_type type,
+                         const json_t *element, const struct submit_origin *origin, char out_id[64],
+                         struct field_problem *problem, struct error *err)
+{
+    auto_bridge_request *request = NULL;
+    int rc = type == WORKFLOW_CONVERT
+                 ? submit_convert_prepare(s->settings, element, &request, problem, err)
+                 : submit_import_prepare(s->settings, s->db, element, &request, problem, err);
+
+    if (rc < 0)
+        return -1;
+    return submit_bridge_store(s->db, request, origin, out_id, err);
+}
+
+static int submit_item(struct workflow_starter *s, const struct workflow_start *start,
+                       uint32_t item, char out_id[64], struct field_problem *problem,
+                       struct error *err)
+{
+    const struct submit_origin origin = {
+        .submitted_by = s->submitted_by, .trace_id = s->trace_id, .workflow_run_id = start->run_id};
+    enum workflow_step_type type = s->workflow->steps[start->step].type;
+    auto_json *element = workflow_item(s->workflow, start->step, item);
+
+    switch (type) {
+    case WORKFLOW_BATCH:
+    case WORKFLOW_JOB:
+        return submit_export(s, element, &origin, out_id, problem, err);
+    case WORKFLOW_CONVERT:
+    case WORKFLOW_IMPORT:
+        return submit_bridge(s, type, element, &origin, out_id, problem, err);
+    case WORKFLOW_WAIT:
+        break;
+    }
+    return error_set(err, ERR_INTERNAL, "a wait has no items");
+}
+
+/* ---- items ---- */
+
+static int store_item(struct workflow_starter *s, const struct workflow_start *start,
+                      const char *item, const char *job_id, const char *state, const char *why,
+                      struct error *err)
+{
+    char step[NUMBER_SIZE];
+    char attempt[NUMBER_SIZE];
+
+    (void)snprintf(step, sizeof step, "%" PRIu32, start->step);
+    (void)snprintf(attempt, sizeof attempt, "%" PRIu32, start->attempt);
+    return db_exec(s->db, STORE_ITEM,
+                   DB_PARAMS(start->run_id, step, item, attempt, job_id, state, why), NULL, err);
+}
+
+/* Refused by what was asked for, not by the moment. */
+static bool is_refusal(const struct field_problem *problem, const struct error *why)
+{
+    return problem->status != 0 || why->code == ERR_CONFLICT || why->code == ERR_NOT_FOUND ||
+           why->code == ERR_INVALID;
+}
+
+static int start_new(struct workflow_starter *s, const struct workflow_start *start,
+                     const char *item, bool *out_started, struct error *err)
+{
+    struct field_problem problem = {0};
+    struct error why = ERROR_NONE;
+    char job_id[64];
+
+    if (submit_item(s, start, (uint32_t)strtoul(item, NULL, 10), job_id, &problem, &why) == 0) {
+        *out_started = true;
+        return store_item(s, start, item, job_id, "active", "", err);
+    }
+    if (!is_refusal(&problem, &why)) {
+        *err = why;
+        return -1;
+    }
+    return store_item(s, start, item, "", "failed", why.message, err);
+}
+
+/* The user may have tried the job again himself: then what became of that counts. */
+static int start_again(struct workflow_starter *s, const struct workflow_start *start,
+                       const char *item, const char *job_id, const char *status, bool *out_started,
+                       struct error *err)
+{
+    struct error why = ERROR_NONE;
+
+    if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0) {
+        if (job_store_retry(s->db, job_id, s->submitted_by, &why) < 0) {
+            if (why.code == ERR_CONFLICT)
+                return 0;
+            *err = why;
+            return -1;
+        }
+        *out_started = true;
+    }
+    return store_item(s, start, item, job_id, "active", "", err);
+}
+
+int workflow_starter_run(struct workflow_starter *s, const struct workflow_start *start,
+                         bool *out_started, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    char step[NUMBER_SIZE];
+    char items[NUMBER_SIZE];
+    char attempt[NUMBER_SIZE];
+    char count[NUMBER_SIZE];
+
+    if (start->step >= s->workflow->step_count)
+        return error_set(err, ERR_INTERNAL, "the definition has no step %u", start->step);
+    (void)snprintf(step, sizeof step, "%" PRIu32, start->step);
+    (void)snprintf(items, sizeof items, "%" PRIu32, s->workflow->steps[start->step].item_count);
+    (void)snprintf(attempt, sizeof attempt, "%" PRIu32, start->attempt);
+    (void)snprintf(count, sizeof count, "%" PRIu32, start->count);
+    if (db_exec(s->db, WAITING_ITEMS, DB_PARAMS(start->run_id, step, items, attempt, count), &rows,
+                err) < 0)
+        return -1;
+    for (int i = 0; i < PQntuples(rows); i++) {
+        const char *item = db_text(rows, i, 0);
+        const char *job_id = db_text(rows, i, 1);
+        const char *status = db_text(rows, i, 2);
+        int rc = status[0] == '\0' ? start_new(s, start, item, out_started, err)
+                                   : start_again(s, start, item, job_id, status, out_started, err);
+        if (rc < 0)
+            return -1;
+    }
+    return 0;
+}
