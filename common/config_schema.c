@@ -167,6 +167,18 @@ static const struct config_key webhooks_keys[] = {
     {0},
 };
 
+static const struct config_key hooks_keys[] = {
+    {"scripts_dir", CONFIG_STRING, KEY(hooks, scripts_dir), "", 0, 4095, 0,
+     "the directory that scripts of hooks and workflows must be in; empty: none are run"},
+    {"timeout", CONFIG_DURATION_MS, KEY(hooks, timeout_ms), "10m", 1000, 24 * HOUR_MS, 0,
+     "a script that takes longer, and does not ask for more, is ended"},
+    {"memory_max", CONFIG_SIZE, KEY(hooks, memory_max), "1073741824", 16 * MIB, 1024 * GIB, 0,
+     "address space of each process of a script"},
+    {"files_max", CONFIG_U32, KEY(hooks, files_max), "256", 16, 65536, 0,
+     "open files of each process of a script"},
+    {0},
+};
+
 static const struct config_key security_keys[] = {
     {"max_request_size_mb", CONFIG_U32, KEY(security, max_request_size_mb), "10", 1, 64, 0,
      "largest request body"},
@@ -250,6 +262,7 @@ const struct config_table config_tables[] = {
     {"hyper2kvm", hyper2kvm_keys, sizeof(struct hyper2kvm_config), NULL},
     {"libvirt", libvirt_keys, sizeof(struct libvirt_config), NULL},
     {"webhooks", webhooks_keys, sizeof(struct webhooks_config), "endpoints"},
+    {"hooks", hooks_keys, sizeof(struct hooks_config), NULL},
     {"security", security_keys, sizeof(struct security_config), NULL},
     {"metrics", metrics_keys, sizeof(struct metrics_config), NULL},
     {"retry", retry_keys, sizeof(struct retry_config), NULL},

@@ -99,6 +99,13 @@ struct webhooks_config { /* section "webhooks"; endpoints[] is read as JSON */
     bool allow_private; /* loopback and private targets, e.g. for tests */
 };
 
+struct hooks_config {    /* section "hooks" */
+    char *scripts_dir;   /* the only place that scripts may be in; "": none are run */
+    int64_t timeout_ms;  /* of a script that does not say its own */
+    uint64_t memory_max; /* address space of each of its processes */
+    uint32_t files_max;  /* open files of each */
+};
+
 struct security_config {                /* section "security" */
     uint32_t max_request_size_mb;       /* default 10 */
     uint32_t rate_limit_per_min;        /* per client address, 0 = off */

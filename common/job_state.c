@@ -100,6 +100,22 @@ static struct job_decision requeue(const struct job_machine *row, const char *ev
     return d;
 }
 
+/* All tries are used up. The job goes on without a task that may fail. */
+static struct job_decision give_up(const struct job_machine *row)
+{
+    struct job_decision d = {.row = *row, .event = "job.hook_failed", .allowed = true};
+
+    if (!row->may_fail)
+        return end(row, JOB_FAILED, TASK_FAILED, "job.failed");
+    if (row->last_task)
+        return end(row, JOB_COMPLETED, TASK_FAILED, "job.completed");
+    d.row.task = TASK_FAILED;
+    if (row->job != JOB_PAUSED)
+        d.row.job = JOB_RUNNING;
+    d.effects = JOB_EFFECT_HISTORY | JOB_EFFECT_RELEASE_NEXT;
+    return d;
+}
+
 /* ---- events ---- */
 
 static struct job_decision on_leased(const struct job_machine *row,
@@ -156,7 +172,7 @@ static struct job_decision on_lost(const struct job_machine *row,
     next.losses = row->bytes_done > row->progress_mark ? 0 : row->losses + 1;
     next.progress_mark = row->bytes_done;
     if (row->job != JOB_CANCELLING && !row->task_cancel && next.losses >= row->losses_max) {
-        d = end(&next, JOB_FAILED, TASK_FAILED, "job.failed");
+        d = give_up(&next);
     } else {
         d = requeue(&next, "job.lease_lost");
     }
@@ -176,7 +192,7 @@ static struct job_decision on_failed(const struct job_machine *row,
         return end(row, JOB_CANCELLED, TASK_CANCELLED, "job.cancelled");
     next.attempt++;
     if (!input->retryable || next.attempt >= next.max_attempts)
-        return end(&next, JOB_FAILED, TASK_FAILED, "job.failed");
+        return give_up(&next);
     next.losses = 0;
     d = requeue(&next, "job.retry_scheduled");
     d.row.not_before_ms = input->now_ms + backoff(&next, input->random);

@@ -43,6 +43,7 @@ struct job_machine { /* what the decision depends on */
     enum task_state task;
     bool task_cancel;
     bool last_task; /* no further task of the job waits behind it */
+    bool may_fail;  /* a hook with on_error: continue: the job goes on without it */
     uint64_t epoch;
     uint32_t attempt, max_attempts;
     uint32_t losses, losses_max;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/autos.h"
+#include "common/clock.h"
 #include "common/id.h"
 #include "common/job_store_internal.h"
 #include "common/json.h"
@@ -20,15 +21,18 @@ static const char INSERT_JOB[] =
 
 static const char INSERT_TASK[] =
     "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
-    " priority, state, volume) VALUES ($1, $2, $3::int, $4, 'transfer', $5, $6, $7, $8::jsonb,"
-    " $9::int, $10, $11)";
+    " priority, state, volume, hook, may_fail, max_attempts, retry_initial_ms, retry_max_ms, wait,"
+    " not_before) VALUES ($1, $2, $3::int, $4, 'transfer', $5, $6, $7, $8::jsonb, $9::int, $10,"
+    " $11, $12, $13::boolean, $14::int, $15::bigint, $16::bigint, $17::jsonb,"
+    " coalesce(to_timestamp($18::bigint / 1000.0), now()))";
 
 static const char FIND_KEY[] = "SELECT id, idempotency_hash = $3::bytea FROM jobs"
                                " WHERE submitted_by = $1 AND idempotency_key = $2";
 
-/* The task that a user's wish is about: the first that is not done. */
+/* The task that a user's wish is about: the first that is not over. */
 static const char CURRENT_TASK[] =
-    "SELECT t.id FROM tasks t WHERE t.job_id = $1 ORDER BY (t.state = 'done'), t.ordinal LIMIT 1";
+    "SELECT t.id FROM tasks t WHERE t.job_id = $1 ORDER BY (t.state = 'done' OR (t.state = 'failed'"
+    " AND t.may_fail)), t.ordinal LIMIT 1";
 
 static const char JOB_EXISTS[] = "SELECT 1 FROM jobs WHERE id = $1";
 
@@ -46,7 +50,8 @@ static const char RELEASE_RUNS[] =
 
 static const char BLOCK_LATER[] =
     "UPDATE tasks SET state = 'blocked', cancel = false, updated_at = now()"
-    " WHERE job_id = $1 AND id <> $2 AND state IN ('cancelled', 'failed')";
+    " WHERE job_id = $1 AND state IN ('cancelled', 'failed')"
+    " AND ordinal > (SELECT ordinal FROM tasks WHERE id = $2)";
 
 static const char CLEAR_END[] =
     "UPDATE jobs SET completed_at = NULL, error = '', error_code = '', cancel_reason = '',"
@@ -82,43 +87,67 @@ int store_end(struct db *db, bool own, int rc, struct error *err)
 
 /* ---- submit ---- */
 
-struct task_row {
-    int ordinal;
-    const char *kind;
-    const json_t *spec;
-};
+int64_t store_wait_end(const json_t *wait, int64_t now_ms)
+{
+    const json_t *step;
+    size_t i;
+
+    json_array_foreach(wait, i, step)
+    {
+        json_int_t until_ms = json_integer_value(json_object_get(step, "until_ms"));
+        now_ms += json_integer_value(json_object_get(step, "ms"));
+        if (until_ms > now_ms)
+            now_ms = until_ms;
+    }
+    return now_ms;
+}
 
 static int insert_task(struct db *db, const struct job_submission *s, const char *job_id,
-                       const struct task_row *task, struct error *err)
+                       const struct job_task *task, size_t ordinal, struct error *err)
 {
-    bool later = task->ordinal > 0;
-    bool bridge = later || s->bridge; /* what comes behind an export is its work */
+    bool files = !task->bridge && s->any_exporter; /* of no source */
     autofree char *spec = json_text(task->spec);
+    autofree char *wait = task->wait == NULL ? NULL : json_text(task->wait);
+    bool own_retries = task->max_attempts > 0;
     char id[ID_SIZE];
-    char number[NUMBER_SIZE];
-    char priority[NUMBER_SIZE];
+    char number[NUMBER_SIZE], priority[NUMBER_SIZE], attempts[NUMBER_SIZE], initial[NUMBER_SIZE],
+        max[NUMBER_SIZE], until[NUMBER_SIZE];
 
     id_new("task", id);
-    (void)snprintf(number, sizeof number, "%d", task->ordinal);
+    (void)snprintf(number, sizeof number, "%zu", ordinal);
     (void)snprintf(priority, sizeof priority, "%" PRIu32, s->priority);
+    (void)snprintf(attempts, sizeof attempts, "%" PRIu32, task->max_attempts);
+    (void)snprintf(initial, sizeof initial, "%" PRId64, task->retry_initial_ms);
+    (void)snprintf(max, sizeof max, "%" PRId64, task->retry_max_ms);
+    (void)snprintf(until, sizeof until, "%" PRId64, store_wait_end(task->wait, clock_wall_ms()));
     return db_exec(db, INSERT_TASK,
-                   DB_PARAMS(id, job_id, number, task->kind, bridge ? "bridge" : "exporter",
-                             bridge || s->any_exporter ? "" : s->provider_kind,
-                             s->bridge || s->any_exporter ? "" : s->provider, spec, priority,
-                             later ? "blocked" : "queued",
-                             later || s->volume == NULL ? "" : s->volume),
+                   DB_PARAMS(id, job_id, number, task->kind, task->bridge ? "bridge" : "exporter",
+                             task->bridge || files ? "" : s->provider_kind,
+                             s->bridge || files ? "" : s->provider, spec, priority,
+                             ordinal > 0 ? "blocked" : "queued",
+                             strcmp(task->kind, s->kind) != 0 || s->volume == NULL ? "" : s->volume,
+                             task->hook == NULL ? "" : task->hook,
+                             task->may_fail ? "true" : "false", own_retries ? attempts : NULL,
+                             own_retries ? initial : NULL, own_retries ? max : NULL, wait,
+                             ordinal == 0 && wait != NULL ? until : NULL),
                    NULL, err);
 }
 
 static int insert_tasks(struct db *db, const struct job_submission *s, const char *job_id,
                         struct error *err)
 {
-    const struct task_row rows[] = {{0, s->kind, s->export_spec},
-                                    {1, "convert", s->convert_spec},
-                                    {2, "import", s->import_spec}};
+    const struct job_task own[] = {
+        {.kind = s->kind, .spec = s->export_spec, .bridge = s->bridge},
+        {.kind = "convert", .spec = s->convert_spec, .bridge = true},
+        {.kind = "import", .spec = s->import_spec, .bridge = true},
+    };
+    const struct job_task *tasks = s->task_count > 0 ? s->tasks : own;
+    size_t count = s->task_count > 0 ? s->task_count : ARRAY_LEN(own);
+    size_t ordinal = 0;
 
-    for (size_t i = 0; i < ARRAY_LEN(rows); i++) {
-        if (rows[i].spec != NULL && insert_task(db, s, job_id, &rows[i], err) < 0)
+    assert(count <= JOB_TASKS_MAX);
+    for (size_t i = 0; i < count; i++) {
+        if (tasks[i].spec != NULL && insert_task(db, s, job_id, &tasks[i], ordinal++, err) < 0)
             return -1;
     }
     return 0;

@@ -9,6 +9,21 @@
 #include "common/db.h"
 #include "common/job_state.h"
 
+#define JOB_TASKS_MAX 64 /* a job's own three, and its hooks */
+
+struct job_task { /* one of a job, in their order; borrowed */
+    const char *kind;
+    const json_t *spec;
+    bool bridge;           /* else the exporter's, as the submission says */
+    const char *hook;      /* "pre" | "post"; NULL: none, and then */
+    bool may_fail;         /* the job goes on without it */
+    uint32_t max_attempts; /* 0: the job's retries, else these */
+    int64_t retry_initial_ms;
+    int64_t retry_max_ms;
+    const json_t *wait; /* done one after the other before it is queued: [{"ms": n} |
+                           {"until_ms": wall}]; NULL: nothing */
+};
+
 struct job_submission {
     const char *id; /* NULL: generated */
     const char *name;
@@ -23,10 +38,12 @@ struct job_submission {
     bool bridge;        /* like that, but the first task is the bridge's */
     const char *volume; /* that must be reached; NULL: any */
     const char *format;
-    const json_t *definition;   /* canonical, secrets removed */
-    const json_t *export_spec;  /* of the first task, whose kind is the job's (docs/tasks.md) */
-    const json_t *convert_spec; /* NULL: no conversion task */
-    const json_t *import_spec;  /* NULL: no import behind the conversion */
+    const json_t *definition;     /* canonical, secrets removed */
+    const json_t *export_spec;    /* of the first task, whose kind is the job's (docs/tasks.md) */
+    const json_t *convert_spec;   /* NULL: no conversion task */
+    const json_t *import_spec;    /* NULL: no import behind the conversion */
+    const struct job_task *tasks; /* all of them, with hooks, instead of the three specs */
+    size_t task_count;            /* 0: no hooks */
     uint32_t priority;
     uint32_t max_attempts;
     int64_t retry_initial_ms; /* back-off after errors; doubles up to retry_max_ms */

@@ -27,8 +27,9 @@ static const char LOCK_TASK[] =
     " (extract(epoch FROM not_before) * 1000)::bigint, token,"
     " (extract(epoch FROM clock_timestamp()) * 1000)::bigint,"
     " NOT EXISTS (SELECT 1 FROM tasks n WHERE n.job_id = tasks.job_id"
-    "             AND n.ordinal > tasks.ordinal AND n.state = 'blocked')"
-    " FROM tasks WHERE id = $1 FOR UPDATE";
+    "             AND n.ordinal > tasks.ordinal AND n.state = 'blocked'),"
+    " hook, may_fail, max_attempts, retry_initial_ms, retry_max_ms FROM tasks WHERE id = $1 FOR "
+    "UPDATE";
 
 static const char STORE_TASK[] =
     "UPDATE tasks SET state = $2, epoch = $3::bigint, attempt = $4::int, losses = $5::int,"
@@ -134,6 +135,13 @@ static int lock_task(struct db *db, const char *task_id, struct store_row *row, 
     m->not_before_ms = db_i64(rows, 0, 10);
     row->now_ms = db_i64(rows, 0, 12);
     m->last_task = db_bool(rows, 0, 13);
+    (void)snprintf(row->hook, sizeof row->hook, "%s", db_text(rows, 0, 14));
+    m->may_fail = db_bool(rows, 0, 15);
+    if (!db_is_null(rows, 0, 16)) {
+        m->max_attempts = (uint32_t)db_i64(rows, 0, 16);
+        m->retry_initial_ms = db_i64(rows, 0, 17);
+        m->retry_max_ms = db_i64(rows, 0, 18);
+    }
     if (row->job_id[0] == '\0')
         control_machine(row);
     return read_token(rows, row, err);
@@ -208,14 +216,14 @@ static const char *next_phase(const struct job_store_event *event, const struct 
 static bool shows_result(const struct store_row *row, const struct job_store_event *event,
                          const struct job_decision *d)
 {
-    if (event->result == NULL)
+    if (event->result == NULL || row->hook[0] != '\0') /* hooks are shown one by one */
         return false;
     return d->row.task == TASK_DONE ||
            (d->row.task == TASK_FAILED &&
             (strcmp(row->task_kind, "verify") == 0 || strcmp(row->task_kind, "cleanup") == 0));
 }
 
-/* An error is shown only while it counts. */
+/* An error is shown only while it counts: not that of a hook which the job goes on without. */
 static int store_job(struct db *db, const struct store_row *row,
                      const struct job_store_event *event, const struct job_decision *d,
                      struct error *err)
@@ -223,7 +231,8 @@ static int store_job(struct db *db, const struct store_row *row,
     bool shown = shows_result(row, event, d);
     autofree char *result = shown ? shown_result(event->result) : NULL;
     const char *vm_name = shown ? json_str(event->result, "vm_name") : "";
-    bool failed = event->error_message != NULL && d->row.job != JOB_CANCELLED;
+    bool failed = event->error_message != NULL && d->row.job != JOB_CANCELLED &&
+                  (d->row.task != TASK_FAILED || d->row.job == JOB_FAILED);
     bool clean = d->row.job == JOB_COMPLETED;
     char attempt[NUMBER_SIZE];
 
@@ -236,6 +245,20 @@ static int store_job(struct db *db, const struct store_row *row,
                              clean ? "" : (failed ? event->error_code : NULL), result,
                              vm_name[0] == '\0' ? NULL : vm_name),
                    NULL, err);
+}
+
+/* Whose end or start it is, when that is a hook's. */
+static void add_hook(const struct store_row *row, const struct job_store_event *event,
+                     json_t *detail)
+{
+    json_t *script = json_object_get(event->result, "script");
+
+    if (row->hook[0] == '\0')
+        return;
+    json_set_text(detail, "hook", row->hook);
+    json_set_text(detail, "task", row->task_kind);
+    if (json_object_get(script, "exit_status") != NULL)
+        (void)json_object_set(detail, "exit_status", json_object_get(script, "exit_status"));
 }
 
 static int store_event(struct db *db, const struct store_row *row,
@@ -254,6 +277,7 @@ static int store_event(struct db *db, const struct store_row *row,
         json_set_text(detail, "worker", event->worker);
     if (event->detail != NULL)
         json_set_text(detail, "reason", event->detail);
+    add_hook(row, event, detail);
     return store_history(db,
                          &(struct store_line){.job_id = row->job_id,
                                               .event = d->event,
@@ -335,10 +359,10 @@ static int apply(struct db *db, const struct job_store_event *event, struct job_
         random_bytes(&complete.input.random, sizeof complete.input.random);
     decision = job_decide(&row.machine, &complete.input);
     if (decision.allowed && complete.input.event == JOB_EVENT_LEASE_LOST &&
-        decision.row.job == JOB_FAILED) {
+        decision.row.task == TASK_FAILED) {
         complete.error_code = "timeout";
         complete.error_message = "the workers of the task died again and again without progress; "
-                                 "see the logs of the exporters";
+                                 "see the logs of the exporters and bridges";
     }
     if (decision.allowed && store_decision(db, &row, &complete, &decision, err) < 0)
         return -1;

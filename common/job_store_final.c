@@ -38,12 +38,16 @@ static const char UPDATE_POINT_DISKS[] =
 
 /* $2: where the files are that the next tasks need; '': where they were. */
 static const char COMPLETE_SPEC[] =
-    "UPDATE tasks SET volume = coalesce(nullif($2, ''), volume), spec = spec || $3::jsonb WHERE"
-    " job_id = $1 AND state = 'blocked'";
+    "UPDATE tasks SET volume = CASE WHEN kind = 'webhook' THEN '' ELSE coalesce(nullif($2, ''),"
+    " volume) END, spec = spec || $3::jsonb WHERE job_id = $1 AND state = 'blocked'";
+
+static const char NEXT_WAIT[] =
+    "SELECT id, coalesce(wait, '[]'::jsonb), (extract(epoch FROM now()) * 1000)::bigint FROM tasks"
+    " WHERE job_id = $1 AND state = 'blocked' ORDER BY ordinal LIMIT 1";
 
 static const char QUEUE_NEXT[] =
-    "UPDATE tasks SET state = 'queued', not_before = now(), updated_at = now() WHERE id ="
-    " (SELECT id FROM tasks WHERE job_id = $1 AND state = 'blocked' ORDER BY ordinal LIMIT 1)";
+    "UPDATE tasks SET state = 'queued', not_before = to_timestamp($2::bigint / 1000.0),"
+    " updated_at = now() WHERE id = $1";
 
 static const char CANCEL_LATER[] =
     "UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE job_id = $1"
@@ -188,7 +192,17 @@ int store_converted(struct db *db, const struct store_row *row, const json_t *re
 
 int store_release_next(struct db *db, const struct store_row *row, struct error *err)
 {
-    return db_exec(db, QUEUE_NEXT, DB_PARAMS(row->job_id), NULL, err);
+    auto_pgresult *rows = NULL;
+    auto_json *wait = NULL;
+    char until[NUMBER_SIZE];
+
+    if (db_exec(db, NEXT_WAIT, DB_PARAMS(row->job_id), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return 0;
+    wait = json_loads(db_text(rows, 0, 1), 0, NULL);
+    (void)snprintf(until, sizeof until, "%" PRId64, store_wait_end(wait, db_i64(rows, 0, 2)));
+    return db_exec(db, QUEUE_NEXT, DB_PARAMS(db_text(rows, 0, 0), until), NULL, err);
 }
 
 int store_release_task(struct db *db, const struct store_row *row, struct error *err)

@@ -15,6 +15,7 @@ struct store_row { /* job and task as they were when locked */
     char job_id[64];
     char task_id[64];
     char task_kind[32];
+    char hook[8]; /* pre, post; "": the task is none */
     char provider[64];
     struct job_machine machine;
     uint8_t token[16];
@@ -59,6 +60,8 @@ MUST_CHECK int store_next_spec(struct db *db, const struct store_row *row, const
 /* What waits behind the conversion learns what it made. */
 MUST_CHECK int store_converted(struct db *db, const struct store_row *row, const json_t *result,
                                struct error *err);
+/* When the waits of a task (job_task.wait) that begin now are over. */
+int64_t store_wait_end(const json_t *wait, int64_t now_ms);
 MUST_CHECK int store_release_next(struct db *db, const struct store_row *row, struct error *err);
 /* A control task that takes away what the dead task's records name; nothing without records. */
 MUST_CHECK int store_release_task(struct db *db, const struct store_row *row, struct error *err);

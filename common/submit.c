@@ -94,8 +94,8 @@ static const struct field job_fields[] = {
     OBJECT("encrypt"),
     OBJECT("cleanup"),
     OBJECT("libvirt"),
-    LATER("pre_hooks", "[]"),
-    LATER("post_hooks", "[]"),
+    {"pre_hooks", {NULL}, FIELD_ANY, 0, 0, NULL},
+    {"post_hooks", {NULL}, FIELD_ANY, 0, 0, NULL},
     LATER("template", ""),
     {"vcenter", {"vcenter_url", "host", "endpoint"}, FIELD_ANY, 0, 0, ""},
     LATER("datacenter", ""),
@@ -539,6 +539,7 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
 
     if (fields_canonical(job_fields, "", element, &job, problem, err) < 0 ||
         split_export_method(job, problem, err) < 0 ||
+        hooks_apply(settings->hooks, job, problem, err) < 0 ||
         fields_member(job, "options", "options.", option_fields, problem, err) < 0 ||
         fields_member(job, "hyper2kvm_integration", "hyper2kvm_integration.", conversion_fields,
                       problem, err) < 0 ||
@@ -751,6 +752,28 @@ static void fill_submission(const struct submit_settings *settings, struct submi
     retry_delays(settings, retry, &s->retry_initial_ms, &s->retry_max_ms);
 }
 
+/* The tasks, when there are hooks among them. */
+static void plan_hooks(const struct submit_settings *settings, struct submit_request *request,
+                       const char *vm_name)
+{
+    const char *vm_path = field_text(request->definition, "vm_path", "");
+    const char *slash = strrchr(vm_path, '/');
+
+    hooks_plan(&(struct hook_facts){.job = request->definition,
+                                    .job_id = request->id,
+                                    .vm_name = vm_name != NULL ? vm_name
+                                               : slash != NULL ? slash + 1
+                                                               : vm_path,
+                                    .output_path = request->output_path,
+                                    .retry = settings->retry,
+                                    .export_spec = request->export_spec,
+                                    .convert_spec = request->convert_spec,
+                                    .import_spec = request->import_spec},
+               &request->plan);
+    request->submission.tasks = request->plan.tasks;
+    request->submission.task_count = request->plan.count;
+}
+
 int submit_parse(const struct submit_settings *settings, const json_t *element, const char *vm_name,
                  struct submit_request **out, struct field_problem *problem, struct error *err)
 {
@@ -788,6 +811,7 @@ int submit_parse(const struct submit_settings *settings, const json_t *element, 
         request->import_spec = import_spec_of(settings, request);
         request->submission.import_spec = request->import_spec;
     }
+    plan_hooks(settings, request, vm_name);
     *out = STEAL(request);
     return 0;
 }
@@ -800,6 +824,7 @@ void submit_request_free(struct submit_request *request)
     json_decref(request->export_spec);
     json_decref(request->convert_spec);
     json_decref(request->import_spec);
+    hook_plan_release(&request->plan);
     free(request->output_path);
     free(request);
 }

@@ -5,6 +5,7 @@
 #define COMMON_SUBMIT_H
 
 #include "common/config_schema.h"
+#include "common/hooks.h"
 #include "common/job_store.h"
 #include "common/seal.h"
 #include "common/fields.h"
@@ -24,6 +25,7 @@ struct submit_settings { /* what the configuration says; borrowed */
     const struct libvirt_config *libvirt;
     const struct retry_config *retry;
     const struct seal_key *exports_key; /* for passphrases; NULL: secrets.master_key is not set */
+    const struct hooks_config *hooks;   /* NULL: no scripts */
 };
 
 struct submit_batch { /* borrowed from the body */
@@ -42,6 +44,7 @@ struct submit_request {
     json_t *export_spec; /* a passphrase in it is sealed */
     json_t *convert_spec;
     json_t *import_spec;
+    struct hook_plan plan; /* the tasks of a job with hooks */
     char *output_path;
     char id[64];
 };

@@ -24,6 +24,7 @@ struct gateway {
     struct config_list bases; /* base_path, then allowed_paths */
     struct hyper2kvm_config hyper2kvm;
     struct libvirt_config libvirt;
+    struct hooks_config hooks;
     struct security_config security;
     struct secrets_config secrets;
     struct retry_config retry;

@@ -2,6 +2,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "common/autos.h"
 #include "common/json.h"
 #include "common/parse.h"
 #include "handlers.h"
@@ -24,18 +25,49 @@ static const char exports_sql[] =
                         " ORDER BY d.disk_id), '[]') FROM export_disks d WHERE d.export_id = e.id)"
                         " FROM exports e WHERE e.job_id = $1 ORDER BY e.created_at DESC, e.id "
                         "LIMIT 1";
+static const char hooks_sql[] =
+    "SELECT jsonb_strip_nulls(jsonb_build_object('when', t.hook, 'type', t.kind, 'command',"
+    " t.spec->'command', 'url', t.spec->'url', 'on_error', CASE WHEN t.may_fail THEN 'continue'"
+    " ELSE 'fail' END, 'state', t.state, 'attempt', t.attempt, 'exit_status',"
+    " t.result->'script'->'exit_status', 'starts', t.result->'script'->'starts', 'http_status',"
+    " t.result->'webhook'->'http_status', 'error', nullif(t.error, ''), 'worker',"
+    " nullif(t.worker, '')))"
+    " FROM (SELECT * FROM tasks WHERE job_id = $1 UNION ALL SELECT r.* FROM archived_jobs a,"
+    " jsonb_populate_recordset(NULL::tasks, a.tasks) r WHERE a.id = $1) t WHERE t.hook <> ''"
+    " ORDER BY t.ordinal";
 static const char totals_sql[] =
     "SELECT name, sum(value) FROM metric_totals WHERE name IN"
     " ('hypersdk_vms_exported_total', 'hypersdk_bytes_exported_total') AND labels = '{}'"
     " GROUP BY name";
 
+/* What became of the hooks that are tasks; a job without any has no such member. */
+static int add_hooks(struct call *call, json_t *job, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    json_t *list;
+
+    if (db_exec(call->db, hooks_sql, DB_PARAMS(json_str(job, "job_id")), &rows, err) < 0)
+        return -1;
+    if (PQntuples(rows) == 0)
+        return 0;
+    list = json_array();
+    for (int i = 0; i < PQntuples(rows); i++)
+        (void)json_array_append_new(list, cell_json(rows, i, 0));
+    json_put(job, "hooks", list);
+    return 0;
+}
+
 int handle_job_get(struct call *call, struct error *err)
 {
     auto_pgresult *rows = NULL;
+    auto_json *job = NULL;
 
     if (job_load(call, call_param(call, "id"), &rows, err) < 0)
         return -1;
-    call_answer_json(call, 200, job_view(call->gateway, rows, 0));
+    job = job_view(call->gateway, rows, 0);
+    if (add_hooks(call, job, err) < 0)
+        return -1;
+    call_answer_json(call, 200, STEAL(job));
     return 0;
 }
 

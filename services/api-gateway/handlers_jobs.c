@@ -44,8 +44,12 @@ DEFINE_AUTO(submit_run, struct submit_run, submit_run_free)
 struct submit_settings submit_settings_of(const struct gateway *gateway,
                                           const struct seal_key *exports_key)
 {
-    return (struct submit_settings){&gateway->bases, &gateway->hyper2kvm, &gateway->libvirt,
-                                    &gateway->retry, exports_key};
+    return (struct submit_settings){.bases = &gateway->bases,
+                                    .hyper2kvm = &gateway->hyper2kvm,
+                                    .libvirt = &gateway->libvirt,
+                                    .retry = &gateway->retry,
+                                    .exports_key = exports_key,
+                                    .hooks = &gateway->hooks};
 }
 
 int submit_may(struct call *call, const struct submit_request *request,

@@ -4,20 +4,19 @@
 #include <openssl/sha.h>
 #include <stdio.h>
 #include <string.h>
-#include <strings.h>
 
 #include "common/autos.h"
 #include "common/config_tables.h"
 #include "common/json.h"
 #include "common/log.h"
 #include "common/paths.h"
+#include "common/webhook_post.h"
 #include "config_sync.h"
 #include "common/fields.h"
 
 #define ENDPOINTS_MAX    100
 #define HEADERS_MAX      32
 #define HEADER_BYTES_MAX 4096
-#define URL_BYTES_MAX    2048
 #define RETRY_MAX        20
 #define RETRY_DEFAULT    3
 #define TIMEOUT_MS       10000
@@ -27,7 +26,7 @@
 #define SECRET_BYTES_MAX 4096
 
 static const struct field endpoint_fields[] = {
-    {"url", {NULL}, FIELD_TEXT, 1, URL_BYTES_MAX, NULL},
+    {"url", {NULL}, FIELD_TEXT, 1, WEBHOOK_URL_BYTES_MAX, NULL},
     {"events", {NULL}, FIELD_TEXT_LIST, 0, 32, NULL},
     {"headers", {NULL}, FIELD_OBJECT, 0, 0, NULL},
     {"retry", {NULL}, FIELD_NUMBER, 0, RETRY_MAX, NULL},
@@ -80,21 +79,6 @@ static void endpoint_release(struct endpoint *endpoint)
     json_decref(endpoint->events);
     json_decref(endpoint->headers);
     json_decref(endpoint->secrets);
-}
-
-static int check_url(const char *url, struct error *err)
-{
-    const char *rest = strncasecmp(url, "https://", 8) == 0  ? url + 8
-                       : strncasecmp(url, "http://", 7) == 0 ? url + 7
-                                                             : NULL;
-
-    if (rest == NULL || strcspn(rest, "/?#") == 0)
-        return error_set(err, ERR_INVALID, "'url' must begin with http:// or https:// and a host");
-    if (memchr(rest, '@', strcspn(rest, "/?#")) != NULL) {
-        return error_set(err, ERR_INVALID,
-                         "'url' must not carry a user name or password: use 'headers'");
-    }
-    return 0;
 }
 
 static bool header_name_is_right(const char *name)
@@ -203,8 +187,8 @@ static int read_endpoint(const json_t *list, size_t index, struct endpoint *out,
         return -1;
     if (json_object_get(out->canonical, "url") == NULL)
         return error_set(err, ERR_INVALID, "'url' is missing");
-    if (check_url(field_text(out->canonical, "url", ""), err) < 0 || read_events(out, err) < 0 ||
-        read_headers(out, err) < 0 || read_secret(out, err) < 0)
+    if (webhook_url_check(field_text(out->canonical, "url", ""), err) < 0 ||
+        read_events(out, err) < 0 || read_headers(out, err) < 0 || read_secret(out, err) < 0)
         return -1;
     for (size_t i = 0; i < index; i++) {
         if (strcmp(json_str(json_array_get(list, i), "url"),

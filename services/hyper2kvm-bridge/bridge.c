@@ -5,6 +5,7 @@
 
 #include "common/autos.h"
 #include "convert.h"
+#include "hook.h"
 #include "inspect.h"
 #include "services/hyper2kvm-bridge/libvirt/call.h"
 #include "services/hyper2kvm-bridge/libvirt/import.h"
@@ -50,10 +51,16 @@ static int bridge_configure(const struct config_file *file, struct strbuf *probl
         config_section(file, "daemon", &state.daemon, problems, err) < 0 ||
         config_section(file, "export", &state.export, problems, err) < 0 ||
         config_section(file, "hyper2kvm", &state.bridge.hyper2kvm, problems, err) < 0 ||
-        config_section(file, "libvirt", &state.bridge.libvirt, problems, err) < 0)
+        config_section(file, "libvirt", &state.bridge.libvirt, problems, err) < 0 ||
+        config_section(file, "hooks", &state.bridge.hooks, problems, err) < 0 ||
+        config_section(file, "webhooks", &state.bridge.webhooks, problems, err) < 0)
         return -1;
     if (check(&state.bridge.hyper2kvm, problems) < 0)
         return error_set(err, ERR_INVALID, "section hyper2kvm is not usable");
+    if (state.bridge.hooks.scripts_dir[0] != '\0' && state.bridge.hooks.scripts_dir[0] != '/') {
+        strbuf_add(problems, "hooks.scripts_dir: must be an absolute path\n");
+        return error_set(err, ERR_INVALID, "section hooks is not usable");
+    }
     if (import_check_config(&state.bridge.libvirt, problems) < 0)
         return error_set(err, ERR_INVALID, "section libvirt is not usable");
     if (state.bridge.bases.count > 0)
@@ -88,6 +95,8 @@ static int bridge_run(struct service *service, struct error *err)
         {"inspect_image", true, inspect_image_run},
         {"validate_manifest", true, validate_manifest_run},
         {"libvirt", true, libvirt_call_run},
+        {"script", false, hook_script_run},
+        {"webhook", false, hook_webhook_run},
     };
     struct worker_description description = {
         .role = "bridge",

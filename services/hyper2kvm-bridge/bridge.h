@@ -10,6 +10,8 @@
 struct bridge { /* one per process; read-only while tasks run */
     struct hyper2kvm_config hyper2kvm;
     struct libvirt_config libvirt;
+    struct hooks_config hooks;
+    struct webhooks_config webhooks;
     struct config_list bases; /* where exports lie: base_path, then allowed_paths */
     struct config_list reach; /* announced as volumes: the bases and output_dir */
 };

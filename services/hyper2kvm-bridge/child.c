@@ -69,7 +69,7 @@ static char **make_env(const struct child_options *o)
         if (!is_set(inherited, o->env_if[i]) && !is_set(o->env, o->env_if[i]))
             env[n++] = (char *)(uintptr_t)o->env_if[i];
     }
-    for (size_t i = 0; i < count_of(inherited); i++) {
+    for (size_t i = 0; !o->env_only && i < count_of(inherited); i++) {
         if (!is_set(o->env, inherited[i]))
             env[n++] = (char *)(uintptr_t)inherited[i];
     }
@@ -252,20 +252,25 @@ static void ask_to_end(struct run *run)
         wait_for_news(run);
 }
 
+static const char *name_of(const struct child_options *o)
+{
+    return o->name != NULL ? o->name : o->argv[0];
+}
+
 static int check(const struct run *run, struct error *err)
 {
     const struct child_options *o = run->options;
     int64_t now = clock_mono_ms();
 
     if (o->stopped != NULL && atomic_load(o->stopped))
-        return error_set(err, ERR_CANCELLED, "'%s' was stopped", o->argv[0]);
+        return error_set(err, ERR_CANCELLED, "'%s' was stopped", name_of(o));
     if (now - run->start_ms > o->timeout_ms) {
         return error_set(err, ERR_TIMEOUT, "'%s' did not end within %lld s and was stopped",
-                         o->argv[0], (long long)(o->timeout_ms / 1000));
+                         name_of(o), (long long)(o->timeout_ms / 1000));
     }
     if (o->silence_ms > 0 && now - run->last_output_ms > o->silence_ms) {
         return error_set(err, ERR_TIMEOUT, "'%s' printed nothing for %lld s and was stopped",
-                         o->argv[0], (long long)(o->silence_ms / 1000));
+                         name_of(o), (long long)(o->silence_ms / 1000));
     }
     return 0;
 }

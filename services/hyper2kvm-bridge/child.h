@@ -12,8 +12,10 @@
 
 struct child_options {
     const char *const *argv;    /* NULL-terminated; argv[0] is looked up on PATH */
+    const char *name;           /* in messages; NULL: argv[0] */
     const char *const *env;     /* NULL-terminated "NAME=value", instead of our own; may be NULL */
     const char *const *env_if;  /* likewise, but what our environment has stays; may be NULL */
+    bool env_only;              /* env is all that it gets of an environment */
     const atomic_bool *stopped; /* may be NULL */
     int64_t timeout_ms;         /* whole run */
     int64_t silence_ms;         /* longest time without output; 0: no limit */

@@ -4,16 +4,14 @@
 #include <string.h>
 
 #include "common/clock.h"
-#include "common/http_client.h"
 #include "common/log.h"
+#include "common/webhook_post.h"
 #include "services/notifier/message.h"
 #include "services/notifier/store.h"
 
-#define RETRY_FIRST_MS     1000
-#define RETRY_MAX_MS       300000
-#define IDLE_POLL_MS       1000 /* retries fall due without anybody announcing them */
-#define ANSWER_BYTES_MAX   (64 * KIB)
-#define CONNECT_TIMEOUT_MS 10000
+#define RETRY_FIRST_MS 1000
+#define RETRY_MAX_MS   300000
+#define IDLE_POLL_MS   1000 /* retries fall due without anybody announcing them */
 
 /* Half of the doubled delay is certain, half is jitter: a repeat never comes at once. */
 static int64_t retry_delay_ms(uint32_t attempts_made)
@@ -57,26 +55,22 @@ static void judge_status(const struct delivery *delivery, long status, struct re
 static void attempt(const struct notifier *notifier, const struct delivery *delivery,
                     struct result *result, struct error *why)
 {
-    const struct http_options options = {
-        .allow_http = true,
-        .connect_timeout_ms = CONNECT_TIMEOUT_MS,
-        .timeout_ms = delivery->timeout_ms,
-        .body_bytes_max = ANSWER_BYTES_MAX,
-        .cancelled = &notifier->abandon,
-        .block_private = !notifier->config->webhooks.allow_private,
-    };
     auto_message message = {0};
-    auto_http_response response = {0};
-    auto_curl *curl = NULL;
+    struct webhook_post post = {
+        .url = delivery->url,
+        .timeout_ms = delivery->timeout_ms,
+        .allow_private = notifier->config->webhooks.allow_private,
+        .cancelled = &notifier->abandon,
+    };
+    long status = 0;
 
-    if (message_make(delivery, notifier->config->secrets.key_dir, &message, why) == 0 &&
-        http_handle_new(&options, &curl, why) == 0 &&
-        http_request(curl,
-                     &(struct http_call){"POST", delivery->url, message.headers, message.body,
-                                         strlen(message.body)},
-                     &response, why) == 0) {
-        judge_status(delivery, response.status, result, why);
-        return;
+    if (message_make(delivery, notifier->config->secrets.key_dir, &message, why) == 0) {
+        post.headers = message.headers;
+        post.body = message.body;
+        if (webhook_post(&post, &status, why) == 0) {
+            judge_status(delivery, status, result, why);
+            return;
+        }
     }
     if (why->code == ERR_DENIED || why->code == ERR_INVALID) {
         result->outcome = OUTCOME_FAILED;

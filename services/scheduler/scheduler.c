@@ -28,7 +28,8 @@ int scheduler_configure(const struct config_file *file, struct strbuf *problems,
         config_section(file, "history", &state.history, problems, err) < 0 ||
         config_section(file, "retry", &state.retry, problems, err) < 0 ||
         config_section(file, "hyper2kvm", &state.hyper2kvm, problems, err) < 0 ||
-        config_section(file, "libvirt", &state.libvirt, problems, err) < 0)
+        config_section(file, "libvirt", &state.libvirt, problems, err) < 0 ||
+        config_section(file, "hooks", &state.hooks, problems, err) < 0)
         return -1;
     state.bases = export_bases(&state.export);
     return config_section(file, "scheduler", &state.config, problems, err);
@@ -36,8 +37,11 @@ int scheduler_configure(const struct config_file *file, struct strbuf *problems,
 
 struct submit_settings scheduler_submit_settings(const struct scheduler *scheduler)
 {
-    return (struct submit_settings){&scheduler->bases, &scheduler->hyper2kvm, &scheduler->libvirt,
-                                    &scheduler->retry, NULL};
+    return (struct submit_settings){.bases = &scheduler->bases,
+                                    .hyper2kvm = &scheduler->hyper2kvm,
+                                    .libvirt = &scheduler->libvirt,
+                                    .retry = &scheduler->retry,
+                                    .hooks = &scheduler->hooks};
 }
 
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread)

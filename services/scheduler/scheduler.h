@@ -37,6 +37,7 @@ struct scheduler {
     struct retry_config retry;
     struct hyper2kvm_config hyper2kvm;
     struct libvirt_config libvirt;
+    struct hooks_config hooks;
     struct config_list bases;
     struct bus_server *server;
     struct bus_publisher *publisher;

@@ -20,10 +20,11 @@ static const struct libvirt_config libvirt = {.uri = (char[]){"qemu:///system"},
 static const struct hyper2kvm_config hyper2kvm = {.default_format = format,
                                                   .job_timeout_ms = 3600000};
 static const struct retry_config retry = {3, 60000, 1800000};
+static const struct hooks_config hooks = {.scripts_dir = (char[]){"/etc/hypersdk/scripts"}};
 
 static void parse_one(const json_t *element)
 {
-    const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry, NULL};
+    const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry, NULL, &hooks};
     auto_submit_request *request = NULL;
     struct field_problem problem = {0};
     struct error err = ERROR_NONE;

@@ -322,9 +322,93 @@ static void names_go_both_ways(void **state)
     assert_false(job_status_parse("nonsense", &(enum job_status){0}));
 }
 
+static struct job_decision failed(const struct job_machine *row)
+{
+    struct job_event_input input = {.event = JOB_EVENT_TASK_FAILED, .now_ms = 2000, .random = 7};
+
+    return job_decide(row, &input);
+}
+
+static void the_job_goes_on_without_a_hook_that_may_fail(void **state)
+{
+    struct job_machine row = leased();
+    struct job_decision d;
+
+    (void)state;
+    row.may_fail = true;
+    row.last_task = false;
+    d = failed(&row);
+    assert_true(d.allowed);
+    assert_int_equal(d.row.task, TASK_FAILED);
+    assert_int_equal(d.row.job, JOB_RUNNING);
+    assert_string_equal(d.event, "job.hook_failed");
+    assert_int_equal(d.effects, JOB_EFFECT_HISTORY | JOB_EFFECT_RELEASE_NEXT);
+    row.job = JOB_PAUSED; /* what is next waits */
+    assert_int_equal(failed(&row).row.job, JOB_PAUSED);
+}
+
+static void a_last_hook_that_may_fail_completes_the_job(void **state)
+{
+    struct job_machine row = leased();
+    struct job_decision d;
+
+    (void)state;
+    row.may_fail = true;
+    d = failed(&row);
+    assert_int_equal(d.row.task, TASK_FAILED);
+    assert_int_equal(d.row.job, JOB_COMPLETED);
+    assert_string_equal(d.event, "job.completed");
+    assert_int_equal(d.effects, JOB_EFFECT_HISTORY | JOB_EFFECT_OUTBOX | JOB_EFFECT_FINAL);
+}
+
+static void a_hook_whose_workers_die_is_given_up_too(void **state)
+{
+    struct job_machine row = leased();
+    struct job_decision d;
+
+    (void)state;
+    row.may_fail = true;
+    row.last_task = false;
+    row.losses = row.losses_max - 1;
+    d = decide(&row, JOB_EVENT_LEASE_LOST, row.lease_until_ms);
+    assert_string_equal(d.event, "job.hook_failed");
+    assert_true(d.effects & JOB_EFFECT_RELEASE_NEXT);
+    assert_true(d.effects & JOB_EFFECT_DROP_TOKEN);
+}
+
+static void a_cancel_beats_a_hook_that_may_fail(void **state)
+{
+    struct job_machine row = leased();
+
+    (void)state;
+    row.may_fail = true;
+    row.job = JOB_CANCELLING;
+    row.task_cancel = true;
+    assert_int_equal(failed(&row).row.job, JOB_CANCELLED);
+}
+
+static void a_hook_with_tries_left_is_tried_again(void **state)
+{
+    struct job_machine row = leased();
+    struct job_event_input input = {
+        .event = JOB_EVENT_TASK_FAILED, .now_ms = 2000, .random = 7, .retryable = true};
+
+    (void)state;
+    row.may_fail = true;
+    assert_string_equal(job_decide(&row, &input).event, "job.retry_scheduled");
+    row.max_attempts = 1;
+    row.last_task = false;
+    assert_string_equal(job_decide(&row, &input).event, "job.hook_failed");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(the_job_goes_on_without_a_hook_that_may_fail),
+        cmocka_unit_test(a_last_hook_that_may_fail_completes_the_job),
+        cmocka_unit_test(a_hook_whose_workers_die_is_given_up_too),
+        cmocka_unit_test(a_cancel_beats_a_hook_that_may_fail),
+        cmocka_unit_test(a_hook_with_tries_left_is_tried_again),
         cmocka_unit_test(a_lease_raises_the_epoch_and_starts_the_job),
         cmocka_unit_test(a_task_in_back_off_is_not_leased),
         cmocka_unit_test(only_errors_count_as_attempts),

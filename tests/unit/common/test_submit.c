@@ -14,7 +14,8 @@ static const struct hyper2kvm_config hyper2kvm = {.default_format = (char[]){"qc
                                                   .fallback = (char[]){"builtin"},
                                                   .job_timeout_ms = 3600000};
 static const struct retry_config retry = {3, 60000, 1800000};
-static const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry, NULL};
+static const struct hooks_config hooks = {.scripts_dir = (char[]){"/etc/hypersdk/scripts"}};
+static const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry, NULL, &hooks};
 
 /* Parses text as a body of one job; NULL and *problem, *err when refused. */
 static struct submit_request *parse(const char *text, struct field_problem *problem,
@@ -199,8 +200,8 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"encrypt\": {\"method\": \"gpg\"}",
         "\"encrypt\": {}, \"hyper2kvm_integration\": {\"enabled\": true}",
         "\"encrypt\": {}, \"format\": \"qcow2\", \"incremental\": true",
-        "\"pre_hooks\": [{}]",
-        "\"post_hooks\": [{}]",
+        "\"post_hooks\": [{\"type\": \"email\"}]",
+        "\"pre_hooks\": [{\"type\": \"shutdown\"}]",
         "\"template\": \"t\"",
         "\"vcenter\": {}",
         "\"host\": \"h\"",
