@@ -51,12 +51,14 @@ test: ## install what tests need, build, run everything; ends with "N passed, N 
 	@$(MAKE) --no-print-directory $(JOBS) test-build
 	@/usr/bin/python3 tests/run.py
 
-# The heavy proofs: a hundred kills, services under ASan/UBSan, guests under UEFI, real virt-v2v, a minute of fuzzing per parser, all of lint.
+# The heavy proofs: a hundred kills, ten times as many simulated faults, services under ASan/UBSan, guests under UEFI, real virt-v2v, a minute of fuzzing per parser, all of lint.
 FUZZ_NAMES = $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 .PHONY: test-full
 test-full: test ## make test, then everything that takes long
 	@HSDK_KILLS=100 $(B)/unit/exporter/engine/test_copy_crash
 	@$(MAKE) --no-print-directory $(JOBS) SAN=asan test-build
+	@$(MAKE) --no-print-directory SAN=asan sim SEEDS=500 SEED_START=1000000
+	@$(MAKE) --no-print-directory sim SEEDS=20000 SEED_START=100000
 	@VARIANT=asan /usr/bin/python3 tests/run.py service e2e
 	@deploy/local/packages.sh full
 	@HSDK_BOOTS=all /usr/bin/python3 -m pytest -q tests/e2e/test_boot.py tests/e2e/test_into_libvirt.py tests/heavy

@@ -3,6 +3,7 @@
 
 #include "common/job_state.h"
 #include "common/json.h"
+#include "common/schedule.h"
 #include "tests/sim/store.h"
 #include "tests/sim/world.h"
 
@@ -145,6 +146,16 @@ static bool is_open(const struct task_row *task)
     return is_held(task) || is(task->state, "queued");
 }
 
+static bool runs_are_over(void)
+{
+    for (size_t i = 0; i < store_count(TABLE_RUNS); i++) {
+        const struct run_row *run = see(NULL, store_row(TABLE_RUNS, i));
+        if (run != NULL && (is(run->status, "running") || is(run->status, "queued")))
+            return false;
+    }
+    return true;
+}
+
 bool check_is_quiet(void)
 {
     for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
@@ -157,7 +168,7 @@ bool check_is_quiet(void)
         if (task != NULL && is_open(task))
             return false;
     }
-    return true;
+    return runs_are_over();
 }
 
 void check_stuck(void)
@@ -176,6 +187,8 @@ void check_stuck(void)
             sim_fail("INVARIANT every job ends: %s is %s and has nothing to do", job->id,
                      job->status);
     }
+    if (!runs_are_over())
+        sim_fail("INVARIANT every run of a schedule ends");
     sim_fail("INVARIANT every submission gets its answer");
 }
 
@@ -349,9 +362,94 @@ void check_stops(void)
     }
 }
 
+/* ---- schedules ---- */
+
+static size_t runs_at(const char *schedule_id, int64_t due_s)
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < store_count(TABLE_RUNS); i++) {
+        const struct run_row *run = see(NULL, store_row(TABLE_RUNS, i));
+        if (run != NULL && is(run->schedule_id, schedule_id) &&
+            (due_s < 0 || run->due_ms == due_s * 1000))
+            count++;
+    }
+    return count;
+}
+
+/* Every time that has come has one run, whatever became of it, and no other time has any. */
+static void check_dues(const struct schedule_row *row)
+{
+    auto_schedule *schedule = xcalloc(1, sizeof *schedule);
+    struct field_problem problem = {0};
+    struct error err = ERROR_NONE;
+    size_t count = 0;
+
+    schedule->fields = json_loads(row->fields, 0, NULL);
+    if (schedule_check(schedule, &problem, &err) < 0)
+        sim_fail("schedule: %s", err.message);
+    for (int64_t at = row->first_s; at < row->next_s; count++) {
+        if (runs_at(row->id, at) != 1)
+            sim_fail("INVARIANT %s has %zu runs for %lld", row->id, runs_at(row->id, at),
+                     (long long)at);
+        if (cron_next(&schedule->cron, schedule->zone, at, &at, &err) < 0)
+            sim_fail("schedule: %s", err.message);
+    }
+    if (runs_at(row->id, -1) != count)
+        sim_fail("INVARIANT %s has %zu runs, and was due %zu times", row->id, runs_at(row->id, -1),
+                 count);
+}
+
+/* A run that began has its one job, and says what became of it. */
+static void check_run(const struct run_row *run)
+{
+    bool began = is(run->status, "ok") || (is(run->status, "failed") && !is(run->job_ids, "[]"));
+    size_t jobs = 0;
+
+    for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
+        const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));
+        if (job == NULL || !json_has(run->job_ids, job->id))
+            continue;
+        jobs++;
+        if (is(run->status, "ok") != is(job->status, "completed"))
+            sim_fail("INVARIANT %s is %s, its %s is %s", run->id, run->status, job->id,
+                     job->status);
+    }
+    if (jobs != (began ? 1 : 0))
+        sim_fail("INVARIANT %s is %s and has %zu jobs", run->id, run->status, jobs);
+}
+
+static void check_scheduled_jobs(void)
+{
+    int64_t jobs = 0;
+    int64_t runs = 0;
+
+    for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
+        const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));
+        jobs += job != NULL && job->schedule_id != NULL && job->schedule_id[0] != '\0';
+    }
+    for (size_t i = 0; i < store_count(TABLE_SCHEDULES); i++) {
+        const struct schedule_row *schedule = see(NULL, store_row(TABLE_SCHEDULES, i));
+        if (schedule == NULL)
+            continue;
+        check_dues(schedule);
+        runs += schedule->run_count;
+    }
+    for (size_t i = 0; i < store_count(TABLE_RUNS); i++) {
+        const struct run_row *run = see(NULL, store_row(TABLE_RUNS, i));
+        if (run != NULL)
+            check_run(run);
+    }
+    if (jobs != runs)
+        sim_fail("INVARIANT %lld runs have begun and %lld jobs come from schedules",
+                 (long long)runs, (long long)jobs);
+}
+
 void check_end(void)
 {
     double end_count = 0;
+
+    check_scheduled_jobs();
 
     for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
         const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));

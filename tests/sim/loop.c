@@ -277,6 +277,7 @@ static _Noreturn void leave_for_ever(void)
 
 static void entry(void)
 {
+    sim_context_entered(&loop_context);
     (void)current->fn(current->arg);
     sim_wake(current, true);
     leave_for_ever();

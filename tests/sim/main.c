@@ -25,7 +25,7 @@ struct options {
 
 static const char *const break_names[] = {
     "nothing", "fencing", "early-lease", "write-deadline", "losses", "cancel", "twice",
-    "records", "commit",  "next",        "reaper",         "claim",  "names"};
+    "records", "commit",  "next",        "reaper",         "claim",  "names",  "cron"};
 
 bool sim_break_parse(const char *name, enum sim_break *out)
 {

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 SEEDS = 2000
-BREAK_SEEDS_MAX = 200  # most are noticed by the first ten
+BREAK_SEEDS_MAX = 400  # most are noticed by the first ten
 
 
 class Sim:

@@ -52,6 +52,7 @@ enum sim_break {
     BREAK_REAPER,         /* leases that ran out are not seen */
     BREAK_CLAIM,          /* two leaders choose tasks without locking them */
     BREAK_NAMES,          /* nobody asks whether a claimed name is another's */
+    BREAK_CRON,           /* a schedule is not locked, its runs are not unique */
 };
 extern enum sim_break sim_break;
 MUST_CHECK bool sim_break_parse(const char *name, enum sim_break *out);

@@ -92,6 +92,7 @@ static void insert_job(struct statement *s)
     job->trace_id = keep(s->params[14]);
     job->key = keep(s->params[15]);
     job->hash = keep(s->params[16]);
+    job->schedule_id = keep(s->params[17]);
     job->error = job->error_code = "";
     PUT(job->status, "pending");
     RESULT_ROW(s, s->params[0]);

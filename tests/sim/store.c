@@ -47,7 +47,8 @@ static const size_t row_sizes[TABLE_COUNT] = {
     [TABLE_LINES] = sizeof(struct line_row),       [TABLE_OUTBOX] = sizeof(struct outbox_row),
     [TABLE_EXPORTS] = sizeof(struct export_row),   [TABLE_TOTALS] = sizeof(struct total_row),
     [TABLE_WORKERS] = sizeof(struct worker_row),   [TABLE_LEADER] = sizeof(struct leader_row),
-    [TABLE_SETTINGS] = sizeof(struct setting_row),
+    [TABLE_SETTINGS] = sizeof(struct setting_row), [TABLE_SCHEDULES] = sizeof(struct schedule_row),
+    [TABLE_RUNS] = sizeof(struct run_row),
 };
 
 int64_t store_offset_us;
@@ -423,7 +424,8 @@ static struct tx *tx_new(struct db *db)
 
 static statement_fn model_of(const char *sql)
 {
-    static const struct statement_model *const lists[] = {statements_jobs, statements_scheduler};
+    static const struct statement_model *const lists[] = {statements_jobs, statements_scheduler,
+                                                          statements_schedules};
 
     for (size_t l = 0; l < ARRAY_LEN(lists); l++) {
         for (const struct statement_model *m = lists[l]; m->piece != NULL; m++) {

@@ -22,6 +22,8 @@ enum store_table {
     TABLE_WORKERS,
     TABLE_LEADER,
     TABLE_SETTINGS,
+    TABLE_SCHEDULES,
+    TABLE_RUNS,
     TABLE_COUNT
 };
 
@@ -32,7 +34,8 @@ struct job_row {
     char kind[32];
     char provider[64];
     const char *vm_path, *vm_name, *output_path, *submitted_by, *trace_id;
-    const char *key; /* idempotency; NULL: none */
+    const char *schedule_id; /* NULL: none */
+    const char *key;         /* idempotency; NULL: none */
     const char *hash;
     char status[16];
     char phase[40];
@@ -105,6 +108,19 @@ struct leader_row {
     char holder[64];
     int64_t epoch, until_ms;
 };
+struct schedule_row {
+    char id[STORE_ID];
+    const char *fields;
+    bool enabled;
+    int64_t first_s, next_s, delay_ms, run_count;
+};
+struct run_row {
+    char id[STORE_ID];
+    char schedule_id[STORE_ID];
+    int64_t due_ms;
+    char status[16];
+    const char *reason, *job_ids, *errors; /* the last two: JSON arrays */
+};
 
 struct tx;
 struct row {
@@ -162,17 +178,19 @@ struct statement_model {
     const char *piece; /* of its text, found in no other statement */
     statement_fn fn;
 };
-extern const struct statement_model statements_jobs[], statements_scheduler[]; /* end with {0} */
+extern const struct statement_model statements_jobs[], statements_scheduler[],
+    statements_schedules[]; /* end with {0} */
 
 /* check.c: looks at every row that a commit changes; old NULL: it is new. */
 void check_commit(enum store_table table, const void *old, const void *new_row);
 
 /* What users do by SQL of the gateway that has no function in common/: statements of our own. */
-#define STORE_PAUSE_QUEUE  "sim: the queue is paused"
-#define STORE_RESUME_QUEUE "sim: the queue goes on"
-#define STORE_DRAIN        "sim: a worker is drained ($1)"
-#define STORE_UNDRAIN      "sim: all workers take tasks"
-#define QUEUE_PAUSED_KEY   "queue.paused"
+#define STORE_PAUSE_QUEUE   "sim: the queue is paused"
+#define STORE_RESUME_QUEUE  "sim: the queue goes on"
+#define STORE_DRAIN         "sim: a worker is drained ($1)"
+#define STORE_SCHEDULES_OFF "sim: all schedules are switched off"
+#define STORE_UNDRAIN       "sim: all workers take tasks"
+#define QUEUE_PAUSED_KEY    "queue.paused"
 
 void store_init(void);         /* the leader's row is there, free */
 extern bool store_two_leaders; /* the leader's row keeps nobody from leading */

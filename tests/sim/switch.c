@@ -3,15 +3,19 @@
 
 #include <stdint.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 #if defined(__x86_64__) || defined(__aarch64__)
 
 #define REGISTERS 20 /* room for those that a callee keeps, on either machine */
 
 #if defined(__x86_64__)
 __asm__(".text\n"
-        ".globl sim_context_switch\n"
-        ".type sim_context_switch, @function\n"
-        "sim_context_switch:\n"
+        ".globl sim_machine_switch\n"
+        ".type sim_machine_switch, @function\n"
+        "sim_machine_switch:\n"
         "    endbr64\n"
         "    pushq %rbp\n"
         "    pushq %rbx\n"
@@ -28,15 +32,16 @@ __asm__(".text\n"
         "    popq %rbx\n"
         "    popq %rbp\n"
         "    ret\n"
-        ".size sim_context_switch, . - sim_context_switch\n");
+        ".size sim_machine_switch, . - sim_machine_switch\n");
+void sim_machine_switch(void **from, void **to);
 #define SAVED    6 /* and then the address to go on from */
 #define ENTRY_AT SAVED
 #define FRAME    (SAVED + 2) /* the stack is 16n + 8 when a function starts */
 #else
 __asm__(".text\n"
-        ".globl sim_context_switch\n"
-        ".type sim_context_switch, %function\n"
-        "sim_context_switch:\n"
+        ".globl sim_machine_switch\n"
+        ".type sim_machine_switch, %function\n"
+        "sim_machine_switch:\n"
         "    sub sp, sp, #160\n"
         "    stp x19, x20, [sp, #0]\n"
         "    stp x21, x22, [sp, #16]\n"
@@ -64,7 +69,8 @@ __asm__(".text\n"
         "    ldp d14, d15, [sp, #144]\n"
         "    add sp, sp, #160\n"
         "    ret\n"
-        ".size sim_context_switch, . - sim_context_switch\n");
+        ".size sim_machine_switch, . - sim_machine_switch\n");
+void sim_machine_switch(void **from, void **to);
 #define ENTRY_AT 11 /* x30 */
 #define FRAME    REGISTERS
 #endif
@@ -76,23 +82,49 @@ void sim_context_new(struct sim_context *out, void *stack, size_t size, void (*e
     for (int i = 0; i < FRAME; i++)
         top[i] = 0;
     top[ENTRY_AT] = (uintptr_t)entry;
-    out->stack_pointer = top;
+    out->machine = top;
+    out->bottom = stack;
+    out->size = size;
 }
 
 #else
 
 void sim_context_new(struct sim_context *out, void *stack, size_t size, void (*entry)(void))
 {
-    (void)getcontext(&out->context);
-    out->context.uc_stack.ss_sp = stack;
-    out->context.uc_stack.ss_size = size;
-    out->context.uc_link = NULL;
-    makecontext(&out->context, entry, 0);
+    (void)getcontext(&out->machine);
+    out->machine.uc_stack.ss_sp = stack;
+    out->machine.uc_stack.ss_size = size;
+    out->machine.uc_link = NULL;
+    makecontext(&out->machine, entry, 0);
+    out->bottom = stack;
+    out->size = size;
+}
+
+static void sim_machine_switch(ucontext_t *from, ucontext_t *to)
+{
+    (void)swapcontext(from, to);
+}
+
+#endif
+
+void sim_context_entered(struct sim_context *from)
+{
+#ifdef __SANITIZE_ADDRESS__
+    __sanitizer_finish_switch_fiber(NULL, &from->bottom, &from->size);
+#else
+    (void)from;
+#endif
 }
 
 void sim_context_switch(struct sim_context *from, struct sim_context *to)
 {
-    (void)swapcontext(&from->context, &to->context);
-}
+#ifdef __SANITIZE_ADDRESS__
+    void *fake = NULL;
 
+    __sanitizer_start_switch_fiber(&fake, to->bottom, to->size);
+    sim_machine_switch(&from->machine, &to->machine);
+    __sanitizer_finish_switch_fiber(fake, NULL, NULL);
+#else
+    sim_machine_switch(&from->machine, &to->machine);
 #endif
+}

@@ -6,18 +6,22 @@
 #include <stddef.h>
 
 #if defined(__x86_64__) || defined(__aarch64__)
-struct sim_context {
-    void *stack_pointer;
-};
+#define SIM_MACHINE void *
 #else
 #include <ucontext.h>
-struct sim_context {
-    ucontext_t context;
-};
+#define SIM_MACHINE ucontext_t
 #endif
 
-/* entry must not return. */
+struct sim_context {
+    SIM_MACHINE machine; /* the stack pointer, where it is done by hand */
+    const void *bottom;  /* of its stack, for ASan */
+    size_t size;
+};
+
+/* entry must not return; the first that it does is sim_context_entered(). */
 void sim_context_new(struct sim_context *out, void *stack, size_t size, void (*entry)(void));
+/* from: who switched to this new one. */
+void sim_context_entered(struct sim_context *from);
 void sim_context_switch(struct sim_context *from, struct sim_context *to);
 
 #endif

@@ -95,8 +95,9 @@ static void show(struct worker_task *task, const struct world_task *outside, uin
 static int copy(struct worker_task *task, struct world_task *outside, struct error *err)
 {
     const json_t *spec = worker_task_spec(task);
-    uint32_t chunks = (uint32_t)json_u64(spec, "chunks");
-    int64_t chunk_ms = (int64_t)json_u64(spec, "chunk_ms");
+    bool plain = json_object_get(spec, "chunks") == NULL; /* a schedule's */
+    uint32_t chunks = plain ? 2 : (uint32_t)json_u64(spec, "chunks");
+    int64_t chunk_ms = plain ? 3000 : (int64_t)json_u64(spec, "chunk_ms");
     uint32_t errors = (uint32_t)json_u64(spec, "errors");
 
     worker_task_phase(task, "exporting");

@@ -5,11 +5,12 @@
 
 #include "common/job_store.h"
 #include "common/json.h"
+#include "common/schedule_store.h"
 #include "services/scheduler/scheduler.h"
 #include "tests/sim/store.h"
 
-#define FAULTS_S_MIN   60
-#define FAULTS_S_MAX   240
+#define FAULTS_S_MIN   40
+#define FAULTS_S_MAX   180
 #define STUCK_S        2400 /* after the healing everything is over, or never will be */
 #define WATCH_US       (500 * SIM_MS)
 #define STOPS_S        70 /* after the healing: a lease, its margins, the longest step of a task */
@@ -46,6 +47,7 @@ static void scheduler_main(struct sim_proc *proc)
     scheduler->config.poll_interval_ms = 1500;
     scheduler->config.losses_max = world.losses_max;
     scheduler->export.base_path = base;
+    scheduler->bases = (struct config_list){.items = &scheduler->export.base_path, .count = 1};
     scheduler->database.url = scheduler->database.owner_url = empty;
     scheduler->export.provider_limit = world.provider_limit;
     scheduler->retry.max_attempts = 3;
@@ -56,6 +58,37 @@ static void scheduler_main(struct sim_proc *proc)
 }
 
 /* ---- users, by way of a gateway ---- */
+
+/* Every minute, or every second one: what is missed, what overlaps, what is late. */
+static void add_schedule(struct db *db, int number)
+{
+    static const char *const misfires[] = {"run_once", "skip", "run_all"};
+    static const char *const overlaps[] = {"skip", "queue", "allow"};
+    auto_schedule *schedule = xcalloc(1, sizeof *schedule);
+    struct field_problem problem = {0};
+    struct error err = ERROR_NONE;
+
+    schedule->fields =
+        json_pack("{s:o, s:s, s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s}}", "name",
+                  json_sprintf("schedule-%d", number), "schedule",
+                  sim_chance(50 * PER_CENT) ? "* * * * *" : "*/2 * * * *", "timezone", "UTC",
+                  "misfire", misfires[sim_below(ARRAY_LEN(misfires))], "overlap",
+                  overlaps[sim_below(ARRAY_LEN(overlaps))], "jitter",
+                  sim_chance(50 * PER_CENT) ? "0s" : "20s", "job_template", "vm_path", "/dc/vm",
+                  "provider", "sim-0", "output_path", "/exports/scheduled");
+    if (schedule_check(schedule, &problem, &err) < 0)
+        sim_fail("schedule: %s", err.message);
+    while (schedule_store_insert(db, schedule, &err) < 0) {
+        if (err.code != ERR_UNAVAILABLE)
+            sim_fail("schedule: %s", err.message);
+        schedule->id[0] = '\0'; /* it may be there: then there are two */
+        error_clear(&err);
+    }
+    sim_trace("%s fires by '%s', misfire %s, overlap %s", schedule->id,
+              field_text(schedule->fields, "schedule", ""),
+              field_text(schedule->fields, "misfire", ""),
+              field_text(schedule->fields, "overlap", ""));
+}
 
 static void poke(struct bus_pusher *pusher, const char *instance)
 {
@@ -217,6 +250,7 @@ static bool all_submitted(void)
 static bool settle(struct db *db, const char *instance)
 {
     struct error why = ERROR_NONE;
+    bool settled = world.held;
 
     for (size_t i = 0; i < world.job_count; i++) {
         struct error err = ERROR_NONE;
@@ -225,8 +259,10 @@ static bool settle(struct db *db, const char *instance)
         err = (struct error)ERROR_NONE;
         if (world.held && job_store_resume(db, world.jobs[i].id, instance, &err) == 0)
             sim_trace("%s goes on", world.jobs[i].id);
+        settled = settled && world.jobs[i].acknowledged && err.code != ERR_UNAVAILABLE;
     }
-    return world.held && db_exec(db, STORE_RESUME_QUEUE, DB_NO_PARAMS, NULL, &why) == 0 &&
+    return settled && db_exec(db, STORE_SCHEDULES_OFF, DB_NO_PARAMS, NULL, &why) == 0 &&
+           db_exec(db, STORE_RESUME_QUEUE, DB_NO_PARAMS, NULL, &why) == 0 &&
            db_exec(db, STORE_UNDRAIN, DB_NO_PARAMS, NULL, &why) == 0;
 }
 
@@ -240,6 +276,8 @@ static void gateway_main(struct sim_proc *proc)
 
     if (bus_pusher_open(&bus, &pusher, &err) < 0)
         sim_fail("pusher: %s", err.message);
+    while (world.schedules_wanted > 0)
+        add_schedule(db, --world.schedules_wanted);
     for (bool settled = false; !settled;) {
         if (sim_now_us < world.heal_us) {
             user_acts(db, proc->instance);
@@ -386,8 +424,9 @@ static void *watch(void *arg)
         sim_sleep(WATCH_US);
         if (sim_now_us < world.heal_us)
             continue;
-        if (!world.held && sim_now_us > world.heal_us + STOPS_S * SIM_S) {
-            check_stops();
+        if (!world.held && sim_now_us > world.heal_us + world.stops_us) {
+            if (world.stops_us > 0)
+                check_stops();
             world.held = true;
         }
         if (world.held && all_submitted() && check_is_quiet()) {
@@ -426,8 +465,10 @@ void world_start(void)
     world.provider_limit = (uint32_t)sim_between(1, 4);
     world.job_count = (size_t)sim_between(2, 16);
     world.heal_us = sim_between(FAULTS_S_MIN, FAULTS_S_MAX) * SIM_S;
+    world.schedules_wanted = sim_chance(60 * PER_CENT) ? (int)sim_between(1, 2) : 0;
+    world.stops_us = sim_chance(40 * PER_CENT) ? STOPS_S * SIM_S : 0; /* takes a while */
     store_init();
-    store_two_leaders = sim_chance(10 * PER_CENT);
+    store_two_leaders = sim_chance(20 * PER_CENT);
     if (store_two_leaders)
         sim_trace("both schedulers lead");
     add_proc("scheduler-a", scheduler_main);

@@ -43,9 +43,11 @@ struct world {
     int64_t lease_ms;
     uint32_t losses_max;
     uint32_t provider_limit;
-    int64_t heal_us;   /* nothing goes wrong any more */
-    int64_t leased_us; /* the newest lease of a transfer */
-    bool held;         /* what was cancelled or paused then has been looked at */
+    int64_t heal_us;      /* nothing goes wrong any more */
+    int schedules_wanted; /* not made yet */
+    int64_t leased_us;    /* the newest lease of a transfer */
+    int64_t stops_us;     /* when that is looked at, after the healing; 0: not at all */
+    bool held;            /* what was cancelled or paused then has been looked at */
     bool finished;
 };
 extern struct world world;
