@@ -19,7 +19,7 @@ static const char ENDED[] =
 static const char FACTS[] =
     "SELECT r.schedule_id, cardinality(r.job_ids), jsonb_array_length(r.errors),"
     " (SELECT count(*) FROM jobs j WHERE j.id = ANY (r.job_ids) AND j.status = 'completed'),"
-    " coalesce((SELECT 'job ' || j.id || ' ' || j.status || CASE WHEN j.error = '' THEN '' ELSE"
+    " coalesce((SELECT j.id || ' ' || j.status || CASE WHEN j.error = '' THEN '' ELSE"
     "   ': ' || left(j.error, 300) END FROM jobs j WHERE j.id = ANY (r.job_ids)"
     "   AND j.status <> 'completed' ORDER BY j.seq LIMIT 1),"
     "  r.errors->0->>'error', 'a job of it was deleted'), r.reason, s.fields->'retention',"
