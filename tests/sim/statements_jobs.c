@@ -126,6 +126,14 @@ static void insert_task(struct statement *s)
     task->priority = param_i64(s, 9);
     PUT(task->state, s->params[9]);
     PUT(task->volume, s->params[10]);
+    PUT(task->hook, s->params[11]);
+    task->may_fail = param_bool(s, 13);
+    task->max_attempts = keep(s->params[13]);
+    task->retry_initial_ms = keep(s->params[14]);
+    task->retry_max_ms = keep(s->params[15]);
+    task->wait = keep(s->params[16]);
+    if (s->params[17] != NULL)
+        task->not_before_ms = param_i64(s, 18);
 }
 
 static void find_key(struct statement *s)
@@ -141,6 +149,11 @@ static void find_key(struct statement *s)
 
 /* ---- wishes of users ---- */
 
+static bool is_over(const struct task_row *task)
+{
+    return is(task->state, "done") || (is(task->state, "failed") && task->may_fail);
+}
+
 static void current_task(struct statement *s)
 {
     const struct task_row *best = NULL;
@@ -149,8 +162,8 @@ static void current_task(struct statement *s)
         const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
         if (task == NULL || !is(task->job_id, s->params[0]))
             continue;
-        bool done = is(task->state, "done");
-        bool best_done = best != NULL && is(best->state, "done");
+        bool done = is_over(task);
+        bool best_done = best != NULL && is_over(best);
         if (best == NULL || (best_done && !done) ||
             (best_done == done && task->ordinal < best->ordinal))
             best = task;
@@ -217,9 +230,12 @@ static void release_runs(struct statement *s)
 
 static void block_later(struct statement *s)
 {
-    for (size_t i = 0; i < store_count(TABLE_TASKS) && !s->failed; i++) {
+    const struct row *from_row = find_task(s, s->params[1]);
+    const struct task_row *from = from_row == NULL ? NULL : see(s, from_row);
+
+    for (size_t i = 0; i < store_count(TABLE_TASKS) && from != NULL && !s->failed; i++) {
         const struct task_row *seen = see(s, store_row(TABLE_TASKS, i));
-        if (seen == NULL || !is(seen->job_id, s->params[0]) || is(seen->id, s->params[1]) ||
+        if (seen == NULL || !is(seen->job_id, s->params[0]) || seen->ordinal <= from->ordinal ||
             !(is(seen->state, "cancelled") || is(seen->state, "failed")))
             continue;
         struct task_row *task = hold(s, store_row(TABLE_TASKS, i));
@@ -274,13 +290,14 @@ static void lock_task(struct statement *s)
     struct row *row = find_task(s, s->params[0]);
     const struct task_row *t = row == NULL ? NULL : hold(s, row);
 
-    result_columns(s, 14);
+    result_columns(s, 19);
     if (t == NULL)
         return;
     RESULT_ROW(s, t->kind, t->provider, t->state, cell_bool(t->cancel), number(t->epoch),
                number(t->attempt), number(t->losses), number(t->progress_mark),
                number(t->bytes_done), number(t->lease_until_ms), number(t->not_before_ms), t->token,
-               number(store_clock_ms()), cell_bool(is_last(s, t)));
+               number(store_clock_ms()), cell_bool(is_last(s, t)), t->hook, cell_bool(t->may_fail),
+               t->max_attempts, t->retry_initial_ms, t->retry_max_ms);
 }
 
 static void store_task(struct statement *s)
@@ -373,22 +390,30 @@ static void nothing(struct statement *s)
     result_columns(s, 1);
 }
 
-static void queue_next(struct statement *s)
+static void next_wait(struct statement *s)
 {
-    struct row *best = NULL;
+    const struct task_row *best = NULL;
 
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
         const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
-        const struct task_row *old = best == NULL ? NULL : see(s, best);
         if (task != NULL && is(task->job_id, s->params[0]) && is(task->state, "blocked") &&
-            (old == NULL || task->ordinal < old->ordinal))
-            best = store_row(TABLE_TASKS, i);
+            (best == NULL || task->ordinal < best->ordinal))
+            best = task;
     }
-    struct task_row *task = best == NULL || sim_break == BREAK_NEXT ? NULL : hold(s, best);
+    result_columns(s, 3);
+    if (best != NULL)
+        RESULT_ROW(s, best->id, best->wait == NULL ? "[]" : best->wait, number(s->now_ms));
+}
+
+static void queue_next(struct statement *s)
+{
+    struct row *row = sim_break == BREAK_NEXT ? NULL : find_task(s, s->params[0]);
+    struct task_row *task = row == NULL ? NULL : hold(s, row);
+
     if (task == NULL)
         return;
     PUT(task->state, "queued");
-    task->not_before_ms = s->now_ms;
+    task->not_before_ms = param_i64(s, 2);
 }
 
 static void cancel_later(struct statement *s)
@@ -487,7 +512,7 @@ const struct statement_model statements_jobs[] = {
     {"INSERT INTO jobs (id, name, kind", insert_job},
     {"INSERT INTO tasks (id, job_id, ordinal", insert_task},
     {"SELECT id, idempotency_hash = $3", find_key},
-    {"ORDER BY (t.state = 'done'), t.ordinal LIMIT 1", current_task},
+    {"ORDER BY (t.state = 'done' OR (t.state = 'failed'", current_task},
     {"SELECT 1 FROM jobs WHERE id = $1", job_exists},
     {"UPDATE jobs SET cancel_reason = $2", set_cancel},
     {"UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE kind = 'release'",
@@ -503,8 +528,9 @@ const struct statement_model statements_jobs[] = {
     {"INSERT INTO job_events (job_id, event", insert_history},
     {"INSERT INTO exports (id, job_id", insert_export},
     {"INSERT INTO export_disks", nothing},
-    {"UPDATE tasks SET volume = coalesce(nullif($2", nothing}, /* facts for the next task */
-    {"UPDATE tasks SET state = 'queued', not_before = now()", queue_next},
+    {"UPDATE tasks SET volume = CASE WHEN kind = 'webhook'", nothing}, /* facts for the next */
+    {"SELECT id, coalesce(wait, '[]'::jsonb)", next_wait},
+    {"UPDATE tasks SET state = 'queued', not_before = to_timestamp($2", queue_next},
     {"UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE job_id = $1", cancel_later},
     {"INSERT INTO tasks (id, kind, class, role, provider_kind, provider, volume, spec, priority)",
      insert_release},

@@ -269,7 +269,7 @@ void store_init(void)
 
 void result_columns(struct statement *s, int columns)
 {
-    PGresAttDesc attributes[16] = {{0}};
+    PGresAttDesc attributes[32] = {{0}};
     static char name[] = "c";
 
     assert(columns <= (int)ARRAY_LEN(attributes));

@@ -69,6 +69,10 @@ struct task_row {
     int64_t lines_stored;
     const char *result, *error, *error_code;
     int64_t updated_ms;
+    char hook[16];
+    bool may_fail; /* the job goes on without it */
+    const char *wait;
+    const char *max_attempts, *retry_initial_ms, *retry_max_ms; /* its own; NULL: the job's */
 };
 
 struct record_row {
