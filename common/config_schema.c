@@ -112,7 +112,9 @@ static const struct config_key export_keys[] = {
     {"encryption_key_dir", CONFIG_STRING, KEY(export, encryption_key_dir), "", 0, 4095, 0,
      "exporters: directory with <name>.key files (mode 0600) that exports may be encrypted with"},
     {"provider_limit", CONFIG_U32, KEY(export, provider_limit), "8", 1, 1000, 0,
-     "exports at a time per provider, over all workers"},
+     "exports at a time per provider, over all workers; a provider's export_limit wins"},
+    {"host_limit", CONFIG_U32, KEY(export, host_limit), "0", 0, 1000, 0,
+     "exports at a time from one host of a provider, where the inventory tells it; 0 = no limit"},
     {0},
 };
 
@@ -222,6 +224,8 @@ static const struct config_key scheduler_keys[] = {
      "how often lost messages are healed"},
     {"losses_max", CONFIG_U32, KEY(scheduler, losses_max), "5", 1, 100, 0,
      "lost leases without progress before a task fails"},
+    {"priority_aging", CONFIG_DURATION_MS, KEY(scheduler, priority_aging_ms), "1m", 0, 86400000, 0,
+     "so long a wait counts as much as one point of priority; 0 = priority alone"},
     {0},
 };
 
@@ -274,8 +278,9 @@ const size_t config_tables_count = ARRAY_LEN(config_tables);
 
 /* One line per setting that any provider kind knows; the kind itself checks which are its own. */
 const char *const config_provider_keys[] = {
-    "kind",     "enabled", "host",       "username", "password",   "password_file",
-    "insecure", "ca_file", "thumbprint", "timeout",  "datacenter", NULL,
+    "kind",          "enabled",      "host",    "username",   "password",
+    "password_file", "insecure",     "ca_file", "thumbprint", "timeout",
+    "datacenter",    "export_limit", NULL,
 };
 const char *const config_endpoint_keys[] = {
     "url", "events", "headers", "retry", "timeout", "secret", "secret_file", NULL,

@@ -63,6 +63,7 @@ struct export_config {                     /* section "export" */
     uint32_t bandwidth_burst_mb;           /* 0 = 2 x the limit */
     char *encryption_key_dir;              /* <name>.key: keys of encrypted exports; "": none */
     struct config_list bandwidth_profiles; /* "mon-fri 08:00-18:00 20": engine/rate_profile.h */
+    uint32_t host_limit;     /* the same per host of a provider, where known; 0 = none */
     uint32_t provider_limit; /* exports at a time per provider instance, all workers; default 8 */
 };
 /* Where exports may lie: base_path first, then allowed_paths. Owned by the caller; lives as long as
@@ -145,7 +146,9 @@ struct history_config {       /* section "history": of jobs; 0: never */
 struct scheduler_config {     /* section "scheduler" */
     int64_t lease_ms;         /* default 30s; worker's write deadline is lease - 5 s */
     int64_t poll_interval_ms; /* reaper and queue poll, default 1500ms */
-    uint32_t losses_max;      /* leases lost without progress before the task fails, default 5 */
+    int64_t
+        priority_aging_ms; /* a wait that counts as one point of priority, default 1m; 0: none */
+    uint32_t losses_max;   /* leases lost without progress before the task fails, default 5 */
 };
 
 #endif

@@ -22,9 +22,14 @@ static const char INSERT_JOB[] =
 static const char INSERT_TASK[] =
     "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
     " priority, state, volume, hook, may_fail, max_attempts, retry_initial_ms, retry_max_ms, wait,"
-    " not_before) VALUES ($1, $2, $3::int, $4, 'transfer', $5, $6, $7, $8::jsonb, $9::int, $10,"
-    " $11, $12, $13::boolean, $14::int, $15::bigint, $16::bigint, $17::jsonb,"
-    " coalesce(to_timestamp($18::bigint / 1000.0), now()))";
+    " not_before, rank, source_host, queue_group, queue_limit)"
+    " SELECT $1, $2, $3::int, $4, 'transfer', $5, $6, $7, $8::jsonb, $9::int, $10, $11, $12,"
+    " $13::boolean, $14::int, $15::bigint, $16::bigint, $17::jsonb,"
+    " coalesce(to_timestamp($18::bigint / 1000.0), now()), queue_rank(now(), $9::int),"
+    " coalesce((SELECT min(v.vm->>'host') FROM inventory_vms v"
+    "  JOIN inventory_state s ON s.provider = v.provider AND s.generation = v.generation"
+    "  WHERE v.provider = $7 AND $4 = 'export' AND (v.path = $19 OR v.id = $19 OR v.name = $19)"
+    "  HAVING count(*) = 1), ''), $20, $21::int";
 
 static const char FIND_KEY[] = "SELECT id, idempotency_hash = $3::bytea FROM jobs"
                                " WHERE submitted_by = $1 AND idempotency_key = $2";
@@ -111,7 +116,9 @@ static int insert_task(struct db *db, const struct job_submission *s, const char
     bool own_retries = task->max_attempts > 0;
     char id[ID_SIZE];
     char number[NUMBER_SIZE], priority[NUMBER_SIZE], attempts[NUMBER_SIZE], initial[NUMBER_SIZE],
-        max[NUMBER_SIZE], until[NUMBER_SIZE];
+        max[NUMBER_SIZE], until[NUMBER_SIZE], limit[NUMBER_SIZE];
+    bool main_task = strcmp(task->kind, s->kind) == 0;
+    bool grouped = main_task && s->queue_group != NULL;
 
     id_new("task", id);
     (void)snprintf(number, sizeof number, "%zu", ordinal);
@@ -120,16 +127,18 @@ static int insert_task(struct db *db, const struct job_submission *s, const char
     (void)snprintf(initial, sizeof initial, "%" PRId64, task->retry_initial_ms);
     (void)snprintf(max, sizeof max, "%" PRId64, task->retry_max_ms);
     (void)snprintf(until, sizeof until, "%" PRId64, store_wait_end(task->wait, clock_wall_ms()));
+    (void)snprintf(limit, sizeof limit, "%" PRIu32, s->queue_limit);
     return db_exec(db, INSERT_TASK,
                    DB_PARAMS(id, job_id, number, task->kind, task->bridge ? "bridge" : "exporter",
                              task->bridge || files ? "" : s->provider_kind,
                              s->bridge || files ? "" : s->provider, spec, priority,
                              ordinal > 0 ? "blocked" : "queued",
-                             strcmp(task->kind, s->kind) != 0 || s->volume == NULL ? "" : s->volume,
+                             !main_task || s->volume == NULL ? "" : s->volume,
                              task->hook == NULL ? "" : task->hook,
                              task->may_fail ? "true" : "false", own_retries ? attempts : NULL,
                              own_retries ? initial : NULL, own_retries ? max : NULL, wait,
-                             ordinal == 0 && wait != NULL ? until : NULL),
+                             ordinal == 0 && wait != NULL ? until : NULL, s->vm_path,
+                             grouped ? s->queue_group : "", grouped ? limit : "0"),
                    NULL, err);
 }
 

@@ -45,6 +45,8 @@ struct job_submission {
     const struct job_task *tasks; /* all of them, with hooks, instead of the three specs */
     size_t task_count;            /* 0: no hooks */
     uint32_t priority;
+    const char *queue_group; /* its first task shares queue_limit with others; NULL: with none */
+    uint32_t queue_limit;    /* tasks of the group at a time; 0: any */
     uint32_t max_attempts;
     int64_t retry_initial_ms; /* back-off after errors; doubles up to retry_max_ms */
     int64_t retry_max_ms;

@@ -40,7 +40,8 @@ static const char STORE_TASK[] =
     "coalesce($12, worker),"
     " lines_stored = CASE WHEN epoch = $3::bigint THEN lines_stored ELSE 0 END,"
     " result = coalesce($13::jsonb, result), error = coalesce($14, error),"
-    " error_code = coalesce($15, error_code), updated_at = now()"
+    " error_code = coalesce($15, error_code), updated_at = now(),"
+    " hold = CASE WHEN $18::boolean THEN 'paused' WHEN hold = 'paused' THEN '' ELSE hold END"
     " WHERE id = $1 AND epoch = $16::bigint";
 
 static const char STORE_JOB[] =
@@ -185,7 +186,8 @@ static int store_task(struct db *db, const struct store_row *row,
                 DB_PARAMS(row->task_id, task_state_name(next->task), epoch, attempt, losses, mark,
                           bytes, until, before, next->task_cancel ? "true" : "false", token,
                           event->worker, result, event->error_message, event->error_code, old,
-                          d->effects & JOB_EFFECT_DROP_TOKEN ? "true" : "false"),
+                          d->effects & JOB_EFFECT_DROP_TOKEN ? "true" : "false",
+                          next->job == JOB_PAUSED ? "true" : "false"),
                 &rows, err) < 0)
         return -1;
     if (db_affected(rows) != 1)

@@ -47,18 +47,20 @@ static const char NEXT_WAIT[] =
 
 static const char QUEUE_NEXT[] =
     "UPDATE tasks SET state = 'queued', not_before = to_timestamp($2::bigint / 1000.0),"
-    " updated_at = now() WHERE id = $1";
+    " updated_at = now(), hold = CASE (SELECT j.status FROM jobs j WHERE j.id = tasks.job_id)"
+    " WHEN 'paused' THEN 'paused' ELSE '' END WHERE id = $1";
 
 static const char CANCEL_LATER[] =
     "UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE job_id = $1"
     " AND state = 'blocked'";
 
 static const char INSERT_RELEASE[] =
-    "INSERT INTO tasks (id, kind, class, role, provider_kind, provider, volume, spec, priority)"
-    " SELECT $2, 'release', 'control', t.role, t.provider_kind, t.provider,"
+    "INSERT INTO tasks (id, kind, class, role, provider_kind, provider, volume, spec, priority,"
+    " rank) SELECT $2, 'release', 'control', t.role, t.provider_kind, t.provider,"
     " CASE WHEN coalesce(j.cancel_discard, false) THEN t.volume ELSE '' END,"
     " jsonb_build_object('task_id', t.id, 'keep', false, 'discard',"
-    "   coalesce(j.cancel_discard, false), 'output_path', coalesce(j.output_path, '')), 90"
+    "   coalesce(j.cancel_discard, false), 'output_path', coalesce(j.output_path, '')), 90,"
+    " queue_rank(now(), 90)"
     " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1 AND t.kind IN ('export', "
     "'import', 'incremental_info', 'tracking')"
     " AND EXISTS (SELECT 1 FROM task_records r WHERE r.task_id = t.id)";

@@ -15,7 +15,7 @@
  * them those that a person waits for come first. */
 static const char insert_sql[] =
     "INSERT INTO tasks (id, kind, class, role, provider_kind, provider, spec, volume, priority,"
-    " expires_at) VALUES ($1, $2, 'control', $7, $3, $4, $5, $6, 100,"
+    " rank, expires_at) VALUES ($1, $2, 'control', $7, $3, $4, $5, $6, 100, queue_rank(now(), 100),"
     " now() + interval '" CONTROL_KEEP_TEXT "')";
 static const char under_way_sql[] =
     "SELECT id FROM tasks WHERE job_id IS NULL AND kind = $1 AND provider = $2 AND spec = $3"

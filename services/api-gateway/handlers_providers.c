@@ -378,6 +378,7 @@ static int override_spec(struct call *call, const char *name, const PGresult *ro
             return -1;
         json_set_text(spec, "sealed_secrets_hex", db_text(stored, 0, 0));
     }
+    (void)json_object_del(merged, "export_limit"); /* the scheduler's */
     (void)json_object_set(spec, "settings", merged);
     return 0;
 }

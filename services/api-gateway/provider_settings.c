@@ -9,10 +9,12 @@
 #include "common/json.h"
 #include "common/paths.h"
 
+#define EXPORT_LIMIT_MAX 1000 /* as export.provider_limit */
+
 const char *const provider_kinds_known[] = {"vsphere", "aws",       "azure", "gcp",     "hyperv",
                                             "proxmox", "openstack", "oci",   "alibaba", NULL};
 /* Settings that say what is done with a login, not who gets to see it. */
-static const char *const harmless[] = {"timeout", "datacenter", "username", NULL};
+static const char *const harmless[] = {"timeout", "datacenter", "username", "export_limit", NULL};
 
 void provider_settings_release(struct provider_settings *settings)
 {
@@ -97,6 +99,14 @@ static int check_value(const char *key, const json_t *value, size_t size_max,
 {
     const char *text = json_string_value(value);
 
+    if (strcmp(key, "export_limit") == 0) {
+        json_int_t limit = json_integer_value(value);
+        return json_is_integer(value) && limit >= 1 && limit <= EXPORT_LIMIT_MAX
+                   ? 0
+                   : field_fail(problem, 400, key, err, ERR_INVALID,
+                                "'export_limit' must be a whole number from 1 to %d",
+                                EXPORT_LIMIT_MAX);
+    }
     if (json_is_boolean(value) || json_is_integer(value))
         return 0;
     if (text == NULL) {

@@ -26,46 +26,57 @@ static const char UPSERT_WORKER[] =
     " volumes = excluded.volumes, capabilities = excluded.capabilities"
     " RETURNING coalesce((SELECT state FROM old), '') <> 'up'";
 
-/* Provider by provider, each by its own part of the index: what waits for a provider at its limit
- * costs nothing. Tasks on files that exist need no source: their provider and kind are ''. */
-#define EXPORT_QUEUE "state = 'queued' AND class = 'transfer' AND role = 'exporter'"
+/* What is asked of a task besides its place: $1 kind of provider, $2 kinds of task, $3 volumes. */
+#define FITS                                                                                      \
+    " AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"                      \
+    " AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))" \
+    " AND t.not_before <= now()"
+#define LIVE_JOB " AND j.status IN ('pending', 'running')"
+#define WAITS    "state = 'queued' AND hold = ''"
+
+/* Lane by lane (what has the same limits), each by its own part of the index: what waits at a limit
+ * costs nothing. The first of each lane that is open, by rank; the first of those that is not
+ * locked is taken. Tasks on files that exist need no source: their provider and kind are ''.
+ * $4: exports per provider, unless its settings say it; $5: per host, 0 = any. */
+#define EXPORT_QUEUE WAITS " AND class = 'transfer' AND role = 'exporter'"
+#define LANE                                                                               \
+    " t.state = 'queued' AND t.hold = '' AND t.class = 'transfer' AND t.role = 'exporter'" \
+    " AND t.provider = o.provider AND t.source_host = o.source_host"                       \
+    " AND t.queue_group = o.queue_group AND t.provider_kind IN ($1, '')"
 static const char EXPORT_CANDIDATE[] =
-    "WITH RECURSIVE waiting AS ((SELECT provider FROM tasks WHERE " EXPORT_QUEUE
-    "   ORDER BY provider LIMIT 1) UNION ALL SELECT (SELECT n.provider FROM tasks n WHERE "
-    "   " EXPORT_QUEUE " AND n.provider > w.provider ORDER BY n.provider LIMIT 1)"
-    "   FROM waiting w WHERE w.provider IS NOT NULL)"
-    " SELECT c.id FROM (SELECT provider FROM waiting WHERE provider <> ALL (ARRAY("
-    "   SELECT b.provider FROM tasks b WHERE b.class = 'transfer' AND b.role = 'exporter'"
-    "    AND b.state IN ('leased', 'finishing') AND b.provider <> '' GROUP BY b.provider"
-    "    HAVING count(*) >= $4::int"
-    "   UNION ALL SELECT p.name FROM providers p WHERE NOT p.enabled))) a"
-    " CROSS JOIN LATERAL (SELECT t.id, t.priority, t.seq FROM tasks t JOIN jobs j"
-    "   ON j.id = t.job_id WHERE t.state = 'queued' AND t.class = 'transfer'"
-    "   AND t.role = 'exporter' AND t.provider = a.provider"
-    "   AND t.provider_kind IN ($1, '')"
-    "   AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"
-    "   AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))"
-    "   AND t.not_before <= now() AND j.status IN ('pending', 'running')"
-    "   ORDER BY t.priority DESC, t.seq LIMIT 1 FOR UPDATE OF j, t SKIP LOCKED) c"
-    " ORDER BY c.priority DESC, c.seq LIMIT 1";
+    "WITH RECURSIVE lanes AS ((SELECT provider, source_host, queue_group, queue_limit FROM tasks"
+    "  WHERE " EXPORT_QUEUE " ORDER BY provider, source_host, queue_group LIMIT 1)"
+    " UNION ALL SELECT n.* FROM lanes w CROSS JOIN LATERAL (SELECT provider, source_host,"
+    "  queue_group, queue_limit FROM tasks WHERE " EXPORT_QUEUE
+    "  AND (provider, source_host, queue_group) > (w.provider, w.source_host, w.queue_group)"
+    "  ORDER BY provider, source_host, queue_group LIMIT 1) n),"
+    " busy AS MATERIALIZED (SELECT provider, source_host, queue_group FROM tasks WHERE"
+    "  class = 'transfer' AND role = 'exporter' AND state IN ('leased', 'finishing')),"
+    " o AS MATERIALIZED (SELECT l.* FROM lanes l LEFT JOIN providers p ON p.name = l.provider"
+    "  WHERE coalesce(p.enabled, true)"
+    "  AND (l.provider = '' OR (SELECT count(*) FROM busy b WHERE b.provider = l.provider)"
+    "   < coalesce((p.settings->>'export_limit')::int, $4::int))"
+    "  AND (l.source_host = '' OR $5::int = 0 OR (SELECT count(*) FROM busy b"
+    "   WHERE b.provider = l.provider AND b.source_host = l.source_host) < $5::int)"
+    "  AND (l.queue_group = '' OR l.queue_limit = 0 OR (SELECT count(*) FROM busy b"
+    "   WHERE b.queue_group = l.queue_group) < l.queue_limit)),"
+    " heads AS MATERIALIZED (SELECT o.*, h.rank, h.seq FROM o CROSS JOIN LATERAL (SELECT t.rank,"
+    "  t.seq FROM tasks t WHERE" LANE FITS " ORDER BY t.rank, t.seq LIMIT 1) h"
+    "  ORDER BY h.rank, h.seq)"
+    " SELECT c.id FROM heads o CROSS JOIN LATERAL (SELECT t.id FROM tasks t JOIN jobs j"
+    "  ON j.id = t.job_id WHERE" LANE FITS LIVE_JOB
+    "  ORDER BY t.rank, t.seq LIMIT 1 FOR UPDATE OF j, t SKIP LOCKED) c LIMIT 1";
 
 static const char BRIDGE_CANDIDATE[] =
-    "SELECT t.id FROM tasks t JOIN jobs j ON j.id = t.job_id"
-    " WHERE t.state = 'queued' AND t.class = 'transfer' AND t.role = 'bridge'"
-    " AND t.provider_kind = $1"
-    " AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"
-    " AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))"
-    " AND t.not_before <= now() AND j.status IN ('pending', 'running')"
-    " ORDER BY t.priority DESC, t.seq LIMIT 1 FOR UPDATE OF j, t SKIP LOCKED";
+    "SELECT t.id FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state = 'queued'"
+    " AND t.hold = '' AND t.class = 'transfer' AND t.role = 'bridge' AND t.provider_kind = $1" FITS
+        LIVE_JOB " ORDER BY t.rank, t.seq LIMIT 1 FOR UPDATE OF j, t SKIP LOCKED";
 
 /* Control tasks have no job. */
 static const char CONTROL_CANDIDATE[] =
     "SELECT t.id FROM tasks t WHERE t.state = 'queued' AND t.class = 'control'"
-    " AND t.provider_kind = $1"
-    " AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"
-    " AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))"
-    " AND t.role = $4 AND t.not_before <= now()"
-    " ORDER BY t.priority DESC, t.seq LIMIT 1 FOR UPDATE OF t SKIP LOCKED";
+    " AND t.hold = '' AND t.provider_kind = $1 AND t.role = $4" FITS
+    " ORDER BY t.rank, t.seq LIMIT 1 FOR UPDATE OF t SKIP LOCKED";
 
 /* A clean-up keeps off where jobs work now. */
 static const char LOAD_LEASE[] =
@@ -73,7 +84,7 @@ static const char LOAD_LEASE[] =
     "  THEN t.spec || jsonb_build_object('busy', (SELECT coalesce(jsonb_agg(b.output_path), '[]')"
     "   FROM jobs b WHERE b.status IN ('running', 'paused', 'cancelling') AND b.kind <> 'cleanup'"
     "   AND b.output_path <> '')) ELSE t.spec END, t.provider,"
-    " coalesce(p.settings, '{}'::jsonb), c.sealed, coalesce(c.audience, ''),"
+    " coalesce(p.settings - 'export_limit', '{}'::jsonb), c.sealed, coalesce(c.audience, ''),"
     " coalesce(j.trace_id, ''), coalesce(j.vm_name, ''),"
     " t.job_id IS NOT NULL AND t.role = 'exporter' AND t.provider <> '' AND p.name IS NULL"
     " FROM tasks t"
@@ -264,9 +275,11 @@ static int find(const struct scheduler *scheduler, struct db *db,
     autofree char *volumes = volume_ids_json(request);
     auto_pgresult *rows = NULL;
     char limit[NUMBER_SIZE];
+    char host_limit[NUMBER_SIZE];
     int rc;
 
     (void)snprintf(limit, sizeof limit, "%" PRIu32, scheduler->export.provider_limit);
+    (void)snprintf(host_limit, sizeof host_limit, "%" PRIu32, scheduler->export.host_limit);
     if (!is_transfer(request)) {
         rc = db_exec(db, CONTROL_CANDIDATE,
                      DB_PARAMS(request->provider, kinds, volumes, request->role), &rows, err);
@@ -274,8 +287,8 @@ static int find(const struct scheduler *scheduler, struct db *db,
         rc =
             db_exec(db, BRIDGE_CANDIDATE, DB_PARAMS(request->provider, kinds, volumes), &rows, err);
     } else {
-        rc = db_exec(db, EXPORT_CANDIDATE, DB_PARAMS(request->provider, kinds, volumes, limit),
-                     &rows, err);
+        rc = db_exec(db, EXPORT_CANDIDATE,
+                     DB_PARAMS(request->provider, kinds, volumes, limit, host_limit), &rows, err);
     }
     if (rc < 0)
         return -1;

@@ -5,9 +5,11 @@
 
 static const char REASONS[] =
     "WITH waiting AS (SELECT j.id, j.seq, t.role, t.provider_kind, t.provider, t.volume,"
+    "  t.source_host, t.queue_group, t.queue_limit,"
     "  t.not_before, t.error FROM jobs j JOIN tasks t ON t.job_id = j.id AND t.state = 'queued'"
     "  WHERE j.status = 'pending' ORDER BY j.seq LIMIT 1000),"
-    " busy AS MATERIALIZED (SELECT b.worker, b.provider, b.role FROM tasks b WHERE b.class = "
+    " busy AS MATERIALIZED (SELECT b.worker, b.provider, b.role, b.source_host, b.queue_group FROM "
+    "tasks b WHERE b.class = "
     "'transfer'"
     "  AND b.state IN ('leased', 'finishing')),"
     /* once per kind of wish, not per job */
@@ -23,10 +25,16 @@ static const char REASONS[] =
     "    AND x.drained_at IS NULL AND x.role = v.role AND v.provider_kind IN ('', x.provider)"
     "    AND (v.volume = ''"
     "    OR x.volumes @> jsonb_build_array(jsonb_build_object('id', v.volume)))) w ON true),"
-    " full_providers AS MATERIALIZED (SELECT provider FROM busy WHERE role = 'exporter'"
-    "  AND provider <> '' GROUP BY "
-    "provider"
-    "  HAVING count(*) >= $1::int),"
+    " full_providers AS MATERIALIZED (SELECT b.provider, "
+    "coalesce((p.settings->>'export_limit')::int,"
+    "  $1::int) AS most, p.settings->>'export_limit' IS NOT NULL AS own FROM busy b"
+    "  LEFT JOIN providers p ON p.name = b.provider WHERE b.role = 'exporter' AND b.provider <> ''"
+    "  GROUP BY b.provider, p.settings HAVING count(*)"
+    "   >= coalesce((p.settings->>'export_limit')::int, $1::int)),"
+    " full_hosts AS MATERIALIZED (SELECT provider, source_host FROM busy WHERE role = 'exporter'"
+    "  AND source_host <> '' AND $2::int > 0 GROUP BY 1, 2 HAVING count(*) >= $2::int),"
+    " full_groups AS MATERIALIZED (SELECT queue_group, count(*) AS used FROM busy"
+    "  WHERE queue_group <> '' GROUP BY 1),"
     " pause AS MATERIALIZED (SELECT value FROM settings WHERE key = 'queue.paused'),"
     " reasons AS (SELECT a.id, CASE"
     "  WHEN EXISTS (SELECT 1 FROM pause) THEN (SELECT left('the queue is paused by ' ||"
@@ -43,19 +51,29 @@ static const char REASONS[] =
     "  WHEN NOT w.serving THEN 'all connected workers that could take it are drained by users'"
     "  WHEN w.slots = 0 AND a.volume <> '' THEN 'no connected worker reaches the volume ' ||"
     "   a.volume || ' that holds its files'"
-    "  WHEN a.role = 'exporter' AND a.provider IN (SELECT provider FROM full_providers)"
-    "   THEN 'the limit of ' || $1 || ' exports at a time for provider ' || a.provider ||"
-    "   ' is reached (export.provider_limit)'"
+    "  WHEN a.role = 'exporter' AND f.most IS NOT NULL"
+    "   THEN 'the limit of ' || f.most || ' exports at a time for provider ' || a.provider ||"
+    "   ' is reached (' || CASE WHEN f.own THEN 'its export_limit' ELSE 'export.provider_limit' END"
+    "   || ')'"
+    "  WHEN a.role = 'exporter' AND (a.provider, a.source_host) IN (SELECT * FROM full_hosts)"
+    "   THEN 'the limit of ' || $2 || ' exports at a time from host ' || a.source_host ||"
+    "   ' is reached (export.host_limit)'"
+    "  WHEN a.queue_limit > 0 AND coalesce(g.used, 0) >= a.queue_limit THEN 'the limit of ' ||"
+    "   a.queue_limit || ' exports at a time of ' || a.queue_group || ' is reached'"
     "  WHEN w.used >= w.slots THEN 'all ' || w.slots ||"
     "   ' transfer slots of the connected workers are busy' ELSE '' END AS reason"
-    "  FROM waiting a JOIN wishes w USING (role, provider_kind, volume))"
+    "  FROM waiting a JOIN wishes w USING (role, provider_kind, volume)"
+    "  LEFT JOIN full_providers f ON f.provider = a.provider"
+    "  LEFT JOIN full_groups g ON g.queue_group = a.queue_group AND a.queue_group <> '')"
     " UPDATE jobs j SET pending_reason = r.reason FROM reasons r WHERE j.id = r.id"
     " AND j.status = 'pending' AND j.pending_reason <> r.reason";
 
 int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err)
 {
     char limit[24];
+    char host_limit[24];
 
     (void)snprintf(limit, sizeof limit, "%u", scheduler->export.provider_limit);
-    return db_exec(db, REASONS, DB_PARAMS(limit), NULL, err);
+    (void)snprintf(host_limit, sizeof host_limit, "%u", scheduler->export.host_limit);
+    return db_exec(db, REASONS, DB_PARAMS(limit, host_limit), NULL, err);
 }

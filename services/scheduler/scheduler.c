@@ -295,7 +295,8 @@ static int run(struct scheduler *scheduler, struct error *err)
     if (migrate(scheduler, err) < 0 ||
         service_heartbeat_start(scheduler->service, &scheduler->database, SCHEDULER_DB_ROLE, err) <
             0 ||
-        leader_acquire(scheduler, db, err) < 0 || lead(scheduler, db, err) < 0)
+        leader_acquire(scheduler, db, err) < 0 || scheduler_set_aging(scheduler, db, err) < 0 ||
+        lead(scheduler, db, err) < 0)
         return -1;
     service_set_ready(scheduler->service, "leader", true, "");
     leader_keep(scheduler, db);

@@ -103,6 +103,11 @@ void *leader_watch_main(void *scheduler);
 MUST_CHECK int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db,
                                          struct error *err);
 
+/* aging.c: what a point of priority weighs, from the configuration into the database; what waits is
+ * put in order by it. */
+MUST_CHECK int scheduler_set_aging(const struct scheduler *scheduler, struct db *db,
+                                   struct error *err);
+
 /* reasons.c: why jobs wait, into their rows. */
 MUST_CHECK int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err);
 

@@ -143,6 +143,7 @@ def test_vm_info_is_complete(driver):
     web = driver.get(vm=find(driver, "web"))["vm"]
     disk, card = web["disks"][0], web["nics"][0]
     assert web["path"] == "/DC0/vm/prod/web" and web["datacenter"] == "DC0"
+    assert web["host"].startswith("DC0_")  # a name, no id
     assert web["guest_id"] == "debian10_64Guest" and web["memory_mb"] == 256
     assert len(web["bios_uuid"]) == 36 and len(web["instance_uuid"]) == 36
     assert disk["source_path"] == "[LocalDS_0] web/web.vmdk" and disk["id"] == "2000"

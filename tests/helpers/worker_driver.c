@@ -358,6 +358,8 @@ static int submit(struct db *db, const json_t *c, json_t *out, struct error *err
         .export_spec = json_object_get(c, "export_spec"),
         .convert_spec = json_object_get(c, "convert_spec"),
         .priority = (uint32_t)json_u64(c, "priority"),
+        .queue_group = json_object_get(c, "group") == NULL ? NULL : json_str(c, "group"),
+        .queue_limit = (uint32_t)json_u64(c, "group_limit"),
         .max_attempts = (uint32_t)json_u64(c, "max_attempts"),
         .retry_initial_ms = (int64_t)json_u64(c, "retry_initial_ms"),
         .retry_max_ms = (int64_t)json_u64(c, "retry_max_ms"),

@@ -1,4 +1,6 @@
 """What holds a job back, and what lets it go: pauses, drains."""
+import time
+
 from tests.harness.driver import export_result
 from tests.harness.scheduler import bench  # noqa: F401
 from tests.harness.wait import wait_for
@@ -153,3 +155,123 @@ def test_a_drained_worker_hands_back_and_gets_nothing_until_it_is_resumed(bench)
     b.sql("UPDATE workers SET drained_at = NULL, drained_by = '' WHERE instance = 'w1'")
     b.driver.call("changed")
     assert mine.get(10)["job_id"] == other
+
+
+# ---- order: priority and age ----
+
+def order(b, jobs):
+    """In which order a worker gets them."""
+    taken = [b.driver.take(slot=i, slots=len(jobs) + 1)["job_id"] for i in range(len(jobs))]
+    return [jobs.index(job) for job in taken]
+
+
+def aged(b, job, minutes):
+    """As if it had been submitted so long ago."""
+    b.sql("UPDATE tasks SET rank = rank - %s WHERE job_id = %s", minutes * 60000, job)
+
+
+def test_a_low_priority_rises_with_waiting_and_is_not_starved(bench):
+    b = bench(config={"scheduler": {"priority_aging": "1m"}})
+    low, mid, high = (b.driver.submit(priority=p) for p in (10, 50, 90))
+    aged(b, low, 60)  # 10 + 60 > 50, not > 90
+    assert order(b, [low, mid, high]) == [2, 0, 1]
+    assert b.job(low)["priority"] == 10, "the job's own priority stays"
+    again = [b.driver.submit(priority=p) for p in (90, 10)]
+    aged(b, again[1], 81)
+    assert order(b, again) == [1, 0]
+
+
+def test_without_aging_priority_alone_counts_and_a_new_weight_reorders(bench):
+    b = bench(config={"scheduler": {"priority_aging": "0"}})
+    low, high = b.driver.submit(priority=10), b.driver.submit(priority=11)
+    b.sql("UPDATE tasks SET created_at = now() - interval '2 days',"
+          " rank = queue_rank(now() - interval '2 days', priority) WHERE job_id = %s", low)
+    config = b.suite.config("scheduler")
+    config["scheduler"]["priority_aging"] = "1m"
+    b.suite["scheduler"].stop()
+    first = b.sql("SELECT job_id FROM tasks ORDER BY rank")
+    assert first[0]["job_id"] == high
+    b.suite.write_config("scheduler", config)
+    b.suite["scheduler"].start()
+    wait_for(lambda: b.suite.ready("scheduler"), 30, b.suite.tails)
+    assert order(b, [low, high]) == [0, 1]
+
+
+# ---- limits ----
+
+def test_a_provider_may_have_a_limit_of_its_own(bench):
+    b = bench(config={"export": {"provider_limit": 1}})
+    b.sql("UPDATE providers SET settings = settings || '{\"export_limit\": 2}'"
+          " WHERE name = 'vsphere'")
+    jobs = [b.driver.submit() for _ in range(3)]
+    others = [b.driver.submit(provider="other") for _ in range(2)]
+    leases = [b.driver.take(slot=i, slots=9) for i in range(3)]
+    assert [x["job_id"] for x in leases] == [jobs[0], jobs[1], others[0]]
+    assert leases[0]["settings"] == {"host": "vc"}, "a limit is no setting of the worker"
+    b.wait_reason(jobs[2], r"limit of 2 exports at a time for provider vsphere .*its export_limit")
+    b.wait_reason(others[1], r"limit of 1 exports .* provider other .*export.provider_limit")
+
+
+def test_exports_from_one_host_are_limited(bench):
+    b = bench(config={"export": {"host_limit": 1}})
+    b.sql("INSERT INTO inventory_state (provider, generation, completed_at)"
+          " VALUES ('vsphere', 'g1', now())")
+    for name, host in (("a", "esx1"), ("b", "esx1"), ("c", "esx2")):
+        b.sql("INSERT INTO inventory_vms (provider, generation, id, name, path, vm) VALUES"
+              " ('vsphere', 'g1', %s, %s, %s, jsonb_build_object('host', %s::text))",
+              f"vm-{name}", name, f"/dc/vm/{name}", host)
+    first, second, elsewhere, unknown = (
+        b.driver.submit(vm_path=p) for p in ("/dc/vm/a", "vm-b", "c", "/dc/vm/new"))
+    assert [b.tasks(j)[0]["source_host"] for j in (first, second, elsewhere, unknown)] == \
+        ["esx1", "esx1", "esx2", ""]
+    leases = [b.driver.take(slot=i, slots=9) for i in range(3)]
+    assert [x["job_id"] for x in leases] == [first, elsewhere, unknown]
+    b.wait_reason(second, r"limit of 1 exports at a time from host esx1 .*export.host_limit")
+    waits = b.driver.ask(slot=5, slots=9)
+    b.driver.finish(leases[0], export_result())
+    assert waits.get(10)["job_id"] == second
+
+
+def test_a_group_has_a_limit_over_all_providers(bench):
+    b = bench()
+    jobs = [b.driver.submit(group="policy nightly", group_limit=2, provider=p, priority=90)
+            for p in ("vsphere", "other", "vsphere", "other")]
+    free = b.driver.submit(priority=1)
+    leases = [b.driver.take(slot=i, slots=9) for i in range(3)]
+    assert [x["job_id"] for x in leases] == [jobs[0], jobs[1], free]
+    for job in jobs[2:]:
+        b.wait_reason(job, "limit of 2 exports at a time of policy nightly is reached")
+    waits = b.driver.ask(slot=5, slots=9)
+    assert waits.waits()
+    b.driver.finish(leases[1], export_result())
+    assert waits.get(10)["job_id"] == jobs[2]
+
+
+def test_a_claim_is_quick_with_50000_tasks_before_it(bench):
+    """What is held, or waits at a limit, is passed over by the index."""
+    b = bench(config={"export": {"provider_limit": 1, "host_limit": 1}})
+    b.sql("UPDATE providers SET settings = settings || '{\"export_limit\": 100}'"
+          " WHERE name = 'vsphere'")
+    b.sql("INSERT INTO jobs (id, provider, vm_path, definition) SELECT 'j' || i, 'vsphere', '',"
+          " '{}' FROM generate_series(1, 50000) i")
+    b.sql("INSERT INTO tasks (id, job_id, kind, class, role, provider_kind, provider, spec, rank,"
+          " hold, source_host, queue_group, queue_limit)"
+          " SELECT 't' || i, 'j' || i, 'export', 'transfer', 'exporter', 'vsphere', 'vsphere',"
+          " '{}', i, CASE WHEN i % 4 = 0 THEN 'paused' ELSE '' END, 'esx' || i % 50, CASE WHEN"
+          " i % 3 = 0 THEN 'g' || i % 5 ELSE '' END, 1 FROM generate_series(1, 50000) i")
+    b.sql("ANALYZE tasks")
+    b.sql("ANALYZE jobs")
+    leases = [b.driver.take(slot=i, slots=60) for i in range(40)]
+    hosts = [b.task(x["task_id"])["source_host"] for x in leases]
+    assert len(set(hosts)) == 40
+    spent = []
+    for lease in leases[:20]:  # a slot gets free, and the next is taken at once
+        waits = b.driver.ask(slot=50, slots=60)
+        start = time.monotonic()
+        b.driver.on(lease, "yield")
+        again = waits.get(10)
+        spent.append(time.monotonic() - start)
+        assert "task_id" in again
+        b.sql("UPDATE tasks SET state = 'done' WHERE id = %s", again["task_id"])
+    spent.sort()
+    assert spent[len(spent) // 2] < 0.25, spent

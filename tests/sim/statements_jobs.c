@@ -532,7 +532,8 @@ const struct statement_model statements_jobs[] = {
     {"SELECT id, coalesce(wait, '[]'::jsonb)", next_wait},
     {"UPDATE tasks SET state = 'queued', not_before = to_timestamp($2", queue_next},
     {"UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE job_id = $1", cancel_later},
-    {"INSERT INTO tasks (id, kind, class, role, provider_kind, provider, volume, spec, priority)",
+    {"INSERT INTO tasks (id, kind, class, role, provider_kind, provider, volume, spec, priority, "
+     "rank)",
      insert_release},
     {"INSERT INTO task_records (task_id, key, value) SELECT $2", copy_records},
     {"SELECT j.vm_name, j.vm_path, j.provider, j.error, coalesce(j.result", load_end},

@@ -530,7 +530,7 @@ static void release_leader(struct statement *s)
 
 const struct statement_model statements_scheduler[] = {
     {"INSERT INTO workers AS w", upsert_worker},
-    {"WITH RECURSIVE waiting AS", export_candidate},
+    {"WITH RECURSIVE lanes AS", export_candidate},
     {"t.class = 'transfer' AND t.role = 'bridge'", bridge_candidate},
     {"t.state = 'queued' AND t.class = 'control'", control_candidate},
     {"SELECT coalesce(t.job_id, ''), t.kind, t.attempt", load_lease},
@@ -563,6 +563,8 @@ const struct statement_model statements_scheduler[] = {
     {"WITH waiting AS (SELECT j.id, j.seq", none}, /* only shows why jobs wait */
     {"INSERT INTO audit.audit_seal", none},
     {"SELECT s.value->>'interval_ms', s.value->'spec'", none}, /* no clean-up is repeated */
+    {"INSERT INTO settings (key, value) VALUES ('queue.aging_ms'",
+     none}, /* priority alone counts */
     {"INSERT INTO leader AS l", acquire},
     {"UPDATE leader SET until = clock_timestamp() + interval", renew_leader},
     {"UPDATE leader SET until = clock_timestamp() WHERE holder", release_leader},

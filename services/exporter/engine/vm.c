@@ -19,10 +19,10 @@ static void texts_free(char **const *fields, size_t count)
     }
 }
 
-#define VM_TEXTS(vm)                                                                              \
-    {                                                                                             \
-        &(vm)->id, &(vm)->name, &(vm)->path, &(vm)->datacenter, &(vm)->guest_id, &(vm)->guest_os, \
-            &(vm)->bios_uuid, &(vm)->instance_uuid, &(vm)->hardware_version                       \
+#define VM_TEXTS(vm)                                                                          \
+    {                                                                                         \
+        &(vm)->id, &(vm)->name, &(vm)->path, &(vm)->datacenter, &(vm)->host, &(vm)->guest_id, \
+            &(vm)->guest_os, &(vm)->bios_uuid, &(vm)->instance_uuid, &(vm)->hardware_version  \
     }
 #define DISK_TEXTS(disk)                                                                        \
     {                                                                                           \
@@ -211,6 +211,7 @@ json_t *vm_to_json(const struct vm *vm, const char *provider)
     json_set_text(object, "name", vm->name);
     json_set_text(object, "path", vm->path);
     json_set_text(object, "datacenter", vm->datacenter);
+    json_set_text(object, "host", vm->host);
     json_set_text(object, "provider", provider);
     json_set_text(object, "power_state", vm_power_name(vm->power));
     json_set_text(object, "guest_id", vm->guest_id);

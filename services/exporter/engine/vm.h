@@ -43,6 +43,7 @@ struct vm {
     char *name;
     char *path; /* "/DC0/vm/prod/web-01" */
     char *datacenter;
+    char *host; /* that it runs on, its name if that is known */
     enum vm_power power;
     char *guest_id; /* vSphere: debian10_64Guest */
     char *guest_os; /* full name */

@@ -26,6 +26,7 @@ static const char *const vm_paths[] = {
     "config.hardware.numCoresPerSocket",
     "config.hardware.memoryMB",
     "config.hardware.device",
+    "runtime.host",
     "runtime.powerState",
     "runtime.connectionState",
     "runtime.consolidationNeeded",
@@ -43,10 +44,8 @@ static const char *const tree_paths[] = {"name", "parent", NULL};
 static const char *const vapp_paths[] = {"name", "parentFolder", "parentVApp", NULL};
 static const char *const network_paths[] = {"name", NULL};
 static const struct property_set name_sets[] = {
-    {"Folder", tree_paths},
-    {"Datacenter", tree_paths},
-    {"VirtualApp", vapp_paths},
-    {"Network", network_paths},
+    {"Folder", tree_paths},     {"Datacenter", tree_paths}, {"VirtualApp", vapp_paths},
+    {"Network", network_paths}, {"HostSystem", tree_paths},
 };
 
 /* ---- names ---- */
@@ -114,7 +113,8 @@ int inventory_names_add(void *arg, const xmlNode *object, struct error *err)
     char type[64];
 
     if (names->count == INVENTORY_NAMES_MAX) {
-        return error_set(err, ERR_LIMIT, "the inventory has more than %d folders and networks",
+        return error_set(err, ERR_LIMIT,
+                         "the inventory has more than %d folders, networks and hosts",
                          INVENTORY_NAMES_MAX);
     }
     if (names->count == names->capacity) {
@@ -191,7 +191,7 @@ static int names_load(struct provider_session *session, struct error *err)
     scan.container = session->content.root_folder;
     scan.arg = names;
     if (property_scan_run(session, &scan, err) < 0)
-        return error_wrap(err, "reading folders and networks");
+        return error_wrap(err, "reading folders, networks and hosts");
     inventory_names_sort(names);
     names->loaded_ms = clock_mono_ms();
     inventory_names_free(session->names);
@@ -225,12 +225,15 @@ static void set_path(const struct inventory_names *names, const xmlNode *object,
 {
     const char *parent = property_text(object, "parent");
     const struct inventory_name *datacenter = NULL, *ignored = NULL;
+    const struct inventory_name *host;
     auto_strbuf path, datacenter_path;
 
     strbuf_init(&path, INVENTORY_PATH_DEPTH * VM_NAME_BYTES_MAX);
     strbuf_init(&datacenter_path, INVENTORY_PATH_DEPTH * VM_NAME_BYTES_MAX);
     if (parent[0] == '\0')
         parent = property_text(object, "parentVApp");
+    host = name_find(names, property_text(object, "runtime.host"));
+    vm_set_text(&out->vm.host, host == NULL ? property_text(object, "runtime.host") : host->name);
     path_build(names, parent, &path, &datacenter);
     strbuf_addf(&path, "/%s", out->vm.name);
     vm_set_text(&out->vm.path, path.data);
