@@ -475,7 +475,6 @@ static const char *reader_of_local_files(const json_t *job)
 
 static int check_stream_upload(json_t *job, struct field_problem *problem, struct error *err)
 {
-    const char *format = field_text(job, "format", "ovf");
     const char *reader = reader_of_local_files(job);
 
     if (!field_bool(job, "stream_upload", false))
@@ -488,12 +487,6 @@ static int check_stream_upload(json_t *job, struct field_problem *problem, struc
         return field_fail(problem, 400, "keep_local", err, ERR_INVALID,
                           "'stream_upload' makes no local files that 'keep_local' could keep: "
                           "leave one of them out");
-    }
-    if (strcmp(format, "ova") == 0) {
-        return field_fail(problem, 422, "stream_upload", err, ERR_NOT_AVAILABLE,
-                          "'stream_upload' sends a file from its front on, and that of format ova "
-                          "is written last: choose ovf, vmdk, qcow2 or raw, or leave out "
-                          "'stream_upload'");
     }
     if (reader != NULL) {
         return field_fail(problem, 422, "stream_upload", err, ERR_NOT_AVAILABLE,

@@ -99,6 +99,14 @@ def compare(tmp_path, read, name, disk, image_format):
     images.compare(disk, back, image_format)
 
 
+def compare_ova(tmp_path, package, disks):
+    """By GNU tar, its digest list, and qemu-img."""
+    names = images.unpack_ova(package, tmp_path / "unpacked")
+    assert names == ["web.ovf", "web.mf"] + [f"web-disk{i + 1}.vmdk" for i in range(len(disks))]
+    for number, disk in enumerate(disks, 1):
+        images.compare(disk, tmp_path / "unpacked" / f"web-disk{number}.vmdk", "vmdk")
+
+
 def spool(suite):
     """Bytes on disk of everything unfinished."""
     return sum(p.stat().st_blocks * 512 for p in suite.exports.rglob("*.partial*"))
@@ -145,14 +153,18 @@ def test_to_s3(make_suite, make_vsphere, disk, swift, bucket, tmp_path, fields, 
 
 
 @pytest.mark.parametrize("fields,image_format", [
-    ({"format": "ovf"}, "vmdk"), ({"format": "qcow2", "compress": True}, "qcow2")])
-def test_to_an_ssh_server(make_suite, make_vsphere, disk, small, sshd, fields, image_format):
+    ({"format": "ovf"}, "vmdk"), ({"format": "qcow2", "compress": True}, "qcow2"),
+    ({"format": "ova"}, None)])
+def test_to_an_ssh_server(make_suite, make_vsphere, disk, small, sshd, tmp_path, fields,
+                          image_format):
     suite = start(make_suite, make_vsphere([vm("web", disk, small)]), {"nas": sshd.entry()})
     job = stream(suite, sshd.url(), **fields)
-    result = suite.wait_job(job, "completed")["result"]
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
     directory = sshd.root / "web" / result["uploaded_to"].rsplit("/", 1)[1]
     check_objects(result, lambda name: (directory / name).read_bytes())
-    for number, source in enumerate((disk, small), 1):
+    if image_format is None:
+        compare_ova(tmp_path, directory / "web.ova", [disk, small])
+    for number, source in enumerate((disk, small) if image_format else (), 1):
         image = directory / f"web-disk{number}.{image_format}"
         images.compare(source, image, image_format)
         if image_format == "qcow2":
@@ -206,6 +218,91 @@ def test_ended_again_and_again_it_goes_on(make_suite, make_vsphere, disk, soft, 
     if image_format == "qcow2":
         assert [p for p in fake.puts if isinstance(p, int)][-1] == 1, "the front came last"
         assert 1 not in fake.puts[:sent]
+    assert fake.uploads == {}
+    check_nothing_is_here(suite, result)
+
+
+@pytest.mark.parametrize("ends", [{2: "kill", 5: "stop", 8: "kill"}, {1: "kill", 7: "kill"}])
+def test_an_ova_ended_again_and_again(make_suite, make_vsphere, disk, fake, tmp_path, ends):
+    """In the first disk and in the second: what is stored is not sent again, digests survive, and
+    front and headers are right although they are written late."""
+    second = random_disk(tmp_path / "second.raw", 56 * MB)
+    sim = make_vsphere([vm("web", disk, second)], rate=12 * MB)
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    job = stream(suite, "s3://bucket/p", format="ova")
+    for parts, how in ends.items():
+        wait_for(lambda: len(noted(suite)) >= parts, 90, lambda: suite.explain(job))
+        end_worker(suite, how)
+        there, sent = noted(suite), len(fake.puts)
+        assert spool(suite) <= apparent(suite) - (len(there) - 1) * PART + MB
+        suite["exporter-vsphere"].start()
+        wait_for(lambda: len(fake.puts) > sent, 90, lambda: suite.explain(job))
+        assert not set(there) & {p for p in fake.puts[sent:] if isinstance(p, int)}, \
+            "parts were sent again"
+    done = suite.wait_job(job, "completed", deadline=120)
+    result = done["result"]
+    assert done["attempt"] == 0 and "starts_over" not in suite.tails()
+    read = fake_reader(fake, result)
+    check_objects(result, read)
+    (tmp_path / "web.ova").write_bytes(read("web.ova"))
+    compare_ova(tmp_path, tmp_path / "web.ova", [disk, second])
+    assert [p for p in fake.puts if isinstance(p, int)][-1] == 1, "the front came last"
+    assert fake.puts[-1].endswith("/export.json") and fake.uploads == {}
+    check_nothing_is_here(suite, result)
+
+
+@pytest.mark.parametrize("where", ["last parts", "complete", "manifest.yaml"])
+def test_an_ova_ended_behind_its_last_byte(make_suite, make_vsphere, disk, small, fake, tmp_path,
+                                           where):
+    sim = make_vsphere([vm("web", disk, small)])
+    suite = start(make_suite, sim, {"main": dict(fake.entry("s3://bucket"), parallel=1)})
+    if where == "last parts":
+        fake.hold_part = 1
+    elif where == "complete":
+        fake.hold_complete = True
+    else:
+        fake.hold_key = where
+    job = stream(suite, "s3://bucket/p", format="ova")
+    wait_for(fake.held.is_set, 60, lambda: suite.explain(job))
+    end_worker(suite, "kill" if where == "last parts" else "stop")
+    fake.release()
+    sent = list(fake.puts)
+    assert {2, 3, 4, 5, 6, 7, 8} <= set(sent)
+    suite["exporter-vsphere"].start()
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    again = [p for p in fake.puts[len(sent):] if p in sent]
+    assert again in ([], [1] if where == "last parts" else []), "sent again"
+    read = fake_reader(fake, result)
+    check_objects(result, read)
+    (tmp_path / "web.ova").write_bytes(read("web.ova"))
+    compare_ova(tmp_path, tmp_path / "web.ova", [disk, small])
+    check_nothing_is_here(suite, result)
+
+
+@pytest.mark.parametrize("lost", ["state", "upload", "journal", "note", "index"])
+def test_an_ova_of_which_something_is_lost_is_read_again(make_suite, make_vsphere, disk, small,
+                                                         fake, tmp_path, lost):
+    """In the second disk: then nothing is believed, and the package is right all the same."""
+    second = random_disk(tmp_path / "second.raw", 56 * MB)
+    sim = make_vsphere([vm("web", small, second)], rate=12 * MB)
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    job = stream(suite, "s3://bucket/p", format="ova", retry={"initial_delay": "200ms"})
+    wait_for(lambda: len(noted(suite)) >= 2, 90, lambda: suite.explain(job))
+    end_worker(suite, "stop")
+    assert list(suite.exports.rglob(".web-disk1.done"))
+    if lost == "upload":
+        fake.uploads.clear()
+    else:
+        pattern = {"state": ".hypersdk-upload.3*", "journal": ".web-disk2.journal",
+                   "note": ".web-disk1.done", "index": "*.partial.*.index"}[lost]
+        for path in list(suite.exports.rglob(pattern)):
+            path.unlink()
+    suite["exporter-vsphere"].start()
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    read = fake_reader(fake, result)
+    check_objects(result, read)
+    (tmp_path / "web.ova").write_bytes(read("web.ova"))
+    compare_ova(tmp_path, tmp_path / "web.ova", [small, second])
     assert fake.uploads == {}
     check_nothing_is_here(suite, result)
 
@@ -410,5 +507,5 @@ def test_from_the_command_line(make_suite, make_vsphere, small, fake, tmp_path):
     urls = [x.removeprefix("uploaded: ") for x in done.stdout.splitlines()
             if x.startswith("uploaded: ")]
     assert {u.removeprefix("s3://bucket/") for u in urls} == set(fake.objects)
-    refused = run("--upload", "s3://bucket/p", "--stream-upload", "--format", "ova")
-    assert refused.returncode != 0 and "choose ovf, vmdk, qcow2 or raw" in refused.stderr
+    refused = run("--upload", "s3://bucket/p", "--stream-upload", "--encrypt")
+    assert refused.returncode != 0 and "'encrypt' reads them: leave out one" in refused.stderr

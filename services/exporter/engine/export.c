@@ -374,6 +374,7 @@ int exporter_run_export(struct worker_task *task, void *arg, json_t **out_result
     exporter_records_init(&run->records, task);
     export_rate_start(run);
     result = run_export(run, out_result, err);
+    export_stream_close(STEAL(run->package)); /* before what it sent is removed */
     if (result < 0)
         give_up(run, err, out_result);
     run_release(run);

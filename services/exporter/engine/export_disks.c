@@ -15,8 +15,6 @@
 #include "services/exporter/engine/export_run.h"
 
 #define NOTE_BYTES_MAX 65536
-#define NOTE_DONE      "done"
-#define NOTE_JOURNAL   "journal"
 
 /* ---- progress ---- */
 
@@ -54,6 +52,12 @@ static void on_progress(void *arg, const struct copy_progress *progress)
 
 /* ---- the note of a finished disk ---- */
 
+char *export_disk_note(const struct export_run *run, const struct export_disk *disk,
+                       const char *what)
+{
+    return local_note_path(run->dir, disk->name, what, run->generation);
+}
+
 static char *identity_of(const struct export_run *run, const struct export_disk *disk)
 {
     return xasprintf("%s %s", run->export_id, run->frozen->disks[disk->frozen_index].mark);
@@ -75,7 +79,7 @@ static int stat_images(struct export_disk *disk, struct error *err)
 static int note_store(const struct export_run *run, const struct export_disk *disk,
                       struct error *err)
 {
-    autofree char *path = local_note_path(run->dir, disk->name, NOTE_DONE, run->generation);
+    autofree char *path = export_disk_note(run, disk, EXPORT_NOTE_DONE);
     autofree char *identity = identity_of(run, disk);
     auto_json *note = json_object();
     json_t *images = json_array();
@@ -128,7 +132,7 @@ static bool note_fits(struct export_run *run, struct export_disk *disk, const js
 /* true: the disk is complete already, by an earlier lease. */
 static bool note_believe(struct export_run *run, struct export_disk *disk)
 {
-    autofree char *path = local_note_path(run->dir, disk->name, NOTE_DONE, run->generation);
+    autofree char *path = export_disk_note(run, disk, EXPORT_NOTE_DONE);
     autofree char *text = NULL;
     auto_json *note = NULL;
     struct error none = ERROR_NONE;
@@ -230,7 +234,7 @@ static void log_copied(struct export_run *run, const struct export_disk *disk, i
 
 static int copy_all(struct export_run *run, struct export_disk *disk, struct error *err)
 {
-    autofree char *journal = local_note_path(run->dir, disk->name, NOTE_JOURNAL, run->generation);
+    autofree char *journal = export_disk_note(run, disk, EXPORT_NOTE_JOURNAL);
     autofree char *identity = identity_of(run, disk);
     autofree char *earlier = export_earlier_path(run, &disk->images[0]);
     struct image_part base_image = {.path = earlier, .format = disk->images[0].format->name};
@@ -265,7 +269,9 @@ static int copy_all(struct export_run *run, struct export_disk *disk, struct err
 
     image_uuid(run, disk, uuid);
     fill_outputs(run, disk, outputs);
-    if (run->options.stream) {
+    if (run->package != NULL) {
+        options.follower = export_stream_follower(run->package);
+    } else if (run->options.stream) {
         if (export_stream_open(run, disk, journal, &stream, err) < 0)
             return -1;
         options.follower = export_stream_follower(stream);
@@ -275,6 +281,8 @@ static int copy_all(struct export_run *run, struct export_disk *disk, struct err
     if (take_result(disk, &result, err) < 0 || export_may_write(run, err) < 0)
         return -1;
     log_copied(run, disk, clock_mono_ms() - start_ms, result.bytes_resumed);
+    if (run->package != NULL)
+        return export_ova_disk_done(run, disk, err);
     return stream == NULL ? 0 : export_stream_finish(stream, err);
 }
 
@@ -323,6 +331,8 @@ static int copy_one(struct export_run *run, struct export_disk *disk, struct err
 int export_copy_disks(struct export_run *run, struct error *err)
 {
     export_phase(run, "exporting");
+    if (export_is_ova(run) && run->options.stream && export_stream_package(run, err) < 0)
+        return -1;
     for (size_t i = 0; i < run->disk_count; i++) {
         struct export_disk *disk = &run->disks[i];
         run->progress_disk = i;
@@ -330,6 +340,8 @@ int export_copy_disks(struct export_run *run, struct error *err)
             return -1;
         if (export_is_ova(run))
             export_ova_place(run, i);
+        if (run->package != NULL)
+            export_stream_place(run->package, disk);
         if (note_believe(run, disk)) {
             worker_task_log(run->task, LOG_LEVEL_INFO, "%s: complete since an earlier attempt",
                             disk->name);

@@ -5,6 +5,9 @@
  *
  *   header, descriptor (padded with line ends to ovf_bytes), header, .mf, {header, disk}, end
  *
+ * With stream_upload a disk's header is written as soon as the disk is complete, and what is there
+ * of the file is what was not uploaded yet (export_stream.c).
+ *
  * A disk's place follows from the sizes of those before it, which a later lease reads from their
  * notes; a disk whose place is another than its journal says begins anew. */
 #include <errno.h>
@@ -245,6 +248,21 @@ static int write_front(struct export_run *run, int fd, struct error *err)
     return write_at(run, fd, mf_offset(ova), mf, ova->mf_bytes, err);
 }
 
+int export_ova_disk_done(struct export_run *run, const struct export_disk *disk, struct error *err)
+{
+    const struct export_image *image = &disk->images[0];
+    autoclose int fd = open(run->ova.path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+
+    if (fd < 0)
+        return error_set_errno(err, errno, "cannot open '%.200s'", run->ova.path);
+    if (image->sha256[0] == '\0') /* it cannot be read back from what is here */
+        return error_set(err, ERR_INTERNAL, "'%.200s' has no digest", image->member);
+    if (write_header(run, fd, image->offset - OVA_BLOCK, image->member, image->bytes, err) < 0)
+        return -1;
+    return fdatasync(fd) == 0 ? 0
+                              : error_set_errno(err, errno, "cannot sync '%.200s'", run->ova.path);
+}
+
 /* Everything behind the last disk is zeros: its padding, and what ends a tar. */
 static int write_end(struct export_run *run, int fd, struct error *err)
 {
@@ -259,12 +277,8 @@ static int write_end(struct export_run *run, int fd, struct error *err)
     return 0;
 }
 
-int export_ova_pack(struct export_run *run, struct error *err)
+static int write_headers(struct export_run *run, int fd, struct error *err)
 {
-    autoclose int fd = open(run->ova.path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
-
-    if (fd < 0)
-        return error_set_errno(err, errno, "cannot open '%.200s'", run->ova.path);
     for (size_t i = 0; i < run->disk_count; i++) {
         struct export_image *image = &run->disks[i].images[0];
         /* After a resume there is no digest made in stream. */
@@ -273,8 +287,19 @@ int export_ova_pack(struct export_run *run, struct error *err)
         if (write_header(run, fd, image->offset - OVA_BLOCK, image->member, image->bytes, err) < 0)
             return -1;
     }
-    if (write_front(run, fd, err) < 0 || write_end(run, fd, err) < 0 ||
-        digest_package(run, fd, err) < 0)
+    return 0;
+}
+
+int export_ova_pack(struct export_run *run, struct error *err)
+{
+    autoclose int fd = open(run->ova.path, O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+    bool streamed = run->package != NULL;
+
+    if (fd < 0)
+        return error_set_errno(err, errno, "cannot open '%.200s'", run->ova.path);
+    if ((!streamed && write_headers(run, fd, err) < 0) || write_front(run, fd, err) < 0 ||
+        write_end(run, fd, err) < 0 ||
+        (streamed ? export_stream_packed(run, err) : digest_package(run, fd, err)) < 0)
         return -1;
     return export_add_file(run, run->ova.name, "ova", run->ova.bytes, run->ova.sha256, err);
 }
@@ -323,9 +348,43 @@ static int check_digests(const struct export_run *run, const char *text, size_t 
     return 0;
 }
 
-int export_ova_verify(struct export_run *run, struct error *err)
+/* Bytes [from, to) of the package at the target into the file. */
+static int fetch_range(const struct export_run *run, int fd, uint64_t from, uint64_t to,
+                       struct error *err)
 {
-    const char *path = run->ova.path;
+    autofree uint8_t *buffer = xmalloc(READ_BYTES);
+
+    while (from < to) {
+        size_t n = (size_t)min_u64(READ_BYTES, to - from);
+        if (export_stream_read(run, run->ova.name, buffer, n, from, err) < 0)
+            return -1;
+        if (pwrite_all(fd, buffer, n, from) < 0)
+            return error_set_errno(err, errno, "cannot write what the target has");
+        from += n;
+    }
+    return 0;
+}
+
+/* What the target has of the package, but for its disks, into a sparse file. */
+static int fetch_skeleton(const struct export_run *run, const char *path, struct error *err)
+{
+    autoclose int fd = open(path, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600);
+    const struct export_image *last = &run->disks[run->disk_count - 1].images[0];
+
+    if (fd < 0 || ftruncate(fd, (off_t)run->ova.bytes) < 0)
+        return error_set_errno(err, errno, "cannot write '%.200s'", path);
+    if (fetch_range(run, fd, 0, run->disks[0].images[0].offset, err) < 0)
+        return -1;
+    for (size_t i = 1; i < run->disk_count; i++) {
+        uint64_t begin = run->disks[i].images[0].offset;
+        if (fetch_range(run, fd, begin - OVA_BLOCK, begin, err) < 0)
+            return -1;
+    }
+    return fetch_range(run, fd, last->offset + last->bytes, run->ova.bytes, err);
+}
+
+static int verify_at(struct export_run *run, const char *path, struct error *err)
+{
     autofree char *ovf_text = NULL;
     autofree char *mf_text = NULL;
     auto_ova *ova = NULL;
@@ -338,4 +397,18 @@ int export_ova_verify(struct export_run *run, struct error *err)
                       (size_t)ova->members[0].bytes, err) < 0)
         return error_wrap(err, "verifying '%.200s'", run->ova.name);
     return 0;
+}
+
+int export_ova_verify(struct export_run *run, struct error *err)
+{
+    autofree char *skeleton = xasprintf("%s.skeleton", run->ova.path);
+    int rc;
+
+    if (!run->options.stream)
+        return verify_at(run, run->ova.path, err);
+    rc = fetch_skeleton(run, skeleton, err);
+    if (rc == 0)
+        rc = verify_at(run, skeleton, err);
+    (void)unlink(skeleton);
+    return rc;
 }

@@ -209,8 +209,9 @@ struct export_run {
     struct worker_disk_progress *progress_disks; /* disk_count */
     size_t progress_disk;                        /* the one being worked on */
 
-    struct export_record *plan; /* set once everything is complete and verified */
-    bool committed;             /* export.json is there */
+    struct export_record *plan;    /* set once everything is complete and verified */
+    struct export_stream *package; /* the upload of an OVA while it is written; else NULL */
+    bool committed;                /* export.json is there */
     bool release_pending;
 
     struct export_upload *upload; /* NULL: none wanted */
@@ -267,6 +268,11 @@ MUST_CHECK int export_place_open(struct export_run *run, struct error *err);
 char *export_plan_path(const struct export_run *run);
 
 /* export_disks.c */
+#define EXPORT_NOTE_DONE    "done"    /* what a disk that is complete looks like */
+#define EXPORT_NOTE_JOURNAL "journal" /* how far the others are */
+/* The path of that file of a disk. Caller frees. */
+char *export_disk_note(const struct export_run *run, const struct export_disk *disk,
+                       const char *what);
 MUST_CHECK int export_copy_disks(struct export_run *run, struct error *err);
 /* ERR_SOURCE_CHANGED unless every disk still has the mark it had when it was frozen. */
 MUST_CHECK int export_check_marks(struct export_run *run, struct error *err);
@@ -370,13 +376,24 @@ struct export_stream;
 MUST_CHECK int export_stream_check(const struct export_options *options, struct error *err);
 /* How much room its files take here at most, of images of that many bytes. */
 uint64_t export_stream_room(const struct export_run *run, uint64_t bytes);
-/* Before the disk is copied. When the upload begins anew the journal goes. */
+/* Before the disk is copied. When the upload begins anew the journal goes. Of an OVA: run->package.
+ */
 MUST_CHECK int export_stream_open(struct export_run *run, struct export_disk *disk,
                                   const char *journal, struct export_stream **out,
                                   struct error *err);
+/* Of an OVA whose disks go out in it: before the first disk. When the upload begins anew, journals
+ * and notes of all disks go. */
+MUST_CHECK int export_stream_package(struct export_run *run, struct error *err);
+/* The next disk's header is at that offset; all before it is complete, and noted. */
+void export_stream_place(struct export_stream *stream, struct export_disk *disk);
 const struct copy_follower *export_stream_follower(const struct export_stream *stream);
 /* After it: the rest goes out; the image's digest is known then. */
 MUST_CHECK int export_stream_finish(struct export_stream *stream, struct error *err);
+/* The same of the package, as it stands on disk: sets run->ova.sha256. */
+MUST_CHECK int export_stream_packed(struct export_run *run, struct error *err);
+/* Bytes of the object at the target. */
+MUST_CHECK int export_stream_read(const struct export_run *run, const char *name, void *buffer,
+                                  size_t length, uint64_t offset, struct error *err);
 void export_stream_close(struct export_stream *stream); /* NULL-safe */
 DEFINE_AUTO(export_stream, struct export_stream, export_stream_close)
 #define auto_export_stream CLEANUP(export_stream_auto) struct export_stream
@@ -401,9 +418,13 @@ bool export_is_ova(const struct export_run *run);
 MUST_CHECK int export_ova_plan(struct export_run *run, struct error *err);
 /* Where disk `index` begins; the disks before it are complete. */
 void export_ova_place(struct export_run *run, size_t index);
-/* Headers, descriptor, digest list and end; then the whole is read back for its digest. */
+/* That disk is complete: its header, durable; of a package that is uploaded meanwhile only. */
+MUST_CHECK int export_ova_disk_done(struct export_run *run, const struct export_disk *disk,
+                                    struct error *err);
+/* Headers, descriptor, digest list and end; then the whole is read back for its digest, or the rest
+ * of it is uploaded. */
 MUST_CHECK int export_ova_pack(struct export_run *run, struct error *err);
-/* The package as it stands on disk, read as a stranger's. */
+/* The package as it stands on disk, or at the target, read as a stranger's. */
 MUST_CHECK int export_ova_verify(struct export_run *run, struct error *err);
 void export_ova_free(struct export_run *run);
 

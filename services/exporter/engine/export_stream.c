@@ -9,6 +9,11 @@
  *   export.json last; nothing ever gets its final name here.
  * - Resuming: the journal speaks of what the spool had, the upload's state of what the target has.
  *   Both go on together or begin anew together.
+ * - An OVA is one object: its upload lasts from the first disk to the last (run->package), while
+ *   each disk is copied into it with a journal of its own. Its front is written last; the header of
+ *   a disk when the disk is complete, before its note, so only the part that holds it is held back
+ *   meanwhile. Its digest list names what the disks' writers wrote, which is compared with what is
+ *   read back.
  * - The front of a qcow2 is written last, and goes out last (upload_stream.h). Pieces that come
  *   again after a restart are appended once more: the image may grow by that. */
 #include <errno.h>
@@ -17,6 +22,8 @@
 #include <sys/stat.h>
 
 #include "services/exporter/engine/export_run.h"
+#include "services/exporter/formats/ova.h"
+#include "services/exporter/formats/running_sha256.h"
 #include "services/exporter/targets/upload_stream.h"
 
 /* More than an image may grow by, if nothing can be compressed: a grain's record takes 66,560 bytes
@@ -40,7 +47,12 @@ struct export_stream {
     char *identity;
     struct upload_stream_spec spec;
     struct upload_stream *upload;
+    bool begun;
     struct copy_follower follower;
+    /* Of a package: */
+    uint64_t through; /* its disks before that offset are complete */
+    size_t member;    /* being read back */
+    struct running_sha256 *member_sha256;
 };
 
 int export_stream_check(const struct export_options *options, struct error *err)
@@ -51,11 +63,6 @@ int export_stream_check(const struct export_options *options, struct error *err)
         return 0;
     if (options->upload[0] == '\0')
         return error_set(err, ERR_INVALID, "stream_upload names no upload");
-    if (strcmp(options->format, "ova") == 0) {
-        return error_set(err, ERR_NOT_AVAILABLE,
-                         "stream_upload: the front of an ova file is written last: choose ovf, "
-                         "vmdk, qcow2 or raw, or leave stream_upload out");
-    }
     if (options->convert) {
         what = "a conversion reads";
     } else if (options->incremental) {
@@ -78,6 +85,8 @@ static uint64_t grown(uint64_t bytes)
  * yet, the index. */
 static uint64_t appended_room(const struct export_run *run, uint64_t bytes, uint64_t part)
 {
+    if (export_is_ova(run))
+        return 2 * part; /* the first, and the one with the present disk's header */
     if (strcmp(run->options.format, "qcow2") != 0)
         return 0;
     return part + run->options.parallel * run->exporter->export.chunk_size + bytes / INDEX_DIVISOR;
@@ -120,11 +129,18 @@ static void on_rest(void *arg, uint64_t bytes_stored)
 
 /* ---- the copy engine's ---- */
 
+/* A disk that begins anew in a package begins behind those before it. */
 static int begin(void *arg, uint64_t final_bytes, struct error *err)
 {
-    const struct export_stream *stream = arg;
+    struct export_stream *stream = arg;
+    uint64_t final = max_u64(final_bytes, stream->through);
 
-    return upload_stream_begin(stream->upload, stream->image->path, final_bytes, err);
+    if (stream->begun) {
+        upload_stream_advance(stream->upload, final);
+        return 0;
+    }
+    stream->begun = true;
+    return upload_stream_begin(stream->upload, stream->image->path, final, err);
 }
 
 static void advance(void *arg, uint64_t final_bytes)
@@ -161,6 +177,7 @@ void export_stream_close(struct export_stream *stream)
     if (stream == NULL)
         return;
     upload_stream_close(stream->upload);
+    running_sha256_free(stream->member_sha256);
     free(stream->object);
     free(stream->state_path);
     free(stream->old_id);
@@ -211,25 +228,35 @@ static struct export_stream *stream_new(struct export_run *run, struct export_di
     return stream;
 }
 
-int export_stream_open(struct export_run *run, struct export_disk *disk, const char *journal,
-                       struct export_stream **out, struct error *err)
+static int open_upload(const struct export_run *run, struct export_stream *stream, bool *out_anew,
+                       struct error *err)
 {
-    auto_export_stream *stream = NULL;
-    bool anew = false;
-
-    assert(disk->image_count == 1);
     if (run->lock_fd < 0) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "stream_upload needs file locks, which the file system of '%.200s' does "
                          "not have: leave it out, or choose an output_path on another one",
                          run->dir);
     }
-    stream = stream_new(run, disk);
-    if (upload_stream_open(export_upload_target(run), &stream->spec, &stream->upload, &anew, err) <
-        0)
+    return upload_stream_open(export_upload_target(run), &stream->spec, &stream->upload, out_anew,
+                              err);
+}
+
+static int forget_file(const char *path, struct error *err)
+{
+    return unlink(path) == 0 || errno == ENOENT
+               ? 0
+               : error_set_errno(err, errno, "'%.200s' cannot be removed", path);
+}
+
+int export_stream_open(struct export_run *run, struct export_disk *disk, const char *journal,
+                       struct export_stream **out, struct error *err)
+{
+    auto_export_stream *stream = stream_new(run, disk);
+    bool anew = false;
+
+    assert(disk->image_count == 1);
+    if (open_upload(run, stream, &anew, err) < 0 || (anew && forget_file(journal, err) < 0))
         return -1;
-    if (anew && unlink(journal) < 0 && errno != ENOENT)
-        return error_set_errno(err, errno, "'%.200s' cannot be removed", journal);
     *out = STEAL(stream);
     return 0;
 }
@@ -249,6 +276,122 @@ int export_stream_finish(struct export_stream *stream, struct error *err)
     }
     memcpy(image->sha256, sha256, sizeof sha256);
     worker_task_log(stream->run->task, LOG_LEVEL_INFO, "%s is complete at the target", image->name);
+    return 0;
+}
+
+/* ---- of a package ---- */
+
+static uint64_t package_size_max(const struct export_run *run)
+{
+    uint64_t sum = run->disks[0].images[0].offset + 2 * (uint64_t)OVA_RECORD;
+
+    for (size_t i = 0; i < run->disk_count; i++)
+        sum += grown(run->disks[i].size_bytes) + OVA_RECORD;
+    return sum;
+}
+
+static int end_member(struct export_stream *stream, struct error *err)
+{
+    const struct export_image *image = &stream->run->disks[stream->member].images[0];
+    char sha256[DIGEST_HEX_SIZE];
+
+    running_sha256_end(stream->member_sha256, sha256);
+    running_sha256_free(STEAL(stream->member_sha256));
+    stream->member++;
+    if (strcmp(sha256, image->sha256) == 0)
+        return 0;
+    return error_set(
+        err, ERR_CORRUPT,
+        "'%.200s' at the target has the SHA-256 %.12s..., %.12s... was written: is the "
+        "storage sound?",
+        image->member, sha256, image->sha256);
+}
+
+/* What is read back of the package: are its disks what their writers wrote? */
+static int take_back(void *arg, uint64_t offset, const void *data, size_t size, struct error *err)
+{
+    struct export_stream *stream = arg;
+    const uint8_t *bytes = data;
+    uint64_t end = offset + size;
+
+    while (stream->member < stream->run->disk_count) {
+        const struct export_image *image = &stream->run->disks[stream->member].images[0];
+        uint64_t from = max_u64(offset, image->offset);
+        uint64_t to = min_u64(end, image->offset + image->bytes);
+        if (from >= to)
+            return 0;
+        if (stream->member_sha256 == NULL)
+            stream->member_sha256 = running_sha256_new();
+        running_sha256_add(stream->member_sha256, bytes + (from - offset), (size_t)(to - from));
+        if (to < image->offset + image->bytes)
+            return 0;
+        if (end_member(stream, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int forget_disks(const struct export_run *run, struct error *err)
+{
+    for (size_t i = 0; i < run->disk_count; i++) {
+        autofree char *journal = export_disk_note(run, &run->disks[i], EXPORT_NOTE_JOURNAL);
+        autofree char *done = export_disk_note(run, &run->disks[i], EXPORT_NOTE_DONE);
+        if (forget_file(done, err) < 0 || forget_file(journal, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+int export_stream_package(struct export_run *run, struct error *err)
+{
+    struct export_stream *stream;
+    uint64_t front;
+    uint64_t part;
+    bool anew = false;
+
+    export_ova_place(run, 0);
+    front = run->disks[0].images[0].offset;
+    stream = stream_new(run, &run->disks[0]);
+    run->package = stream;
+    stream->spec.size_max = package_size_max(run);
+    stream->spec.head_last = true;
+    stream->spec.take = take_back;
+    part = export_upload_target(run)->base.class->part_size(stream->spec.size_max);
+    if (front > part) { /* all of it changes until the end, and only the first part may */
+        return error_set(err, ERR_NOT_AVAILABLE,
+                         "stream_upload: the descriptor of '%.128s' takes more than a part of "
+                         "%" PRIu64 " bytes: choose format ovf, or leave stream_upload out",
+                         run->stem, part);
+    }
+    if (open_upload(run, stream, &anew, err) < 0)
+        return -1;
+    return anew ? forget_disks(run, err) : 0;
+}
+
+void export_stream_place(struct export_stream *stream, struct export_disk *disk)
+{
+    uint64_t header = disk->images[0].offset - OVA_BLOCK;
+
+    stream->disk = disk;
+    stream->image = &disk->images[0];
+    upload_stream_hold(stream->upload, header);
+    if (disk == stream->run->disks)
+        return; /* what is before it is the front */
+    stream->through = header;
+    if (stream->begun)
+        upload_stream_advance(stream->upload, header);
+}
+
+int export_stream_packed(struct export_run *run, struct error *err)
+{
+    struct export_stream *stream = run->package;
+    const struct export_image *last = &run->disks[run->disk_count - 1].images[0];
+
+    if (begin(stream, last->offset + last->bytes, err) < 0 ||
+        upload_stream_finish(stream->upload, run->ova.bytes, on_rest, run->ova.sha256, err) < 0)
+        return -1;
+    worker_task_log(run->task, LOG_LEVEL_INFO, "%s is complete at the target", run->ova.name);
+    export_stream_close(STEAL(run->package));
     return 0;
 }
 
@@ -277,15 +420,29 @@ static int read_remote(void *arg, void *buffer, size_t length, uint64_t offset, 
     return 0;
 }
 
+int export_stream_read(const struct export_run *run, const char *name, void *buffer, size_t length,
+                       uint64_t offset, struct error *err)
+{
+    autofree char *object = export_upload_object(run, name);
+    struct remote remote = {export_upload_target(run), object};
+
+    return read_remote(&remote, buffer, length, offset, err);
+}
+
 int export_stream_verify(struct export_run *run, const struct export_disk *disk,
                          void (*progress)(void *arg, uint64_t bytes_done), struct error *err)
 {
     const struct export_image *image = &disk->images[0];
     autofree char *object = export_upload_object(run, image->name);
     struct remote remote = {export_upload_target(run), object};
-    const struct image_source source = {read_remote, &remote, image->bytes};
+    const struct image_source source = {read_remote, &remote,
+                                        image->member != NULL ? run->ova.bytes : image->bytes};
     const struct copy_verify_options options = {
-        .image = {.path = object, .source = &source, .format = image->format->name},
+        .image = {.path = object,
+                  .source = &source,
+                  .format = image->format->name,
+                  .offset = image->offset,
+                  .length = image->member != NULL ? image->bytes : 0},
         .leaves = disk->leaves,
         .threads = 1, /* each has a cache of its own: two would read everything twice */
         .stopped = worker_task_stopped(run->task),
@@ -296,6 +453,7 @@ int export_stream_verify(struct export_run *run, const struct export_disk *disk,
     if (copy_verify(&options, err) < 0)
         return error_wrap(err, "verifying at the target");
     worker_task_log(run->task, LOG_LEVEL_INFO,
-                    "verified: %s at the target holds what was read (%s)", image->name, disk->root);
+                    "verified: %s at the target holds what was read (%s)", export_image_name(image),
+                    disk->root);
     return 0;
 }

@@ -237,7 +237,8 @@ static int send_file(struct export_run *run, size_t index, const char *path,
 /* Lists and manifests speak of the others and come after them. */
 bool export_is_streamed(const struct export_run *run, const struct export_record_file *file)
 {
-    return run->options.stream && strcmp(file->type, "disk") == 0;
+    return run->options.stream &&
+           (strcmp(file->type, "disk") == 0 || strcmp(file->type, "ova") == 0);
 }
 
 static bool comes_late(const struct export_record_file *file)

@@ -42,7 +42,7 @@ struct sink_options {
      * them is dropped. Not behind the state's own position. */
     uint64_t resume_offset;
     /* What is final (below) goes elsewhere while the image is written, and may be gone from the
-     * file when it is gone on with: what a resume needs of it is kept in "<path>.index". */
+     * file when it is gone on with: what a resume needs of it is kept in an index (sink_file.h). */
     bool sent_on;
 };
 

@@ -59,8 +59,9 @@ int sink_level_check(const struct sink_options *options, const char *format, int
                      options->compression_level, format, max);
 }
 
-int sink_state_u64(const char *state, const char *tag, const char *key, uint64_t max, uint64_t *out,
-                   struct error *err)
+/* *out: the value's text, caller frees. */
+static int state_value(const char *state, const char *tag, const char *key, char **out,
+                       struct error *err)
 {
     size_t tag_length = strlen(tag);
     size_t key_length = strlen(key);
@@ -72,11 +73,33 @@ int sink_state_u64(const char *state, const char *tag, const char *key, uint64_t
     for (at = strchr(state, ' '); at != NULL; at = strchr(at + 1, ' ')) {
         if (strncmp(at + 1, key, key_length) == 0 && at[1 + key_length] == '=') {
             const char *text = at + 1 + key_length + 1;
-            autofree char *value = xstrndup(text, strcspn(text, " "));
-            return parse_u64(key, value, 0, max, out, err);
+            *out = xstrndup(text, strcspn(text, " "));
+            return 0;
         }
     }
     return error_set(err, ERR_CORRUPT, "checkpoint '%.64s' lacks '%s'", state, key);
+}
+
+int sink_state_u64(const char *state, const char *tag, const char *key, uint64_t max, uint64_t *out,
+                   struct error *err)
+{
+    autofree char *value = NULL;
+
+    if (state_value(state, tag, key, &value, err) < 0)
+        return -1;
+    return parse_u64(key, value, 0, max, out, err);
+}
+
+int sink_state_bytes(const char *state, const char *tag, const char *key, uint8_t *out, size_t size,
+                     struct error *err)
+{
+    autofree char *value = NULL;
+
+    if (state_value(state, tag, key, &value, err) < 0)
+        return -1;
+    if (!hex_decode(value, out, size))
+        return error_set(err, ERR_CORRUPT, "checkpoint '%.64s': '%s' is wrong", state, key);
+    return 0;
 }
 
 /* ---- the index of an image that is sent on ---- */
@@ -84,7 +107,10 @@ int sink_state_u64(const char *state, const char *tag, const char *key, uint64_t
 int sink_index_open(const struct sink_options *options, size_t entry_bytes, struct sink_index *out,
                     struct error *err)
 {
-    autofree char *path = xasprintf("%s.index", options->path);
+    autofree char *path =
+        options->file_offset == 0
+            ? xasprintf("%s.index", options->path)
+            : xasprintf("%s.%" PRIu64 ".index", options->path, options->file_offset);
     int flags = O_RDWR | O_CLOEXEC | O_NOFOLLOW;
 
     if (options->resume == NULL)

@@ -21,8 +21,13 @@ MUST_CHECK int sink_level_check(const struct sink_options *options, const char *
 MUST_CHECK int sink_state_u64(const char *state, const char *tag, const char *key, uint64_t max,
                               uint64_t *out, struct error *err);
 
-/* "<path>.index" of an image that is sent on (sink.h): entries of one size, appended, durable by
- * the checkpoint that counts them. fd -1: there is none, and nothing is done. */
+/* The same for bytes in hexadecimal digits. */
+MUST_CHECK int sink_state_bytes(const char *state, const char *tag, const char *key, uint8_t *out,
+                                size_t size, struct error *err);
+
+/* "<path>.index" of an image that is sent on (sink.h), "<path>.<offset>.index" of one that is a
+ * part of its file: entries of one size, appended, durable by the checkpoint that counts them. fd
+ * -1: there is none, and nothing is done. */
 struct sink_index {
     int fd;
     size_t entry_bytes;

@@ -9,11 +9,11 @@
  *   file there, or before where the pipeline goes on from, and walks the records from the front (16
  *   small reads per MiB) to get the directory and the open table back; that needs no side file and
  *   proves the records at the same time.
- * - An image that is sent on loses its front meanwhile. Then "<path>.index" has an entry for each
- *   table that is closed, and the walk begins with the records of the first one that is open. */
+ * - An image that is sent on loses its front meanwhile. Then the index (sink_file.h) has an entry
+ *   for each table that is closed, and the walk begins with the records of the first one that is
+ *   open. How the SHA-256 stands there is in the entry, or in the state: so it survives. */
 #include <errno.h>
 #include <inttypes.h>
-#include <openssl/evp.h>
 #include <sys/stat.h>
 
 #include "common/id.h"
@@ -21,6 +21,7 @@
 #include "services/exporter/formats/grain_codec.h"
 #include "services/exporter/formats/sink_file.h"
 #include "services/exporter/formats/vmdk.h"
+#include "services/exporter/formats/running_sha256.h"
 
 #define OVERHEAD_SECTORS       128U
 #define DESCRIPTOR_SECTOR      1U
@@ -30,9 +31,11 @@
 #define GEOMETRY_SECTORS       63U
 #define GEOMETRY_CYLINDERS_MAX 65535U
 #define STATE_TAG              "vmdk2"
-#define INDEX_ENTRY_BYTES      16U /* span, its first record, its table, as sectors; zero */
-#define INDEX_ENTRIES_STEP     256U
-#define NO_SPAN                UINT64_MAX
+/* Span, its first record, its table, as sectors; zero; the SHA-256 before that record. */
+#define INDEX_ENTRY_BYTES  (16U + DIGEST_BYTES)
+#define RESUME_READ_BYTES  ((size_t)MIB)
+#define INDEX_ENTRIES_STEP 256U
+#define NO_SPAN            UINT64_MAX
 
 struct sink {
     int fd;
@@ -47,9 +50,10 @@ struct sink {
     struct sink_index index; /* only when it is sent on */
     uint32_t *begins;        /* of the spans whose tables are closed: the first record; likewise */
     uint64_t open_begin;     /* of the span whose table is open */
+    uint8_t open_sha256[DIGEST_BYTES]; /* how the SHA-256 stood there */
     struct grain_codec *codec;
-    EVP_MD_CTX *digest; /* NULL after a resume */
-    char sha256[65];    /* empty until finished */
+    struct running_sha256 *digest; /* NULL after a resume, unless it is sent on */
+    char sha256[DIGEST_HEX_SIZE];  /* empty until finished */
     struct writeback writeback;
 };
 
@@ -59,7 +63,7 @@ static void vmdk_close(struct sink *sink)
         return;
     writeback_release(&sink->writeback);
     grain_codec_free(sink->codec);
-    EVP_MD_CTX_free(sink->digest);
+    running_sha256_free(sink->digest);
     free(sink->directory);
     free(sink->begins);
     sink_index_close(&sink->index);
@@ -73,8 +77,8 @@ static int append(struct sink *sink, const void *data, size_t size, struct error
 {
     if (pwrite_all(sink->fd, data, size, sink->base + sink->pos) < 0)
         return error_set_errno(err, errno, "cannot write VMDK at offset %" PRIu64, sink->pos);
-    if (sink->digest != NULL && EVP_DigestUpdate(sink->digest, data, size) != 1)
-        return error_set(err, ERR_INTERNAL, "SHA-256 of the VMDK failed");
+    if (sink->digest != NULL)
+        running_sha256_add(sink->digest, data, size);
     writeback_wrote(&sink->writeback, sink->base + sink->pos, size);
     sink->pos += size;
     return 0;
@@ -172,9 +176,7 @@ static int start_file(struct sink *sink, const struct sink_options *options, str
     }
     header_fill(sink, VMDK_GD_AT_END, front);
     memcpy(front + DESCRIPTOR_SECTOR * VMDK_SECTOR, descriptor.data, descriptor.length);
-    sink->digest = EVP_MD_CTX_new();
-    if (sink->digest == NULL || EVP_DigestInit_ex(sink->digest, EVP_sha256(), NULL) != 1)
-        return error_set(err, ERR_INTERNAL, "SHA-256 is not available");
+    sink->digest = running_sha256_new();
     return append(sink, front, sizeof front, err);
 }
 
@@ -219,6 +221,7 @@ static int table_closed(struct sink *sink, uint64_t pos, struct error *err)
     put_le32(entry, (uint32_t)span);
     put_le32(entry + 4, sink->begins[span]);
     put_le32(entry + 8, sink->directory[span]);
+    memcpy(entry + 16, sink->open_sha256, DIGEST_BYTES);
     return sink_index_append(&sink->index, entry, err);
 }
 
@@ -303,13 +306,14 @@ static int walk_records(struct sink *sink, uint64_t pos, uint64_t end, uint64_t 
 }
 
 /* One entry of the index. false: it is of a span that the pipeline comes to again; *begin is where
- * its records begin then. */
+ * its records begin then, and open_sha256 is of there. */
 static bool take_entry(struct sink *sink, const uint8_t *entry, uint64_t stop_span, uint64_t *begin)
 {
     uint32_t span = get_le32(entry);
 
     if (span >= stop_span || span >= sink->directory_count) {
         *begin = get_le32(entry + 4) * VMDK_SECTOR;
+        memcpy(sink->open_sha256, entry + 16, DIGEST_BYTES);
         return false;
     }
     sink->begins[span] = get_le32(entry + 4);
@@ -346,11 +350,35 @@ static int resume_sent_on(struct sink *sink, const struct sink_options *options,
     if (sink_state_u64(options->resume, STATE_TAG, "index", sink->directory_count, &entries, err) <
             0 ||
         sink_state_u64(options->resume, STATE_TAG, "open", end, &open, err) < 0 ||
+        sink_state_bytes(options->resume, STATE_TAG, "sha256", sink->open_sha256, DIGEST_BYTES,
+                         err) < 0 ||
         read_index(sink, entries, options->resume_offset, open, out_begin, err) < 0)
         return -1;
     if (*out_begin < OVERHEAD_SECTORS * VMDK_SECTOR || *out_begin > end) {
         return error_set(err, ERR_CORRUPT, "'%.256s' does not fit its index: start over",
                          options->path);
+    }
+    return 0;
+}
+
+/* The digest of an image that is sent on, up to where it is gone on with: from the walk's begin on
+ * the bytes are here. */
+static int resume_digest(struct sink *sink, uint64_t begin, uint64_t end, struct error *err)
+{
+    autofree uint8_t *buffer = xmalloc(RESUME_READ_BYTES);
+
+    if (sink->span != NO_SPAN && sink->open_begin != begin) {
+        return error_set(err, ERR_CORRUPT, "the open table's records do not begin at %" PRIu64,
+                         begin);
+    }
+    sink->digest = running_sha256_new();
+    running_sha256_restore(sink->digest, sink->open_sha256, begin);
+    for (uint64_t at = begin; at < end;) {
+        size_t n = (size_t)min_u64(RESUME_READ_BYTES, end - at);
+        if (pread_all(sink->fd, buffer, n, sink->base + at) < 0)
+            return error_set_errno(err, errno, "cannot read at offset %" PRIu64, at);
+        running_sha256_add(sink->digest, buffer, n);
+        at += n;
     }
     return 0;
 }
@@ -390,7 +418,8 @@ static int resume(struct sink *sink, const struct sink_options *options, struct 
                          options->resume);
     }
     if ((options->sent_on && resume_sent_on(sink, options, end, &begin, err) < 0) ||
-        walk_records(sink, begin, end, options->resume_offset, &end, err) < 0)
+        walk_records(sink, begin, end, options->resume_offset, &end, err) < 0 ||
+        (options->sent_on && resume_digest(sink, begin, end, err) < 0))
         return error_wrap(err, "'%.256s' cannot be resumed, start over", options->path);
     if (sink->next > round_up_u64(options->resume_offset, VMDK_GRAIN_BYTES)) {
         return error_set(err, ERR_CORRUPT, "'%.256s' is ahead of its checkpoint: start over",
@@ -503,6 +532,8 @@ static int vmdk_write_encoded(struct sink *sink, uint64_t offset, const struct s
     if (check_order(sink, offset, blob->raw_size, err) < 0 ||
         check_addressable(sink, blob->size, err) < 0)
         return -1;
+    if (blob->size > 0 && sink->span == NO_SPAN && sink->begins != NULL)
+        running_sha256_save(sink->digest, sink->open_sha256);
     for (size_t at = 0; at < blob->size;) {
         note_grain(sink, get_le64(records + at) / VMDK_GRAIN_SECTORS, sink->pos + at);
         at += (size_t)record_bytes(get_le32(records + at + 8));
@@ -523,13 +554,18 @@ static int vmdk_write_zero(struct sink *sink, uint64_t offset, uint64_t length, 
 
 static int vmdk_state(struct sink *sink, struct strbuf *state, struct error *err)
 {
+    char hex[DIGEST_HEX_SIZE];
+
     (void)err;
     strbuf_addf(state, STATE_TAG " base=%" PRIu64 " size=%" PRIu64 " end=%" PRIu64 " next=%" PRIu64,
                 sink->base, sink->size_bytes, sink->pos, sink->next);
-    if (sink->begins != NULL) {
-        strbuf_addf(state, " index=%" PRIu64 " open=%" PRIu64, sink->index.count,
-                    sink->span == NO_SPAN ? sink->pos : sink->open_begin);
-    }
+    if (sink->begins == NULL)
+        return 0;
+    if (sink->span == NO_SPAN)
+        running_sha256_save(sink->digest, sink->open_sha256);
+    hex_encode(sink->open_sha256, DIGEST_BYTES, hex);
+    strbuf_addf(state, " index=%" PRIu64 " open=%" PRIu64 " sha256=%s", sink->index.count,
+                sink->span == NO_SPAN ? sink->pos : sink->open_begin, hex);
     return 0;
 }
 
@@ -564,18 +600,6 @@ static int append_directory(struct sink *sink, uint64_t *out_sector, struct erro
     return append(sink, raw, size, err);
 }
 
-static int take_digest(struct sink *sink, struct error *err)
-{
-    uint8_t raw[EVP_MAX_MD_SIZE];
-
-    if (sink->digest == NULL)
-        return 0;
-    if (EVP_DigestFinal_ex(sink->digest, raw, NULL) != 1)
-        return error_set(err, ERR_INTERNAL, "SHA-256 of the VMDK failed");
-    hex_encode(raw, 32, sink->sha256);
-    return 0;
-}
-
 static int vmdk_finish(struct sink *sink, struct error *err)
 {
     uint64_t directory = 0;
@@ -590,7 +614,9 @@ static int vmdk_finish(struct sink *sink, struct error *err)
         return -1;
     if (fsync(sink->fd) < 0)
         return error_set_errno(err, errno, "cannot sync VMDK");
-    return take_digest(sink, err);
+    if (sink->digest != NULL)
+        running_sha256_end(sink->digest, sink->sha256);
+    return 0;
 }
 
 static bool vmdk_file_sha256(const struct sink *sink, char out[65])

@@ -258,6 +258,9 @@ static int read_back(struct target *target, const struct object_check *check, ui
             if (into[i] != NULL && EVP_DigestUpdate(into[i], buffer, range.got) != 1)
                 abort();
         }
+        if (check->take != NULL &&
+            check->take(check->arg, range.offset, buffer, range.got, err) < 0)
+            return -1;
     }
     return 0;
 }

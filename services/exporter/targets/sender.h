@@ -82,6 +82,8 @@ struct object_check {
     const struct target_part *parts;
     size_t count;
     int (*may_write)(void *arg, struct error *err); /* -1 ends it: the lease is lost */
+    /* NULL, or gets what is read back, in order. */
+    int (*take)(void *arg, uint64_t offset, const void *data, size_t size, struct error *err);
     void *arg;
 };
 /* Is the object at the target that one? Reads it back when the target cannot tell, or its SHA-256

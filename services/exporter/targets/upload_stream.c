@@ -13,7 +13,7 @@
 #include "common/autos.h"
 #include "common/json.h"
 #include "common/paths.h"
-#include "services/exporter/targets/running_sha256.h"
+#include "services/exporter/formats/running_sha256.h"
 #include "services/exporter/targets/sender.h"
 
 #define STATE_MODE 0640
@@ -43,6 +43,7 @@ struct upload_stream {
     struct sender sender; /* its mutex guards the rest */
     bool *there;          /* parts that are stored and noted */
     bool *held;           /* parts that still change, however final what follows is */
+    size_t held_more;     /* one of them, by upload_stream_hold; 0: none */
     size_t first_missing; /* neither there nor held */
     uint64_t final;
     uint64_t checked; /* final by a checkpoint: may be punched */
@@ -584,6 +585,20 @@ void upload_stream_advance(struct upload_stream *stream, uint64_t final_bytes)
     (void)pthread_cond_broadcast(&stream->sender.changed);
 }
 
+void upload_stream_hold(struct upload_stream *stream, uint64_t offset)
+{
+    size_t index = (size_t)(offset / stream->part_size);
+
+    assert(stream->spec->head_last && index < stream->part_count);
+    LOCK_SCOPE(&stream->sender.mutex);
+    if (stream->held_more > 0)
+        stream->held[stream->held_more] = false;
+    stream->held_more = index;
+    stream->held[index] = true;
+    skip_there(stream);
+    (void)pthread_cond_broadcast(&stream->sender.changed);
+}
+
 /* Mutex held, or no thread is left. A server that forgot the upload does not know it at the next
  * look either: that attempt begins anew. */
 static int take_error(const struct upload_stream *stream, struct error *err)
@@ -656,6 +671,7 @@ static int publish(struct upload_stream *stream, struct error *err)
                                        .parts = stream->sender.parts,
                                        .count = count,
                                        .may_write = stream->spec->may_write,
+                                       .take = stream->spec->take,
                                        .arg = stream->spec->arg};
 
     if (stream->spec->may_write(stream->spec->arg, err) < 0 ||

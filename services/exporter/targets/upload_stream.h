@@ -36,7 +36,10 @@ struct upload_stream_spec { /* all of it outlives the stream */
     uint64_t size_max;
     const char *identity; /* of the bytes: with another one nothing is gone on with */
     const char *state_path;
-    bool head_last;     /* the first part changes until the file is complete; no other does */
+    bool head_last; /* the first part changes until the file is complete */
+    /* NULL, or with head_last: gets the object as it is read back, in order. -1: it is not right.
+     */
+    int (*take)(void *arg, uint64_t offset, const void *data, size_t size, struct error *err);
     const char *old_id; /* NULL, or what note_id was told by an earlier attempt: the object is ours
                          */
     int (*may_write)(void *arg, struct error *err);               /* from any thread */
@@ -60,6 +63,9 @@ MUST_CHECK int upload_stream_begin(struct upload_stream *stream, const char *pat
                                    uint64_t final_bytes, struct error *err);
 /* More is final: it will not change, and nobody needs it any more to go on writing. */
 void upload_stream_advance(struct upload_stream *stream, uint64_t final_bytes);
+/* What stands at `offset` still changes: its part is held back, as the first one is with head_last,
+ * however final what follows is. One at a time: what was held back before goes out. */
+void upload_stream_hold(struct upload_stream *stream, uint64_t offset);
 /* *out: may the file be written up to `end`? -1: sending has failed; ERR_UNAVAILABLE also: a file
  * with head_last is over its size_max, the next attempt begins anew. From any thread. */
 MUST_CHECK int upload_stream_has_room(struct upload_stream *stream, uint64_t end, bool *out,

@@ -192,7 +192,6 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"email_notify\": true",
         "\"email\": {}",
         "\"upload\": \"gs://bucket/x\"",
-        "\"upload\": \"s3://b/x\", \"stream_upload\": true, \"format\": \"ova\"",
         "\"upload\": \"s3://b/x\", \"stream_upload\": true, \"encrypt\": {}",
         "\"upload\": \"s3://b/x\", \"stream_upload\": true, \"incremental\": true",
         "\"upload\": \"s3://b/x\", \"stream_upload\": true, "
@@ -262,11 +261,14 @@ static void uploads_name_a_place_and_no_secret(void **state)
         take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", \"stream_upload\": true}");
     auto_submit_request *qcow2 = take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", "
                                       "\"stream_upload\": true, \"format\": \"qcow2\"}");
+    auto_submit_request *ova = take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", "
+                                    "\"stream_upload\": true, \"format\": \"ova\"}");
     auto_submit_request *request =
         take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", \"keep_local\": false}");
 
     (void)state;
     assert_true(json_is_true(json_object_get(qcow2->export_spec, "stream_upload")));
+    assert_true(json_is_true(json_object_get(ova->export_spec, "stream_upload")));
     assert_string_equal(json_str(request->export_spec, "upload"), "s3://bkt/p");
     assert_true(json_is_false(json_object_get(request->export_spec, "keep_local")));
     assert_true(json_is_true(json_object_get(streamed->export_spec, "stream_upload")));

@@ -7,7 +7,7 @@
 #include "common/autos.h"
 #include "common/config_tables.h"
 #include "common/json.h"
-#include "services/exporter/targets/running_sha256.h"
+#include "services/exporter/formats/running_sha256.h"
 #include "tests/unit/common/unit.h"
 
 #define SHA "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"

@@ -1,6 +1,6 @@
 /* See running_sha256.h. */
 #define OPENSSL_SUPPRESS_DEPRECATED
-#include "services/exporter/targets/running_sha256.h"
+#include "services/exporter/formats/running_sha256.h"
 
 #include <openssl/sha.h>
 
