@@ -64,6 +64,10 @@ bool cleanup_is_repeated(const struct command_line *line);
 MUST_CHECK int cleanup_body(const struct command_line *line, json_t **out, struct error *err);
 int cleanup_command(struct program *program, struct error *err);
 void cleanup_show(const json_t *result); /* of the finished job */
+/* schedules.c */
+int schedule_command(struct program *program, struct error *err);
+/* --daemon-schedule: the job of the other flags again and again. */
+int schedule_create(struct program *program, json_t *job_taken, struct error *err);
 /* queue.c */
 int queue_command(struct program *program, struct error *err);
 int workers_command(struct program *program, struct error *err);

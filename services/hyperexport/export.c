@@ -216,6 +216,8 @@ int export_command(struct program *program, struct error *err)
     }
     if (add_encryption(program, body, err) < 0)
         return -1;
+    if (flag_given(line, FLAG_DAEMON_SCHEDULE))
+        return schedule_create(program, STEAL(body), err);
     if (flag_on(line, FLAG_RESUME) &&
         json_object_size(body) > (flag_given(line, FLAG_PROVIDER) ? 2 : 1)) {
         return error_set(err, ERR_INVALID,

@@ -12,10 +12,11 @@ static const struct {
     const char *word;
     unsigned int command;
 } commands[] = {
-    {"queue", FLAG_IN_QUEUE},     {"workers", FLAG_IN_WORKERS},     {"jobs", FLAG_IN_JOBS},
-    {"vms", FLAG_IN_VMS},         {"providers", FLAG_IN_PROVIDERS}, {"status", FLAG_IN_STATUS},
-    {"login", FLAG_IN_LOGIN},     {"exports", FLAG_IN_EXPORTS},     {"verify", FLAG_IN_VERIFY},
-    {"decrypt", FLAG_IN_DECRYPT}, {"workflow", FLAG_IN_WORKFLOW},
+    {"schedule", FLAG_IN_SCHEDULE},   {"schedules", FLAG_IN_SCHEDULE}, {"queue", FLAG_IN_QUEUE},
+    {"workers", FLAG_IN_WORKERS},     {"jobs", FLAG_IN_JOBS},          {"vms", FLAG_IN_VMS},
+    {"providers", FLAG_IN_PROVIDERS}, {"status", FLAG_IN_STATUS},      {"login", FLAG_IN_LOGIN},
+    {"exports", FLAG_IN_EXPORTS},     {"verify", FLAG_IN_VERIFY},      {"decrypt", FLAG_IN_DECRYPT},
+    {"workflow", FLAG_IN_WORKFLOW},
 };
 
 static int unknown_flag(const char *name, struct error *err)
@@ -444,6 +445,9 @@ void flags_help(struct strbuf *out, unsigned int command)
         "  hyperexport verify DIR                    read an export back and compare it\n"
         "  hyperexport decrypt FILE|DIR [TO] --keyfile FILE\n"
         "  hyperexport --cleanup [--cleanup-...]     remove old exports\n"
+        "  hyperexport --vm NAME [flags] --daemon-schedule NAME:CRON\n"
+        "  hyperexport schedule list|show NAME|runs NAME|trigger NAME|enable NAME|\n"
+        "                   disable NAME|delete NAME   exports that come again\n"
         "  hyperexport vms list|info --vm NAME\n"
         "  hyperexport providers list|add|validate NAME|remove NAME\n"
         "  hyperexport providers limit KIND [MB/S|config]   bandwidth of the kind's workers\n"

@@ -81,6 +81,8 @@ enum flag_id {
     FLAG_DAEMON_LIST,
     FLAG_DAEMON_STATUS,
     FLAG_DAEMON_CANCEL,
+    FLAG_DAEMON_SCHEDULE,
+    FLAG_TIMEZONE,
     FLAG_FOLLOW,
     FLAG_STATUS,
     FLAG_LIMIT,
@@ -116,7 +118,8 @@ enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 #define FLAG_IN_QUEUE     512U
 #define FLAG_IN_WORKERS   1024U
 #define FLAG_IN_WORKFLOW  2048U
-#define FLAG_IN_ALL       4095U
+#define FLAG_IN_SCHEDULE  4096U
+#define FLAG_IN_ALL       8191U
 
 /* Properties. */
 #define FLAG_IS_SECRET       1U /* its value is overwritten in argv */

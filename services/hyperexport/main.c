@@ -51,6 +51,8 @@ static int run_export_flags(struct program *program, struct error *err)
         return cleanup_command(program, err);
     if (!flag_given(line, FLAG_VM))
         return error_set(err, ERR_INVALID, "--vm NAME is missing (--help lists what can be done)");
+    if (flag_given(line, FLAG_TIMEZONE) && !flag_given(line, FLAG_DAEMON_SCHEDULE))
+        return error_set(err, ERR_INVALID, "--timezone belongs to --daemon-schedule");
     if (flag_on(line, FLAG_INCREMENTAL_INFO))
         return incremental_info_command(program, err);
     return flag_on(line, FLAG_VM_INFO) ? vm_info_command(program, err)
@@ -74,6 +76,8 @@ static int run(struct program *program, struct error *err)
         return providers_command(program, err);
     case FLAG_IN_STATUS:
         return status_command(program, err);
+    case FLAG_IN_SCHEDULE:
+        return schedule_command(program, err);
     case FLAG_IN_QUEUE:
         return queue_command(program, err);
     case FLAG_IN_WORKERS:

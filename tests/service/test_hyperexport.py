@@ -392,3 +392,44 @@ def test_a_terminal_gets_a_progress_bar(gateway, tmp_path):
     text = shown.decode()
     assert "\r" in text and "[███████░" in text and " 45.0%" in text
     assert "1.0 MB/s" in text and "ETA 6s" in text and "Export Completed" in text
+
+
+# ---- schedules ----
+
+def test_a_schedule_carries_the_flags_of_the_export(cli, gateway):
+    gateway.answers["POST", "/api/v1/schedules"] = (
+        201, {"message": "schedule created", "schedule": {"id": "sch-1", "name": "n", "next_run": "soon"}})
+    done = cli("--vm", "web", "--provider", "vc2", "--incremental", "--upload", "s3://b/x", "--snapshot",
+               "--cleanup", "--cleanup-max-count", "3", "--daemon-schedule", "n:0 2 * * mon",
+               "--timezone", "Asia/Tokyo")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "schedule-created: n\nnext run: soon\n"
+    sent = gateway.requests[-1].body
+    assert (sent["name"], sent["schedule"], sent["timezone"]) == ("n", "0 2 * * mon", "Asia/Tokyo")
+    assert sent["job_template"] == {"vm_path": "web", "provider": "vc2", "incremental": True,
+                                    "upload": "s3://b/x", "snapshot": True,
+                                    "cleanup": {"max_count": 3}}
+
+
+@pytest.mark.parametrize("args,text", [
+    (["--vm", "x", "--daemon-schedule", "no-cron"], "must be name:cron"),
+    (["--vm", "x", "--daemon-schedule", ":@daily"], "must be name:cron"),
+    (["--vm", "x", "--daemon-schedule", "a:@daily", "--resume"], "belong to one export"),
+    (["--vm", "x", "--timezone", "UTC"], "belongs to --daemon-schedule"),
+    (["schedule", "explode"], "unknown command 'schedule explode'"),
+    (["schedule", "show"], "name or id")])
+def test_wrong_calls_of_schedules_are_told_what_is_right(cli, args, text):
+    done = cli(*args)
+    assert done.returncode == 64 and text in done.stderr
+
+
+def test_schedules_are_meant_by_name_or_id(cli, gateway):
+    gateway.answers["GET", "/api/v1/schedules"] = lambda r: {
+        "schedules": [{"id": "sch-9", "name": "nightly"}] if r.query.get("name") == "nightly" else []}
+    for action in ("enable", "trigger"):
+        gateway.answers["POST", f"/api/v1/schedules/sch-9/{action}"] = {"message": "done"}
+    gateway.answers["DELETE", "/api/v1/schedules/sch-9"] = {"message": "schedule deleted"}
+    for word, action in (("nightly", "enable"), ("sch-9", "trigger"), ("nightly", "delete")):
+        done = cli("schedule", action, word)
+        assert done.returncode == 0 and "sch-9" in done.stdout, done.stderr
+    assert cli("schedule", "trigger", "nobody").returncode != 0

@@ -1,0 +1,219 @@
+/* Schedules: --vm NAME --daemon-schedule "name:cron", and what is done to those that exist. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "command.h"
+#include "common/json.h"
+
+#define PATH_PREFIX "/api/v1/schedules/"
+
+/* ---- create ---- */
+
+/* "name:cron", split at the first colon. */
+static int add_name(const struct command_line *line, json_t *body, struct error *err)
+{
+    const char *text = flag_text(line, FLAG_DAEMON_SCHEDULE);
+    const char *colon = strchr(text, ':');
+
+    if (colon == NULL || colon == text || colon[1] == '\0') {
+        return error_set(err, ERR_INVALID,
+                         "--daemon-schedule '%.80s' must be name:cron, for example "
+                         "\"nightly:0 2 * * *\"",
+                         text);
+    }
+    json_put(body, "name", json_stringn(text, (size_t)(colon - text)));
+    json_set_text(body, "schedule", colon + 1);
+    return 0;
+}
+
+int schedule_create(struct program *program, json_t *job_taken, struct error *err)
+{
+    static const enum flag_id not_here[] = {FLAG_RESUME, FLAG_WATCH};
+    const struct command_line *line = program->line;
+    auto_json *body = json_object();
+    auto_json *answer = NULL;
+    auto_strbuf out;
+
+    strbuf_init(&out, TEXT_BYTES_MAX);
+    json_put(body, "job_template", job_taken);
+    for (size_t i = 0; i < ARRAY_LEN(not_here); i++) {
+        if (flag_on(line, not_here[i])) {
+            return error_set(err, ERR_INVALID,
+                             "--resume and --watch belong to one export: leave them out with "
+                             "--daemon-schedule");
+        }
+    }
+    if (add_name(line, body, err) < 0)
+        return -1;
+    body_add_text(body, "timezone", line, FLAG_TIMEZONE);
+    if (api_check(program->api, err) < 0 ||
+        api_call(program->api,
+                 &(struct api_request){.method = "POST", .path = "/api/v1/schedules", .body = body},
+                 &answer, err) < 0)
+        return -1;
+    if (program->json) {
+        output_json(json_object_get(answer, "schedule"));
+        return EXIT_DONE;
+    }
+    strbuf_add(&out, "schedule-created: ");
+    text_add_clean(&out, json_str(body, "name"), true);
+    strbuf_addc(&out, '\n');
+    if (!program->quiet) {
+        strbuf_addf(&out, "next run: %s\n",
+                    json_str(json_object_get(answer, "schedule"), "next_run"));
+    }
+    output_text(&out);
+    return EXIT_DONE;
+}
+
+/* ---- those that exist ---- */
+
+/* By name or by id; *out: the id. Caller frees. */
+static int find(struct program *program, char **out, struct error *err)
+{
+    const char *word = command_argument(program, "a schedule's name or id", err);
+    auto_json *page = NULL;
+    auto_strbuf path;
+    const char *id;
+
+    strbuf_init(&path, API_URL_BYTES_MAX);
+    if (word == NULL || command_words_max(program, 3, err) < 0 || api_check(program->api, err) < 0)
+        return -1;
+    strbuf_add(&path, "/api/v1/schedules?limit=1");
+    api_path_add(&path, "name", word);
+    if (api_get(program->api, path.data, &page, err) < 0)
+        return -1;
+    id = json_str(json_array_get(json_object_get(page, "schedules"), 0), "id");
+    *out = xstrdup(id[0] == '\0' ? word : id);
+    return 0;
+}
+
+struct column {
+    const char *heading;
+    const char *key;
+};
+
+static void show_rows(const struct program *program, const json_t *rows,
+                      const struct column *columns, size_t count)
+{
+    autofree const char **cells = xcalloc((json_array_size(rows) + 1) * count, sizeof *cells);
+    const json_t *row;
+    auto_strbuf out;
+    size_t i;
+
+    strbuf_init(&out, API_BODY_BYTES_MAX);
+    for (size_t k = 0; k < count; k++)
+        cells[k] = columns[k].heading;
+    json_array_foreach(rows, i, row)
+    {
+        for (size_t k = 0; k < count; k++)
+            cells[(i + 1) * count + k] = json_str(row, columns[k].key);
+        if (program->quiet)
+            output_pair(&out, json_str(row, columns[0].key), json_str(row, columns[1].key));
+    }
+    if (!program->quiet)
+        text_table(&out, cells, count, json_array_size(rows) + 1, program->style.utf8);
+    output_text(&out);
+}
+
+static int list(struct program *program, struct error *err)
+{
+    static const struct column columns[] = {{"ID", "id"},
+                                            {"NAME", "name"},
+                                            {"SCHEDULE", "schedule"},
+                                            {"TIMEZONE", "timezone"},
+                                            {"NEXT RUN", "next_run"},
+                                            {"LAST", "last_status"}};
+    auto_json *rows = json_array();
+    auto_strbuf path;
+
+    strbuf_init(&path, API_URL_BYTES_MAX);
+    strbuf_add(&path, "/api/v1/schedules");
+    if (command_words_max(program, 2, err) < 0 || api_check(program->api, err) < 0 ||
+        api_list(program->api, &path, "schedules", command_limit(program), rows, err) < 0)
+        return -1;
+    if (program->json) {
+        output_json(rows);
+    } else {
+        show_rows(program, rows, columns, ARRAY_LEN(columns));
+    }
+    return EXIT_DONE;
+}
+
+static int runs(struct program *program, const char *id, struct error *err)
+{
+    static const struct column columns[] = {
+        {"RUN", "run_id"},         {"STATUS", "status"},          {"DUE", "due_at"},
+        {"STARTED", "started_at"}, {"COMPLETED", "completed_at"}, {"REASON", "reason"}};
+    autofree char *url = output_path(PATH_PREFIX, id, "/runs");
+    auto_json *rows = json_array();
+    auto_strbuf path;
+
+    strbuf_init(&path, API_URL_BYTES_MAX);
+    strbuf_add(&path, url);
+    if (api_list(program->api, &path, "runs", command_limit(program), rows, err) < 0)
+        return -1;
+    if (program->json) {
+        output_json(rows);
+    } else {
+        show_rows(program, rows, columns, ARRAY_LEN(columns));
+    }
+    return EXIT_DONE;
+}
+
+static int act(struct program *program, const char *id, const char *action, struct error *err)
+{
+    bool deletes = strcmp(action, "delete") == 0;
+    autofree char *suffix = xasprintf("/%s", action);
+    autofree char *path = output_path(PATH_PREFIX, id, deletes ? "" : suffix);
+    auto_json *body = json_object();
+    auto_json *answer = NULL;
+    const struct api_request request = {
+        .method = deletes ? "DELETE" : "POST", .path = path, .body = deletes ? NULL : body};
+
+    if (api_call(program->api, &request, &answer, err) < 0)
+        return -1;
+    if (program->json) {
+        output_json(answer);
+    } else if (json_str(answer, "job_id")[0] != '\0') {
+        (void)printf("job-id: %s\n", json_str(answer, "job_id"));
+    } else {
+        (void)printf("%s: %s\n", json_str(answer, "message"), id);
+    }
+    return EXIT_DONE;
+}
+
+static int show(struct program *program, const char *id, struct error *err)
+{
+    autofree char *path = output_path(PATH_PREFIX, id, "");
+    auto_json *schedule = NULL;
+
+    if (api_get(program->api, path, &schedule, err) < 0)
+        return -1;
+    output_json(schedule);
+    return EXIT_DONE;
+}
+
+int schedule_command(struct program *program, struct error *err)
+{
+    static const char *const actions[] = {"show", "runs", "delete", "enable", "disable", "trigger"};
+    const char *what = program->line->word_count > 1 ? program->line->words[1] : "list";
+    autofree char *id = NULL;
+    size_t i = 0;
+
+    if (strcmp(what, "list") == 0)
+        return list(program, err);
+    while (i < ARRAY_LEN(actions) && strcmp(actions[i], what) != 0)
+        i++;
+    if (i == ARRAY_LEN(actions)) {
+        return error_set(err, ERR_INVALID,
+                         "unknown command 'schedule %.40s' (list, show, runs, delete, enable, "
+                         "disable, trigger; made with --vm NAME --daemon-schedule \"name:cron\")",
+                         what);
+    }
+    if (find(program, &id, err) < 0)
+        return -1;
+    if (i == 0)
+        return show(program, id, err);
+    return i == 1 ? runs(program, id, err) : act(program, id, what, err);
+}
