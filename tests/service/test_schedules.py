@@ -37,7 +37,10 @@ class Plan:
                 "job_template": TEMPLATE, **fields}
         return self.client.post("/api/v1/schedules", body, status=201)["schedule"]["id"]
 
-    def due(self, schedule, at="date_trunc('second', now())"):
+    def due(self, schedule, at=None):
+        """Now, or right behind its last run: two never have the same moment."""
+        at = at or ("greatest(date_trunc('second', now()), (SELECT max(r.due_at) + interval '1 ms'"
+                    " FROM schedule_runs r WHERE r.schedule_id = schedules.id))")
         self.sql(f"UPDATE schedules SET next_run_at = {at} WHERE id = %s", schedule)
 
     def runs(self, schedule, **query):
