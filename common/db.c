@@ -5,6 +5,7 @@
  * only the caller knows whether that is safe. */
 #include "common/db.h"
 
+#include <poll.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -14,6 +15,7 @@
 #define DB_STATEMENTS_MAX    256 /* distinct constants in the largest service: about 90 */
 #define DB_CONNECT_TIMEOUT_S "5"
 #define DB_SETUP_SQL_MAX     512
+#define DB_LOCK_WAIT_MS      2000 /* our own transactions take milliseconds */
 
 struct db {
     PGconn *connection;
@@ -21,6 +23,7 @@ struct db {
     char *password;
     char *application;
     char *role;
+    unsigned int lock_wait_ms;
     bool transaction;
     const char *prepared[DB_STATEMENTS_MAX];
     size_t prepared_count;
@@ -34,7 +37,14 @@ struct db *db_new(const struct database_config *config, const char *role, const 
     db->password = xstrdup(config->password);
     db->application = xstrdup(application);
     db->role = role == NULL ? NULL : xstrdup(role);
+    db->lock_wait_ms = DB_LOCK_WAIT_MS;
     return db;
+}
+
+void db_set_lock_wait(struct db *db, unsigned int ms)
+{
+    assert(db->connection == NULL && ms > 0);
+    db->lock_wait_ms = ms;
 }
 
 /* An open transaction stays open in name until its rollback or commit: a statement after the loss
@@ -101,6 +111,16 @@ static int fail(struct db *db, const PGresult *result, const char *what, struct 
     return -1;
 }
 
+/* A row that someone else holds locked must not hold up what has nothing to do with it. */
+static int set_lock_wait(struct db *db, PGresult **out)
+{
+    char sql[DB_SETUP_SQL_MAX];
+
+    (void)snprintf(sql, sizeof sql, "SET lock_timeout = %u", db->lock_wait_ms);
+    *out = PQexec(db->connection, sql);
+    return PQresultStatus(*out) == PGRES_COMMAND_OK ? 0 : -1;
+}
+
 /* Limits that protect the queue from a forgotten transaction (library notes, section 4). */
 static int set_up(struct db *db, struct error *err)
 {
@@ -109,12 +129,13 @@ static int set_up(struct db *db, struct error *err)
                                  "SET client_min_messages = warning;"
                                  "SET timezone = 'UTC'";
     auto_pgresult *result = PQexec(db->connection, limits);
+    auto_pgresult *waits = NULL;
     auto_pgresult *role = NULL;
     char *quoted;
     char sql[DB_SETUP_SQL_MAX];
 
-    if (PQresultStatus(result) != PGRES_COMMAND_OK)
-        return fail(db, result, "session limits", err);
+    if (PQresultStatus(result) != PGRES_COMMAND_OK || set_lock_wait(db, &waits) < 0)
+        return fail(db, waits == NULL ? result : waits, "session limits", err);
     if (db->role == NULL)
         return 0;
     quoted = PQescapeIdentifier(db->connection, db->role, strlen(db->role));
@@ -131,6 +152,15 @@ static int set_up(struct db *db, struct error *err)
         return -1;
     }
     return 0;
+}
+
+/* Between statements the server says nothing but that it ends the connection (or that a setting
+ * changed, which a new connection has as well): found out here, that fails nothing. */
+static bool has_ended(const struct db *db)
+{
+    struct pollfd fd = {.fd = PQsocket(db->connection), .events = POLLIN};
+
+    return poll(&fd, 1, 0) > 0;
 }
 
 static int ensure_connection(struct db *db, struct error *err)
@@ -152,7 +182,8 @@ static int ensure_connection(struct db *db, struct error *err)
                                   NULL};
     char line[256];
 
-    if (db->connection != NULL && PQstatus(db->connection) == CONNECTION_OK)
+    if (db->connection != NULL && PQstatus(db->connection) == CONNECTION_OK &&
+        (db->transaction || !has_ended(db)))
         return 0;
     drop_connection(db);
     db->connection = PQconnectdbParams(keys, values, 1);
@@ -319,6 +350,7 @@ static int migrate_locked(struct db *db, struct error *err)
                                 " applied_at timestamptz NOT NULL DEFAULT now())";
     static const char newest[] = "SELECT coalesce(max(version), 0) FROM schema_version";
     static const char grant[] = "GRANT SELECT ON schema_version TO PUBLIC";
+    auto_pgresult *patience = PQexec(db->connection, "SET LOCAL lock_timeout = 0");
     auto_pgresult *lock = PQexec(db->connection, MIGRATE_LOCK_SQL);
     auto_pgresult *rows = NULL;
     size_t have;

@@ -1,7 +1,8 @@
 /* PostgreSQL: one connection per struct db, one thread at a time.
  * Parameters only, never text built from input. A lost connection is reconnected by the next call
- * outside a transaction; the call that met it fails with ERR_UNAVAILABLE, and whether it took
- * effect is unknown: statements are idempotent by key or guarded by epoch. */
+ * outside a transaction. One that ended while nothing ran is noticed before the next statement; a
+ * call that meets the end itself fails with ERR_UNAVAILABLE, and whether it took effect is unknown:
+ * statements are idempotent by key or guarded by epoch. */
 #ifndef COMMON_DB_H
 #define COMMON_DB_H
 
@@ -18,6 +19,9 @@ struct db;
 /* role: "hypersdk_gateway" ... is SET after each connect; NULL: none. application: shown in
  * pg_stat_activity. Does not connect yet. */
 struct db *db_new(const struct database_config *config, const char *role, const char *application);
+/* How long a statement waits for a row or table that someone else has locked (default 2 s) before
+ * it fails with ERR_UNAVAILABLE. Before the first statement. */
+void db_set_lock_wait(struct db *db, unsigned int ms);
 void db_free(struct db *db);
 DEFINE_AUTO(db, struct db, db_free)
 #define auto_db CLEANUP(db_auto) struct db

@@ -66,7 +66,7 @@ int leader_acquire(struct scheduler *scheduler, struct db *db, struct error *err
 }
 
 /* The arguments as they were given; every socket and file is close-on-exec. */
-static void restart(const char *why)
+static void restart(const struct scheduler *scheduler, const char *why)
 {
     struct error err = ERROR_NONE;
     char *argv[ARGUMENTS_MAX + 1] = {0};
@@ -75,6 +75,8 @@ static void restart(const char *why)
     size_t size = 0;
 
     LOG(WARN, "leader_lost", F_STR("reason", why));
+    if (service_stopping(scheduler->service))
+        _exit(0); /* the row runs out by itself */
     text = xcalloc(1, CMDLINE_BYTES_MAX);
     autoclose int fd = open("/proc/self/cmdline", O_RDONLY | O_CLOEXEC);
     ssize_t n = fd < 0 ? -1 : read(fd, text, CMDLINE_BYTES_MAX - 1);
@@ -97,7 +99,7 @@ int leader_renew(struct scheduler *scheduler, struct db *db, struct error *err)
     if (db_exec(db, RENEW, DB_PARAMS(service_instance(scheduler->service)), &rows, err) < 0)
         return -1;
     if (db_affected(rows) != 1)
-        restart("the row ran out or is another's");
+        restart(scheduler, "the row ran out or is another's");
     atomic_store(&scheduler->leads_until_ms, sent_ms + LEADER_MS);
     return 0;
 }
@@ -108,7 +110,7 @@ void leader_keep(struct scheduler *scheduler, struct db *db)
         struct error err = ERROR_NONE;
         if (leader_renew(scheduler, db, &err) < 0 &&
             clock_mono_ms() > atomic_load(&scheduler->leads_until_ms))
-            restart(err.message);
+            restart(scheduler, err.message);
     }
 }
 
@@ -120,14 +122,19 @@ void leader_release(struct scheduler *scheduler, struct db *db)
         LOG(INFO, "leader_not_released", F_ERR(&err)); /* the standby waits LEADER_MS longer */
 }
 
-/* A renewal that hangs (the server's machine is gone, or stopped) must not keep us leading. */
+/* A renewal that hangs (the server's machine is gone, or stopped) must not keep us leading, nor
+ * from ending: nothing but the server would end the statement. */
 void *leader_watch_main(void *arg)
 {
     struct scheduler *scheduler = arg;
 
-    while (!service_wait(scheduler->service, WATCH_MS)) {
-        if (clock_mono_ms() > atomic_load(&scheduler->leads_until_ms) + HUNG_MS)
-            restart("the database does not answer");
+    for (;;) {
+        int64_t patience_ms = HUNG_MS;
+        clock_sleep_ms(WATCH_MS);
+        if (service_stopping(scheduler->service))
+            patience_ms += service_drain_ms(scheduler->service);
+        if (clock_mono_ms() > atomic_load(&scheduler->leads_until_ms) + patience_ms)
+            restart(scheduler, "the database does not answer");
     }
     return NULL;
 }

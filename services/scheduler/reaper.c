@@ -14,10 +14,11 @@
 
 #define SEAL_MS 1000
 
-/* $1: as long after lease_until as a worker stops writing before it, clocks of one machine each. */
+/* $1: as long after lease_until as a worker stops writing before it, clocks of one machine each.
+ * What someone else holds locked is looked at in the next round: each would be waited for. */
 static const char EXPIRED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'finishing')"
                               " AND lease_until < now() - $1::bigint * interval '1 millisecond'"
-                              " ORDER BY lease_until LIMIT 200";
+                              " ORDER BY lease_until LIMIT 200 FOR NO KEY UPDATE SKIP LOCKED";
 
 static const char STOPPED[] =
     "SELECT t.id, t.cancel, coalesce(j.status = 'paused', false) FROM tasks t"

@@ -17,7 +17,8 @@
 #define NUMBER_SIZE      24
 #define RESULT_BYTES_MAX ((size_t)BUS_MESSAGE_BYTES_MAX)
 #define LINE_TIME_MAX_MS INT64_C(253370764800000) /* the year 9999 */
-#define TRIES_MAX        3  /* of one transaction after a deadlock or a lost connection */
+#define TRIES_MAX        3 /* of one transaction after a deadlock or a lost connection */
+#define TRIES_MS         250 /* none after it waited in vain: the worker asks again, and others wait */
 #define TOGETHER_MAX     50 /* ends of tasks that share a commit */
 
 static const char INSERT_LINES[] =
@@ -487,7 +488,9 @@ static int once(struct work *work, work_fn fn, struct error *err)
 /* After a commit whose outcome is unknown the repetition finds what it did and changes nothing. */
 static int perform(struct work *work, work_fn fn, struct error *err)
 {
-    for (int i = 0; i < TRIES_MAX; i++) {
+    int64_t until_ms = clock_mono_ms() + TRIES_MS;
+
+    for (int i = 0; i < TRIES_MAX && (i == 0 || clock_mono_ms() < until_ms); i++) {
         error_clear(err);
         if (once(work, fn, err) == 0)
             return 0;

@@ -14,6 +14,7 @@
 #define LISTEN_RETRY_MS  250
 #define LISTEN_TRIES_MAX 40 /* 10 s: a leader that just ended may still hold the address */
 #define DRAIN_POLL_MS    10
+#define LOCK_WAIT_MS     300 /* one locked task must not keep a thread from the others */
 
 static struct scheduler state;
 
@@ -46,7 +47,10 @@ struct submit_settings scheduler_submit_settings(const struct scheduler *schedul
 
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread)
 {
-    return db_new(&scheduler->database, SCHEDULER_DB_ROLE, thread);
+    struct db *db = db_new(&scheduler->database, SCHEDULER_DB_ROLE, thread);
+
+    db_set_lock_wait(db, LOCK_WAIT_MS);
+    return db;
 }
 
 void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event)

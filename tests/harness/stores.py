@@ -33,6 +33,14 @@ class Postgres:
         """mode "immediate": as a crash."""
         _script("postgres.sh", "stop", self.directory, PG_STOP_MODE=mode)
 
+    def signal(self, number):
+        """To every process of the server: SIGSTOP leaves its connections open and unanswered."""
+        main = int((self.directory / "postgres/data/postmaster.pid").read_text().split()[0])
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(main)], capture_output=True,
+                                  text=True).stdout.split()
+        for pid in [main] + [int(c) for c in children]:
+            os.kill(pid, number)
+
     def password(self, user):
         for line in (self.directory / "pgpass").read_text().splitlines():
             fields = line.split(":")

@@ -164,10 +164,15 @@ class Suite:
             for i in range(1, self.counts.get(service, 1) + 1):
                 self.add(service if i == 1 else f"{service}-{i}")
         if "api-gateway" in self.built:
-            self.client = Client(self.url())
+            self.connect()
             if wait:
                 self.wait_ready()
         return self
+
+    def connect(self):
+        """A client of the first gateway."""
+        self.client = Client(self.url())
+        return self.client
 
     def url(self, gateway="api-gateway"):
         return f"http://127.0.0.1:{self.port(gateway)}"

@@ -232,6 +232,17 @@ def test_the_scheduler_may_start_before_postgresql(bench):
     ready(b)
 
 
+def test_a_scheduler_ends_although_postgresql_hangs(bench):
+    b = bench(own_postgres=True)
+    b.suite.postgres.signal(signal.SIGSTOP)
+    try:
+        assert b.suite["scheduler"].stop() == 0
+    finally:
+        b.suite.postgres.signal(signal.SIGCONT)
+    b.suite["scheduler"].start()
+    ready(b)
+
+
 def test_a_connection_cut_in_the_middle_is_healed(bench):
     b = bench()
     job = b.driver.submit()
@@ -242,6 +253,35 @@ def test_a_connection_cut_in_the_middle_is_healed(bench):
         assert not b.driver.on(lease, "renew")["lost"]
     b.driver.finish(lease, export_result())
     assert b.job(job)["status"] == "completed"
+
+
+def test_rows_that_someone_holds_locked_hold_up_nobody_else(bench):
+    b = bench(config={"scheduler": {"lease": "60s"}})
+    jobs = [b.driver.submit() for _ in range(7)]
+    leases = [b.driver.take(slot=i, slots=8) for i in range(7)]
+    holder = b.suite.postgres.connect(b.suite.database)
+    try:
+        holder.autocommit = False
+        with holder.cursor() as cursor:  # more than the threads that answer requests
+            cursor.execute("SELECT t.id FROM tasks t JOIN jobs j ON j.id = t.job_id"
+                           " WHERE t.id = ANY(%s) FOR UPDATE", ([x["task_id"] for x in leases[:6]],))
+        for _ in range(3):
+            refs = [dict(task_id=x["task_id"], epoch=x["epoch"], token=x["token"], instance="w1",
+                         timeout_ms=10000) for x in leases]
+            asked = [b.driver.send("renew", **ref) for ref in refs]
+            free = b.driver.call("renew", **dict(refs[6], timeout_ms=3000))  # as a worker's
+            assert free.get("reply") == "renew" and not free["lost"], free
+            for pending in asked[:6]:
+                answer = pending.get(15)
+                assert answer.get("again") and not answer.get("lost"), answer
+        assert b.driver.finish(leases[6], unique_result(6))["lost"] is False
+        submitted = b.driver.submit()  # new work goes on, too
+        assert b.driver.take(slot=7, slots=8)["job_id"] == submitted
+    finally:
+        holder.close()
+    for i, lease in enumerate(leases[:6]):
+        assert not b.driver.finish(lease, unique_result(i))["lost"]
+    assert all(b.job(j)["status"] == "completed" for j in jobs)
 
 
 # ---- Redis ----

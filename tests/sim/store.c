@@ -369,6 +369,12 @@ struct db *db_new(const struct database_config *config, const char *role, const 
     return db;
 }
 
+void db_set_lock_wait(struct db *db, unsigned int ms)
+{
+    (void)db;
+    (void)ms; /* transactions of the model do not wait for each other */
+}
+
 void db_free(struct db *db)
 {
     abort_tx(db);
