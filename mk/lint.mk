@@ -6,7 +6,7 @@ LINT := build/lint
 .PHONY: lint lint-quick lint-format lint-style lint-headers lint-cppcheck lint-requirements lint-tidy \
         lint-analyzer format
 lint: lint-quick lint-tidy lint-analyzer ## every style and static check (long at the first time)
-lint-quick: lint-format lint-style lint-headers lint-cppcheck lint-requirements ## those that `make test` runs
+lint-quick: lint-format lint-style lint-headers lint-cppcheck lint-requirements lint-models ## those that `make test` runs
 
 format: ## bring all C files into shape
 	@clang-format -i $(C_FILES) $(H_FILES)

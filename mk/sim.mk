@@ -26,3 +26,7 @@ sim: $(B)/sim ## run the simulator: make sim SEEDS=2000 SEED_START=1
 sim-check: $(B)/sim
 	@$(SIM_ENV) /usr/bin/python3 tests/sim/run.py $(B)/sim $(SEEDS) $(SEED_START)
 test-build: $(B)/sim
+# Quick enough for every change: a statement without its model shows at once.
+.PHONY: lint-models
+lint-models: $(B)/sim
+	@$(SIM_ENV) $(B)/sim --seeds 24 || { echo "FAILED models (tests/sim/README.md)"; exit 1; }

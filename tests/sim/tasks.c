@@ -231,6 +231,17 @@ static int run_convert(struct worker_task *task, void *arg, json_t **out_result,
     return 0;
 }
 
+static int run_script(struct worker_task *task, void *arg, json_t **out_result, struct error *err)
+{
+    uint32_t errors = (uint32_t)json_u64(worker_task_spec(task), "errors");
+
+    (void)arg;
+    (void)out_result;
+    if (sim_chance(PER_MILLION(errors)))
+        return error_set(err, ERR_UNAVAILABLE, "the script says no");
+    return plain_work(task, err);
+}
+
 static bool holds_lease(const struct world_task *outside)
 {
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
@@ -275,8 +286,8 @@ static int run_import(struct worker_task *task, void *arg, json_t **out_result, 
 
 static const struct worker_kind exporter_kinds[] = {{"export", false, run_export},
                                                     {"release", true, run_release}};
-static const struct worker_kind bridge_kinds[] = {{"convert", false, run_convert},
-                                                  {"import", false, run_import}};
+static const struct worker_kind bridge_kinds[] = {
+    {"convert", false, run_convert}, {"import", false, run_import}, {"script", false, run_script}};
 
 static void worker_main(struct sim_proc *proc, const struct worker_description *description)
 {

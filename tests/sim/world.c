@@ -113,10 +113,18 @@ static json_t *export_spec(bool poison)
 /* What a user wants is drawn once; a repetition asks for the same. */
 struct request {
     json_t *export, *convert, *import;
+    json_t *before, *after; /* hooks; NULL: none */
+    json_t *wait;           /* in front of the export, behind a hook */
     uint32_t priority, attempts;
     uint8_t hash[32];
 };
 static struct request requests[WORLD_JOBS_MAX];
+
+static json_t *hook_spec(void)
+{
+    return json_pack("{s:i, s:i}", "chunks", (int)sim_between(1, 3), "errors",
+                     sim_chance(50 * PER_CENT) ? (int)sim_between(1, 60) : 0);
+}
 
 static void draw_request(struct world_job *job, struct request *request)
 {
@@ -127,6 +135,12 @@ static void draw_request(struct world_job *job, struct request *request)
     request->priority = (uint32_t)sim_below(101);
     request->attempts = (uint32_t)sim_between(1, 4);
     (void)snprintf(job->key, sizeof job->key, "key-%zu", (size_t)(job - world.jobs));
+    if (sim_chance(20 * PER_CENT))
+        request->before = hook_spec();
+    if (request->before != NULL)
+        request->wait = json_pack("[{s:i}]", "ms", (int)sim_between(0, 20000));
+    if (sim_chance(20 * PER_CENT))
+        request->after = hook_spec();
     memset(request->hash, (int)(job - world.jobs), sizeof request->hash);
     if (sim_chance(40 * PER_CENT))
         request->convert = json_pack("{s:i}", "chunks", (int)sim_between(1, 4));
@@ -137,8 +151,35 @@ static void draw_request(struct world_job *job, struct request *request)
                       (int)sim_between(1, sim_chance(10 * PER_CENT) ? 80 : 5), "name", name);
 }
 
+/* A hook in front may make the job fail, one behind may not. */
+static size_t tasks_of(const struct request *request, struct job_task out[JOB_TASKS_MAX])
+{
+    const struct job_task all[] = {
+        {.kind = "script", .spec = request->before, .bridge = true, .hook = "pre"},
+        {.kind = "export", .spec = request->export, .wait = request->wait},
+        {.kind = "convert", .spec = request->convert, .bridge = true},
+        {.kind = "import", .spec = request->import, .bridge = true},
+        {.kind = "script",
+         .spec = request->after,
+         .bridge = true,
+         .hook = "post",
+         .may_fail = true,
+         .max_attempts = 2,
+         .retry_initial_ms = 1000,
+         .retry_max_ms = 5000},
+    };
+    size_t count = 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(all); i++) {
+        if (all[i].spec != NULL)
+            out[count++] = all[i];
+    }
+    return count;
+}
+
 static int submit(struct db *db, struct world_job *job, struct error *err)
 {
+    struct job_task tasks[JOB_TASKS_MAX];
     struct request *request = &requests[job - world.jobs];
     auto_json *definition = json_object();
     char provider[16];
@@ -157,9 +198,7 @@ static int submit(struct db *db, struct world_job *job, struct error *err)
         .output_path = "/exports/vm",
         .format = "qcow2",
         .definition = definition,
-        .export_spec = request->export,
-        .convert_spec = request->convert,
-        .import_spec = request->import,
+        .tasks = tasks,
         .priority = request->priority,
         .max_attempts = request->attempts,
         .retry_initial_ms = 2000,
@@ -169,6 +208,7 @@ static int submit(struct db *db, struct world_job *job, struct error *err)
         .idempotency_key = job->key,
         .idempotency_hash = request->hash,
     };
+    submission.task_count = tasks_of(request, tasks);
     if (job_store_submit(db, &submission, job->id, &existing, err) < 0)
         return -1;
     job->acknowledged = true;
