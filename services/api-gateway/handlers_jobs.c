@@ -68,6 +68,21 @@ int submit_may(struct call *call, const struct submit_request *request,
     return 0;
 }
 
+/* Refused before the database is asked: what is missing there is not this caller's to know. */
+static int check_permissions(struct call *call, const struct submit_settings *settings,
+                             const json_t *element, struct field_problem *problem,
+                             struct error *err)
+{
+    auto_submit_request *request = NULL;
+
+    if (json_object_get(element, "cleanup") == NULL &&
+        json_object_get(element, "enable_cbt") == NULL)
+        return 0;
+    if (submit_parse(settings, element, NULL, &request, problem, err) < 0)
+        return -1;
+    return submit_may(call, request, problem, err);
+}
+
 int submit_element(struct call *call, const json_t *element, struct submit_request **out,
                    struct provider_row *out_provider, struct field_problem *problem,
                    struct error *err)
@@ -78,7 +93,8 @@ int submit_element(struct call *call, const json_t *element, struct submit_reque
     struct submit_settings settings = submit_settings_of(call->gateway, key);
     auto_submit_request *request = NULL;
 
-    if (submit_prepare(&settings, call->db, element, &request, out_provider, problem, err) < 0 ||
+    if (check_permissions(call, &settings, element, problem, err) < 0 ||
+        submit_prepare(&settings, call->db, element, &request, out_provider, problem, err) < 0 ||
         submit_may(call, request, problem, err) < 0)
         return -1;
     *out = STEAL(request);

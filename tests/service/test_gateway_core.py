@@ -57,7 +57,7 @@ def test_errors_have_one_shape(gateway):
     suite = gateway()
     for method, path, status, code in [
             ("GET", "/nothing", 404, "not_found"),
-            ("GET", "/workflows", 404, "not_available"),
+            ("GET", "/carbon/zones", 404, "not_available"),
             ("DELETE", "/users/list", 405, "method_not_allowed"),
             ("GET", "/api/v1/users/none", 404, "not_found"),
             ("POST", "/api/v1/users", 400, "invalid"),
