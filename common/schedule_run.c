@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/paths.h"
+#include "common/policy.h"
 
 #define NUMBER_SIZE   24
 #define RUN_DIR_SIZE  40
@@ -219,7 +220,8 @@ static int elements_of(struct db *db, const struct schedule *schedule, json_t **
 {
     json_t *element = json_object_get(schedule->fields, "job_template");
 
-    (void)db;
+    if (schedule->policy_id[0] != '\0')
+        return policy_elements(db, schedule->fields, out, err);
     if (element == NULL) {
         return error_set(err, ERR_INVALID, "schedule '%.64s' has no 'job_template'", schedule->id);
     }

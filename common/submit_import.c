@@ -100,9 +100,10 @@ static int take_export(const struct import_context *c, struct bridge_request *re
         return confine(c, "manifest_path", named, &request->path, err);
     if (db_exec(c->db, find_export_sql, DB_PARAMS(id), &request->export, err) < 0)
         return -1;
-    if (PQntuples(request->export) == 0)
+    if (PQntuples(request->export) == 0) {
         return field_fail(c->problem, 404, "export_id", err, ERR_NOT_FOUND,
                           "export '%.64s' does not exist", id);
+    }
     path = xasprintf("%s/" MANIFEST_NAME, db_text(request->export, 0, 3));
     return confine(c, "export_id", path, &request->path, err);
 }

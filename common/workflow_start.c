@@ -32,15 +32,17 @@ struct workflow_starter {
     struct workflow *workflow;
 };
 
-int workflow_starter_new(struct db *db, const struct submit_settings *settings,
-                         const char *definition, const char *submitted_by, const char *trace_id,
+int workflow_starter_new(struct db *db, const struct workflow_starter_options *options,
                          struct workflow_starter **out, struct error *err)
 {
     auto_workflow_starter *starter = xcalloc(1, sizeof *starter);
-    auto_json *json = json_loads(definition, 0, NULL);
+    auto_json *json = json_loads(options->definition, 0, NULL);
     struct field_problem problem = {0};
 
-    *starter = (struct workflow_starter){db, settings, submitted_by, trace_id, NULL};
+    *starter = (struct workflow_starter){.db = db,
+                                         .settings = options->settings,
+                                         .submitted_by = options->submitted_by,
+                                         .trace_id = options->trace_id};
     if (workflow_parse(json, &starter->workflow, &problem, err) < 0)
         return error_wrap(err, "stored definition");
     *out = STEAL(starter);
@@ -55,51 +57,63 @@ void workflow_starter_free(struct workflow_starter *starter)
     free(starter);
 }
 
+struct item { /* one that is started */
+    struct workflow_starter *s;
+    const struct workflow_start *start;
+    const char *number;
+    const char *old_job; /* of an earlier attempt; "": none */
+    const char *old_status;
+    /* of the new one */
+    char job_id[64];
+    struct field_problem problem;
+};
+
 /* ---- one request ---- */
 
-static int submit_export(struct workflow_starter *s, const json_t *element,
-                         const struct submit_origin *origin, char out_id[64],
-                         struct field_problem *problem, struct error *err)
+static int submit_export(struct item *item, const json_t *element,
+                         const struct submit_origin *origin, struct error *err)
 {
+    const struct workflow_starter *s = item->s;
     auto_submit_request *request = NULL;
     struct provider_row provider;
     bool existing = false;
 
-    if (submit_prepare(s->settings, s->db, element, &request, &provider, problem, err) < 0)
+    if (submit_prepare(s->settings, s->db, element, &request, &provider, &item->problem, err) < 0)
         return -1;
-    return submit_store(s->db, request, &provider, origin, out_id, &existing, err);
+    return submit_store(s->db, request, &provider, origin, item->job_id, &existing, err);
 }
 
-static int submit_bridge(struct workflow_starter *s, enum workflow_step_type type,
-                         const json_t *element, const struct submit_origin *origin, char out_id[64],
-                         struct field_problem *problem, struct error *err)
+static int submit_bridge(struct item *item, const json_t *element,
+                         const struct submit_origin *origin, struct error *err)
 {
+    const struct workflow_starter *s = item->s;
+    bool convert = s->workflow->steps[item->start->step].type == WORKFLOW_CONVERT;
     auto_bridge_request *request = NULL;
-    int rc = type == WORKFLOW_CONVERT
-                 ? submit_convert_prepare(s->settings, element, &request, problem, err)
-                 : submit_import_prepare(s->settings, s->db, element, &request, problem, err);
+    int rc =
+        convert ? submit_convert_prepare(s->settings, element, &request, &item->problem, err)
+                : submit_import_prepare(s->settings, s->db, element, &request, &item->problem, err);
 
     if (rc < 0)
         return -1;
-    return submit_bridge_store(s->db, request, origin, out_id, err);
+    return submit_bridge_store(s->db, request, origin, item->job_id, err);
 }
 
-static int submit_item(struct workflow_starter *s, const struct workflow_start *start,
-                       uint32_t item, char out_id[64], struct field_problem *problem,
-                       struct error *err)
+static int submit_item(struct item *item, struct error *err)
 {
-    const struct submit_origin origin = {
-        .submitted_by = s->submitted_by, .trace_id = s->trace_id, .workflow_run_id = start->run_id};
-    enum workflow_step_type type = s->workflow->steps[start->step].type;
-    auto_json *element = workflow_item(s->workflow, start->step, item);
+    const struct workflow_starter *s = item->s;
+    const struct submit_origin origin = {.submitted_by = s->submitted_by,
+                                         .trace_id = s->trace_id,
+                                         .workflow_run_id = item->start->run_id};
+    auto_json *element =
+        workflow_item(s->workflow, item->start->step, (uint32_t)strtoul(item->number, NULL, 10));
 
-    switch (type) {
+    switch (s->workflow->steps[item->start->step].type) {
     case WORKFLOW_BATCH:
     case WORKFLOW_JOB:
-        return submit_export(s, element, &origin, out_id, problem, err);
+        return submit_export(item, element, &origin, err);
     case WORKFLOW_CONVERT:
     case WORKFLOW_IMPORT:
-        return submit_bridge(s, type, element, &origin, out_id, problem, err);
+        return submit_bridge(item, element, &origin, err);
     case WORKFLOW_WAIT:
         break;
     }
@@ -108,17 +122,17 @@ static int submit_item(struct workflow_starter *s, const struct workflow_start *
 
 /* ---- items ---- */
 
-static int store_item(struct workflow_starter *s, const struct workflow_start *start,
-                      const char *item, const char *job_id, const char *state, const char *why,
-                      struct error *err)
+static int store_item(const struct item *item, const char *job_id, const char *state,
+                      const char *why, struct error *err)
 {
     char step[NUMBER_SIZE];
     char attempt[NUMBER_SIZE];
 
-    (void)snprintf(step, sizeof step, "%" PRIu32, start->step);
-    (void)snprintf(attempt, sizeof attempt, "%" PRIu32, start->attempt);
-    return db_exec(s->db, STORE_ITEM,
-                   DB_PARAMS(start->run_id, step, item, attempt, job_id, state, why), NULL, err);
+    (void)snprintf(step, sizeof step, "%" PRIu32, item->start->step);
+    (void)snprintf(attempt, sizeof attempt, "%" PRIu32, item->start->attempt);
+    return db_exec(item->s->db, STORE_ITEM,
+                   DB_PARAMS(item->start->run_id, step, item->number, attempt, job_id, state, why),
+                   NULL, err);
 }
 
 /* Refused by what was asked for, not by the moment. */
@@ -128,33 +142,28 @@ static bool is_refusal(const struct field_problem *problem, const struct error *
            why->code == ERR_INVALID;
 }
 
-static int start_new(struct workflow_starter *s, const struct workflow_start *start,
-                     const char *item, bool *out_started, struct error *err)
+static int start_new(struct item *item, bool *out_started, struct error *err)
 {
-    struct field_problem problem = {0};
     struct error why = ERROR_NONE;
-    char job_id[64];
 
-    if (submit_item(s, start, (uint32_t)strtoul(item, NULL, 10), job_id, &problem, &why) == 0) {
+    if (submit_item(item, &why) == 0) {
         *out_started = true;
-        return store_item(s, start, item, job_id, "active", "", err);
+        return store_item(item, item->job_id, "active", "", err);
     }
-    if (!is_refusal(&problem, &why)) {
+    if (!is_refusal(&item->problem, &why)) {
         *err = why;
         return -1;
     }
-    return store_item(s, start, item, "", "failed", why.message, err);
+    return store_item(item, "", "failed", why.message, err);
 }
 
 /* The user may have tried the job again himself: then what became of that counts. */
-static int start_again(struct workflow_starter *s, const struct workflow_start *start,
-                       const char *item, const char *job_id, const char *status, bool *out_started,
-                       struct error *err)
+static int start_again(struct item *item, bool *out_started, struct error *err)
 {
     struct error why = ERROR_NONE;
 
-    if (strcmp(status, "failed") == 0 || strcmp(status, "cancelled") == 0) {
-        if (job_store_retry(s->db, job_id, s->submitted_by, &why) < 0) {
+    if (strcmp(item->old_status, "failed") == 0 || strcmp(item->old_status, "cancelled") == 0) {
+        if (job_store_retry(item->s->db, item->old_job, item->s->submitted_by, &why) < 0) {
             if (why.code == ERR_CONFLICT)
                 return 0;
             *err = why;
@@ -162,7 +171,7 @@ static int start_again(struct workflow_starter *s, const struct workflow_start *
         }
         *out_started = true;
     }
-    return store_item(s, start, item, job_id, "active", "", err);
+    return store_item(item, item->old_job, "active", "", err);
 }
 
 int workflow_starter_run(struct workflow_starter *s, const struct workflow_start *start,
@@ -184,11 +193,13 @@ int workflow_starter_run(struct workflow_starter *s, const struct workflow_start
                 err) < 0)
         return -1;
     for (int i = 0; i < PQntuples(rows); i++) {
-        const char *item = db_text(rows, i, 0);
-        const char *job_id = db_text(rows, i, 1);
-        const char *status = db_text(rows, i, 2);
-        int rc = status[0] == '\0' ? start_new(s, start, item, out_started, err)
-                                   : start_again(s, start, item, job_id, status, out_started, err);
+        struct item item = {.s = s,
+                            .start = start,
+                            .number = db_text(rows, i, 0),
+                            .old_job = db_text(rows, i, 1),
+                            .old_status = db_text(rows, i, 2)};
+        int rc = item.old_status[0] == '\0' ? start_new(&item, out_started, err)
+                                            : start_again(&item, out_started, err);
         if (rc < 0)
             return -1;
     }

@@ -8,11 +8,14 @@
 
 struct workflow_starter;
 
-/* All texts are borrowed until it is freed. */
-MUST_CHECK int workflow_starter_new(struct db *db, const struct submit_settings *settings,
-                                    const char *definition, const char *submitted_by,
-                                    const char *trace_id, struct workflow_starter **out,
-                                    struct error *err);
+struct workflow_starter_options { /* borrowed until the starter is freed */
+    const struct submit_settings *settings;
+    const char *definition;
+    const char *submitted_by;
+    const char *trace_id;
+};
+MUST_CHECK int workflow_starter_new(struct db *db, const struct workflow_starter_options *options,
+                                    struct workflow_starter **out, struct error *err);
 void workflow_starter_free(struct workflow_starter *starter);
 DEFINE_AUTO(workflow_starter, struct workflow_starter, workflow_starter_free)
 #define auto_workflow_starter CLEANUP(workflow_starter_auto) struct workflow_starter

@@ -315,6 +315,8 @@ int workflow_run_event(struct db *db, const char *run_id, enum workflow_event ev
 static int start_items(struct db *db, const struct submit_settings *settings, const struct run *run,
                        bool *out_started, struct error *err)
 {
+    const struct workflow_starter_options options = {
+        settings, db_text(run->row, 0, 3), db_text(run->row, 0, 1), db_text(run->row, 0, 2)};
     auto_workflow_starter *starter = NULL;
 
     for (uint32_t i = 0; i < run->now.step_count; i++) {
@@ -322,9 +324,7 @@ static int start_items(struct db *db, const struct submit_settings *settings, co
         const struct workflow_start start = {run->id, i, step->attempt, step->start};
         if (step->start == 0)
             continue;
-        if (starter == NULL &&
-            workflow_starter_new(db, settings, db_text(run->row, 0, 3), db_text(run->row, 0, 1),
-                                 db_text(run->row, 0, 2), &starter, err) < 0)
+        if (starter == NULL && workflow_starter_new(db, &options, &starter, err) < 0)
             return error_wrap(err, "workflow run '%.64s'", run->id);
         if (workflow_starter_run(starter, &start, out_started, err) < 0)
             return error_wrap(err, "workflow run '%.64s'", run->id);

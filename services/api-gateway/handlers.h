@@ -69,6 +69,15 @@ int handle_job_stats(struct call *call, struct error *err);
 /* handlers_job_logs.c; follow: hands over to the hub */
 int handle_job_logs(struct call *call, struct error *err);
 
+/* handlers_policies.c; {id} in the path */
+int handle_policy_create(struct call *call, struct error *err);
+int handle_policy_list(struct call *call, struct error *err);
+int handle_policy_get(struct call *call, struct error *err);
+int handle_policy_put(struct call *call, struct error *err);
+int handle_policy_delete(struct call *call, struct error *err);
+int handle_policy_preview(struct call *call, struct error *err); /* ROUTE_SLOW, as run and create */
+int handle_policy_run(struct call *call, struct error *err);
+
 /* handlers_workflows.c; {id}: of a workflow, or its name; {run}. What a run submits asks for the
  * permissions of its steps, when the workflow is made and when it is run. Cancel, pause, resume and
  * retry look at who started the run as the cancel of jobs does. */

@@ -26,13 +26,7 @@ static const struct route later[] = {
     LATER("GET", "/vsphere/vcenter/info"),
     LATER_BOTH("POST", "/vsphere/clone", "/api/v1/vsphere/clone"),
     LATER("POST", "/vsphere/clone/bulk"),
-    /* policies, templates */
-    LATER_BOTH("POST", "/backup-policies/create", "/api/v1/backup-policies"),
-    LATER_BOTH("GET", "/backup-policies/list", "/api/v1/backup-policies"),
-    LATER("GET", "/api/v1/backup-policies/{id}"),
-    LATER("PUT", "/api/v1/backup-policies/{id}"),
-    LATER("DELETE", "/api/v1/backup-policies/{id}"),
-    LATER("POST", "/api/v1/backup-policies/{id}/{action}"),
+    /* templates */
     LATER_BOTH("GET", "/templates", "/api/v1/templates"),
     LATER_BOTH("POST", "/templates", "/api/v1/templates"),
     LATER_BOTH("GET", "/templates/{name}", "/api/v1/templates/{name}"),

@@ -67,6 +67,16 @@ const struct route routes[] = {
     {"DELETE", "/api/v1/exports/cleanup/schedule", "settings.manage", "cleanup.unschedule", "deleteCleanupSchedule", 0, handle_cleanup_schedule_delete},
     {"GET", "/api/v1/evidence/public-key", "job.view", "evidence.key", "getEvidenceKey", 0, handle_evidence_key},
 
+    /* backup policies */
+    {"POST", "/backup-policies/create", "schedule.manage", "policy.create", "createPolicy", ROUTE_SLOW | ROUTE_SHORT, handle_policy_create},
+    {"POST", "/api/v1/backup-policies", "schedule.manage", "policy.create", "createPolicy", ROUTE_SLOW, handle_policy_create},
+    {"GET", "/backup-policies/list", "schedule.view", "policy.list", "listPolicies", ROUTE_SHORT, handle_policy_list},
+    {"GET", "/api/v1/backup-policies", "schedule.view", "policy.list", "listPolicies", 0, handle_policy_list},
+    {"GET", "/api/v1/backup-policies/{id}", "schedule.view", "policy.view", "getPolicy", 0, handle_policy_get},
+    {"PUT", "/api/v1/backup-policies/{id}", "schedule.manage", "policy.update", "updatePolicy", 0, handle_policy_put},
+    {"DELETE", "/api/v1/backup-policies/{id}", "schedule.manage", "policy.delete", "deletePolicy", 0, handle_policy_delete},
+    {"POST", "/api/v1/backup-policies/{id}/run", "schedule.manage", "policy.run", "runPolicy", ROUTE_SLOW, handle_policy_run},
+    {"POST", "/api/v1/backup-policies/{id}/preview", "schedule.manage", "policy.preview", "previewPolicy", ROUTE_SLOW, handle_policy_preview},
     /* workflows */
     {"GET", "/workflows", "job.view", "workflow.list", "listWorkflows", ROUTE_SHORT, handle_workflow_list},
     {"GET", "/api/v1/workflows", "job.view", "workflow.list", "listWorkflows", 0, handle_workflow_list},

@@ -8,6 +8,7 @@
 
 #include "common/autos.h"
 #include "common/json.h"
+#include "common/policy.h"
 #include "common/schedule_run.h"
 #include "park.h"
 #include "scheduler.h"
@@ -41,6 +42,7 @@ struct firing {
     struct db *db;
     const char *id;
     const char *refused; /* second attempt: why the first one could not make its jobs */
+    bool waits;          /* for an inventory that a worker reads now */
     struct schedule *schedule;
     struct schedule_outcome outcome;
 };
@@ -66,15 +68,31 @@ static int begin_run(struct firing *firing, const struct schedule_plan *plan, st
                               err);
 }
 
+/* A policy takes the VMs that there are now. */
+static int inventory_ready(const struct firing *firing, bool *out, struct error *err)
+{
+    *out = true;
+    if (firing->schedule->policy_id[0] == '\0' || firing->refused != NULL)
+        return 0;
+    return policy_inventory_ready(firing->db, firing->schedule->fields, out, err);
+}
+
 /* In a transaction. */
 static int fire_due(struct firing *firing, struct error *err)
 {
     struct schedule_plan plan = {0};
+    bool ready = true;
 
     if (schedule_store_load(firing->db, firing->id, SCHEDULE_TAKE, &firing->schedule, err) < 0) {
         if (err->code == ERR_NOT_FOUND)
             error_clear(err); /* another has fired it, or it was switched off */
         return err->code == ERR_NONE ? 0 : -1;
+    }
+    if (inventory_ready(firing, &ready, err) < 0)
+        return -1;
+    if (!ready) {
+        firing->waits = true;
+        return 0; /* the next round comes again */
     }
     if (check(firing->schedule, err) < 0 || schedule_plan(firing->schedule, &plan, err) < 0 ||
         schedule_runs_missed(firing->db, firing->schedule, &plan, err) < 0 ||
@@ -110,6 +128,8 @@ static int in_transaction(struct firing *firing, int (*step)(struct firing *, st
     }
     if (rc == 0 && firing->schedule != NULL)
         announce(firing->scheduler, firing->schedule, &firing->outcome);
+    if (rc == 0 && firing->waits)
+        park_wake(firing->scheduler->park);
     schedule_free(STEAL(firing->schedule));
     schedule_outcome_release(&firing->outcome);
     return rc;

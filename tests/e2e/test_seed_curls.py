@@ -199,7 +199,7 @@ def test_features_of_the_command_line_over_rest(curl):
 
 
 def test_backup_policy(curl):
-    comes_later(*curl(POLICY), "POST /backup-policies/create")
+    comes_later(*curl(POLICY), "vm_filter.tags")
 
 
 def test_schedule(curl):

@@ -1,0 +1,122 @@
+"""Backup policies: what is refused, which VMs are taken, and what a run does. Workers are scripted."""
+import json
+
+import pytest
+
+from tests.harness.client import Client
+from tests.harness.driver import export_result
+from tests.harness.scheduler import bench  # noqa: F401
+from tests.harness.wait import wait_for
+
+POLICY = {"name": "nightly", "schedule": "0 2 * * *", "vm_filter": {"name": "*"}}
+VMS = [("web-1", "/DC0/vm/prod/web-1", "poweredOn", "DC0"),
+       ("web_2", "/DC0/vm/prod/web_2", "poweredOff", "DC0"),
+       ("scratch-1", "/DC0/vm/prod/scratch-1", "poweredOn", "DC0"),
+       ("db%1", "/DC1/vm/db%1", "poweredOn", "DC1")]
+
+
+@pytest.fixture
+def policies(bench):  # noqa: F811
+    b = bench()
+    b.suite.add("api-gateway")
+    wait_for(lambda: b.suite.ready("api-gateway"), 30, b.suite.tails)
+    b.api = Client(b.suite.url())
+    return b
+
+
+def inventory(b, vms=VMS):
+    for i, (name, path, power, datacenter) in enumerate(vms):
+        b.sql("INSERT INTO inventory_vms (provider, id, generation, name, path, power_state, vm)"
+              " VALUES ('vsphere', %s, 'g', %s, %s, %s, %s) ON CONFLICT DO NOTHING", f"vm-{i}", name,
+              path, power, json.dumps({"datacenter": datacenter}))
+    b.sql("INSERT INTO inventory_state (provider, generation, completed_at) VALUES ('vsphere', 'g',"
+          " now()) ON CONFLICT (provider) DO UPDATE SET completed_at ="
+          " excluded.completed_at")
+
+
+BAD = [
+    ({"vm_filter": None}, 400, "'vm_filter' is missing"),
+    ({"vm_filter": {}}, 422, "\"name\": \"*\" takes all"),
+    ({"vm_filter": {"nam": "x"}}, 400, "did you mean 'vm_filter.name'"),
+    ({"vm_filter": {"power_state": "on"}}, 400, "poweredOn"),
+    ({"vm_filter": {"tags": ["production"]}}, 422, "tags"),
+    ({"vm_filter": {"name": "*", "provider": "nowhere"}}, 422, "nowhere"),
+    ({"schedule": "0 2 * *"}, 400, "schedule"),
+    ({"export_options": {"vm_path": "x"}}, 422, "named by 'vm_filter'"),
+    ({"export_options": {"format": "zip"}}, 400, "'zip' is not known"),
+    ({"export_options": {"encrypt": {"passphrase": "many words"}}}, 422, "keeps no secrets"),
+    ({"hyper2kvm_integration": {"enabled": True, "target_format": "x"}}, 400, "'x' is not known"),
+    ({"max_parallel": 4}, 422, "max_parallel"),
+]
+
+
+def test_what_is_wrong_is_refused_and_named(policies):
+    inventory(policies)
+    for change, status, text in BAD:
+        answer = policies.api.post("/api/v1/backup-policies", dict(POLICY, **change), status=status)
+        assert text in answer["error"], (change, answer)
+    assert policies.api.get("/backup-policies/list")["policies"] == []
+    policies.api.get("/api/v1/backup-policies/pol-none", status=404)
+
+
+FILTERS = [
+    ({"name": "*"}, ["web-1", "web_2", "scratch-1", "db%1"]),
+    ({"name": "web?*"}, ["web-1", "web_2"]),
+    ({"name": "web_2"}, ["web_2"]),
+    ({"name": "db%1"}, ["db%1"]),
+    ({"name": "%"}, []),
+    ({"folder": "/DC0/vm/prod"}, ["web-1", "web_2", "scratch-1"]),
+    ({"folder": "prod"}, ["web-1", "web_2", "scratch-1"]),
+    ({"folder": "pro"}, []),
+    ({"datacenter": "DC1"}, ["db%1"]),
+    ({"power_state": "poweredOff"}, ["web_2"]),
+    ({"name": "*", "exclude": ["scratch-*", "d?%1"]}, ["web-1", "web_2"]),
+]
+
+
+def test_a_filter_takes_what_it_says(policies):
+    inventory(policies)
+    made = policies.api.post("/backup-policies/create", POLICY, status=201)
+    assert made["matching_vms"] == 4 and made["next_run"] and made["enabled"]
+    path = f"/api/v1/backup-policies/{made['id']}"
+    for vm_filter, names in FILTERS:
+        policies.api.put(path, {"vm_filter": vm_filter}, status=200)
+        shown = policies.api.post(path + "/preview", status=200)
+        assert sorted(v["name"] for v in shown["vms"]) == sorted(names), vm_filter
+    policies.api.delete(path, status=200)
+    policies.api.get(path, status=404)
+
+
+def test_a_policy_fires_over_a_fresh_inventory_and_tells_of_each_vm(policies):
+    b = policies
+    inventory(b, VMS[:1])
+    made = b.api.post("/api/v1/backup-policies", dict(
+        POLICY, vm_filter={"name": "web*"}, export_options={"format": "qcow2"}), status=201)
+    assert made["matching_vms"] == 1
+    b.sql("UPDATE inventory_state SET completed_at = now() - interval '1 hour'")
+    b.sql("UPDATE schedules SET next_run_at = now() - interval '1 second'")
+    scan = b.driver.take(transfer=False, kinds=["inventory"])
+    assert b.sql("SELECT 1 FROM jobs") == [], "it waits for the inventory"
+    inventory(b)  # meanwhile web_2 came
+    b.driver.finish(scan, {"count": 4})
+    wait_for(lambda: len(b.sql("SELECT 1 FROM jobs")) == 2, 20, b.suite.tails)
+    jobs = b.sql("SELECT * FROM jobs ORDER BY seq")
+    assert [j["vm_path"] for j in jobs] == [VMS[0][1], VMS[1][1]]
+    assert {j["policy_id"] for j in jobs} == {made["id"]} and {j["format"] for j in jobs} == {"qcow2"}
+    assert len({j["output_path"] for j in jobs}) == 2
+    b.driver.finish(b.driver.take(), export_result())
+    b.driver.on(b.driver.take(), "fail", code="not_found", message="gone", retryable=False)
+    path = f"/api/v1/backup-policies/{made['id']}"
+    wait_for(lambda: b.api.get(path)["runs"][0]["status"] == "failed", 20, b.suite.tails)
+    run = b.api.get(path)["runs"][0]
+    assert run["jobs"] == 2 and "1 of 2 jobs completed" in run["reason"]
+    assert [(r["status"], r["error"]) for r in run["results"]] == [("completed", None),
+                                                                  ("failed", "gone")]
+    assert [r["job_id"] for r in run["results"]] == [j["id"] for j in jobs]
+    again = b.api.post(path + "/run", status=202)
+    assert len(again["job_ids"]) == 2
+    refused = b.api.post(path + "/run", status=409)
+    assert "under way" in refused["error"]
+    b.api.put(path, {"vm_filter": {"name": "nothing"}, "overlap": "allow"}, status=200)
+    empty = b.api.post(path + "/run", status=409)
+    assert "no VM" in empty["error"]
