@@ -218,6 +218,34 @@ def test_kill_9_while_it_is_sent_on(make_suite, fake, disks):
         s3.stop()
 
 
+def test_kill_9_while_a_qcow2_is_sent_on(make_suite, fake, disks, tmp_path):
+    """What the stream brings again and the journal knows is not appended once more, the rest is."""
+    s3 = S3().start()
+    try:
+        suite = make_suite(config={"uploads": {"main": s3.entry("s3://bucket")}})
+        add(suite, fake)
+        fake.nfc_rate = 3 * MB
+        job = submit(suite, format="qcow2", upload="s3://bucket", stream_upload=True)
+
+        def some_is_there():
+            return any(p.stat().st_size > 8 * MB for p in suite.exports.rglob("*.qcow2.partial"))
+        wait_for(some_is_there, 60, lambda: suite.explain(job))
+        suite["exporter-vsphere"].kill()
+        fake.nfc_rate = 0
+        suite["exporter-vsphere"].start()
+        result = suite.wait_job(job, "completed", deadline=90)["result"]
+        prefix = result["uploaded_to"].removeprefix("s3://bucket/")
+        for i, disk in enumerate(disks, 1):
+            image = tmp_path / f"back{i}.qcow2"
+            image.write_bytes(s3.objects[f"{prefix}/web-disk{i}.qcow2"][0])
+            images.check(image, "qcow2")
+            images.compare(disk, image, "qcow2")
+        assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
+        nothing_is_left(suite, fake)
+    finally:
+        s3.stop()
+
+
 def test_a_stream_that_breaks_while_it_is_sent_on(make_suite, fake, disks):
     """Nobody reads the object back here: what was punched out of the spool must not go out again."""
     s3 = S3().start()

@@ -374,6 +374,31 @@ static void a_front_that_is_written_last_goes_out_last(void **state)
     fake_free(fake);
 }
 
+/* As the header of a tar's member that is still written. */
+static void what_is_held_back_goes_out_when_the_hold_moves(void **state)
+{
+    struct fake *fake = fake_new();
+    const struct upload_stream_spec spec = spec_of(NULL);
+    struct upload_stream *stream;
+
+    (void)state;
+    write_body();
+    stream = open_stream(fake, &spec, 0, true);
+    upload_stream_hold(stream, 2 * MIB + 512);
+    upload_stream_advance(stream, 5 * MIB);
+    wait_until_sent(fake, 3);
+    assert_true(was_sent(fake, 0, 2) && was_sent(fake, 0, 4) && was_sent(fake, 0, 5));
+    assert_false(was_sent(fake, 0, 3));
+    upload_stream_hold(stream, 5 * MIB);
+    wait_until_sent(fake, 4);
+    assert_true(was_sent(fake, 0, 3));
+    write_front();
+    finish_and_compare(fake, stream);
+    upload_stream_close(stream);
+    assert_int_equal(fake->sent_count, 7);
+    fake_free(fake);
+}
+
 static void a_target_that_wants_order_is_refused(void **state)
 {
     struct fake *fake = fake_new();
@@ -529,6 +554,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_front_that_is_written_last_goes_out_last),
+        cmocka_unit_test(what_is_held_back_goes_out_when_the_hold_moves),
         cmocka_unit_test(a_target_that_wants_order_is_refused),
         cmocka_unit_test(what_is_there_is_not_sent_again),
         cmocka_unit_test(a_short_part_is_known_again),
