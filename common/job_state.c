@@ -86,13 +86,21 @@ static struct job_decision end(const struct job_machine *row, enum job_status jo
     return d;
 }
 
+/* Cancelled by a user, or failed by a rule. */
+static struct job_decision end_stopped(const struct job_machine *row, enum task_state task)
+{
+    if (!row->doomed)
+        return end(row, JOB_CANCELLED, task, "job.cancelled");
+    return end(row, JOB_FAILED, task == TASK_DONE ? TASK_DONE : TASK_FAILED, "job.failed");
+}
+
 /* Back to the queue without blame. A cancelled one does not come back. */
 static struct job_decision requeue(const struct job_machine *row, const char *event)
 {
     struct job_decision d = {.row = *row, .event = event, .allowed = true};
 
     if (row->job == JOB_CANCELLING || row->task_cancel)
-        return end(row, JOB_CANCELLED, TASK_CANCELLED, "job.cancelled");
+        return end_stopped(row, TASK_CANCELLED);
     d.row.task = TASK_QUEUED;
     if (row->job == JOB_RUNNING)
         d.row.job = JOB_PENDING;
@@ -189,7 +197,7 @@ static struct job_decision on_failed(const struct job_machine *row,
     if (!is_leased(row))
         return refuse(row, "the task is not leased");
     if (row->job == JOB_CANCELLING || row->task_cancel)
-        return end(row, JOB_CANCELLED, TASK_CANCELLED, "job.cancelled");
+        return end_stopped(row, TASK_CANCELLED);
     next.attempt++;
     if (!input->retryable || next.attempt >= next.max_attempts)
         return give_up(&next);
@@ -227,7 +235,7 @@ static struct job_decision on_done(const struct job_machine *row)
     if (row->last_task)
         return end(row, JOB_COMPLETED, TASK_DONE, "job.completed");
     if (row->job == JOB_CANCELLING || row->task_cancel)
-        return end(row, JOB_CANCELLED, TASK_DONE, "job.cancelled");
+        return end_stopped(row, TASK_DONE);
     d = (struct job_decision){.row = *row, .allowed = true, .event = "job.task_done"};
     d.row.task = TASK_DONE;
     if (row->job != JOB_PAUSED) /* it was done before the worker heard: what is next waits */
@@ -245,7 +253,27 @@ static struct job_decision on_cancel(const struct job_machine *row)
     if (row->job == JOB_CANCELLING)
         return refuse(row, "the job is being cancelled already");
     if (!is_leased(row))
-        return end(row, JOB_CANCELLED, TASK_CANCELLED, "job.cancelled");
+        return end_stopped(row, TASK_CANCELLED);
+    d.row.job = JOB_CANCELLING;
+    d.row.task_cancel = true;
+    d.effects = JOB_EFFECT_HISTORY;
+    return d;
+}
+
+/* A worker that has the task is told as of a cancel; the job fails when it has stopped. */
+static struct job_decision on_doomed(const struct job_machine *row)
+{
+    struct job_machine next = *row;
+    struct job_decision d = {.allowed = true, .event = "job.stopping"};
+
+    if (job_status_is_final(row->job))
+        return refuse(row, "the job has ended");
+    if (row->job == JOB_CANCELLING)
+        return refuse(row, "the job is being cancelled already");
+    next.doomed = true;
+    if (!is_leased(row))
+        return end_stopped(&next, TASK_CANCELLED);
+    d.row = next;
     d.row.job = JOB_CANCELLING;
     d.row.task_cancel = true;
     d.effects = JOB_EFFECT_HISTORY;
@@ -302,6 +330,7 @@ static struct job_decision on_retry(const struct job_machine *row,
     d.row.job = JOB_PENDING;
     d.row.task = TASK_QUEUED;
     d.row.task_cancel = false;
+    d.row.doomed = false;
     d.row.attempt = 0;
     d.row.losses = 0;
     d.row.progress_mark = row->bytes_done;
@@ -333,6 +362,8 @@ struct job_decision job_decide(const struct job_machine *row, const struct job_e
         return on_pause(row);
     case JOB_EVENT_RESUME_REQUESTED:
         return on_resume(row);
+    case JOB_EVENT_DOOMED:
+        return on_doomed(row);
     case JOB_EVENT_RETRY_REQUESTED:
         return on_retry(row, input);
     }

@@ -35,6 +35,7 @@ enum job_event {
     JOB_EVENT_CANCEL_REQUESTED,
     JOB_EVENT_PAUSE_REQUESTED,
     JOB_EVENT_RESUME_REQUESTED,
+    JOB_EVENT_DOOMED,          /* a rule ends it: deadline, dependency */
     JOB_EVENT_RETRY_REQUESTED, /* user: failed or cancelled job again, from its journal */
 };
 
@@ -42,6 +43,7 @@ struct job_machine { /* what the decision depends on */
     enum job_status job;
     enum task_state task;
     bool task_cancel;
+    bool doomed;    /* what stops it makes it fail: a rule did that, no user */
     bool last_task; /* no further task of the job waits behind it */
     bool may_fail;  /* a hook with on_error: continue: the job goes on without it */
     uint64_t epoch;

@@ -15,21 +15,35 @@
 static const char INSERT_JOB[] =
     "INSERT INTO jobs (id, name, kind, provider, vm_path, vm_name, output_path, format, definition,"
     " priority, max_attempts, retry_initial_ms, retry_max_ms, submitted_by, trace_id,"
-    " idempotency_key, idempotency_hash, schedule_id, policy_id, workflow_run_id)"
+    " idempotency_key, idempotency_hash, schedule_id, policy_id, workflow_run_id,"
+    " deadline)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb, $10::int, $11::int, $12::bigint,"
-    " $13::bigint, $14, $15, $16, $17::bytea, $18, $19, $20) ON CONFLICT DO NOTHING RETURNING id";
+    " $13::bigint, $14, $15, $16, $17::bytea, $18, $19, $20, $21::timestamptz) ON CONFLICT DO "
+    "NOTHING RETURNING id";
 
 static const char INSERT_TASK[] =
     "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
     " priority, state, volume, hook, may_fail, max_attempts, retry_initial_ms, retry_max_ms, wait,"
-    " not_before, rank, source_host, queue_group, queue_limit)"
+    " not_before, rank, source_host, queue_group, queue_limit, hold)"
     " SELECT $1, $2, $3::int, $4, 'transfer', $5, $6, $7, $8::jsonb, $9::int, $10, $11, $12,"
     " $13::boolean, $14::int, $15::bigint, $16::bigint, $17::jsonb,"
     " coalesce(to_timestamp($18::bigint / 1000.0), now()), queue_rank(now(), $9::int),"
     " coalesce((SELECT min(v.vm->>'host') FROM inventory_vms v"
     "  JOIN inventory_state s ON s.provider = v.provider AND s.generation = v.generation"
     "  WHERE v.provider = $7 AND $4 = 'export' AND (v.path = $19 OR v.id = $19 OR v.name = $19)"
-    "  HAVING count(*) = 1), ''), $20, $21::int";
+    "  HAVING count(*) = 1), ''), $20, $21::int, $22";
+
+/* Each must exist, so there are no cycles. */
+static const char UNKNOWN_JOBS[] =
+    "SELECT x->>'job_id' FROM jsonb_array_elements($1::jsonb) x WHERE NOT EXISTS (SELECT 1 FROM "
+    "jobs"
+    " o WHERE o.id = x->>'job_id' AND o.id <> $2) AND NOT EXISTS (SELECT 1 FROM archived_jobs o"
+    " WHERE o.id = x->>'job_id') LIMIT 1";
+
+static const char INSERT_DEPENDENCIES[] =
+    "INSERT INTO job_dependencies (job_id, on_job, required, timeout_at)"
+    " SELECT $2, x->>'job_id', x->>'required_state', now() + (x->>'timeout_ms')::bigint *"
+    " interval '1 millisecond' FROM jsonb_array_elements($1::jsonb) x ON CONFLICT DO NOTHING";
 
 static const char FIND_KEY[] = "SELECT id, idempotency_hash = $3::bytea FROM jobs"
                                " WHERE submitted_by = $1 AND idempotency_key = $2";
@@ -128,18 +142,18 @@ static int insert_task(struct db *db, const struct job_submission *s, const char
     (void)snprintf(max, sizeof max, "%" PRId64, task->retry_max_ms);
     (void)snprintf(until, sizeof until, "%" PRId64, store_wait_end(task->wait, clock_wall_ms()));
     (void)snprintf(limit, sizeof limit, "%" PRIu32, s->queue_limit);
-    return db_exec(db, INSERT_TASK,
-                   DB_PARAMS(id, job_id, number, task->kind, task->bridge ? "bridge" : "exporter",
-                             task->bridge || files ? "" : s->provider_kind,
-                             s->bridge || files ? "" : s->provider, spec, priority,
-                             ordinal > 0 ? "blocked" : "queued",
-                             !main_task || s->volume == NULL ? "" : s->volume,
-                             task->hook == NULL ? "" : task->hook,
-                             task->may_fail ? "true" : "false", own_retries ? attempts : NULL,
-                             own_retries ? initial : NULL, own_retries ? max : NULL, wait,
-                             ordinal == 0 && wait != NULL ? until : NULL, s->vm_path,
-                             grouped ? s->queue_group : "", grouped ? limit : "0"),
-                   NULL, err);
+    return db_exec(
+        db, INSERT_TASK,
+        DB_PARAMS(
+            id, job_id, number, task->kind, task->bridge ? "bridge" : "exporter",
+            task->bridge || files ? "" : s->provider_kind, s->bridge || files ? "" : s->provider,
+            spec, priority, ordinal > 0 ? "blocked" : "queued",
+            !main_task || s->volume == NULL ? "" : s->volume, task->hook == NULL ? "" : task->hook,
+            task->may_fail ? "true" : "false", own_retries ? attempts : NULL,
+            own_retries ? initial : NULL, own_retries ? max : NULL, wait,
+            ordinal == 0 && wait != NULL ? until : NULL, s->vm_path, grouped ? s->queue_group : "",
+            grouped ? limit : "0", ordinal == 0 && s->depends_on != NULL ? "depends" : ""),
+        NULL, err);
 }
 
 static int insert_tasks(struct db *db, const struct job_submission *s, const char *job_id,
@@ -216,11 +230,30 @@ static int insert_job(struct db *db, const struct job_submission *s, const char 
                           s->output_path, s->format, definition, priority, attempts, initial, max,
                           s->submitted_by, s->trace_id, s->idempotency_key, hash,
                           or_empty(s->schedule_id), or_empty(s->policy_id),
-                          or_empty(s->workflow_run_id)),
+                          or_empty(s->workflow_run_id), s->deadline),
                 &rows, err) < 0)
         return -1;
     *out_inserted = PQntuples(rows) == 1;
     return 0;
+}
+
+static int insert_dependencies(struct db *db, const struct job_submission *s, const char *job_id,
+                               struct error *err)
+{
+    autofree char *list = s->depends_on == NULL ? NULL : json_text(s->depends_on);
+    auto_pgresult *unknown = NULL;
+
+    if (list == NULL)
+        return 0;
+    if (db_exec(db, UNKNOWN_JOBS, DB_PARAMS(list, job_id), &unknown, err) < 0)
+        return -1;
+    if (PQntuples(unknown) > 0) {
+        return error_set(err, ERR_INVALID,
+                         "'depends_on': job '%.64s' does not exist; one of the same request must "
+                         "stand before those that wait for it",
+                         db_text(unknown, 0, 0));
+    }
+    return db_exec(db, INSERT_DEPENDENCIES, DB_PARAMS(list, job_id), NULL, err);
 }
 
 static int submit(struct db *db, const struct job_submission *s, const char *id, char out_id[64],
@@ -242,7 +275,7 @@ static int submit(struct db *db, const struct job_submission *s, const char *id,
     }
     (void)snprintf(row.job_id, sizeof row.job_id, "%s", id);
     (void)snprintf(out_id, 64, "%s", id);
-    if (insert_tasks(db, s, id, err) < 0)
+    if (insert_dependencies(db, s, id, err) < 0 || insert_tasks(db, s, id, err) < 0)
         return -1;
     return store_history(db,
                          &(struct store_line){.job_id = row.job_id,
@@ -349,9 +382,18 @@ static int stop_releases(struct db *db, const char *job_id, const char *task, st
 
 static int retry(struct db *db, const char *job_id, const char *actor, struct error *err)
 {
+    static const char late_sql[] = "SELECT 1 FROM jobs WHERE id = $1 AND deadline < now()";
+    auto_pgresult *late = NULL;
     struct job_decision decision;
     char task[64];
 
+    if (db_exec(db, late_sql, DB_PARAMS(job_id), &late, err) < 0)
+        return -1;
+    if (PQntuples(late) > 0) {
+        return error_set(err, ERR_CONFLICT,
+                         "job '%.64s': its deadline has passed; submit it anew with another one",
+                         job_id);
+    }
     if (store_wish(
             db, job_id,
             (struct job_store_event){.input = {.event = JOB_EVENT_RETRY_REQUESTED}, .actor = actor},

@@ -55,6 +55,8 @@ struct job_submission {
     const char *schedule_id; /* what started it besides a user; NULL: nothing */
     const char *policy_id;
     const char *workflow_run_id;
+    const char *deadline;            /* RFC 3339; NULL: none */
+    const json_t *depends_on;        /* [{job_id, required_state, timeout_ms}]; NULL: nothing */
     const char *idempotency_key;     /* NULL: none */
     const uint8_t *idempotency_hash; /* 32 bytes: SHA-256 of the canonical body */
 };

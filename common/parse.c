@@ -137,3 +137,64 @@ int parse_size_bytes(const char *name, const char *text, uint64_t min, uint64_t 
     *out = value;
     return 0;
 }
+
+/* ---- times ---- */
+
+/* "YYYY-MM-DD" with a day that exists; the rest of the text in *rest. */
+static bool date_is_right(const char *text, const char **rest)
+{
+    static const int month_days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
+    static const char shape[] = "dddd-dd-dd";
+    int number[3] = {0}; /* year, month, day */
+    int part = 0;
+    bool leap;
+
+    for (size_t i = 0; shape[i] != '\0'; i++) {
+        bool digit = text[i] >= '0' && text[i] <= '9';
+        if (shape[i] == 'd' ? !digit : text[i] != shape[i])
+            return false;
+        if (digit) {
+            number[part] = number[part] * 10 + text[i] - '0';
+        } else {
+            part++;
+        }
+    }
+    if (number[0] < 1 || number[1] < 1 || number[1] > 12 || number[2] < 1)
+        return false;
+    leap = (number[0] % 4 == 0 && number[0] % 100 != 0) || number[0] % 400 == 0;
+    *rest = text + strlen(shape);
+    return number[2] <= month_days[number[1] - 1] + (number[1] == 2 && leap ? 1 : 0);
+}
+
+static bool two_digits(const char *text, int max)
+{
+    return text[0] >= '0' && text[0] <= '9' && text[1] >= '0' && text[1] <= '9' &&
+           (text[0] - '0') * 10 + text[1] - '0' <= max;
+}
+
+static bool time_is_right(const char *text)
+{
+    if (!two_digits(text, 23) || text[2] != ':' || !two_digits(text + 3, 59) || text[5] != ':' ||
+        !two_digits(text + 6, 59))
+        return false;
+    text += 8;
+    if (*text == '.') {
+        size_t digits = strspn(text + 1, "0123456789");
+        if (digits == 0 || digits > 9)
+            return false;
+        text += 1 + digits;
+    }
+    if (strcmp(text, "Z") == 0)
+        return true;
+    return (*text == '+' || *text == '-') && strlen(text) == 6 && two_digits(text + 1, 14) &&
+           text[3] == ':' && two_digits(text + 4, 59);
+}
+
+bool parse_is_time(const char *text, bool or_date)
+{
+    const char *rest = NULL;
+
+    if (!date_is_right(text, &rest))
+        return false;
+    return *rest == '\0' ? or_date : *rest == 'T' && time_is_right(rest + 1);
+}

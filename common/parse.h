@@ -18,4 +18,8 @@ MUST_CHECK int parse_duration_ms(const char *name, const char *text, int64_t min
 MUST_CHECK int parse_size_bytes(const char *name, const char *text, uint64_t min, uint64_t max,
                                 uint64_t *out, struct error *err);
 
+/* RFC 3339 "2026-03-01T02:00:00Z" with a day that exists, as PostgreSQL takes it; or_date: or
+ * "2026-03-01". */
+bool parse_is_time(const char *text, bool or_date);
+
 #endif

@@ -10,16 +10,19 @@
 #include "common/crypt_file.h"
 #include "common/id.h"
 #include "common/json.h"
+#include "common/parse.h"
 #include "common/paths.h"
 #include "common/upload_url.h"
 #include "common/libvirt_wish.h"
 
-#define HOUR_MS            3600000
-#define DAY_MS             (UINT64_C(24) * HOUR_MS)
-#define JOB_ID_BYTES_MAX   63 /* fits char[64] of the store */
-#define RETRY_ATTEMPTS_MAX 100
-#define DEFAULT_PROVIDER   "vsphere"
-#define DEFAULT_KEY_REF    "default" /* of encrypt */
+#define SUBMIT_WAIT_MAX_MS      INT64_C(31536000000) /* a year */
+#define SUBMIT_DEPENDENCIES_MAX 100
+#define HOUR_MS                 3600000
+#define DAY_MS                  (UINT64_C(24) * HOUR_MS)
+#define JOB_ID_BYTES_MAX        63 /* fits char[64] of the store */
+#define RETRY_ATTEMPTS_MAX      100
+#define DEFAULT_PROVIDER        "vsphere"
+#define DEFAULT_KEY_REF         "default" /* of encrypt */
 
 const char *const submit_formats[] = {"ovf", "ova", "vmdk", "raw", "qcow2", NULL};
 const char *const submit_formats_later[] = {"vhd", "vhdx", NULL};
@@ -81,6 +84,8 @@ static const struct field job_fields[] = {
     OBJECT("options"),
     OBJECT("hyper2kvm_integration"),
     NUMBER("priority", 0, 100),
+    TEXT("deadline", 40),
+    {"depends_on", {NULL}, FIELD_ANY, 0, 0, NULL},
     OBJECT("retry"),
     OBJECT("metadata"),
     OBJECT("tags"),
@@ -726,6 +731,84 @@ static json_t *import_spec_of(const struct submit_settings *settings,
     return spec;
 }
 
+static int check_deadline(const json_t *job, struct field_problem *problem, struct error *err)
+{
+    const char *text = field_text(job, "deadline", NULL);
+
+    if (text == NULL || parse_is_time(text, false))
+        return 0;
+    return field_fail(problem, 400, "deadline", err, ERR_INVALID,
+                      "'deadline' must be a time like 2026-03-01T02:00:00Z");
+}
+
+/* "job-1" or {"job_id", "required_state", "timeout"}, one or a list, becomes a list of objects. */
+static int take_dependency(const json_t *item, json_t *list, struct field_problem *problem,
+                           struct error *err)
+{
+    static const struct field fields[] = {
+        {"job_id", {"id"}, FIELD_TEXT, 1, 63, NULL},
+        {"required_state", {"state"}, FIELD_TEXT, 1, 16, NULL},
+        {"timeout", {NULL}, FIELD_DURATION, 1000, SUBMIT_WAIT_MAX_MS, NULL},
+        {0},
+    };
+    static const char *const states[] = {"completed", "failed", "final", NULL};
+    static const char *const none[] = {NULL};
+    auto_json *named = json_is_string(item) ? json_pack("{s:O}", "job_id", item) : NULL;
+    auto_json *read = NULL;
+    json_t *entry;
+    int64_t timeout_ms;
+
+    if (!json_is_string(item) && !json_is_object(item)) {
+        return field_fail(problem, 400, "depends_on", err, ERR_INVALID,
+                          "'depends_on' must be a list of job ids, or of objects with job_id");
+    }
+    if (fields_canonical(fields, "depends_on.", named != NULL ? named : item, &read, problem, err) <
+            0 ||
+        check_word("depends_on.required_state", field_text(read, "required_state", states[0]),
+                   states, none, problem, err) < 0)
+        return -1;
+    if (json_object_get(read, "job_id") == NULL) {
+        return field_fail(problem, 400, "depends_on.job_id", err, ERR_INVALID,
+                          "'depends_on.job_id' is missing");
+    }
+    timeout_ms = field_duration_ms(read, "timeout", 0);
+    entry = json_object();
+    json_set_text(entry, "job_id", field_text(read, "job_id", ""));
+    json_set_text(entry, "required_state", field_text(read, "required_state", states[0]));
+    if (timeout_ms > 0)
+        (void)json_object_set_new(entry, "timeout_ms", json_integer(timeout_ms));
+    (void)json_array_append_new(list, entry);
+    return 0;
+}
+
+static int read_dependencies(json_t *job, struct field_problem *problem, struct error *err)
+{
+    const json_t *given = json_object_get(job, "depends_on");
+    auto_json *list = json_array();
+    const json_t *item;
+    size_t i;
+
+    if (given == NULL)
+        return 0;
+    if (!json_is_array(given) && take_dependency(given, list, problem, err) < 0)
+        return -1;
+    json_array_foreach(given, i, item)
+    {
+        if (take_dependency(item, list, problem, err) < 0)
+            return -1;
+    }
+    if (json_array_size(list) > SUBMIT_DEPENDENCIES_MAX) {
+        return field_fail(problem, 400, "depends_on", err, ERR_INVALID,
+                          "'depends_on' may name at most %d jobs", SUBMIT_DEPENDENCIES_MAX);
+    }
+    if (json_array_size(list) == 0) {
+        (void)json_object_del(job, "depends_on");
+    } else {
+        (void)json_object_set(job, "depends_on", list);
+    }
+    return 0;
+}
+
 static void fill_submission(const struct submit_settings *settings, struct submit_request *request)
 {
     struct job_submission *s = &request->submission;
@@ -741,6 +824,8 @@ static void fill_submission(const struct submit_settings *settings, struct submi
     s->format = field_text(job, "format", "ovf");
     s->definition = request->definition;
     s->priority = (uint32_t)field_number(job, "priority", SUBMIT_PRIORITY);
+    s->deadline = field_text(job, "deadline", NULL);
+    s->depends_on = json_object_get(job, "depends_on");
     s->max_attempts = (uint32_t)field_number(retry, "max_attempts", settings->retry->max_attempts);
     retry_delays(settings, retry, &s->retry_initial_ms, &s->retry_max_ms);
 }
@@ -776,6 +861,7 @@ int submit_parse(const struct submit_settings *settings, const json_t *element, 
     bool enabled;
 
     if (canonical_job(settings, element, &job, problem, err) < 0 ||
+        check_deadline(job, problem, err) < 0 || read_dependencies(job, problem, err) < 0 ||
         output_of(settings, job, vm_name, &request->output_path, problem, err) < 0)
         return -1;
     /* what people put into metadata may be a secret by its name: it is stored nowhere */

@@ -71,63 +71,11 @@ void json_set_now(json_t *object, const char *key)
     json_set_text(object, key, now);
 }
 
-/* "YYYY-MM-DD" with a day that exists; the rest of the text in *rest. */
-static bool date_is_right(const char *text, const char **rest)
-{
-    static const int month_days[] = {31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31};
-    static const char shape[] = "dddd-dd-dd";
-    int number[3] = {0}; /* year, month, day */
-    int part = 0;
-    bool leap;
-
-    for (size_t i = 0; shape[i] != '\0'; i++) {
-        bool digit = text[i] >= '0' && text[i] <= '9';
-        if (shape[i] == 'd' ? !digit : text[i] != shape[i])
-            return false;
-        if (digit) {
-            number[part] = number[part] * 10 + text[i] - '0';
-        } else {
-            part++;
-        }
-    }
-    if (number[0] < 1 || number[1] < 1 || number[1] > 12 || number[2] < 1)
-        return false;
-    leap = (number[0] % 4 == 0 && number[0] % 100 != 0) || number[0] % 400 == 0;
-    *rest = text + strlen(shape);
-    return number[2] <= month_days[number[1] - 1] + (number[1] == 2 && leap ? 1 : 0);
-}
-
-static bool two_digits(const char *text, int max)
-{
-    return text[0] >= '0' && text[0] <= '9' && text[1] >= '0' && text[1] <= '9' &&
-           (text[0] - '0') * 10 + text[1] - '0' <= max;
-}
-
-static bool time_is_right(const char *text)
-{
-    if (!two_digits(text, 23) || text[2] != ':' || !two_digits(text + 3, 59) || text[5] != ':' ||
-        !two_digits(text + 6, 59))
-        return false;
-    text += 8;
-    if (*text == '.') {
-        size_t digits = strspn(text + 1, "0123456789");
-        if (digits == 0 || digits > 9)
-            return false;
-        text += 1 + digits;
-    }
-    if (strcmp(text, "Z") == 0)
-        return true;
-    return (*text == '+' || *text == '-') && strlen(text) == 6 && two_digits(text + 1, 14) &&
-           text[3] == ':' && two_digits(text + 4, 59);
-}
-
 int check_time(const char *name, const char *text, struct error *err)
 {
-    const char *rest = NULL;
-
-    if (date_is_right(text, &rest) && (*rest == '\0' || (*rest == 'T' && time_is_right(rest + 1))))
-        return 0;
-    return error_set(err, ERR_INVALID, "'%s' must be a time like 2026-03-01T02:00:00Z", name);
+    return parse_is_time(text, true)
+               ? 0
+               : error_set(err, ERR_INVALID, "'%s' must be a time like 2026-03-01T02:00:00Z", name);
 }
 
 void page_from(const json_t *canonical, uint32_t limit_default, struct page *out)

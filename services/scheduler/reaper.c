@@ -171,14 +171,9 @@ static int seal_audit(struct scheduler *scheduler, struct db *db, struct error *
 /* Every step is tried: none may starve another. */
 static int tidy(struct scheduler *scheduler, struct db *db, bool with_seal, struct error *err)
 {
-    int (*const steps[])(struct scheduler *, struct db *,
-                         struct error *) = {reap,
-                                            watch_workers,
-                                            scheduler_explain,
-                                            sweep,
-                                            archive_run,
-                                            cleanup_schedule_run,
-                                            with_seal ? seal_audit : NULL};
+    int (*const steps[])(struct scheduler *, struct db *, struct error *) = {
+        reap,  watch_workers, scheduler_apply_rules, scheduler_explain,
+        sweep, archive_run,   cleanup_schedule_run,  with_seal ? seal_audit : NULL};
 
     for (size_t i = 0; i < ARRAY_LEN(steps); i++) {
         struct error why = ERROR_NONE;

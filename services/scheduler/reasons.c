@@ -5,7 +5,7 @@
 
 static const char REASONS[] =
     "WITH waiting AS (SELECT j.id, j.seq, t.role, t.provider_kind, t.provider, t.volume,"
-    "  t.source_host, t.queue_group, t.queue_limit,"
+    "  t.source_host, t.queue_group, t.queue_limit, t.hold,"
     "  t.not_before, t.error FROM jobs j JOIN tasks t ON t.job_id = j.id AND t.state = 'queued'"
     "  WHERE j.status = 'pending' ORDER BY j.seq LIMIT 1000),"
     " busy AS MATERIALIZED (SELECT b.worker, b.provider, b.role, b.source_host, b.queue_group FROM "
@@ -41,6 +41,11 @@ static const char REASONS[] =
     "   (value->>'by') || ' since ' || to_char((value->>'since')::timestamptz AT TIME ZONE 'UTC',"
     "   'YYYY-MM-DD HH24:MI:SS') || ' UTC' || coalesce(nullif(': ' || (value->>'reason'), ': '),"
     "   ''), 500) FROM pause)"
+    "  WHEN a.hold = 'depends' THEN coalesce((SELECT 'waits for job ' || d.on_job || ' to be ' ||"
+    "   d.required || ', it is ' || o.status || CASE WHEN count(*) OVER () > 1 THEN ' (and ' ||"
+    "   count(*) OVER () - 1 || ' more)' ELSE '' END FROM job_dependencies d JOIN jobs o"
+    "   ON o.id = d.on_job WHERE d.job_id = a.id AND o.status IN ('pending', 'running', 'paused',"
+    "   'cancelling') ORDER BY d.on_job LIMIT 1), '')"
     "  WHEN a.not_before > now() THEN 'waits until ' || to_char(a.not_before AT TIME ZONE 'UTC',"
     "   'HH24:MI:SS') || ' UTC after an error: ' || left(a.error, 300)"
     "  WHEN a.role = 'exporter' AND EXISTS (SELECT 1 FROM providers p WHERE p.name = a.provider"

@@ -108,6 +108,9 @@ MUST_CHECK int scheduler_repeat_controls(struct scheduler *scheduler, struct db 
 MUST_CHECK int scheduler_set_aging(const struct scheduler *scheduler, struct db *db,
                                    struct error *err);
 
+/* rules.c: deadlines and dependencies, on every look of the reaper. */
+MUST_CHECK int scheduler_apply_rules(struct scheduler *scheduler, struct db *db, struct error *err);
+
 /* reasons.c: why jobs wait, into their rows. */
 MUST_CHECK int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err);
 

@@ -363,6 +363,8 @@ static int submit(struct db *db, const json_t *c, json_t *out, struct error *err
         .max_attempts = (uint32_t)json_u64(c, "max_attempts"),
         .retry_initial_ms = (int64_t)json_u64(c, "retry_initial_ms"),
         .retry_max_ms = (int64_t)json_u64(c, "retry_max_ms"),
+        .deadline = json_object_get(c, "finish_by") == NULL ? NULL : json_str(c, "finish_by"),
+        .depends_on = json_object_get(c, "depends_on"),
         .submitted_by = "tester",
         .trace_id = json_str(c, "trace_id"),
         .idempotency_key = json_object_get(c, "key") == NULL ? NULL : json_str(c, "key"),

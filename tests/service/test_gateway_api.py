@@ -857,6 +857,29 @@ def test_operators_cancel_their_own_jobs_only(roles):
     refused(who["op1"].request("POST", "/providers/validate", {"config": {"timeout": "1s"}}), 403)
 
 
+def test_deadlines_and_dependencies_are_checked_and_stored(roles):
+    suite, who = roles
+    first = who["op1"].submit(vm_path="a", deadline="2031-03-01T02:00:00+01:00")
+    second = who["op1"].submit(vm_path="b", depends_on=[
+        first, {"job_id": first, "required_state": "final", "timeout": "1h"}])
+    row = suite.sql("SELECT deadline = '2031-03-01T01:00:00Z' AS d FROM jobs WHERE id = %s", first)
+    assert row == [{"d": True}]
+    needs = suite.sql("SELECT on_job, required FROM job_dependencies WHERE job_id = %s", second)
+    assert needs == [{"on_job": first, "required": "completed"}]
+    assert suite.sql("SELECT hold FROM tasks WHERE job_id = %s", second) == [{"hold": "depends"}]
+    for fields, field in (({"deadline": "tomorrow"}, "deadline"),
+                          ({"deadline": "2031-02-30T00:00:00Z"}, "deadline"),
+                          ({"depends_on": [7]}, "depends_on"),
+                          ({"depends_on": [{"state": "final"}]}, "depends_on.job_id"),
+                          ({"depends_on": [{"job_id": first, "state": "done"}]},
+                           "depends_on.required_state")):
+        body = dict(fields, vm_path="x")
+        assert refused(who["op1"].request("POST", "/api/v1/jobs", body), 400)["field"] == field
+    answer = refused(who["op1"].request("POST", "/api/v1/jobs",
+                                        {"vm_path": "x", "depends_on": ["none"]}), 400)
+    assert "job 'none' does not exist" in answer["error"]
+
+
 def test_who_may_hold_and_delete_jobs(roles):
     suite, who = roles
     job = who["op1"].submit(vm_path="a")

@@ -5,7 +5,7 @@ from tests.harness.driver import export_result
 from tests.harness.scheduler import bench  # noqa: F401
 from tests.harness.wait import wait_for
 
-PAUSE, DRAIN = 2, 5  # enum ControlKind of proto/hypersdk.proto
+CANCEL, PAUSE, DRAIN = 1, 2, 5  # enum ControlKind of proto/hypersdk.proto
 
 
 def told(driver, task_id, kind):
@@ -275,3 +275,85 @@ def test_a_claim_is_quick_with_50000_tasks_before_it(bench):
         b.sql("UPDATE tasks SET state = 'done' WHERE id = %s", again["task_id"])
     spent.sort()
     assert spent[len(spent) // 2] < 0.25, spent
+
+
+# ---- deadlines and dependencies ----
+
+def soon(b, seconds):
+    return b.sql("SELECT to_char((now() + make_interval(secs => %s)) AT TIME ZONE 'UTC',"
+                 " 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS t", seconds)[0]["t"]
+
+
+def test_a_job_that_waits_beyond_its_deadline_fails(bench):
+    b = bench()
+    job, other = b.driver.submit(finish_by=soon(b, 3)), b.driver.submit(finish_by=soon(b, 3600))
+    b.driver.pause(other)
+    b.wait_status(job, "failed")
+    row = b.job(job)
+    assert row["error_code"] == "deadline" and "not done by its deadline, 20" in row["error"]
+    assert "deadline has passed; submit it anew" in b.driver.retry(job)["error"]
+    assert b.job(other)["status"] == "paused"
+    assert [r["event"] for r in b.outbox(job)] == ["job.failed"]
+
+
+def test_the_worker_of_a_late_job_is_told_and_then_it_fails(bench):
+    b = bench()
+    job = b.driver.submit(finish_by=soon(b, 2), convert=True)
+    lease = b.driver.take()
+    b.driver.on(lease, "record", key="snapshot", value="snap-1")
+    wait_for(lambda: told(b.driver, lease["task_id"], CANCEL), 20, "the worker is told")
+    assert b.job(job)["status"] == "cancelling" and b.job(job)["error_code"] == "deadline"
+    assert not b.driver.on(lease, "permit")["granted"]
+    ended = b.driver.on(lease, "fail", code="cancelled", message="the job was cancelled")
+    assert not ended["lost"] and ended["refused"] == ""
+    row = b.job(job)
+    assert row["status"] == "failed" and row["error_code"] == "deadline"
+    assert "deadline" in row["error"] and row["completed_at"]
+    assert [t["state"] for t in b.tasks(job)] == ["failed", "cancelled"]
+    release = b.driver.take(transfer=False, kinds=["release"])
+    assert release["records"] == {"snapshot": "snap-1"}
+
+
+def test_a_job_waits_for_others_and_says_for_which(bench):
+    b = bench()
+    first = b.driver.submit()
+    after = b.driver.submit(priority=90, depends_on=[
+        {"job_id": first, "required_state": "completed"}])
+    b.wait_reason(after, f"waits for job {first} to be completed, it is pending")
+    lease = b.driver.take()
+    assert lease["job_id"] == first
+    waits = b.driver.ask(slot=1)
+    b.wait_reason(after, "it is running")
+    b.driver.pause(after)  # a pause does not let it slip through
+    b.driver.resume(after)
+    assert waits.waits()
+    b.driver.finish(lease, export_result())
+    assert waits.get(10)["job_id"] == after
+
+
+def test_what_can_never_be_met_fails_with_the_reason(bench):
+    b = bench()
+    first, gone = b.driver.submit(), b.driver.submit()
+    on_failure = b.driver.submit(depends_on=[{"job_id": first, "required_state": "failed"}])
+    at_end = b.driver.submit(depends_on=[{"job_id": first, "required_state": "final"}])
+    needs = b.driver.submit(depends_on=[{"job_id": first, "required_state": "completed"}])
+    hasty = b.driver.submit(depends_on=[{"job_id": gone, "required_state": "completed",
+                                         "timeout_ms": 1500}])
+    orphan = b.driver.submit(depends_on=[{"job_id": gone, "required_state": "completed"}])
+    b.wait_status(hasty, "failed")
+    assert f"job {gone} was not completed in time: it is pending" in b.job(hasty)["error"]
+    b.driver.cancel(first)
+    b.wait_status(needs, "failed")
+    row = b.job(needs)
+    assert row["error_code"] == "dependency"
+    assert f"waits for job {first} to end as completed, but that is cancelled" in row["error"]
+    b.wait_status(on_failure, "failed")
+    b.driver.cancel(gone)
+    b.wait_status(orphan, "failed")
+    assert b.driver.take()["job_id"] == at_end
+    answer = b.driver.call("submit", provider="vsphere", provider_kind="vsphere", vm_path="/x",
+                           definition={}, export_spec={}, priority=1, max_attempts=1,
+                           retry_initial_ms=1, retry_max_ms=1, trace_id="",
+                           role="hypersdk_gateway",
+                           depends_on=[{"job_id": "none", "required_state": "final"}])
+    assert "job 'none' does not exist" in answer["error"]

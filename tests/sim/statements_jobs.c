@@ -267,10 +267,10 @@ static void lock_job(struct statement *s)
     struct row *row = task == NULL ? NULL : find_job(s, task->job_id);
     const struct job_row *job = row == NULL ? NULL : hold(s, row);
 
-    result_columns(s, 5);
+    result_columns(s, 6); /* no rule of the simulator dooms a job */
     if (job != NULL)
         RESULT_ROW(s, job->id, job->status, number(job->max_attempts),
-                   number(job->retry_initial_ms), number(job->retry_max_ms));
+                   number(job->retry_initial_ms), number(job->retry_max_ms), "f");
 }
 
 /* What waits behind it is read as it is committed, without its lock. */
@@ -513,6 +513,7 @@ const struct statement_model statements_jobs[] = {
     {"INSERT INTO tasks (id, job_id, ordinal", insert_task},
     {"SELECT id, idempotency_hash = $3", find_key},
     {"ORDER BY (t.state = 'done' OR (t.state = 'failed'", current_task},
+    {"SELECT 1 FROM jobs WHERE id = $1 AND deadline", nothing}, /* there are none */
     {"SELECT 1 FROM jobs WHERE id = $1", job_exists},
     {"UPDATE jobs SET cancel_reason = $2", set_cancel},
     {"UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE kind = 'release'",

@@ -565,6 +565,9 @@ const struct statement_model statements_scheduler[] = {
     {"SELECT s.value->>'interval_ms', s.value->'spec'", none}, /* no clean-up is repeated */
     {"INSERT INTO settings (key, value) VALUES ('queue.aging_ms'",
      none}, /* priority alone counts */
+    {"AND j.status IN ('pending', 'running', 'paused') ORDER BY j.deadline", none},
+    {"bad AS (SELECT DISTINCT ON (job_id)", none}, /* neither deadlines nor dependencies */
+    {"UPDATE tasks SET hold = ''", none},
     {"INSERT INTO leader AS l", acquire},
     {"UPDATE leader SET until = clock_timestamp() + interval", renew_leader},
     {"UPDATE leader SET until = clock_timestamp() WHERE holder", release_leader},

@@ -245,6 +245,31 @@ static void a_running_job_is_paused_by_its_worker_handing_it_back(void **state)
     assert_true(d.effects & JOB_EFFECT_RELEASE_NEXT);
 }
 
+static void a_rule_makes_a_job_fail_when_its_worker_has_stopped(void **state)
+{
+    struct job_machine row = queued();
+    struct job_decision d = decide(&row, JOB_EVENT_DOOMED, 0);
+
+    (void)state;
+    assert_int_equal(d.row.job, JOB_FAILED);
+    assert_int_equal(d.row.task, TASK_FAILED);
+    assert_string_equal(d.event, "job.failed");
+    row = leased();
+    d = decide(&row, JOB_EVENT_DOOMED, 0);
+    assert_int_equal(d.row.job, JOB_CANCELLING);
+    assert_true(d.row.task_cancel);
+    assert_false(decide(&d.row, JOB_EVENT_PERMITTED, 0).allowed);
+    assert_false(decide(&d.row, JOB_EVENT_CANCEL_REQUESTED, 0).allowed);
+    assert_int_equal(decide(&d.row, JOB_EVENT_YIELDED, 0).row.job, JOB_FAILED);
+    assert_int_equal(decide(&d.row, JOB_EVENT_TASK_FAILED, 0).row.job, JOB_FAILED);
+    assert_true(decide(&d.row, JOB_EVENT_TASK_FAILED, 0).effects & JOB_EFFECT_CLEAN);
+    assert_int_equal(decide(&d.row, JOB_EVENT_LEASE_LOST, 1000 + LEASE_MS).row.job, JOB_FAILED);
+    assert_int_equal(decide(&d.row, JOB_EVENT_TASK_DONE, 0).row.job, JOB_COMPLETED);
+    d = decide(&d.row, JOB_EVENT_YIELDED, 0);
+    assert_false(decide(&d.row, JOB_EVENT_DOOMED, 0).allowed);
+    assert_false(decide(&d.row, JOB_EVENT_RETRY_REQUESTED, 0).row.doomed);
+}
+
 static uint64_t next_random(uint64_t *seed)
 {
     *seed = *seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
@@ -422,6 +447,7 @@ int main(void)
         cmocka_unit_test(a_retry_starts_counting_anew),
         cmocka_unit_test(a_pending_job_is_held_until_it_is_resumed),
         cmocka_unit_test(a_running_job_is_paused_by_its_worker_handing_it_back),
+        cmocka_unit_test(a_rule_makes_a_job_fail_when_its_worker_has_stopped),
         cmocka_unit_test(random_walks_keep_the_rules),
         cmocka_unit_test(names_go_both_ways),
     };
