@@ -8,6 +8,7 @@ import sys
 import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from tests.bench.chaos_figures import chaos_figures  # noqa: E402
 from tests.bench.queue_figures import queue_figures  # noqa: E402
 from tests.harness.suite import SERVICES, Suite  # noqa: E402
 from tests.harness.vsphere import Vsphere, make_image, vm  # noqa: E402
@@ -90,6 +91,7 @@ def main(programs):
     figures += idle_memory()
     figures += export_memory()
     figures += queue_figures()
+    figures += chaos_figures()
     for figure in figures:
         print(*(figure[field] for field in FIELDS))
         if "note" in figure:
