@@ -11,12 +11,12 @@
 #define POLICY_INVENTORY_AGE_S 300  /* an older inventory is read again first */
 
 /* Besides SCHEDULE_FIELDS. */
-#define POLICY_FIELDS                                                \
-    {"vm_filter", {NULL}, FIELD_OBJECT, 0, 0, NULL},                 \
-        {"export_options", {NULL}, FIELD_OBJECT, 0, 0, NULL},        \
-        {"hyper2kvm_integration", {NULL}, FIELD_OBJECT, 0, 0, NULL}, \
-    {                                                                \
-        "max_parallel", {NULL}, FIELD_ANY, 0, 0, ""                  \
+#define POLICY_FIELDS                                                 \
+    {"vm_filter", {NULL}, FIELD_OBJECT, 0, 0, NULL},                  \
+        {"export_options", {NULL}, FIELD_OBJECT, 0, 0, NULL},         \
+        {"hyper2kvm_integration", {NULL}, FIELD_OBJECT, 0, 0, NULL},  \
+    {                                                                 \
+        "max_parallel", {NULL}, FIELD_NUMBER, 1, POLICY_VMS_MAX, NULL \
     }
 
 /* Checks and canonicalises these members; export_options is looked at by submit_prepare. */

@@ -208,6 +208,11 @@ static int make_job(const struct making *making, const json_t *element, struct e
         add_failure(making, element, &problem, &why);
         return 0;
     }
+    if (schedule->policy_id[0] != '\0') {
+        request->submission.queue_group = schedule->policy_id;
+        request->submission.queue_limit =
+            (uint32_t)field_number(schedule->fields, "max_parallel", 0);
+    }
     if (submit_store(making->source.db, request, &provider, &origin, id, &existing, err) < 0)
         return -1;
     (void)json_array_append_new(making->job_ids, json_string(id));

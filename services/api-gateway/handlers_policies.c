@@ -143,7 +143,7 @@ static json_t *policy_view(const PGresult *rows, int row)
     static const char *const shown[] = {"description", "schedule",       "timezone",
                                         "vm_filter",   "retention",      "overlap",
                                         "misfire",     "export_options", "hyper2kvm_integration",
-                                        "tags"};
+                                        "tags",        "max_parallel"};
     auto_json *fields = cell_json(rows, row, 3);
     json_t *view = json_object();
 

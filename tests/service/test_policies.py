@@ -46,7 +46,7 @@ BAD = [
     ({"export_options": {"format": "zip"}}, 400, "'zip' is not known"),
     ({"export_options": {"encrypt": {"passphrase": "many words"}}}, 422, "keeps no secrets"),
     ({"hyper2kvm_integration": {"enabled": True, "target_format": "x"}}, 400, "'x' is not known"),
-    ({"max_parallel": 4}, 422, "max_parallel"),
+    ({"max_parallel": 0}, 400, "max_parallel"),
 ]
 
 
@@ -120,3 +120,18 @@ def test_a_policy_fires_over_a_fresh_inventory_and_tells_of_each_vm(policies):
     b.api.put(path, {"vm_filter": {"name": "nothing"}, "overlap": "allow"}, status=200)
     empty = b.api.post(path + "/run", status=409)
     assert "no VM" in empty["error"]
+
+
+def test_a_policy_keeps_to_its_share_of_the_queue(policies):
+    b = policies
+    inventory(b)
+    made = b.api.post("/api/v1/backup-policies", dict(POLICY, max_parallel=1), status=201)
+    assert made["max_parallel"] == 1
+    b.api.post(f"/api/v1/backup-policies/{made['id']}/run", status=202)
+    other = b.driver.submit(priority=0)
+    first = b.driver.take()
+    assert b.job(first["job_id"])["policy_id"] == made["id"]
+    assert b.driver.take(slot=1)["job_id"] == other, "one of the policy is enough"
+    waits = b.driver.ask(slot=2)
+    b.driver.finish(first, export_result())
+    assert b.job(waits.get(20)["job_id"])["policy_id"] == made["id"]
