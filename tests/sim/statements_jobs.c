@@ -512,7 +512,7 @@ const struct statement_model statements_jobs[] = {
     {"INSERT INTO jobs (id, name, kind", insert_job},
     {"INSERT INTO tasks (id, job_id, ordinal", insert_task},
     {"SELECT id, idempotency_hash = $3", find_key},
-    {"ORDER BY (t.state = 'done' OR (t.state = 'failed'", current_task},
+    {"SELECT t.id FROM tasks t WHERE t.job_id = $1 ORDER BY (t.state", current_task},
     {"SELECT 1 FROM jobs WHERE id = $1 AND deadline", nothing}, /* there are none */
     {"SELECT 1 FROM jobs WHERE id = $1", job_exists},
     {"UPDATE jobs SET cancel_reason = $2", set_cancel},
