@@ -2,6 +2,7 @@
 #include "common/schedule_run.h"
 
 #include <inttypes.h>
+#include <openssl/sha.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -129,14 +130,48 @@ static bool has_output(const json_t *element)
     return false;
 }
 
+static char *dir_name_of(const char *vm_path)
+{
+    const char *slash = strrchr(vm_path, '/');
+
+    return vm_file_name(slash == NULL ? vm_path : slash + 1);
+}
+
+/* How many of these jobs each name of a directory would have. New reference. */
+static json_t *count_names(const json_t *elements)
+{
+    json_t *names = json_object();
+    const json_t *element;
+    size_t i;
+
+    json_array_foreach(elements, i, element)
+    {
+        autofree char *name = dir_name_of(json_str(element, "vm_path"));
+        json_set_i64(names, name, (int64_t)json_u64(names, name) + 1);
+    }
+    return names;
+}
+
+/* The directory of one of a policy's VMs; those of one name in several folders have a part of their
+ * path's digest behind it. Caller frees. */
+static char *vm_dir_of(const json_t *names, const char *vm_path)
+{
+    autofree char *name = dir_name_of(vm_path);
+    uint8_t digest[SHA256_DIGEST_LENGTH];
+
+    if (json_u64(names, name) < 2)
+        return STEAL(name);
+    (void)SHA256((const unsigned char *)vm_path, strlen(vm_path), digest);
+    return xasprintf("%s-%02x%02x%02x%02x", name, digest[0], digest[1], digest[2], digest[3]);
+}
+
 /* Of a policy's many VMs all lie below one directory, so that one clean-up sees them. */
 static char *output_below(const struct schedule_source *source, const json_t *element,
                           const struct submit_request *request)
 {
     const struct schedule *schedule = source->schedule;
     bool shared = json_is_true(json_object_get(request->export_spec, "incremental"));
-    const char *slash = strrchr(request->submission.vm_path, '/');
-    autofree char *vm = vm_file_name(slash == NULL ? request->submission.vm_path : slash + 1);
+    autofree char *vm = vm_dir_of(source->names, request->submission.vm_path);
     const char *last = shared ? "" : source->run_dir;
     const char *separator = shared ? "" : "/";
 
@@ -266,10 +301,12 @@ static int start_jobs(struct db *db, const struct submit_settings *settings,
                       struct error *err)
 {
     auto_json *elements = NULL;
+    auto_json *names = NULL;
     auto_json *errors = json_array();
     char run_dir[RUN_DIR_SIZE];
-    struct making making = {
-        .source = {db, settings, schedule, run_dir}, .errors = errors, .job_ids = out->job_ids};
+    struct making making = {.source = {db, settings, schedule, run_dir, NULL},
+                            .errors = errors,
+                            .job_ids = out->job_ids};
     char parent[TRACEPARENT_SIZE];
     json_t *element;
     size_t i;
@@ -279,6 +316,8 @@ static int start_jobs(struct db *db, const struct submit_settings *settings,
     run_dir_of(due_s == 0 ? schedule->now_s : due_s, out->run_id, run_dir);
     if (elements_of(db, schedule, &elements, err) < 0)
         return -1;
+    names = count_names(elements);
+    making.source.names = names;
     json_array_foreach(elements, i, element)
     {
         if (make_job(&making, element, err) < 0)

@@ -51,6 +51,7 @@ struct schedule_source { /* what a run's jobs are made from; borrowed */
     const struct submit_settings *settings;
     const struct schedule *schedule;
     const char *run_dir; /* name of the run's own directory */
+    const json_t *names; /* of a policy's VMs: how many have each; NULL: nobody shares one */
 };
 /* The job of a run as a submit takes it: the template with the run's own directory
  * <output_path>/<schedule id>[/<run_dir>]; restore points share one. ERR_INVALID and the like with

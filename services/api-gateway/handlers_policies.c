@@ -70,7 +70,7 @@ static int check_options(struct call *call, const struct schedule *schedule,
     static const char *const own[] = {"id", "vm_path", "vm_identifier", "vm", "vm_id", "provider"};
     const json_t *options = json_object_get(schedule->fields, "export_options");
     struct submit_settings settings = submit_settings_of(call->gateway, NULL);
-    const struct schedule_source source = {call->db, &settings, schedule, SAMPLE_RUN_DIR};
+    const struct schedule_source source = {call->db, &settings, schedule, SAMPLE_RUN_DIR, NULL};
     auto_json *element = policy_element(schedule->fields, "/sample");
     auto_json *masked = json_mask_secrets(element);
     auto_submit_request *request = NULL;

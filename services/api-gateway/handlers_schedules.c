@@ -91,7 +91,7 @@ static int check_template(struct call *call, const struct schedule *schedule,
     struct submit_settings settings = submit_settings_of(call->gateway, NULL);
     const json_t *element = json_object_get(schedule->fields, TEMPLATE);
     const char *secret = secret_in(element);
-    const struct schedule_source source = {call->db, &settings, schedule, SAMPLE_RUN_DIR};
+    const struct schedule_source source = {call->db, &settings, schedule, SAMPLE_RUN_DIR, NULL};
     auto_submit_request *request = NULL;
     struct provider_row provider;
 

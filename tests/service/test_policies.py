@@ -135,3 +135,15 @@ def test_a_policy_keeps_to_its_share_of_the_queue(policies):
     waits = b.driver.ask(slot=2)
     b.driver.finish(first, export_result())
     assert b.job(waits.get(20)["job_id"])["policy_id"] == made["id"]
+
+
+def test_vms_of_one_name_do_not_share_a_directory(policies):
+    b = policies
+    inventory(b, [("web", "/DC0/vm/a/web", "poweredOn", "DC0"), ("web", "/DC0/vm/b/web", "poweredOn", "DC0"),
+                  ("db", "/DC0/vm/a/db", "poweredOn", "DC0")])
+    made = b.api.post("/api/v1/backup-policies", POLICY, status=201)
+    b.api.post(f"/api/v1/backup-policies/{made['id']}/run", status=202)
+    jobs = b.sql("SELECT vm_path, output_path FROM jobs ORDER BY vm_path")
+    dirs = {j["vm_path"]: j["output_path"].split("/")[-2] for j in jobs}
+    assert dirs["/DC0/vm/a/db"] == "db"
+    assert len(set(dirs.values())) == 3 and dirs["/DC0/vm/b/web"].startswith("web-")
