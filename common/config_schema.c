@@ -169,6 +169,14 @@ static const struct config_key webhooks_keys[] = {
     {0},
 };
 
+static const struct config_key templates_keys[] = {
+    {"dir", CONFIG_STRING, KEY(templates, dir), "", 0, 4095, 0,
+     "directory with <name>.yaml files that are templates of jobs"},
+    {"env", CONFIG_STRING_LIST, KEY(templates, env), "", 0, 0, 0,
+     "environment variables of the service that placeholders may name"},
+    {0},
+};
+
 static const struct config_key hooks_keys[] = {
     {"scripts_dir", CONFIG_STRING, KEY(hooks, scripts_dir), "", 0, 4095, 0,
      "the directory that scripts of hooks and workflows must be in; empty: none are run"},
@@ -266,6 +274,7 @@ const struct config_table config_tables[] = {
     {"hyper2kvm", hyper2kvm_keys, sizeof(struct hyper2kvm_config), NULL},
     {"libvirt", libvirt_keys, sizeof(struct libvirt_config), NULL},
     {"webhooks", webhooks_keys, sizeof(struct webhooks_config), "endpoints"},
+    {"templates", templates_keys, sizeof(struct templates_config), NULL},
     {"hooks", hooks_keys, sizeof(struct hooks_config), NULL},
     {"security", security_keys, sizeof(struct security_config), NULL},
     {"metrics", metrics_keys, sizeof(struct metrics_config), NULL},

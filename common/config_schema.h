@@ -100,6 +100,11 @@ struct webhooks_config { /* section "webhooks"; endpoints[] is read as JSON */
     bool allow_private; /* loopback and private targets, e.g. for tests */
 };
 
+struct templates_config {   /* section "templates" */
+    char *dir;              /* <name>.yaml files; "": none */
+    struct config_list env; /* variables that placeholders may name */
+};
+
 struct hooks_config {    /* section "hooks" */
     char *scripts_dir;   /* the only place that scripts may be in; "": none are run */
     int64_t timeout_ms;  /* of a script that does not say its own */

@@ -608,6 +608,12 @@ static const char *base_of(const struct submit_settings *settings, const char *p
     return path;
 }
 
+int submit_names(const json_t *element, json_t **out, struct field_problem *problem,
+                 struct error *err)
+{
+    return fields_canonical(job_fields, "", element, out, problem, err);
+}
+
 /* Done by the scheduler when the job is complete. */
 static int add_cleanup(const struct submit_settings *settings, struct submit_request *request,
                        struct field_problem *problem, struct error *err)

@@ -26,6 +26,7 @@ struct submit_settings { /* what the configuration says; borrowed */
     const struct retry_config *retry;
     const struct seal_key *exports_key; /* for passphrases; NULL: secrets.master_key is not set */
     const struct hooks_config *hooks;   /* NULL: no scripts */
+    const struct templates_config *templates; /* NULL: no variables in placeholders */
 };
 
 struct submit_batch { /* borrowed from the body */
@@ -53,6 +54,10 @@ struct submit_request {
 MUST_CHECK int submit_parse(const struct submit_settings *settings, const json_t *element,
                             const char *vm_name, struct submit_request **out,
                             struct field_problem *problem, struct error *err);
+/* A job's fields by their canonical names and checked types, values not looked at further; for
+ * templates. New reference. */
+MUST_CHECK int submit_names(const json_t *element, json_t **out, struct field_problem *problem,
+                            struct error *err);
 /* Checks the passphrase of a canonical object, if it has one, and puts it sealed into a task's
  * spec; field: its name in errors. */
 MUST_CHECK int submit_seal_passphrase(const struct seal_key *key, const json_t *object,

@@ -2,6 +2,7 @@
 #include "common/submit_job.h"
 
 #include "common/autos.h"
+#include "common/job_template.h"
 #include "common/json.h"
 #include "common/restore_points.h"
 
@@ -9,9 +10,8 @@ static const char VM_NAME[] = "SELECT v.name FROM inventory_vms v JOIN inventory
                               " ON s.provider = v.provider AND s.generation = v.generation"
                               " WHERE v.provider = $1 AND v.id = $2";
 
-/* The inventory's name of a VM that is given by id; NULL when it is not there. Caller frees. */
-static int inventory_name(struct db *db, const char *provider, const char *vm, char **out,
-                          struct error *err)
+int submit_vm_name(struct db *db, const char *provider, const char *vm, char **out,
+                   struct error *err)
 {
     auto_pgresult *rows = NULL;
 
@@ -29,13 +29,18 @@ int submit_prepare(const struct submit_settings *settings, struct db *db, const 
 {
     auto_submit_request *request = NULL;
     autofree char *vm_name = NULL;
+    auto_json *expanded = NULL;
     const struct job_submission *s;
 
+    if (job_template_expand(db, settings->templates, element, &expanded, problem, err) < 0)
+        return -1;
+    if (expanded != NULL)
+        element = expanded;
     if (submit_parse(settings, element, NULL, &request, problem, err) < 0)
         return -1;
     s = &request->submission;
     if (provider_lookup(db, s->provider, true, out_provider, problem, err) < 0 ||
-        inventory_name(db, s->provider, s->vm_path, &vm_name, err) < 0)
+        submit_vm_name(db, s->provider, s->vm_path, &vm_name, err) < 0)
         return -1;
     if (vm_name != NULL) { /* the default directory has the VM's name, not its id */
         submit_request_free(STEAL(request));

@@ -16,8 +16,12 @@ struct submit_origin { /* who asks; borrowed */
     const uint8_t *idempotency_hash; /* 32 bytes */
 };
 
-/* Parses and completes the request with what the database knows of provider and VM. Permissions are
- * the caller's to look at. problem->status stays 0 when it is not the request's fault. */
+/* The inventory's name of a VM that is given by id; NULL when it is not there. Caller frees. */
+MUST_CHECK int submit_vm_name(struct db *db, const char *provider, const char *vm, char **out,
+                              struct error *err);
+/* Expands the template, if the request names one, parses and completes the request with what the
+ * database knows of provider and VM. Permissions are the caller's to look at. problem->status stays
+ * 0 when it is not the request's fault. */
 MUST_CHECK int submit_prepare(const struct submit_settings *settings, struct db *db,
                               const json_t *element, struct submit_request **out,
                               struct provider_row *out_provider, struct field_problem *problem,

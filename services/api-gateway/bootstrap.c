@@ -93,7 +93,9 @@ static int sync_file(struct gateway *gateway, struct db *db, struct error *err)
     config_sync_check(file, &problems);
     if (problems.length > 0)
         return error_set(err, ERR_INVALID, "configuration: %.400s", problems.data);
-    return config_sync(file, gateway->master, db, err);
+    if (config_sync(file, gateway->master, db, err) < 0)
+        return -1;
+    return template_files_sync(&gateway->templates, db, err);
 }
 
 static int first_time(struct gateway *gateway, struct db *db, struct error *err)

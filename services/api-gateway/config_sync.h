@@ -4,7 +4,7 @@
 #ifndef GATEWAY_CONFIG_SYNC_H
 #define GATEWAY_CONFIG_SYNC_H
 
-#include "common/config.h"
+#include "common/config_schema.h"
 #include "common/db.h"
 #include "common/seal.h"
 
@@ -19,6 +19,9 @@ MUST_CHECK int config_sync(const struct config_file *file, const struct seal_mas
 void provider_config_check(const json_t *section, struct strbuf *problems);
 MUST_CHECK int provider_config_sync(const json_t *section, const struct seal_master *master,
                                     struct db *db, struct error *err);
+/* template_files.c: templates of files, all anew. */
+MUST_CHECK int template_files_sync(const struct templates_config *config, struct db *db,
+                                   struct error *err);
 void webhook_config_check(const json_t *section, struct strbuf *problems);
 MUST_CHECK int webhook_config_sync(const json_t *section, const struct seal_master *master,
                                    struct db *db, struct error *err);

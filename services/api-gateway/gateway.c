@@ -89,6 +89,7 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
         config_section(file, "hyper2kvm", &gateway->hyper2kvm, problems, err) < 0 ||
         config_section(file, "libvirt", &gateway->libvirt, problems, err) < 0 ||
         config_section(file, "hooks", &gateway->hooks, problems, err) < 0 ||
+        config_section(file, "templates", &gateway->templates, problems, err) < 0 ||
         config_section(file, "security", &gateway->security, problems, err) < 0 ||
         config_section(file, "secrets", &gateway->secrets, problems, err) < 0 ||
         config_section(file, "retry", &gateway->retry, problems, err) < 0 ||

@@ -25,6 +25,7 @@ struct gateway {
     struct hyper2kvm_config hyper2kvm;
     struct libvirt_config libvirt;
     struct hooks_config hooks;
+    struct templates_config templates;
     struct security_config security;
     struct secrets_config secrets;
     struct retry_config retry;

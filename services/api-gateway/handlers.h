@@ -121,6 +121,14 @@ int handle_schedule_disable(struct call *call, struct error *err);
 int handle_schedule_trigger(struct call *call, struct error *err);
 int handle_schedule_runs(struct call *call, struct error *err);
 
+/* handlers_templates.c */
+int handle_template_list(struct call *call, struct error *err);
+int handle_template_create(struct call *call, struct error *err);
+int handle_template_get(struct call *call, struct error *err);    /* {name} */
+int handle_template_put(struct call *call, struct error *err);    /* {name} */
+int handle_template_delete(struct call *call, struct error *err); /* {name} */
+int handle_template_render(struct call *call, struct error *err); /* {name}, vars */
+
 /* handlers_imports.c */
 int handle_import(struct call *call, struct error *err); /* 202 with a job */
 int handle_convert(struct call *call, struct error *err);

@@ -26,13 +26,6 @@ static const struct route later[] = {
     LATER("GET", "/vsphere/vcenter/info"),
     LATER_BOTH("POST", "/vsphere/clone", "/api/v1/vsphere/clone"),
     LATER("POST", "/vsphere/clone/bulk"),
-    /* templates */
-    LATER_BOTH("GET", "/templates", "/api/v1/templates"),
-    LATER_BOTH("POST", "/templates", "/api/v1/templates"),
-    LATER_BOTH("GET", "/templates/{name}", "/api/v1/templates/{name}"),
-    LATER_BOTH("PUT", "/templates/{name}", "/api/v1/templates/{name}"),
-    LATER_BOTH("DELETE", "/templates/{name}", "/api/v1/templates/{name}"),
-    LATER_BOTH("POST", "/templates/{name}/render", "/api/v1/templates/{name}/render"),
     /* webhooks and mail */
     LATER_BOTH("GET", "/webhooks", "/api/v1/webhooks"),
     LATER_BOTH("POST", "/webhooks", "/api/v1/webhooks"),

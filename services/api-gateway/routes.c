@@ -149,6 +149,20 @@ const struct route routes[] = {
     {"GET", "/schedules/{id}/runs", "schedule.view", "schedule.runs", "listScheduleRuns", ROUTE_SHORT, handle_schedule_runs},
     {"GET", "/api/v1/schedules/{id}/runs", "schedule.view", "schedule.runs", "listScheduleRuns", 0, handle_schedule_runs},
 
+    /* templates */
+    {"GET", "/templates", "job.view", "template.list", "listTemplates", ROUTE_SHORT, handle_template_list},
+    {"GET", "/api/v1/templates", "job.view", "template.list", "listTemplates", 0, handle_template_list},
+    {"POST", "/templates", "job.create", "template.create", "createTemplate", ROUTE_SHORT, handle_template_create},
+    {"POST", "/api/v1/templates", "job.create", "template.create", "createTemplate", 0, handle_template_create},
+    {"GET", "/templates/{name}", "job.view", "template.view", "getTemplate", ROUTE_SHORT, handle_template_get},
+    {"GET", "/api/v1/templates/{name}", "job.view", "template.view", "getTemplate", 0, handle_template_get},
+    {"PUT", "/templates/{name}", "job.create", "template.update", "putTemplate", ROUTE_SHORT, handle_template_put},
+    {"PUT", "/api/v1/templates/{name}", "job.create", "template.update", "putTemplate", 0, handle_template_put},
+    {"DELETE", "/templates/{name}", "job.create", "template.delete", "deleteTemplate", ROUTE_SHORT, handle_template_delete},
+    {"DELETE", "/api/v1/templates/{name}", "job.create", "template.delete", "deleteTemplate", 0, handle_template_delete},
+    {"POST", "/templates/{name}/render", "job.create", "template.render", "renderTemplate", ROUTE_SHORT, handle_template_render},
+    {"POST", "/api/v1/templates/{name}/render", "job.create", "template.render", "renderTemplate", 0, handle_template_render},
+
     /* libvirt */
     {"GET", "/libvirt/domains", "libvirt.view", "libvirt.domain_list", "listLibvirtDomains", ROUTE_SLOW | ROUTE_SHORT, handle_libvirt},
     {"GET", "/api/v1/libvirt/domains", "libvirt.view", "libvirt.domain_list", "listLibvirtDomains", ROUTE_SLOW, handle_libvirt},

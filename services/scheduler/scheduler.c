@@ -30,7 +30,8 @@ int scheduler_configure(const struct config_file *file, struct strbuf *problems,
         config_section(file, "retry", &state.retry, problems, err) < 0 ||
         config_section(file, "hyper2kvm", &state.hyper2kvm, problems, err) < 0 ||
         config_section(file, "libvirt", &state.libvirt, problems, err) < 0 ||
-        config_section(file, "hooks", &state.hooks, problems, err) < 0)
+        config_section(file, "hooks", &state.hooks, problems, err) < 0 ||
+        config_section(file, "templates", &state.templates, problems, err) < 0)
         return -1;
     state.bases = export_bases(&state.export);
     return config_section(file, "scheduler", &state.config, problems, err);
@@ -42,7 +43,8 @@ struct submit_settings scheduler_submit_settings(const struct scheduler *schedul
                                     .hyper2kvm = &scheduler->hyper2kvm,
                                     .libvirt = &scheduler->libvirt,
                                     .retry = &scheduler->retry,
-                                    .hooks = &scheduler->hooks};
+                                    .hooks = &scheduler->hooks,
+                                    .templates = &scheduler->templates};
 }
 
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread)

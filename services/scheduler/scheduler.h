@@ -38,6 +38,7 @@ struct scheduler {
     struct hyper2kvm_config hyper2kvm;
     struct libvirt_config libvirt;
     struct hooks_config hooks;
+    struct templates_config templates;
     struct config_list bases;
     struct bus_server *server;
     struct bus_publisher *publisher;
