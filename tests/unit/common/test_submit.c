@@ -15,7 +15,8 @@ static const struct hyper2kvm_config hyper2kvm = {.default_format = (char[]){"qc
                                                   .job_timeout_ms = 3600000};
 static const struct retry_config retry = {3, 60000, 1800000};
 static const struct hooks_config hooks = {.scripts_dir = (char[]){"/etc/hypersdk/scripts"}};
-static const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry, NULL, &hooks};
+static const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry,
+                                                NULL,   &hooks,     NULL};
 
 /* Parses text as a body of one job; NULL and *problem, *err when refused. */
 static struct submit_request *parse(const char *text, struct field_problem *problem,
