@@ -367,7 +367,7 @@ static void a_front_that_is_written_last_goes_out_last(void **state)
     write_front();
     finish_and_compare(fake, stream);
     assert_int_equal(fake->sent_count, 7);
-    assert_int_equal(fake->sent[6], 1);
+    assert_true(was_sent(fake, 7 - (size_t)fake_settings.parallel, 1)); /* two parts go at once */
     upload_stream_close(stream);
     /* gone: parts 2 to 5; the front stays for who has to go on, and what no checkpoint covered */
     assert_true(room_taken() >= 2 * MIB && room_taken() <= 3 * MIB);
