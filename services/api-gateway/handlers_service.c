@@ -272,14 +272,15 @@ int handle_status(struct call *call, struct error *err)
 /* What this build cannot do yet is said, not left out: clients show it as such. */
 static json_t *features_of_build(void)
 {
-    static const char *const later[] = {"vddk",          "cbt",   "incremental", "bandwidth_limit",
-                                        "encryption",    "email", "templates",   "workflows",
-                                        "libvirt_import"};
+    static const char *const later[] = {"vddk",       "cbt",   "incremental",   "bandwidth_limit",
+                                        "encryption", "email", "libvirt_import"};
+    static const char *const ours[] = {"schedules", "templates", "workflows"}; /* need no worker */
     json_t *features = json_object();
 
     for (size_t i = 0; i < ARRAY_LEN(later); i++)
         (void)json_object_set_new(features, later[i], json_false());
-    (void)json_object_set_new(features, "schedules", json_true());
+    for (size_t i = 0; i < ARRAY_LEN(ours); i++)
+        (void)json_object_set_new(features, ours[i], json_true());
     (void)json_object_set_new(features, "snapshot", json_false());
     (void)json_object_set_new(features, "resume", json_false());
     (void)json_object_set_new(features, "verify", json_false());
