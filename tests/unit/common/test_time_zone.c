@@ -14,8 +14,8 @@ struct file {
 
 static void put(struct file *file, uint64_t value, size_t size)
 {
-    for (size_t i = 0; i < size; i++)
-        file->bytes[file->size++] = (uint8_t)(value >> 8 * (size - 1 - i));
+    for (size_t i = size; i-- > 0;)
+        file->bytes[file->size++] = (uint8_t)(i < sizeof value ? value >> 8 * i : 0);
 }
 
 static void put_header(struct file *file, char version, uint32_t leaps, uint32_t changes,
