@@ -60,6 +60,32 @@ def test_the_archive_forgets_and_leaves_what_a_worker_still_has_to_remove(suite)
     wait_for(lambda: suite.sql("SELECT 1 FROM jobs WHERE id = %s", kept) == [], 40, "then it goes")
 
 
+def test_a_run_that_is_not_settled_still_finds_its_jobs(suite):
+    """Of a scheduler that was away for longer than jobs stay."""
+    made = suite.client.post("/api/v1/workflows", {"name": "w", "steps": [
+        {"id": "a", "type": "job", "job": {"vm_path": "web"}},
+        {"id": "b", "type": "wait", "duration": "1h", "depends_on": ["a"]}]}, status=201)
+    run = suite.client.post(f"/api/v1/workflows/{made['id']}/run", status=202)["run_id"]
+    job, = wait_for(lambda: suite.sql("SELECT id FROM jobs WHERE workflow_run_id = %s", run), 20,
+                    "its job is there")
+    marker = ended(suite, "db", 2)
+    suite.sql("UPDATE tasks SET state = 'done' WHERE job_id = %s", job["id"])
+    wait_for(lambda: suite.sql("SELECT 1 FROM job_events WHERE job_id = %s HAVING"
+                               " bool_and(published)", job["id"]), 20, "its events are published")
+    suite.sql("UPDATE jobs SET status = 'completed', started_at = now() - interval '3 h',"
+              " completed_at = now() - interval '3 h' WHERE id = %s", job["id"])
+    second = ended(suite, "db", 2)
+    for old in (marker, second):
+        wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", old), 40,
+                 "the archive has looked")
+    assert suite.sql("SELECT 1 FROM jobs WHERE id = %s", job["id"]), "its run is under way"
+    steps = suite.client.get(f"/api/v1/workflows/runs/{run}")["steps"]
+    assert [s["status"] for s in steps] == ["completed", "running"]
+    suite.client.post(f"/api/v1/workflows/runs/{run}/cancel")
+    wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", job["id"]), 40,
+             "it goes when the run has ended")
+
+
 def test_the_archive_has_every_column_of_jobs(suite):
     columns = {table: {r["column_name"] for r in suite.sql(
         "SELECT column_name FROM information_schema.columns WHERE table_name = %s", table)}
