@@ -86,12 +86,7 @@ static int put_schedule(struct program *program, json_t *body, struct error *err
     json_set_text(body, "interval", interval);
     if (api_call(program->api, &request, &answer, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("schedule-created: cleanup every %s\n", interval);
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "schedule-created: cleanup every %s", interval);
 }
 
 int cleanup_command(struct program *program, struct error *err)

@@ -84,6 +84,17 @@ int follow_job(struct program *program, const char *job_id, bool owned, struct e
 /* output.c. Text goes out in one write; a closed pipe ends the program quietly. */
 void output_text(const struct strbuf *text);
 void output_json(const json_t *json);
+/* EXIT_DONE, after the answer as JSON with --json, else a line of text. */
+int output_done(const struct program *program, const json_t *answer, const char *format, ...)
+    PRINTF_LIKE(3, 4);
+struct output_column {
+    const char *heading;
+    const char *key;
+};
+/* EXIT_DONE, after a list of objects as JSON with --json, as first=second key per row with --quiet,
+ * else as a table. */
+int output_rows(const struct program *program, const json_t *rows,
+                const struct output_column *columns, size_t count);
 /* key=value with line breaks in the value as \n. */
 void output_pair(struct strbuf *out, const char *key, const char *value);
 /* "error: <text>" on standard error, made harmless for the terminal. */

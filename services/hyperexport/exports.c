@@ -134,12 +134,7 @@ int submit_and_follow(struct program *program, const char *path, const json_t *b
     if (json_str(answer, "job_id")[0] == '\0')
         return error_set(err, ERR_PROTOCOL, "the gateway's answer names no job");
     if (flag_on(program->line, FLAG_DETACH)) {
-        if (program->json) {
-            output_json(answer);
-        } else {
-            (void)printf("job-id: %s\n", json_str(answer, "job_id"));
-        }
-        return EXIT_DONE;
+        return output_done(program, answer, "job-id: %s", json_str(answer, "job_id"));
     }
     return follow_job(program, json_str(answer, "job_id"), true, err);
 }

@@ -170,12 +170,7 @@ static int retry(struct program *program, const char *job_id, struct error *err)
         api_call(program->api, &(struct api_request){.method = "POST", .path = path, .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("job-id: %s\n", json_str(answer, "job_id"));
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "job-id: %s", json_str(answer, "job_id"));
 }
 
 /* "pause", "resume" */
@@ -190,12 +185,7 @@ static int steer(struct program *program, const char *job_id, const char *action
         api_call(program->api, &(struct api_request){.method = "POST", .path = path, .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("%sd: %s\n", action, job_id);
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "%sd: %s", action, job_id);
 }
 
 static int drop(struct program *program, const char *job_id, struct error *err)
@@ -214,12 +204,7 @@ static int drop(struct program *program, const char *job_id, struct error *err)
     if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, &answer,
                  err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("deleted: %s\n", job_id);
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "deleted: %s", job_id);
 }
 
 static int limit(struct program *program, const char *job_id, struct error *err)
@@ -240,12 +225,7 @@ static int limit(struct program *program, const char *job_id, struct error *err)
         api_call(program->api, &(struct api_request){.method = "PUT", .path = path, .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("limited: %s\n", job_id);
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "limited: %s", job_id);
 }
 
 static bool print_piece(void *arg, const char *data, size_t size)

@@ -1,8 +1,11 @@
 /* What the commands share: printing, prompts, paths; see command.h. */
 #include "command.h"
 
+#include <stdarg.h>
 #include <string.h>
 #include <unistd.h>
+
+#include "common/json.h"
 
 void output_text(const struct strbuf *text)
 {
@@ -91,4 +94,47 @@ int command_words_max(const struct program *program, size_t count, struct error 
     if (line->word_count <= count)
         return 0;
     return error_set(err, ERR_INVALID, "unexpected '%.80s'", line->words[count]);
+}
+
+int output_rows(const struct program *program, const json_t *rows,
+                const struct output_column *columns, size_t count)
+{
+    autofree const char **cells = xcalloc((json_array_size(rows) + 1) * count, sizeof *cells);
+    const json_t *row;
+    auto_strbuf out = {0};
+    size_t i;
+
+    if (program->json) {
+        output_json(rows);
+        return EXIT_DONE;
+    }
+    strbuf_init(&out, API_BODY_BYTES_MAX);
+    for (size_t k = 0; k < count; k++)
+        cells[k] = columns[k].heading;
+    json_array_foreach(rows, i, row)
+    {
+        for (size_t k = 0; k < count; k++)
+            cells[(i + 1) * count + k] = json_str(row, columns[k].key);
+        if (program->quiet)
+            output_pair(&out, json_str(row, columns[0].key), json_str(row, columns[1].key));
+    }
+    if (!program->quiet)
+        text_table(&out, cells, count, json_array_size(rows) + 1, program->style.utf8);
+    output_text(&out);
+    return EXIT_DONE;
+}
+
+int output_done(const struct program *program, const json_t *answer, const char *format, ...)
+{
+    va_list args;
+
+    if (program->json) {
+        output_json(answer);
+        return EXIT_DONE;
+    }
+    va_start(args, format);
+    (void)vprintf(format, args);
+    va_end(args);
+    (void)putchar('\n');
+    return EXIT_DONE;
 }

@@ -103,12 +103,7 @@ static int add(struct program *program, struct error *err)
                  &(struct api_request){.method = "POST", .path = "/api/v1/providers", .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("provider: %s\n", name);
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "provider: %s", name);
 }
 
 static int validate(struct program *program, const char *name, struct error *err)

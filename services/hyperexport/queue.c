@@ -109,37 +109,18 @@ int queue_command(struct program *program, struct error *err)
 
 static int list(struct program *program, struct error *err)
 {
-    static const char *const keys[] = {"instance", "role", "provider", "host", "state"};
+    static const struct output_column columns[] = {{"INSTANCE", "instance"},
+                                                   {"ROLE", "role"},
+                                                   {"PROVIDER", "provider"},
+                                                   {"HOST", "host"},
+                                                   {"STATE", "state"}};
     auto_json *status = NULL;
-    autofree const char **cells = NULL;
-    const json_t *workers;
-    const json_t *worker;
-    auto_strbuf out = {0};
-    size_t i;
 
     if (api_check(program->api, err) < 0 ||
         api_get(program->api, "/api/v1/status", &status, err) < 0)
         return -1;
-    workers = json_object_get(json_object_get(status, "workers"), "list");
-    if (program->json) {
-        output_json(workers);
-        return EXIT_DONE;
-    }
-    strbuf_init(&out, API_BODY_BYTES_MAX);
-    cells = xcalloc((json_array_size(workers) + 1) * ARRAY_LEN(keys), sizeof *cells);
-    memcpy(cells, (const char *const[]){"INSTANCE", "ROLE", "PROVIDER", "HOST", "STATE"},
-           ARRAY_LEN(keys) * sizeof *cells);
-    json_array_foreach(workers, i, worker)
-    {
-        for (size_t k = 0; k < ARRAY_LEN(keys); k++)
-            cells[(i + 1) * ARRAY_LEN(keys) + k] = json_str(worker, keys[k]);
-        if (program->quiet)
-            output_pair(&out, json_str(worker, "instance"), json_str(worker, "state"));
-    }
-    if (!program->quiet)
-        text_table(&out, cells, ARRAY_LEN(keys), json_array_size(workers) + 1, program->style.utf8);
-    output_text(&out);
-    return EXIT_DONE;
+    return output_rows(program, json_object_get(json_object_get(status, "workers"), "list"),
+                       columns, ARRAY_LEN(columns));
 }
 
 int workers_command(struct program *program, struct error *err)
@@ -165,11 +146,6 @@ int workers_command(struct program *program, struct error *err)
         api_call(program->api, &(struct api_request){.method = "POST", .path = path, .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("%s: %s (%" PRIu64 " running)\n", drain ? "draining" : "resumed", instance,
-                     json_u64(answer, "running"));
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "%s: %s (%" PRIu64 " running)",
+                       drain ? "draining" : "resumed", instance, json_u64(answer, "running"));
 }

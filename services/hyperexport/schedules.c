@@ -88,42 +88,14 @@ static int find(struct program *program, char **out, struct error *err)
     return 0;
 }
 
-struct column {
-    const char *heading;
-    const char *key;
-};
-
-static void show_rows(const struct program *program, const json_t *rows,
-                      const struct column *columns, size_t count)
-{
-    autofree const char **cells = xcalloc((json_array_size(rows) + 1) * count, sizeof *cells);
-    const json_t *row;
-    auto_strbuf out;
-    size_t i;
-
-    strbuf_init(&out, API_BODY_BYTES_MAX);
-    for (size_t k = 0; k < count; k++)
-        cells[k] = columns[k].heading;
-    json_array_foreach(rows, i, row)
-    {
-        for (size_t k = 0; k < count; k++)
-            cells[(i + 1) * count + k] = json_str(row, columns[k].key);
-        if (program->quiet)
-            output_pair(&out, json_str(row, columns[0].key), json_str(row, columns[1].key));
-    }
-    if (!program->quiet)
-        text_table(&out, cells, count, json_array_size(rows) + 1, program->style.utf8);
-    output_text(&out);
-}
-
 static int list(struct program *program, struct error *err)
 {
-    static const struct column columns[] = {{"ID", "id"},
-                                            {"NAME", "name"},
-                                            {"SCHEDULE", "schedule"},
-                                            {"TIMEZONE", "timezone"},
-                                            {"NEXT RUN", "next_run"},
-                                            {"LAST", "last_status"}};
+    static const struct output_column columns[] = {{"ID", "id"},
+                                                   {"NAME", "name"},
+                                                   {"SCHEDULE", "schedule"},
+                                                   {"TIMEZONE", "timezone"},
+                                                   {"NEXT RUN", "next_run"},
+                                                   {"LAST", "last_status"}};
     auto_json *rows = json_array();
     auto_strbuf path;
 
@@ -132,17 +104,12 @@ static int list(struct program *program, struct error *err)
     if (command_words_max(program, 2, err) < 0 || api_check(program->api, err) < 0 ||
         api_list(program->api, &path, "schedules", command_limit(program), rows, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(rows);
-    } else {
-        show_rows(program, rows, columns, ARRAY_LEN(columns));
-    }
-    return EXIT_DONE;
+    return output_rows(program, rows, columns, ARRAY_LEN(columns));
 }
 
 static int runs(struct program *program, const char *id, struct error *err)
 {
-    static const struct column columns[] = {
+    static const struct output_column columns[] = {
         {"RUN", "run_id"},         {"STATUS", "status"},          {"DUE", "due_at"},
         {"STARTED", "started_at"}, {"COMPLETED", "completed_at"}, {"REASON", "reason"}};
     autofree char *url = output_path(PATH_PREFIX, id, "/runs");
@@ -153,12 +120,7 @@ static int runs(struct program *program, const char *id, struct error *err)
     strbuf_add(&path, url);
     if (api_list(program->api, &path, "runs", command_limit(program), rows, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(rows);
-    } else {
-        show_rows(program, rows, columns, ARRAY_LEN(columns));
-    }
-    return EXIT_DONE;
+    return output_rows(program, rows, columns, ARRAY_LEN(columns));
 }
 
 static int act(struct program *program, const char *id, const char *action, struct error *err)

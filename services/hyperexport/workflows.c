@@ -52,12 +52,7 @@ static int create(struct program *program, const char *path, struct error *err)
                  &(struct api_request){.method = "POST", .path = "/api/v1/workflows", .body = body},
                  &answer, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("workflow-id: %s\n", json_str(answer, "id"));
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "workflow-id: %s", json_str(answer, "id"));
 }
 
 static void show_table(const struct program *program, const char *const *heading, size_t columns,
@@ -190,12 +185,7 @@ static int start(struct program *program, const char *id, struct error *err)
         return -1;
     if (flag_on(program->line, FLAG_WATCH))
         return status(program, json_str(answer, "run_id"), err);
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("run-id: %s\n", json_str(answer, "run_id"));
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "run-id: %s", json_str(answer, "run_id"));
 }
 
 static int show(struct program *program, const char *id, struct error *err)
@@ -222,12 +212,7 @@ static int drop(struct program *program, const char *id, struct error *err)
     if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, &answer,
                  err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else {
-        (void)printf("deleted: %s\n", json_str(answer, "deleted"));
-    }
-    return EXIT_DONE;
+    return output_done(program, answer, "deleted: %s", json_str(answer, "deleted"));
 }
 
 /* "cancel", "pause", "resume", "retry" */
