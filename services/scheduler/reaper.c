@@ -200,9 +200,6 @@ void *reaper_main(void *arg)
         if (tidy(scheduler, db, with_seal, &err) < 0 &&
             log_throttle_pass(&throttle, err.message, &held))
             LOG(WARN, "reaper_failed", F_ERR(&err));
-    } while (!service_wait(scheduler->service,
-                           scheduler->config.poll_interval_ms / 2 +
-                               clock_backoff_ms(0, scheduler->config.poll_interval_ms / 2,
-                                                scheduler->config.poll_interval_ms / 2)));
+    } while (!scheduler_wait_poll(scheduler));
     return NULL;
 }

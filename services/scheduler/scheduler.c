@@ -55,6 +55,13 @@ struct db *scheduler_db(const struct scheduler *scheduler, const char *thread)
     return db;
 }
 
+bool scheduler_wait_poll(const struct scheduler *scheduler)
+{
+    int64_t half_ms = scheduler->config.poll_interval_ms / 2;
+
+    return service_wait(scheduler->service, half_ms + clock_backoff_ms(0, half_ms, half_ms));
+}
+
 void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event)
 {
     Hypersdk__V1__JobChanged body;

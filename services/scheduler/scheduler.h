@@ -60,6 +60,8 @@ struct submit_settings scheduler_submit_settings(const struct scheduler *schedul
 
 /* A connection of this thread's own. */
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread);
+/* Until the next look at what lost messages left undone, with jitter; true: the process stops. */
+bool scheduler_wait_poll(const struct scheduler *scheduler);
 /* Announces to workers and others; may be lost. */
 void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event);
 void scheduler_announce_control(struct scheduler *scheduler, Hypersdk__V1__TaskControl *control);

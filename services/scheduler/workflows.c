@@ -2,7 +2,6 @@
  * common/workflow_store.c under a lock on the run's row, so a second leader does no harm, and what
  * a killed one left undone is done by the next look. */
 #include "common/autos.h"
-#include "common/clock.h"
 #include "common/workflow_store.h"
 #include "park.h"
 #include "scheduler.h"
@@ -46,9 +45,6 @@ void *workflows_main(void *arg)
         if (look_at_all(scheduler, db, &err) < 0 &&
             log_throttle_pass(&throttle, err.message, &held))
             LOG(WARN, "workflows_failed", F_ERR(&err));
-    } while (!service_wait(scheduler->service,
-                           scheduler->config.poll_interval_ms / 2 +
-                               clock_backoff_ms(0, scheduler->config.poll_interval_ms / 2,
-                                                scheduler->config.poll_interval_ms / 2)));
+    } while (!scheduler_wait_poll(scheduler));
     return NULL;
 }
