@@ -36,9 +36,9 @@ QUEUED_JOBS = """
 INSERT INTO jobs (id, provider, vm_path, vm_name, definition, submitted_by, priority)
 SELECT 'wait-' || i, 'vsphere', '/DC0/vm/vm-' || i, 'vm-' || i, '{"vm_path": "x"}', 'load', 10
 FROM generate_series(%s, %s) i;
-INSERT INTO tasks (id, job_id, kind, class, role, provider_kind, provider, spec, priority)
-SELECT 'task-wait-' || i, 'wait-' || i, 'export', 'transfer', 'exporter', 'vsphere', 'vsphere', '{}', 10
-FROM generate_series(%s, %s) i;
+INSERT INTO tasks (id, job_id, kind, class, role, provider_kind, provider, spec, priority, rank)
+SELECT 'task-wait-' || i, 'wait-' || i, 'export', 'transfer', 'exporter', 'vsphere', 'vsphere', '{}', 10,
+    queue_rank(now(), 10) FROM generate_series(%s, %s) i;
 """
 
 
