@@ -10,6 +10,7 @@
 #include "common/cleanup_policy.h"
 #include "common/json.h"
 #include "common/libvirt_wish.h"
+#include "common/provider_lookup.h"
 #include "common/upload_url.h"
 #include "common/webhook_post.h"
 
@@ -562,7 +563,7 @@ static void add_facts(const struct hook_facts *facts, json_t *spec)
     json_set_text(spec, "job_id", facts->job_id);
     json_set_text(spec, "vm_name", facts->vm_name);
     json_set_text(spec, "vm_path", field_text(job, "vm_path", ""));
-    json_set_text(spec, "provider", field_text(job, "provider", "vsphere"));
+    json_set_text(spec, "provider", field_text(job, "provider", PROVIDER_DEFAULT));
     json_set_text(spec, "output_path", facts->output_path);
     json_set_text(spec, "format", field_text(job, "format", "ovf"));
 }

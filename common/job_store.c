@@ -11,6 +11,7 @@
 #include "common/id.h"
 #include "common/job_store_internal.h"
 #include "common/json.h"
+#include "common/paths.h"
 
 static const char INSERT_JOB[] =
     "INSERT INTO jobs (id, name, kind, provider, vm_path, vm_name, output_path, format, definition,"
@@ -199,13 +200,6 @@ static int find_existing(struct db *db, const struct job_submission *s, const ch
     return error_set(err, ERR_CONFLICT, "a job with the id '%.64s' exists already", id);
 }
 
-static const char *last_part(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash == NULL || slash[1] == '\0' ? path : slash + 1;
-}
-
 static const char *or_empty(const char *text)
 {
     return text == NULL ? "" : text;
@@ -226,7 +220,7 @@ static int insert_job(struct db *db, const struct job_submission *s, const char 
     (void)snprintf(initial, sizeof initial, "%" PRId64, s->retry_initial_ms);
     (void)snprintf(max, sizeof max, "%" PRId64, s->retry_max_ms);
     if (db_exec(db, INSERT_JOB,
-                DB_PARAMS(id, s->name, s->kind, s->provider, s->vm_path, last_part(s->vm_path),
+                DB_PARAMS(id, s->name, s->kind, s->provider, s->vm_path, path_last(s->vm_path),
                           s->output_path, s->format, definition, priority, attempts, initial, max,
                           s->submitted_by, s->trace_id, s->idempotency_key, hash,
                           or_empty(s->schedule_id), or_empty(s->policy_id),

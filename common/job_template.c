@@ -7,11 +7,10 @@
 #include "common/clock.h"
 #include "common/id.h"
 #include "common/json.h"
+#include "common/paths.h"
 #include "common/placeholders.h"
 #include "common/submit.h"
 #include "common/submit_job.h"
-
-#define DEFAULT_PROVIDER "vsphere"
 
 static const char load_sql[] = "SELECT template FROM templates WHERE name = $1";
 
@@ -30,35 +29,11 @@ int job_template_name_check(const char *name, struct field_problem *problem, str
                       JOB_TEMPLATE_NAME_MAX);
 }
 
-/* Depth: a request, parsed to JSON_DEPTH_MAX. */
-/* NOLINTNEXTLINE(misc-no-recursion) */
-static const char *secret_in(const json_t *json)
-{
-    const char *found = NULL;
-    const char *key;
-    json_t *value;
-    size_t i;
-
-    json_object_foreach(json_unconst(json), key, value)
-    {
-        found = json_is_secret_name(key) ? key : secret_in(value);
-        if (found != NULL)
-            return found;
-    }
-    json_array_foreach(json, i, value)
-    {
-        found = secret_in(value);
-        if (found != NULL)
-            return found;
-    }
-    return NULL;
-}
-
 int job_template_canonical(const struct templates_config *config, const json_t *template,
                            json_t **out, struct field_problem *problem, struct error *err)
 {
     auto_json *canonical = NULL;
-    const char *secret = secret_in(template);
+    const char *secret = json_find_secret(template);
 
     if (secret != NULL) {
         return field_fail(problem, 422, secret, err, ERR_INVALID,
@@ -68,8 +43,7 @@ int job_template_canonical(const struct templates_config *config, const json_t *
         return -1;
     if (json_object_get(canonical, "id") != NULL)
         return field_fail(problem, 422, "id", err, ERR_INVALID,
-                          "'id' belongs to one job: leave it "
-                          "out");
+                          "'id' belongs to one job: leave it out");
     if (placeholders_check(canonical, config == NULL ? NULL : &config->env, problem, err) < 0)
         return -1;
     *out = STEAL(canonical);
@@ -112,13 +86,6 @@ static int merge(struct db *db, const char *name, const json_t *element, json_t 
     return 0;
 }
 
-static const char *last_part(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-
-    return slash == NULL || slash[1] == '\0' ? path : slash + 1;
-}
-
 /* A text of the job that no placeholder is in; NULL: there is none. */
 static const char *plain(const json_t *job, const char *name)
 {
@@ -154,12 +121,12 @@ int job_template_expand(struct db *db, const struct templates_config *config, co
     facts.job_id = plain(job, "id");
     facts.vm_path = plain(job, "vm_path");
     facts.provider =
-        json_object_get(job, "provider") == NULL ? DEFAULT_PROVIDER : plain(job, "provider");
+        json_object_get(job, "provider") == NULL ? PROVIDER_DEFAULT : plain(job, "provider");
     if (facts.vm_path != NULL && facts.provider != NULL &&
         submit_vm_name(db, facts.provider, facts.vm_path, &vm_name, err) < 0)
         return -1;
     facts.vm_name = vm_name != NULL         ? vm_name
-                    : facts.vm_path != NULL ? last_part(facts.vm_path)
+                    : facts.vm_path != NULL ? path_last(facts.vm_path)
                                             : NULL;
     vars = placeholders_vars(&facts);
     return placeholders_expand(job, vars, out, problem, err);

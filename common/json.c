@@ -225,6 +225,29 @@ bool json_is_secret_name(const char *key)
 }
 
 /* NOLINTNEXTLINE(misc-no-recursion): our own documents, parsed to JSON_DEPTH_MAX */
+/* NOLINTNEXTLINE(misc-no-recursion): JSON_DEPTH_MAX */
+const char *json_find_secret(const json_t *json)
+{
+    const char *found = NULL;
+    const char *key;
+    json_t *value;
+    size_t i;
+
+    json_object_foreach(json_unconst(json), key, value)
+    {
+        found = json_is_secret_name(key) ? key : json_find_secret(value);
+        if (found != NULL)
+            return found;
+    }
+    json_array_foreach(json, i, value)
+    {
+        found = json_find_secret(value);
+        if (found != NULL)
+            return found;
+    }
+    return NULL;
+}
+
 json_t *json_mask_secrets(const json_t *json)
 {
     json_t *copy;

@@ -48,6 +48,9 @@ void json_set_i64(json_t *object, const char *key, int64_t value);
 void json_put(json_t *object, const char *key, json_t *value_taken);
 /* Is a member of this name a secret (see json_mask_secrets)? */
 bool json_is_secret_name(const char *key);
+/* The first member's name, at any depth, that is a secret's; NULL: there is none. Borrowed. Of
+ * documents that were parsed here: as deep as JSON_DEPTH_MAX. */
+const char *json_find_secret(const json_t *json);
 /* A copy with the value of every key that is a secret by name (password, token, secret,
  * passphrase, *_password, *_token, *_secret, authorization) replaced by "***". New reference. */
 json_t *json_mask_secrets(const json_t *json);

@@ -255,6 +255,13 @@ char *path_parent(const char *path)
     return slash == NULL ? xstrdup("") : xstrndup(path, (size_t)(slash - path));
 }
 
+const char *path_last(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+
+    return slash == NULL || slash[1] == '\0' ? path : slash + 1;
+}
+
 bool path_has_suffix(const char *text, const char *suffix)
 {
     size_t length = strlen(text);

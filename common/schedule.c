@@ -107,6 +107,14 @@ int schedule_check(struct schedule *schedule, struct field_problem *problem, str
     return 0;
 }
 
+void schedule_change(struct schedule *schedule, const json_t *changes)
+{
+    (void)json_object_update(schedule->fields, json_unconst(changes));
+    if (json_object_get(changes, "misfire") != NULL &&
+        json_object_get(changes, "misfire_limit") == NULL)
+        (void)json_object_del(schedule->fields, "misfire_limit");
+}
+
 int64_t schedule_draw_delay_ms(const struct schedule *schedule)
 {
     int64_t jitter_ms = field_duration_ms(schedule->fields, "jitter", 0);

@@ -63,6 +63,10 @@ void schedule_free(struct schedule *schedule);
 DEFINE_AUTO(schedule, struct schedule, schedule_free)
 #define auto_schedule CLEANUP(schedule_auto) struct schedule
 
+/* Members of changes take the place of the schedule's; the limit of another misfire rule goes with
+ * it. schedule_check() afterwards. */
+void schedule_change(struct schedule *schedule, const json_t *changes);
+
 /* Checks the members of schedule->fields but job_template, fills what follows from them; a time
  * zone that is not given becomes the system's. problem->status stays 0 when tzdata is missing. */
 MUST_CHECK int schedule_check(struct schedule *schedule, struct field_problem *problem,

@@ -130,13 +130,6 @@ static bool has_output(const json_t *element)
     return false;
 }
 
-static char *dir_name_of(const char *vm_path)
-{
-    const char *slash = strrchr(vm_path, '/');
-
-    return vm_file_name(slash == NULL ? vm_path : slash + 1);
-}
-
 /* How many of these jobs each name of a directory would have. New reference. */
 static json_t *count_names(const json_t *elements)
 {
@@ -146,7 +139,7 @@ static json_t *count_names(const json_t *elements)
 
     json_array_foreach(elements, i, element)
     {
-        autofree char *name = dir_name_of(json_str(element, "vm_path"));
+        autofree char *name = vm_file_name(path_last(json_str(element, "vm_path")));
         json_set_i64(names, name, (int64_t)json_u64(names, name) + 1);
     }
     return names;
@@ -156,7 +149,7 @@ static json_t *count_names(const json_t *elements)
  * path's digest behind it. Caller frees. */
 static char *vm_dir_of(const json_t *names, const char *vm_path)
 {
-    autofree char *name = dir_name_of(vm_path);
+    autofree char *name = vm_file_name(path_last(vm_path));
     uint8_t digest[SHA256_DIGEST_LENGTH];
 
     if (json_u64(names, name) < 2)
@@ -182,20 +175,31 @@ static char *output_below(const struct schedule_source *source, const json_t *el
                      schedule->id, vm, separator, last);
 }
 
+int schedule_check_retention(const struct schedule *schedule, const struct submit_request *request,
+                             struct field_problem *problem, struct error *err)
+{
+    if (json_object_size(json_object_get(schedule->fields, "retention")) == 0 ||
+        field_bool(request->definition, "keep_local",
+                   !field_bool(request->definition, "stream_upload", false)))
+        return 0;
+    return field_fail(problem, 422, "retention", err, ERR_NOT_AVAILABLE,
+                      "'retention' removes files on the server, and these exports leave none "
+                      "there: leave out 'retention', or keep the local files");
+}
+
 int schedule_run_prepare(const struct schedule_source *source, const json_t *element,
-                         struct submit_request **out, struct provider_row *out_provider,
-                         struct field_problem *problem, struct error *err)
+                         struct submit_request **out, struct field_problem *problem,
+                         struct error *err)
 {
     auto_submit_request *request = NULL;
     autofree char *dir = NULL;
     auto_json *copy = NULL;
 
-    if (submit_prepare(source->settings, source->db, element, &request, out_provider, problem,
-                       err) < 0)
+    if (submit_prepare(source->settings, source->db, element, &request, problem, err) < 0)
         return -1;
     dir = output_below(source, element, request);
     copy = element_in(source->schedule, element, dir);
-    return submit_prepare(source->settings, source->db, copy, out, out_provider, problem, err);
+    return submit_prepare(source->settings, source->db, copy, out, problem, err);
 }
 
 struct making { /* a run whose jobs are being made */
@@ -228,14 +232,13 @@ static int make_job(const struct making *making, const json_t *element, struct e
                                    .schedule_id = schedule->id};
     auto_submit_request *request = NULL;
     struct field_problem problem = {0};
-    struct provider_row provider;
     struct error why = ERROR_NONE;
     bool existing = false;
     char id[64];
 
     if (schedule->policy_id[0] != '\0')
         origin.policy_id = schedule->policy_id;
-    if (schedule_run_prepare(&making->source, element, &request, &provider, &problem, &why) < 0) {
+    if (schedule_run_prepare(&making->source, element, &request, &problem, &why) < 0) {
         if (error_is_retryable(&why) || why.code == ERR_INTERNAL) {
             *err = why;
             return -1;
@@ -248,7 +251,7 @@ static int make_job(const struct making *making, const json_t *element, struct e
         request->submission.queue_limit =
             (uint32_t)field_number(schedule->fields, "max_parallel", 0);
     }
-    if (submit_store(making->source.db, request, &provider, &origin, id, &existing, err) < 0)
+    if (submit_store(making->source.db, request, &origin, id, &existing, err) < 0)
         return -1;
     (void)json_array_append_new(making->job_ids, json_string(id));
     return 0;

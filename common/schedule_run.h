@@ -46,6 +46,9 @@ MUST_CHECK int schedule_runs_settle(struct db *db, const struct retry_config *re
 /* Ids of schedules that have a queued run and none under way. New reference. */
 MUST_CHECK int schedule_runs_waiting(struct db *db, json_t **out, struct error *err);
 
+#define SCHEDULE_SAMPLE_RUN_DIR \
+    "20260301T020000Z-00000000" /* as long as that of any run, for checks */
+
 struct schedule_source { /* what a run's jobs are made from; borrowed */
     struct db *db;
     const struct submit_settings *settings;
@@ -57,7 +60,11 @@ struct schedule_source { /* what a run's jobs are made from; borrowed */
  * <output_path>/<schedule id>[/<run_dir>]; restore points share one. ERR_INVALID and the like with
  * problem: the template's fault. */
 MUST_CHECK int schedule_run_prepare(const struct schedule_source *source, const json_t *element,
-                                    struct submit_request **out, struct provider_row *out_provider,
-                                    struct field_problem *problem, struct error *err);
+                                    struct submit_request **out, struct field_problem *problem,
+                                    struct error *err);
+/* Retention needs files on the server: 422 when the prepared job leaves none there. */
+MUST_CHECK int schedule_check_retention(const struct schedule *schedule,
+                                        const struct submit_request *request,
+                                        struct field_problem *problem, struct error *err);
 
 #endif

@@ -21,7 +21,6 @@
 #define DAY_MS                  (UINT64_C(24) * HOUR_MS)
 #define JOB_ID_BYTES_MAX        63 /* fits char[64] of the store */
 #define RETRY_ATTEMPTS_MAX      100
-#define DEFAULT_PROVIDER        "vsphere"
 #define DEFAULT_KEY_REF         "default" /* of encrypt */
 
 const char *const submit_formats[] = {"ovf", "ova", "vmdk", "raw", "qcow2", NULL};
@@ -824,7 +823,7 @@ static void fill_submission(const struct submit_settings *settings, struct submi
     s->id = request->id;
     s->name = field_text(job, "name", "");
     s->kind = "export";
-    s->provider = field_text(job, "provider", DEFAULT_PROVIDER);
+    s->provider = field_text(job, "provider", PROVIDER_DEFAULT);
     s->vm_path = field_text(job, "vm_path", "");
     s->output_path = request->output_path;
     s->format = field_text(job, "format", "ovf");

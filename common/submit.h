@@ -5,10 +5,11 @@
 #define COMMON_SUBMIT_H
 
 #include "common/config_schema.h"
+#include "common/fields.h"
 #include "common/hooks.h"
 #include "common/job_store.h"
+#include "common/provider_lookup.h"
 #include "common/seal.h"
-#include "common/fields.h"
 
 #define SUBMIT_JOBS_MAX       10000      /* of one request; the body limit allows about 50,000 */
 #define SUBMIT_FREE_BYTES_MAX (64 * KIB) /* metadata and tags together, travel in every lease */
@@ -47,6 +48,7 @@ struct submit_request {
     json_t *import_spec;
     struct hook_plan plan; /* the tasks of a job with hooks */
     char *output_path;
+    struct provider_row provider; /* submit_prepare fills it */
     char id[64];
 };
 /* vm_name: file name for the default output path; NULL: made from vm_path. The submission's

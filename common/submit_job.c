@@ -24,12 +24,12 @@ int submit_vm_name(struct db *db, const char *provider, const char *vm, char **o
 }
 
 int submit_prepare(const struct submit_settings *settings, struct db *db, const json_t *element,
-                   struct submit_request **out, struct provider_row *out_provider,
-                   struct field_problem *problem, struct error *err)
+                   struct submit_request **out, struct field_problem *problem, struct error *err)
 {
     auto_submit_request *request = NULL;
     autofree char *vm_name = NULL;
     auto_json *expanded = NULL;
+    struct provider_row provider;
     const struct job_submission *s;
 
     if (job_template_expand(db, settings->templates, element, &expanded, problem, err) < 0)
@@ -39,7 +39,7 @@ int submit_prepare(const struct submit_settings *settings, struct db *db, const 
     if (submit_parse(settings, element, NULL, &request, problem, err) < 0)
         return -1;
     s = &request->submission;
-    if (provider_lookup(db, s->provider, true, out_provider, problem, err) < 0 ||
+    if (provider_lookup(db, s->provider, true, &provider, problem, err) < 0 ||
         submit_vm_name(db, s->provider, s->vm_path, &vm_name, err) < 0)
         return -1;
     if (vm_name != NULL) { /* the default directory has the VM's name, not its id */
@@ -47,6 +47,7 @@ int submit_prepare(const struct submit_settings *settings, struct db *db, const 
         if (submit_parse(settings, element, vm_name, &request, problem, err) < 0)
             return -1;
     }
+    request->provider = provider;
     *out = STEAL(request);
     return 0;
 }
@@ -62,9 +63,8 @@ static int volume_of(struct db *db, const struct job_submission *s, char **out_v
     return restore_points_add(db, s->provider, spec, out_volume, err);
 }
 
-int submit_store(struct db *db, struct submit_request *request, const struct provider_row *provider,
-                 const struct submit_origin *origin, char out_id[64], bool *out_existing,
-                 struct error *err)
+int submit_store(struct db *db, struct submit_request *request, const struct submit_origin *origin,
+                 char out_id[64], bool *out_existing, struct error *err)
 {
     struct job_submission *s = &request->submission;
     autofree char *volume = NULL;
@@ -72,7 +72,7 @@ int submit_store(struct db *db, struct submit_request *request, const struct pro
     if (volume_of(db, s, &volume, err) < 0)
         return -1;
     s->volume = volume;
-    s->provider_kind = provider->kind;
+    s->provider_kind = request->provider.kind;
     s->submitted_by = origin->submitted_by;
     s->trace_id = origin->trace_id;
     s->schedule_id = origin->schedule_id;

@@ -3,7 +3,6 @@
 #ifndef COMMON_SUBMIT_JOB_H
 #define COMMON_SUBMIT_JOB_H
 
-#include "common/provider_lookup.h"
 #include "common/submit.h"
 
 struct submit_origin { /* who asks; borrowed */
@@ -24,11 +23,10 @@ MUST_CHECK int submit_vm_name(struct db *db, const char *provider, const char *v
  * 0 when it is not the request's fault. */
 MUST_CHECK int submit_prepare(const struct submit_settings *settings, struct db *db,
                               const json_t *element, struct submit_request **out,
-                              struct provider_row *out_provider, struct field_problem *problem,
-                              struct error *err);
-/* Stores it as job_store_submit does, also inside the caller's transaction. */
+                              struct field_problem *problem, struct error *err);
+/* Stores a prepared request as job_store_submit does, also inside the caller's transaction. */
 MUST_CHECK int submit_store(struct db *db, struct submit_request *request,
-                            const struct provider_row *provider, const struct submit_origin *origin,
-                            char out_id[64], bool *out_existing, struct error *err);
+                            const struct submit_origin *origin, char out_id[64], bool *out_existing,
+                            struct error *err);
 
 #endif

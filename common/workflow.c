@@ -422,7 +422,6 @@ static json_t *batch_item(const json_t *step, uint32_t item)
     static const char *const path_names[] = {"output_path", "export_path", "output_dir"};
     const json_t *common = json_object_get(step, "job");
     const char *vm = json_string_value(json_array_get(json_object_get(step, "vms"), item));
-    const char *slash = strrchr(vm, '/');
     json_t *job = common == NULL ? json_object() : json_deep_copy(common);
 
     json_set_text(job, "vm_path", vm);
@@ -432,7 +431,7 @@ static json_t *batch_item(const json_t *step, uint32_t item)
         autofree char *path = NULL;
         if (parent == NULL)
             continue;
-        name = vm_file_name(slash != NULL && slash[1] != '\0' ? slash + 1 : vm);
+        name = vm_file_name(path_last(vm));
         path = xasprintf("%s/%s", parent, name);
         json_set_text(job, path_names[i], path);
     }

@@ -75,12 +75,11 @@ static int submit_export(struct item *item, const json_t *element,
 {
     const struct workflow_starter *s = item->s;
     auto_submit_request *request = NULL;
-    struct provider_row provider;
     bool existing = false;
 
-    if (submit_prepare(s->settings, s->db, element, &request, &provider, &item->problem, err) < 0)
+    if (submit_prepare(s->settings, s->db, element, &request, &item->problem, err) < 0)
         return -1;
-    return submit_store(s->db, request, &provider, origin, item->job_id, &existing, err);
+    return submit_store(s->db, request, origin, item->job_id, &existing, err);
 }
 
 static int submit_bridge(struct item *item, const json_t *element,

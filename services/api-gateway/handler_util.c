@@ -26,6 +26,17 @@ int call_fail_field(struct call *call, const struct field_problem *problem, stru
                      "%s", cause.message);
 }
 
+int call_fields(struct call *call, const struct field *table, json_t **out, struct error *err)
+{
+    auto_json *empty = json_object();
+    struct field_problem problem = {0};
+
+    if (fields_canonical(table, "", call->body == NULL ? empty : call->body, out, &problem, err) <
+        0)
+        return call_fail_field(call, &problem, err);
+    return 0;
+}
+
 int call_bad_field(struct call *call, const char *field, struct error *err, const char *format, ...)
 {
     char message[ERROR_MESSAGE_MAX];

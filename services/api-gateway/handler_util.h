@@ -18,6 +18,10 @@
 /* Answers the refusal that a fields_... or submit_... function left in problem and err, with the
  * members "field" and "candidates". Returns -1. */
 int call_fail_field(struct call *call, const struct field_problem *problem, struct error *err);
+/* The body, or an empty object without one, under the table; what is wrong is answered. *out: new
+ * reference. */
+MUST_CHECK int call_fields(struct call *call, const struct field *table, json_t **out,
+                           struct error *err);
 /* 400 that names a field or parameter. */
 int call_bad_field(struct call *call, const char *field, struct error *err, const char *format, ...)
     PRINTF_LIKE(4, 5);

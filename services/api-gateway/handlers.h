@@ -6,8 +6,6 @@
 #include "route.h"
 #include "common/submit.h"
 
-struct provider_row;
-
 /* handlers_service.c */
 int handle_health(struct call *call, struct error *err);  /* ROUTE_OPEN | ROUTE_NO_DB */
 int handle_ready(struct call *call, struct error *err);   /* ROUTE_OPEN | ROUTE_NO_DB */
@@ -27,8 +25,7 @@ MUST_CHECK int submit_may(struct call *call, const struct submit_request *reques
 /* One element of a submit as job and export. problem->status stays 0 when the failure is not the
  * element's fault. */
 MUST_CHECK int submit_element(struct call *call, const json_t *element, struct submit_request **out,
-                              struct provider_row *out_provider, struct field_problem *problem,
-                              struct error *err);
+                              struct field_problem *problem, struct error *err);
 int handle_job_submit(struct call *call, struct error *err);
 int handle_job_cancel(struct call *call, struct error *err);      /* /api/v1/jobs/{id}/cancel */
 int handle_job_cancel_many(struct call *call, struct error *err); /* POST /jobs/cancel */

@@ -43,24 +43,13 @@ static int read_policy(struct call *call, const json_t *body, json_t **out_spec,
                      err, why.code, "%s", why.message);
 }
 
-static int read_body(struct call *call, const struct field *fields, json_t **out, struct error *err)
-{
-    auto_json *empty = json_object();
-    struct field_problem problem = {0};
-
-    if (fields_canonical(fields, "", call->body == NULL ? empty : call->body, out, &problem, err) <
-        0)
-        return call_fail_field(call, &problem, err);
-    return 0;
-}
-
 int handle_export_cleanup(struct call *call, struct error *err)
 {
     auto_json *body = NULL;
     auto_json *spec = NULL;
     char id[64];
 
-    if (read_body(call, cleanup_fields, &body, err) < 0 ||
+    if (call_fields(call, cleanup_fields, &body, err) < 0 ||
         read_policy(call, body, &spec, err) < 0 ||
         cleanup_submit(call->db,
                        &(struct cleanup_request){.spec = spec,
@@ -112,7 +101,7 @@ int handle_cleanup_schedule_put(struct call *call, struct error *err)
     autofree char *text = NULL;
     int64_t interval;
 
-    if (read_body(call, schedule_fields, &body, err) < 0)
+    if (call_fields(call, schedule_fields, &body, err) < 0)
         return -1;
     if (json_object_get(body, "interval") == NULL)
         return call_bad_field(call, "interval", err, "'interval' is missing");

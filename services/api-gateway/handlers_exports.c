@@ -211,15 +211,12 @@ int handle_export_verify(struct call *call, struct error *err)
         {0},
     };
     const char *id = call_param(call, "id");
-    auto_json *empty = json_object();
     auto_json *body = NULL;
     auto_pgresult *rows = NULL;
-    struct field_problem problem = {0};
 
     call_resource(call, "export", id);
-    if (fields_canonical(fields, "", call->body == NULL ? empty : call->body, &body, &problem,
-                         err) < 0)
-        return call_fail_field(call, &problem, err);
+    if (call_fields(call, fields, &body, err) < 0)
+        return -1;
     if (db_exec(call->db, find_sql, DB_PARAMS(id, NULL), &rows, err) < 0)
         return -1;
     if (PQntuples(rows) == 0)
@@ -234,16 +231,13 @@ int handle_export_verify_path(struct call *call, struct error *err)
         {"passphrase", {NULL}, FIELD_TEXT, 1, CRYPT_PASSPHRASE_BYTES_MAX, NULL},
         {0},
     };
-    auto_json *empty = json_object();
     auto_json *body = NULL;
     auto_pgresult *rows = NULL;
     autofree char *path = NULL;
-    struct field_problem problem = {0};
     struct error why = ERROR_NONE;
 
-    if (fields_canonical(fields, "", call->body == NULL ? empty : call->body, &body, &problem,
-                         err) < 0)
-        return call_fail_field(call, &problem, err);
+    if (call_fields(call, fields, &body, err) < 0)
+        return -1;
     if (json_object_get(body, "path") == NULL)
         return call_bad_field(call, "path", err, "'path' is missing");
     if (path_confine(&call->gateway->bases, field_text(body, "path", ""), &path, &why) < 0) {
@@ -301,13 +295,10 @@ int handle_export_flatten(struct call *call, struct error *err)
 int handle_export_prune(struct call *call, struct error *err)
 {
     static const struct field fields[] = {{"keep", {NULL}, FIELD_NUMBER, 1, KEEP_MAX, NULL}, {0}};
-    auto_json *empty = json_object();
     auto_json *body = NULL;
-    struct field_problem problem = {0};
 
-    if (fields_canonical(fields, "", call->body == NULL ? empty : call->body, &body, &problem,
-                         err) < 0)
-        return call_fail_field(call, &problem, err);
+    if (call_fields(call, fields, &body, err) < 0)
+        return -1;
     if (json_object_get(body, "keep") == NULL)
         return call_bad_field(call, "keep", err, "'keep' is missing: how many points stay");
     return submit_chain_job(call, "prune", field_number(body, "keep", 0), err);

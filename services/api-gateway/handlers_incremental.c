@@ -61,17 +61,16 @@ int handle_incremental_analyze(struct call *call, struct error *err)
     auto_control_task task = {0};
     autofree char *volume = NULL;
     struct field_problem problem = {0};
-    struct provider_row row;
     struct control_request control = {.kind = "incremental_info", .wait_ms = CONTROL_WAIT_MS};
 
     bool snapshot = false;
 
     if (take_temporary_snapshot(call, element, &snapshot, err) < 0)
         return -1;
-    if (submit_element(call, element, &request, &row, &problem, err) < 0)
+    if (submit_element(call, element, &request, &problem, err) < 0)
         return problem.status == 0 ? -1 : call_fail_field(call, &problem, err);
     control.provider = request->submission.provider;
-    control.provider_kind = row.kind;
+    control.provider_kind = request->provider.kind;
     spec = spec_of(request);
     if (snapshot)
         json_put(spec, "temporary_snapshot", json_true());

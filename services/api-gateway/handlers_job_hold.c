@@ -34,14 +34,11 @@ static int answer_state(struct call *call, const char *job_id, struct error *err
 int handle_job_pause(struct call *call, struct error *err)
 {
     const char *job_id = call_param(call, "id");
-    struct field_problem problem = {0};
-    auto_json *empty = json_object();
     auto_json *fields = NULL;
 
     call_resource(call, "job", job_id);
-    if (fields_canonical(pause_fields, "", call->body == NULL ? empty : call->body, &fields,
-                         &problem, err) < 0)
-        return call_fail_field(call, &problem, err);
+    if (call_fields(call, pause_fields, &fields, err) < 0)
+        return -1;
     if (call_check_owner(call, job_id, err) < 0 ||
         job_store_pause(call->db, job_id, call->identity.username, field_text(fields, "reason", ""),
                         err) < 0)

@@ -23,8 +23,7 @@ static const char created_sql[] =
 struct submit_run { /* one request while it is worked on */
     struct submit_batch batch;
     struct submit_request *requests[SUBMIT_JOBS_MAX]; /* NULL: refused */
-    struct provider_row providers[SUBMIT_JOBS_MAX];
-    const char *idempotency_key; /* NULL: none */
+    const char *idempotency_key;                      /* NULL: none */
     uint8_t hash[SHA256_DIGEST_LENGTH];
     json_t *job_ids;
     json_t *errors;
@@ -85,8 +84,7 @@ static int check_permissions(struct call *call, const struct submit_settings *se
 }
 
 int submit_element(struct call *call, const json_t *element, struct submit_request **out,
-                   struct provider_row *out_provider, struct field_problem *problem,
-                   struct error *err)
+                   struct field_problem *problem, struct error *err)
 {
     auto_seal_key *key = call->gateway->master == NULL
                              ? NULL
@@ -95,7 +93,7 @@ int submit_element(struct call *call, const json_t *element, struct submit_reque
     auto_submit_request *request = NULL;
 
     if (check_permissions(call, &settings, element, problem, err) < 0 ||
-        submit_prepare(&settings, call->db, element, &request, out_provider, problem, err) < 0 ||
+        submit_prepare(&settings, call->db, element, &request, problem, err) < 0 ||
         submit_may(call, request, problem, err) < 0)
         return -1;
     *out = STEAL(request);
@@ -132,8 +130,7 @@ static int prepare_all(struct call *call, struct submit_run *run, struct error *
     for (size_t i = 0; i < run->batch.count; i++) {
         struct field_problem problem = {0};
         struct error why = ERROR_NONE;
-        if (submit_element(call, run->batch.elements[i], &run->requests[i], &run->providers[i],
-                           &problem, &why) == 0)
+        if (submit_element(call, run->batch.elements[i], &run->requests[i], &problem, &why) == 0)
             continue;
         *err = why;
         if (run->batch.single && problem.status != 0)
@@ -161,8 +158,7 @@ static int store_element(struct call *call, struct submit_run *run, size_t i, js
         origin.idempotency_key = key;
         origin.idempotency_hash = run->hash;
     }
-    if (submit_store(call->db, run->requests[i], &run->providers[i], &origin, id, &existing, err) <
-        0)
+    if (submit_store(call->db, run->requests[i], &origin, id, &existing, err) < 0)
         return -1;
     run->existing = existing;
     (void)json_array_append_new(ids, json_string(id));
@@ -378,17 +374,6 @@ static int cancel_one(struct call *call, const char *job_id, const json_t *optio
                             field_bool(options, "discard", false), err);
 }
 
-static int read_cancel(struct call *call, json_t **out, struct error *err)
-{
-    auto_json *empty = json_object();
-    struct field_problem problem = {0};
-
-    if (fields_canonical(cancel_fields, "", call->body == NULL ? empty : call->body, out, &problem,
-                         err) < 0)
-        return call_fail_field(call, &problem, err);
-    return 0;
-}
-
 int handle_job_cancel(struct call *call, struct error *err)
 {
     const char *job_id = call_param(call, "id");
@@ -396,7 +381,7 @@ int handle_job_cancel(struct call *call, struct error *err)
     json_t *answer;
 
     call_resource(call, "job", job_id);
-    if (read_cancel(call, &options, err) < 0)
+    if (call_fields(call, cancel_fields, &options, err) < 0)
         return -1;
     if (json_object_get(options, "job_ids") != NULL)
         return call_bad_field(call, "job_ids", err, "'job_ids': the path names the job already");
@@ -452,7 +437,8 @@ int handle_job_cancel_many(struct call *call, struct error *err)
     size_t i;
     json_t *item;
 
-    if (read_cancel(call, &options, err) < 0 || cancel_ids(call, options, &ids, err) < 0)
+    if (call_fields(call, cancel_fields, &options, err) < 0 ||
+        cancel_ids(call, options, &ids, err) < 0)
         return -1;
     json_array_foreach(ids, i, item)
     {

@@ -9,8 +9,7 @@
 #include "control_task.h"
 #include "handlers.h"
 
-#define SAMPLE_RUN_DIR "20260301T020000Z-00000000" /* as long as that of any run */
-#define RUNS_SHOWN     10
+#define RUNS_SHOWN 10
 
 static const struct field policy_fields[] = {SCHEDULE_FIELDS, POLICY_FIELDS, {0}};
 
@@ -52,17 +51,6 @@ static int find(struct call *call, enum schedule_lock lock, struct schedule **ou
 
 /* ---- checks ---- */
 
-static int read_fields(struct call *call, json_t **out, struct error *err)
-{
-    auto_json *empty = json_object();
-    struct field_problem problem = {0};
-
-    if (fields_canonical(policy_fields, "", call->body == NULL ? empty : call->body, out, &problem,
-                         err) < 0)
-        return call_fail_field(call, &problem, err);
-    return 0;
-}
-
 /* What would be one VM's job is checked as a submit would check it. */
 static int check_options(struct call *call, const struct schedule *schedule,
                          struct field_problem *problem, struct error *err)
@@ -70,11 +58,10 @@ static int check_options(struct call *call, const struct schedule *schedule,
     static const char *const own[] = {"id", "vm_path", "vm_identifier", "vm", "vm_id", "provider"};
     const json_t *options = json_object_get(schedule->fields, "export_options");
     struct submit_settings settings = submit_settings_of(call->gateway, NULL);
-    const struct schedule_source source = {call->db, &settings, schedule, SAMPLE_RUN_DIR, NULL};
+    const struct schedule_source source = {call->db, &settings, schedule, SCHEDULE_SAMPLE_RUN_DIR,
+                                           NULL};
     auto_json *element = policy_element(schedule->fields, "/sample");
-    auto_json *masked = json_mask_secrets(element);
     auto_submit_request *request = NULL;
-    struct provider_row provider;
 
     for (size_t i = 0; i < ARRAY_LEN(own); i++) {
         if (json_object_get(options, own[i]) != NULL) {
@@ -82,20 +69,14 @@ static int check_options(struct call *call, const struct schedule *schedule,
                               "'export_options.%s': the VMs are named by 'vm_filter'", own[i]);
         }
     }
-    if (!json_equal(element, masked)) {
+    if (json_find_secret(element) != NULL) {
         return field_fail(problem, 422, "export_options", err, ERR_INVALID,
                           "'export_options': a policy keeps no secrets; of an encryption key name "
                           "it by 'encrypt.key_ref'");
     }
-    if (schedule_run_prepare(&source, element, &request, &provider, problem, err) < 0)
+    if (schedule_run_prepare(&source, element, &request, problem, err) < 0 ||
+        schedule_check_retention(schedule, request, problem, err) < 0)
         return -1;
-    if (json_object_size(json_object_get(schedule->fields, "retention")) > 0 &&
-        !field_bool(request->definition, "keep_local",
-                    !field_bool(request->definition, "stream_upload", false))) {
-        return field_fail(problem, 422, "retention", err, ERR_NOT_AVAILABLE,
-                          "'retention' removes files on the server, and these exports leave none "
-                          "there");
-    }
     return submit_may(call, request, problem, err);
 }
 
@@ -240,7 +221,7 @@ int handle_policy_create(struct call *call, struct error *err)
     auto_schedule *schedule = xcalloc(1, sizeof *schedule);
     autofree char *location = NULL;
 
-    if (read_fields(call, &schedule->fields, err) < 0)
+    if (call_fields(call, policy_fields, &schedule->fields, err) < 0)
         return -1;
     id_new("sch", schedule->id);
     id_new("pol", schedule->policy_id);
@@ -286,10 +267,7 @@ static int update_locked(struct call *call, const json_t *changes, struct error 
 
     if (find(call, SCHEDULE_LOCK, &schedule, err) < 0)
         return -1;
-    (void)json_object_update(schedule->fields, json_unconst(changes));
-    if (json_object_get(changes, "misfire") != NULL &&
-        json_object_get(changes, "misfire_limit") == NULL)
-        (void)json_object_del(schedule->fields, "misfire_limit");
+    schedule_change(schedule, changes);
     return check_all(call, schedule, err) < 0 ? -1 : schedule_store_update(call->db, schedule, err);
 }
 
@@ -297,7 +275,7 @@ int handle_policy_put(struct call *call, struct error *err)
 {
     auto_json *changes = NULL;
 
-    if (read_fields(call, &changes, err) < 0)
+    if (call_fields(call, policy_fields, &changes, err) < 0)
         return -1;
     if (json_object_size(changes) == 0)
         return call_bad_field(call, "schedule", err, "the request changes nothing");

@@ -109,15 +109,12 @@ int handle_queue_get(struct call *call, struct error *err)
 
 int handle_queue_pause(struct call *call, struct error *err)
 {
-    struct field_problem problem = {0};
-    auto_json *empty = json_object();
     auto_json *fields = NULL;
     auto_pgresult *rows = NULL;
 
     call_resource(call, "queue", "queue");
-    if (fields_canonical(reason_fields, "", call->body == NULL ? empty : call->body, &fields,
-                         &problem, err) < 0)
-        return call_fail_field(call, &problem, err);
+    if (call_fields(call, reason_fields, &fields, err) < 0)
+        return -1;
     if (db_exec(call->db, pause_sql,
                 DB_PARAMS(call->identity.username, field_text(fields, "reason", "")), &rows,
                 err) < 0)

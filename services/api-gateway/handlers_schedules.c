@@ -10,48 +10,12 @@
 #include "handlers.h"
 #include "schedule_view.h"
 
-#define TEMPLATE       "job_template"
-#define SAMPLE_RUN_DIR "20260301T020000Z-00000000" /* as long as that of any run */
+#define TEMPLATE "job_template"
 
 static const struct field schedule_fields[] = {
     SCHEDULE_FIELDS, {TEMPLATE, {"job_definition"}, FIELD_OBJECT, 0, 0, NULL}, {0}};
 
 /* ---- what is asked for ---- */
-
-static int read_fields(struct call *call, json_t **out, struct error *err)
-{
-    auto_json *empty = json_object();
-    struct field_problem problem = {0};
-
-    if (fields_canonical(schedule_fields, "", call->body == NULL ? empty : call->body, out,
-                         &problem, err) < 0)
-        return call_fail_field(call, &problem, err);
-    return 0;
-}
-
-/* Name of the first member that is a secret; NULL: none. Depth: JSON_DEPTH_MAX. */
-/* NOLINTNEXTLINE(misc-no-recursion): a request, parsed to JSON_DEPTH_MAX */
-static const char *secret_in(const json_t *json)
-{
-    const char *found = NULL;
-    const char *key;
-    json_t *value;
-    size_t i;
-
-    json_object_foreach(json_unconst(json), key, value)
-    {
-        found = json_is_secret_name(key) ? key : secret_in(value);
-        if (found != NULL)
-            return found;
-    }
-    json_array_foreach(json, i, value)
-    {
-        found = secret_in(value);
-        if (found != NULL)
-            return found;
-    }
-    return NULL;
-}
 
 static int refuse_secret(const char *name, struct field_problem *problem, struct error *err)
 {
@@ -68,32 +32,16 @@ static int refuse_secret(const char *name, struct field_problem *problem, struct
                       name);
 }
 
-static int check_prepared(struct call *call, const struct schedule *schedule,
-                          const struct submit_request *request, struct field_problem *problem,
-                          struct error *err)
-{
-    const json_t *retention = json_object_get(schedule->fields, "retention");
-
-    if (json_object_size(retention) > 0 &&
-        !field_bool(request->definition, "keep_local",
-                    !field_bool(request->definition, "stream_upload", false))) {
-        return field_fail(problem, 422, "retention", err, ERR_NOT_AVAILABLE,
-                          "'retention' removes files on the server, and these exports leave none "
-                          "there: leave out 'retention', or keep the local files");
-    }
-    return submit_may(call, request, problem, err);
-}
-
 /* Exactly what a submit would check, and what only makes sense for a job that comes again. */
 static int check_template(struct call *call, const struct schedule *schedule,
                           struct field_problem *problem, struct error *err)
 {
     struct submit_settings settings = submit_settings_of(call->gateway, NULL);
     const json_t *element = json_object_get(schedule->fields, TEMPLATE);
-    const char *secret = secret_in(element);
-    const struct schedule_source source = {call->db, &settings, schedule, SAMPLE_RUN_DIR, NULL};
+    const char *secret = json_find_secret(element);
+    const struct schedule_source source = {call->db, &settings, schedule, SCHEDULE_SAMPLE_RUN_DIR,
+                                           NULL};
     auto_submit_request *request = NULL;
-    struct provider_row provider;
 
     if (element == NULL)
         return field_fail(problem, 400, TEMPLATE, err, ERR_INVALID, "'" TEMPLATE "' is missing");
@@ -104,8 +52,9 @@ static int check_template(struct call *call, const struct schedule *schedule,
             problem, 422, TEMPLATE ".id", err, ERR_INVALID,
             "an 'id' belongs to one job: leave it out, each run's jobs get their own");
     }
-    if (schedule_run_prepare(&source, element, &request, &provider, problem, err) < 0 ||
-        check_prepared(call, schedule, request, problem, err) < 0) {
+    if (schedule_run_prepare(&source, element, &request, problem, err) < 0 ||
+        schedule_check_retention(schedule, request, problem, err) < 0 ||
+        submit_may(call, request, problem, err) < 0) {
         char field[FIELD_NAME_MAX];
         if (problem->field[0] != '\0' && strcmp(problem->field, "retention") != 0) {
             (void)snprintf(field, sizeof field, TEMPLATE ".%.80s", problem->field);
@@ -135,7 +84,7 @@ int handle_schedule_create(struct call *call, struct error *err)
     auto_schedule *schedule = xcalloc(1, sizeof *schedule);
     autofree char *location = NULL;
 
-    if (read_fields(call, &schedule->fields, err) < 0)
+    if (call_fields(call, schedule_fields, &schedule->fields, err) < 0)
         return -1;
     id_new("sch", schedule->id);
     (void)snprintf(schedule->created_by, sizeof schedule->created_by, "%s",
@@ -171,10 +120,7 @@ static int update_locked(struct call *call, const json_t *changes, struct schedu
 
     if (load_own(call, SCHEDULE_LOCK, &schedule, err) < 0)
         return -1;
-    (void)json_object_update(schedule->fields, json_unconst(changes));
-    if (json_object_get(changes, "misfire") != NULL &&
-        json_object_get(changes, "misfire_limit") == NULL)
-        (void)json_object_del(schedule->fields, "misfire_limit");
+    schedule_change(schedule, changes);
     if (json_object_size(changes) == 1 && json_object_get(changes, "enabled") != NULL) {
         /* only switched: the template was checked when it came */
         if (schedule_check(schedule, &problem, err) < 0)
@@ -205,7 +151,7 @@ int handle_schedule_put(struct call *call, struct error *err)
 {
     auto_json *changes = NULL;
 
-    if (read_fields(call, &changes, err) < 0)
+    if (call_fields(call, schedule_fields, &changes, err) < 0)
         return -1;
     if (json_object_size(changes) == 0)
         return call_bad_field(call, "schedule", err, "the request changes nothing");
@@ -347,7 +293,7 @@ int handle_schedule_validate(struct call *call, struct error *err)
     auto_json *answer = json_object();
     bool valid;
 
-    if (read_fields(call, &schedule->fields, err) < 0)
+    if (call_fields(call, schedule_fields, &schedule->fields, err) < 0)
         return -1;
     valid = look(call, schedule, answer, &problem, &why) == 0;
     if (!valid && problem.status == 0) {

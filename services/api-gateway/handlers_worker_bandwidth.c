@@ -51,15 +51,13 @@ int handle_worker_bandwidth_put(struct call *call, struct error *err)
 {
     struct worker_bandwidth value = {.set = true};
     struct field_problem problem = {0};
-    auto_json *empty = json_object();
     auto_json *fields = NULL;
     const char *kind;
 
     if (kind_of(call, &kind, err) < 0)
         return -1;
-    if (fields_canonical(limit_fields, "", call->body == NULL ? empty : call->body, &fields,
-                         &problem, err) < 0)
-        return call_fail_field(call, &problem, err);
+    if (call_fields(call, limit_fields, &fields, err) < 0)
+        return -1;
     if (json_object_get(fields, "bandwidth_limit_mbps") == NULL) {
         return call_bad_field(call, "bandwidth_limit_mbps", err,
                               "'bandwidth_limit_mbps' is missing (0: no limit)");

@@ -76,14 +76,13 @@ static int check_item(struct call *call, enum workflow_step_type type, const jso
     const char *permission = exports ? "vm.export" : "convert.run";
     auto_submit_request *request = NULL;
     auto_bridge_request *bridge = NULL;
-    struct provider_row provider;
 
     if (!identity_may(&call->identity, permission)) {
         return field_fail(problem, 403, "type", err, ERR_DENIED, "permission '%s' is missing",
                           permission);
     }
     if (exports)
-        return submit_element(call, element, &request, &provider, problem, err);
+        return submit_element(call, element, &request, problem, err);
     if (type == WORKFLOW_CONVERT)
         return submit_convert_prepare(&settings, element, &bridge, problem, err);
     return submit_import_prepare(&settings, call->db, element, &bridge, problem, err);
