@@ -41,9 +41,10 @@ int job_template_canonical(const struct templates_config *config, const json_t *
     }
     if (submit_names(template, &canonical, problem, err) < 0)
         return -1;
-    if (json_object_get(canonical, "id") != NULL)
+    if (json_object_get(canonical, "id") != NULL) {
         return field_fail(problem, 422, "id", err, ERR_INVALID,
                           "'id' belongs to one job: leave it out");
+    }
     if (placeholders_check(canonical, config == NULL ? NULL : &config->env, problem, err) < 0)
         return -1;
     *out = STEAL(canonical);

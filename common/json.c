@@ -224,8 +224,7 @@ bool json_is_secret_name(const char *key)
     return false;
 }
 
-/* NOLINTNEXTLINE(misc-no-recursion): our own documents, parsed to JSON_DEPTH_MAX */
-/* NOLINTNEXTLINE(misc-no-recursion): JSON_DEPTH_MAX */
+/* NOLINTNEXTLINE(misc-no-recursion): parsed to JSON_DEPTH_MAX */
 const char *json_find_secret(const json_t *json)
 {
     const char *found = NULL;
@@ -248,6 +247,7 @@ const char *json_find_secret(const json_t *json)
     return NULL;
 }
 
+/* NOLINTNEXTLINE(misc-no-recursion): our own documents, parsed to JSON_DEPTH_MAX */
 json_t *json_mask_secrets(const json_t *json)
 {
     json_t *copy;
