@@ -7,6 +7,7 @@
 #include "common/id.h"
 #include "common/json.h"
 #include "common/provider_lookup.h"
+#include "common/vm_filter.h"
 
 /* A glob as a pattern of LIKE. */
 #define LIKE_OF(x)                                                                          \
@@ -20,13 +21,12 @@ static const struct field filter_fields[] = {
     {"datacenter", {NULL}, FIELD_TEXT, 1, 512, NULL},
     {"power_state", {NULL}, FIELD_TEXT, 1, 32, NULL},
     {"exclude", {NULL}, FIELD_TEXT_LIST, 0, FIELD_LIST_MAX, NULL},
-    /* The inventory does not know these. */
-    {"tags", {NULL}, FIELD_ANY, 0, 0, "[]"},
-    {"cluster", {NULL}, FIELD_ANY, 0, 0, ""},
+    VM_FILTER_FIELDS,
     {0},
 };
 
-/* $1 provider, $2 name, $3 folder, $4 datacenter, $5 power state, $6 exclude (JSON list). */
+/* $1 provider, $2 name, $3 folder, $4 datacenter, $5 power state, $6 exclude (JSON list),
+ * $7 cluster, $8 tags. */
 static const char VMS[] =
     "SELECT v.id, v.name, v.path, v.power_state FROM inventory_vms v JOIN inventory_state s"
     "  ON s.provider = v.provider AND s.generation = v.generation WHERE v.provider = $1"
@@ -39,8 +39,8 @@ static const char VMS[] =
               " AND ($5::text IS NULL OR v.power_state = $5)"
               " AND NOT EXISTS (SELECT 1 FROM jsonb_array_elements_text(coalesce($6::jsonb, '[]')) "
               "x"
-              "  WHERE v.name LIKE " LIKE_OF("x") ")"
-                                                  " ORDER BY v.path, v.id LIMIT 1001";
+              "  WHERE v.name LIKE " LIKE_OF("x") ")" VM_FILTER_SQL(
+                  "$7", "$8") " ORDER BY v.path, v.id LIMIT 1001";
 static_assert(POLICY_VMS_MAX == 1000, "limit in the statement");
 
 /* Tried: a worker that was asked has answered, or is silent for longer than a run should wait. */
@@ -68,6 +68,8 @@ int policy_check(json_t *fields, struct field_problem *problem, struct error *er
     if (fields_member(fields, "vm_filter", "vm_filter.", filter_fields, problem, err) < 0)
         return -1;
     filter = json_object_get(fields, "vm_filter");
+    if (vm_filter_check(json_object_get(fields, "vm_filter"), "vm_filter.", problem, err) < 0)
+        return -1;
     if (json_object_size(filter) == 0) {
         return field_fail(problem, 422, "vm_filter", err, ERR_INVALID,
                           "'vm_filter' is empty: \"name\": \"*\" takes all VMs");
@@ -89,13 +91,18 @@ int policy_vms(struct db *db, const json_t *fields, PGresult **out, struct error
     const json_t *filter = json_object_get(fields, "vm_filter");
     const json_t *exclude = json_object_get(filter, "exclude");
     autofree char *excluded = exclude == NULL ? NULL : json_text(exclude);
+    autofree char *tags = vm_filter_tags(filter);
+    struct field_problem ignored = {0};
     auto_pgresult *rows = NULL;
 
+    if (vm_filter_known(db, policy_provider(fields), filter, "vm_filter.", &ignored, err) < 0)
+        return -1;
     if (db_exec(db, VMS,
                 DB_PARAMS(policy_provider(fields), field_text(filter, "name", NULL),
                           field_text(filter, "folder", NULL),
                           field_text(filter, "datacenter", NULL),
-                          field_text(filter, "power_state", NULL), excluded),
+                          field_text(filter, "power_state", NULL), excluded,
+                          field_text(filter, "cluster", NULL), tags),
                 &rows, err) < 0)
         return -1;
     if (PQntuples(rows) > POLICY_VMS_MAX) {

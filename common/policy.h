@@ -22,7 +22,8 @@
 /* Checks and canonicalises these members; export_options is looked at by submit_prepare. */
 MUST_CHECK int policy_check(json_t *fields, struct field_problem *problem, struct error *err);
 const char *policy_provider(const json_t *fields);
-/* id, name, path, power state of the VMs that the inventory has now; ERR_LIMIT: too many. */
+/* id, name, path, power state of the VMs that the inventory has now; ERR_LIMIT: too many;
+ * ERR_NOT_AVAILABLE: the inventory does not know the tags or clusters that are asked for. */
 MUST_CHECK int policy_vms(struct db *db, const json_t *fields, PGresult **out, struct error *err);
 /* The job of one VM as a submit takes it. New reference. */
 json_t *policy_element(const json_t *fields, const char *vm_path);

@@ -6,6 +6,7 @@
 #include "common/json.h"
 #include "common/policy.h"
 #include "common/schedule_run.h"
+#include "common/vm_filter.h"
 #include "control_task.h"
 #include "handlers.h"
 
@@ -117,6 +118,17 @@ static int refresh(struct call *call, const json_t *fields, struct error *err)
                             &task, err);
 }
 
+/* A filter that no run could follow now is refused. */
+static int check_known(struct call *call, const json_t *fields, struct error *err)
+{
+    struct field_problem problem = {0};
+
+    if (vm_filter_known(call->db, policy_provider(fields), json_object_get(fields, "vm_filter"),
+                        "vm_filter.", &problem, err) < 0)
+        return problem.status == 0 ? -1 : call_fail_field(call, &problem, err);
+    return 0;
+}
+
 /* ---- views ---- */
 
 static json_t *policy_view(const PGresult *rows, int row)
@@ -203,9 +215,15 @@ static int answer_policy(struct call *call, unsigned int status, const char *id,
         return error_set(err, ERR_NOT_FOUND, "backup policy '%.64s' does not exist", id);
     fields = cell_json(rows, 0, 3);
     view = policy_view(rows, 0);
-    if (policy_vms(call->db, fields, &vms, err) < 0)
+    if (policy_vms(call->db, fields, &vms, err) == 0) {
+        json_set_i64(view, "matching_vms", PQntuples(vms));
+    } else if (err->code == ERR_NOT_AVAILABLE || err->code == ERR_LIMIT) {
+        json_put(view, "matching_vms", json_null()); /* the policy itself can be looked at */
+        json_set_text(view, "matching_error", err->message);
+        error_clear(err);
+    } else {
         return -1;
-    json_set_i64(view, "matching_vms", PQntuples(vms));
+    }
     if (add_runs(call, db_text(rows, 0, 8), view, err) < 0)
         return -1;
     json_set_now(view, "timestamp");
@@ -228,6 +246,7 @@ int handle_policy_create(struct call *call, struct error *err)
     (void)snprintf(schedule->created_by, sizeof schedule->created_by, "%s",
                    call->identity.username);
     if (check_all(call, schedule, err) < 0 || refresh(call, schedule->fields, err) < 0 ||
+        check_known(call, schedule->fields, err) < 0 ||
         schedule_store_insert(call->db, schedule, err) < 0)
         return -1;
     location = xasprintf("/api/v1/backup-policies/%s", schedule->policy_id);
@@ -268,7 +287,10 @@ static int update_locked(struct call *call, const json_t *changes, struct error 
     if (find(call, SCHEDULE_LOCK, &schedule, err) < 0)
         return -1;
     schedule_change(schedule, changes);
-    return check_all(call, schedule, err) < 0 ? -1 : schedule_store_update(call->db, schedule, err);
+    if (check_all(call, schedule, err) < 0 || (json_object_get(changes, "vm_filter") != NULL &&
+                                               check_known(call, schedule->fields, err) < 0))
+        return -1;
+    return schedule_store_update(call->db, schedule, err);
 }
 
 int handle_policy_put(struct call *call, struct error *err)

@@ -9,10 +9,12 @@
 #include "control_task.h"
 #include "handlers.h"
 #include "common/provider_lookup.h"
+#include "common/vm_filter.h"
 
 #define INVENTORY_AGE_MAX_S   300  /* an older list is read again first */
 #define SHORT_LIMIT_DEFAULT   1000 /* the bare array has no cursor in it: as much as allowed */
 #define NUMBER_TEXT           24
+#define FILTER_PARAMS         9 /* of VM_FILTERS */
 #define CANDIDATES_MAX        5
 #define VM_INFO_TIMEOUT_MAX_S 3600
 #define VND_OBJECT_TYPE       "application/vnd.hypersdk.v1+json"
@@ -31,8 +33,7 @@ static const struct field filter_fields[] = {
     {"power_state", {NULL}, FIELD_TEXT, 1, 32, NULL},
     {"min_memory_mb", {NULL}, FIELD_NUMBER, 0, UINT32_MAX, NULL},
     {"min_cpus", {NULL}, FIELD_NUMBER, 0, 10000, NULL},
-    {"cluster", {NULL}, FIELD_ANY, 0, 0, ""}, /* the inventory does not know it yet */
-    {"tags", {NULL}, FIELD_ANY, 0, 0, "{}"},
+    VM_FILTER_FIELDS,
     {0},
 };
 static const struct field info_fields[] = {
@@ -47,19 +48,21 @@ static const char state_sql[] = "SELECT " SQL_TIME(
     "completed_at") ", extract(epoch FROM now() - completed_at)::bigint FROM inventory_state WHERE "
                     "provider = $1";
 /* $1 provider, $2 name pattern, $3 folder pattern, $4 datacenter, $5 power state, $6 memory,
- * $7 CPUs. The generation is looked up inside the statement: a scan may replace it any time. */
-#define VM_FILTERS                                                                           \
-    " FROM inventory_vms v WHERE v.provider = $1"                                            \
-    " AND v.generation = (SELECT s.generation FROM inventory_state s WHERE s.provider = $1)" \
-    " AND ($2::text IS NULL OR v.name LIKE $2)"                                              \
-    " AND ($3::text IS NULL OR v.path LIKE $3)"                                              \
-    " AND ($4::text IS NULL OR v.vm->>'datacenter' = $4)"                                    \
-    " AND ($5::text IS NULL OR v.power_state = $5)"                                          \
-    " AND ($6::bigint IS NULL OR (v.vm->>'memory_mb')::bigint >= $6::bigint)"                \
-    " AND ($7::bigint IS NULL OR (v.vm->>'num_cpu')::bigint >= $7::bigint)"
+ * $7 CPUs, $8 cluster, $9 tags. The generation is looked up inside the statement: a scan may
+ * replace it any time. */
+#define VM_FILTERS                                                                              \
+    " FROM inventory_vms v WHERE v.provider = $1"                                               \
+    " AND v.generation = (SELECT s.generation FROM inventory_state s WHERE s.provider = $1)"    \
+    " AND ($2::text IS NULL OR v.name LIKE $2)"                                                 \
+    " AND ($3::text IS NULL OR v.path LIKE $3)"                                                 \
+    " AND ($4::text IS NULL OR v.vm->>'datacenter' = $4)"                                       \
+    " AND ($5::text IS NULL OR v.power_state = $5)"                                             \
+    " AND ($6::bigint IS NULL OR (v.vm->>'memory_mb')::bigint >= $6::bigint)"                   \
+    " AND ($7::bigint IS NULL OR (v.vm->>'num_cpu')::bigint >= $7::bigint)" VM_FILTER_SQL("$8", \
+                                                                                          "$9")
 static const char list_sql[] = "SELECT v.vm, v.path, v.id, " SQL_TIME("v.updated_at") VM_FILTERS
-    " AND ($8::text IS NULL OR (v.path, v.id) > ($8, $9)) ORDER BY v.path, v.id"
-    " LIMIT $10 OFFSET $11";
+    " AND ($10::text IS NULL OR (v.path, v.id) > ($10, $11)) ORDER BY v.path, v.id"
+    " LIMIT $12 OFFSET $13";
 static const char count_sql[] = "SELECT count(*) FROM (SELECT 1" VM_FILTERS " LIMIT 10001) few";
 static const char candidates_sql[] =
     "SELECT v.id, v.name, v.path FROM inventory_vms v JOIN inventory_state s"
@@ -181,6 +184,8 @@ static int read_list(struct call *call, struct vm_query *query, struct error *er
     filter = json_object_get(query->canonical, "filter");
     if (filter != NULL &&
         fields_canonical(filter_fields, "filter.", filter, &query->filter, &problem, err) < 0)
+        return call_fail_field(call, &problem, err);
+    if (vm_filter_check(query->filter, "filter.", &problem, err) < 0)
         return call_fail_field(call, &problem, err);
     query->provider = field_text(query->canonical, "provider", PROVIDER_DEFAULT);
     query->refresh = field_bool(query->canonical, "refresh", false);
@@ -316,6 +321,8 @@ int handle_vm_list(struct call *call, struct error *err)
     auto_pgresult *total = NULL;
     autofree char *name = NULL;
     autofree char *folder = NULL;
+    autofree char *tags = NULL;
+    struct field_problem problem = {0};
     char numbers[4][NUMBER_TEXT];
     bool later = false;
 
@@ -323,6 +330,9 @@ int handle_vm_list(struct call *call, struct error *err)
         return -1;
     if (later)
         return 0;
+    if (vm_filter_known(call->db, query.provider, query.filter, "filter.", &problem, err) < 0)
+        return problem.status == 0 ? -1 : call_fail_field(call, &problem, err);
+    tags = vm_filter_tags(query.filter);
     if (field_text(query.filter, "name", NULL) != NULL)
         name = like_pattern("", field_text(query.filter, "name", ""), "", true);
     if (field_text(query.filter, "folder", NULL) != NULL)
@@ -340,12 +350,14 @@ int handle_vm_list(struct call *call, struct error *err)
                             json_object_get(query.filter, "min_memory_mb") == NULL ? NULL
                                                                                    : numbers[0],
                             json_object_get(query.filter, "min_cpus") == NULL ? NULL : numbers[1],
+                            field_text(query.filter, "cluster", NULL),
+                            tags,
                             query.after_path,
                             query.after_id,
                             numbers[2],
                             numbers[3]};
     if (db_exec(call->db, list_sql, params, ARRAY_LEN(params), &rows, err) < 0 ||
-        db_exec(call->db, count_sql, params, 7, &total, err) < 0)
+        db_exec(call->db, count_sql, params, FILTER_PARAMS, &total, err) < 0)
         return -1;
     answer_list(call, &query, rows, db_i64(total, 0, 0));
     return 0;

@@ -9,7 +9,8 @@
 #define INFO_TRIES    8 /* the gateway waits 30 s for a worker each time */
 #define LIST_PAGE     500
 #define LIST_MAX      100000
-#define LIST_COLUMNS  6
+#define LIST_COLUMNS  8
+#define BOX_ROWS      9
 #define RUNNING_COLOR "32"
 #define STOPPED_COLOR "31"
 #define OTHER_COLOR   "33"
@@ -21,6 +22,30 @@ static const char *power_color(const char *state)
     return strcmp(state, "poweredOff") == 0 ? STOPPED_COLOR : OTHER_COLOR;
 }
 
+/* "env:pci, env:production"; "" for none, "unknown: why" when the source told none. Caller frees.
+ */
+static char *tags_text(const json_t *vm)
+{
+    const char *category;
+    json_t *names;
+    auto_strbuf out = {0};
+
+    if (json_str(vm, "tags_unknown")[0] != '\0')
+        return xasprintf("unknown: %s", json_str(vm, "tags_unknown"));
+    strbuf_init(&out, TEXT_BYTES_MAX);
+    json_object_foreach(json_object_get(vm, "tags"), category, names)
+    {
+        const json_t *name;
+        size_t i;
+        json_array_foreach(names, i, name)
+        {
+            strbuf_addf(&out, "%s%s:%s", out.length == 0 ? "" : ", ", category,
+                        json_is_string(name) ? json_string_value(name) : "");
+        }
+    }
+    return xstrdup(out.data);
+}
+
 /* The seven lines of the reference in their order, then what else is known. */
 static void show_quiet(const json_t *vm)
 {
@@ -30,6 +55,7 @@ static void show_quiet(const json_t *vm)
         const char *key;
     } numbers[] = {
         {"cpu", "num_cpu"}, {"memory_mb", "memory_mb"}, {"storage_bytes", "storage_bytes"}};
+    autofree char *tags = tags_text(vm);
     auto_strbuf out;
 
     strbuf_init(&out, TEXT_BYTES_MAX);
@@ -40,6 +66,8 @@ static void show_quiet(const json_t *vm)
     output_pair(&out, "id", json_str(vm, "id"));
     output_pair(&out, "provider", json_str(vm, "provider"));
     output_pair(&out, "firmware", json_str(vm, "firmware"));
+    output_pair(&out, "cluster", json_str(vm, "cluster"));
+    output_pair(&out, "tags", tags);
     output_text(&out);
 }
 
@@ -50,7 +78,9 @@ static void show_box(const struct program *program, const json_t *vm)
     char storage[TEXT_NUMBER_SIZE + 3];
     char gb[TEXT_NUMBER_SIZE];
     const char *power = json_str(vm, "power_state");
-    struct text_row rows[7];
+    autofree char *tags = tags_text(vm);
+    struct text_row rows[BOX_ROWS];
+    size_t count = 7;
     auto_strbuf out;
 
     text_gb(json_u64(vm, "memory_mb") * MIB, gb);
@@ -69,7 +99,11 @@ static void show_box(const struct program *program, const json_t *vm)
     rows[5] = (struct text_row){.label = "Storage", .value = storage};
     rows[6] = (struct text_row){.label = "Path", .value = json_str(vm, "path")};
     strbuf_init(&out, TEXT_BYTES_MAX);
-    text_box(&out, "VM Information", true, rows, ARRAY_LEN(rows), &program->style);
+    if (json_str(vm, "cluster")[0] != '\0')
+        rows[count++] = (struct text_row){.label = "Cluster", .value = json_str(vm, "cluster")};
+    if (tags[0] != '\0')
+        rows[count++] = (struct text_row){.label = "Tags", .value = tags};
+    text_box(&out, "VM Information", true, rows, count, &program->style);
     output_text(&out);
 }
 
@@ -123,8 +157,9 @@ static void show_list(const struct program *program, const json_t *vms)
     size_t count = json_array_size(vms);
     autofree const char **cells = xcalloc((count + 1) * LIST_COLUMNS, sizeof *cells);
     autofree char(*texts)[3][TEXT_NUMBER_SIZE] = xcalloc(count + 1, sizeof *texts);
-    static const char *const heading[LIST_COLUMNS] = {"NAME",   "POWER",   "CPU",
-                                                      "MEMORY", "STORAGE", "PATH"};
+    autofree char **tags = xcalloc(count + 1, sizeof *tags);
+    static const char *const heading[LIST_COLUMNS] = {"NAME",    "POWER", "CPU",     "MEMORY",
+                                                      "STORAGE", "PATH",  "CLUSTER", "TAGS"};
     size_t i;
     const json_t *vm;
     auto_strbuf out;
@@ -142,10 +177,15 @@ static void show_list(const struct program *program, const json_t *vms)
         row[3] = texts[i][1];
         row[4] = texts[i][2];
         row[5] = json_str(vm, "path");
+        row[6] = json_str(vm, "cluster");
+        tags[i] = tags_text(vm);
+        row[7] = json_is_null(json_object_get(vm, "tags")) ? "unknown" : tags[i];
     }
     strbuf_init(&out, API_BODY_BYTES_MAX);
     text_table(&out, cells, LIST_COLUMNS, count + 1, program->style.utf8);
     output_text(&out);
+    for (i = 0; i < count; i++)
+        free(tags[i]);
 }
 
 static void show_list_quiet(const json_t *vms)

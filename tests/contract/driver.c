@@ -24,6 +24,7 @@
 #define HEX_BYTES_MAX   4096 /* longer reads are answered by their digest only */
 #define READERS_MAX     PROVIDER_PARALLEL_READS_MAX
 #define EXTENTS_MAX     1024
+#define TAGGED_MAX      16
 #define CHUNK_BYTES_MAX ((size_t)(16 * MIB))
 
 extern const struct provider PROVIDER;
@@ -160,6 +161,26 @@ static int op_get(const json_t *command, json_t *answer, struct error *err)
         return -1;
     (void)json_object_set_new(answer, "vm", vm_to_json(&vm, "test"));
     return 0;
+}
+
+static int op_tags(const json_t *command, json_t *answer, struct error *err)
+{
+    const json_t *vms = json_object_get(command, "vms");
+    const char *ids[TAGGED_MAX] = {NULL};
+    struct vm_tags tags[TAGGED_MAX] = {{0}};
+    size_t count = min_u64(json_array_size(vms), TAGGED_MAX);
+    int rc;
+
+    for (size_t i = 0; i < count; i++)
+        ids[i] = json_string_value(json_array_get(vms, i));
+    rc = PROVIDER.vm_tags(driver.session.session, ids, count, tags, err);
+    for (size_t i = 0; i < count; i++) {
+        json_t *vm = json_object();
+        vm_tags_to_json(&tags[i], NULL, vm);
+        (void)json_object_set_new(answer, ids[i], vm);
+        vm_tags_release(&tags[i]);
+    }
+    return rc;
 }
 
 static int op_find(const json_t *command, json_t *answer, struct error *err)
@@ -504,6 +525,7 @@ static const struct {
     {"track", op_track, true, false},      {"release", op_release, true, false},
     {"records", op_records, false, false}, {"die", op_die, false, false},
     {"cancel", op_cancel, false, false},   {"uncancel", op_uncancel, false, false},
+    {"tags", op_tags, true, false},
 };
 
 static int perform(const json_t *command, json_t *answer, struct error *err)

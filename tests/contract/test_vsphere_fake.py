@@ -526,3 +526,56 @@ def test_password_is_in_no_log_and_no_error(driver, fake, tmp_path):
     log = (tmp_path / "driver.log").read_text()
     for text in (message, log):
         assert fake.password not in text and "session-1" not in text
+
+
+# ---- tags ----
+
+@pytest.fixture
+def tagged(fake):
+    fake.rest_categories = {"urn:c:1": "env", "urn:c:2": "owner"}
+    fake.rest_names = {"urn:t:1": ("urn:c:1", "production"), "urn:t:2": ("urn:c:2", "ops"),
+                       "urn:t:3": ("urn:c:1", "pci")}
+    fake.rest_tags = {"vm-1": ["urn:t:1", "urn:t:2", "urn:t:3"], "vm-3": ["urn:t:1", "urn:t:gone"]}
+    return fake
+
+
+@pytest.mark.parametrize("dialects", [{"/rest", "/api"}, {"/rest"}, {"/api"}])
+def test_tags_come_by_either_api_and_each_name_once(driver, tagged, dialects):
+    tagged.rest_dialects = dialects
+    for _ in range(2):
+        tags = {k: v["tags"] for k, v in driver.tags(vms=["vm-1", "vm-2", "vm-3"]).items()}
+        assert tags == {"vm-1": {"env": ["production", "pci"], "owner": ["ops"]}, "vm-2": {},
+                        "vm-3": {"env": ["production"]}}  # the deleted tag is none
+    asked = [path for method, path in tagged.rest_calls if method == "GET"]
+    assert len(asked) == 6 and len(set(asked)) == 6
+    assert tagged.rest_sessions
+    driver.close()
+    assert not tagged.rest_sessions, "the login was ended"
+
+
+def test_an_esxi_host_has_no_tags(make_driver, tagged):
+    tagged.api_type = "HostAgent"
+    d = make_driver("vsphere")
+    d.open(settings=tagged.settings())
+    assert "kept by vCenter only" in refused("not_available", d.tags, vms=["vm-1"])
+    assert tagged.rest_calls == []
+
+
+@pytest.mark.parametrize("status, body, code, text", [
+    (401, b"", "denied", "may not read tags"),
+    (500, b"", "unavailable", "HTTP 500"),
+    (200, b"<html>", "invalid", "malformed JSON"),
+    (200, b'{"values": []}', "protocol", "no 'value'"),
+    (200, b'{"value": {}}', "protocol", "no list"),
+    (200, b'{"value": [{"object_id": {"id": "vm-1"}, "tag_ids": [7]}]}', "protocol", "no text"),
+    (200, b'{"value": [{"object_id": {"id": "vm-1"}, "tag_ids": ["../x"]}]}', "protocol",
+     "no id of a tag"),
+    (200, b'{"value": [{"object_id": {"id": "vm-9"}, "tag_ids": ["urn:t:1"]}]}', None, ""),
+])
+def test_odd_answers_about_tags(driver, tagged, status, body, code, text):
+    assert driver.tags(vms=["vm-2"])
+    tagged.rest_raw = (status, body)
+    if code is None:
+        assert driver.tags(vms=["vm-1"]) == {"vm-1": {"tags": {}}}
+    else:
+        assert text in refused(code, driver.tags, vms=["vm-1"])

@@ -21,8 +21,10 @@ def image(tmp_path):
 @pytest.fixture
 def sim(make_vsphere, tmp_path, image):
     second = make_image(tmp_path / "second.raw", 3 * MIB, [(MIB, 1000)], seed=2)
-    return make_vsphere([vm("web", image, second, firmware="efi", folder="prod"),
-                         vm("stopped", image, power="off", cpus=2, memory=512),
+    return make_vsphere([vm("web", image, second, firmware="efi", folder="prod",
+                            tags=["env:production", "env:pci", "owner:team a/ä"]),
+                         vm("stopped", image, power="off", cpus=2, memory=512,
+                            tags=["env:production"]),
                          vm("twin", image, folder="a"), vm("twin", image, folder="b")])
 
 
@@ -153,6 +155,30 @@ def test_vm_info_is_complete(driver):
     assert card["network"] == "VM Network"
 
 
+def test_listing_knows_the_cluster_of_a_host_that_has_one(driver):
+    clusters = {v["name"]: v["cluster"] for page in driver.list()["pages"] for v in page}
+    assert clusters["DC0_C0_RP0_VM0"] == "DC0_C0" and clusters["DC0_H0_VM0"] == ""
+
+
+def test_tags_are_read_from_the_rest_api(driver, sim):
+    web, stopped, bare = find(driver, "web"), find(driver, "stopped"), find(driver, "DC0_H0_VM0")
+    tags = {k: v["tags"] for k, v in driver.tags(vms=[web, stopped, bare]).items()}
+    assert {k: sorted(v) for k, v in tags[web].items()} == {"env": ["pci", "production"],
+                                                            "owner": ["team a/ä"]}
+    assert tags[stopped] == {"env": ["production"]} and tags[bare] == {}
+    sim.set_rest_status(503)
+    assert "HTTP 503" in refused("unavailable", driver.tags, vms=[web])
+
+
+def test_without_a_rest_api_there_are_no_tags_and_it_is_said(driver, sim):
+    sim.set_rest_status(404)
+    assert "no REST API" in refused("not_available", driver.tags, vms=["vm-1"])
+    sim.set_rest_status(403)
+    assert "may not read tags" in refused("denied", driver.tags, vms=["vm-1"])
+    sim.set_rest_status(0)
+    assert driver.tags(vms=["vm-none"]) == {"vm-none": {"tags": {}}}
+
+
 def test_vm_is_found_by_id_path_and_name(driver):
     web = find(driver, "web")
     assert find(driver, web) == web and find(driver, "/DC0/vm/prod/web") == web
@@ -182,6 +208,7 @@ def test_esxi_host_works_like_a_vcenter(make_vsphere, make_driver, image, tmp_pa
     d.open(settings=settings(esx))
     web = find(d, "web")
     assert d.get(vm=web)["vm"]["path"] == "/ha-datacenter/vm/web"
+    assert "kept by vCenter only" in refused("not_available", d.tags, vms=[web])
     d.prepare(vm=web, options={"job_id": "job-1"})
     d.copy(disk=0, readers=2, chunk=MIB, file=str(tmp_path / "out"))
     assert digest(tmp_path / "out") == digest(image)

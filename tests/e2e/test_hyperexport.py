@@ -21,7 +21,8 @@ def disk(tmp_path):
 
 @pytest.fixture
 def sim(make_vsphere, disk):
-    return make_vsphere([vm("web", disk, cpus=2, memory=4096), vm("off", disk, power="off")])
+    return make_vsphere([vm("web", disk, cpus=2, memory=4096, tags=["env:production"]),
+                         vm("off", disk, power="off")])
 
 
 @pytest.fixture
@@ -55,7 +56,11 @@ def test_from_provider_to_export(cli, sim, suite, disk):
     facts = cli("--vm", "web", "--vm-info", "--quiet").stdout.splitlines()
     assert facts[0] == "name=web" and facts[2] == "power_state=poweredOn"
     assert facts[4:7] == ["cpu=2", "memory_mb=4096", f"storage_bytes={32 * MB}"]
-    assert "│ Power State   │ ● poweredOn" in cli("--vm", "web", "--vm-info").stdout
+    box = cli("--vm", "web", "--vm-info").stdout
+    assert "│ Power State   │ ● poweredOn" in box and "│ Tags          │ env:production" in box
+    ready = {v["name"]: v for v in json.loads(cli("vms", "list", "--json").stdout)}
+    assert ready["DC0_C0_RP0_VM0"]["cluster"] == "DC0_C0" and ready["DC0_C0_RP0_VM0"]["tags"] == {}
+    assert ready["web"]["tags"] == {"env": ["production"]}
     done = cli("--vm", "web", "--format", "qcow2", "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"success: web exported to {suite.exports}/web (")

@@ -12,8 +12,10 @@ COUNT = 50
 @pytest.fixture
 def suite(make_suite, make_vsphere, tmp_path):
     disk = make_image(tmp_path / "disk.raw", MB, [(0, MB // 4)])
-    vms = [vm(f"prod-{i:02}", disk, folder="production") for i in range(COUNT)]
-    vms += [vm("scratch-1", disk, folder="production"), vm("elsewhere", disk)]
+    vms = [vm(f"prod-{i:02}", disk, folder="production", tags=["env:production"])
+           for i in range(COUNT)]
+    vms += [vm("scratch-1", disk, folder="production", tags=["env:production"]),
+            vm("elsewhere", disk, tags=["env:test"])]
     suite = make_suite(config={"hyper2kvm": {
         "daemon_enabled": True, "path": "/nonexistent/hyper2kvm"}})
     daemon = Daemon(suite.directory / "watch", suite.directory / "images").start()
@@ -26,7 +28,7 @@ def suite(make_suite, make_vsphere, tmp_path):
 def test_fifty_vms_are_exported_queued_and_converted(suite):
     made = suite.client.post("/backup-policies/create", {
         "name": "nightly", "schedule": "0 2 * * *", "timezone": "Europe/Berlin",
-        "vm_filter": {"folder": "production", "exclude": ["scratch-*"]},
+        "vm_filter": {"tags": ["production"], "exclude": ["scratch-*"]},
         "export_options": {"format": "ovf", "output_path": "nightly", "verify": False},
         "retention": {"count": 2},
         "hyper2kvm_integration": {"enabled": True, "daemon_mode": True}}, status=201)

@@ -11,7 +11,7 @@ Script it by its attributes (all may be changed while it runs):
   change_window = 4 << 20             one QueryChangedDiskAreas answers for so many bytes
   changes = function(query)           XML inside its returnval, or raises a fault; None: the truth
 Changed block tracking: Disk(..., cbt="52 d0 9a").write(offset, data) is what the guest does.
-Export leases (method nfc): vsphere_nfc.py.
+Export leases (method nfc): vsphere_nfc.py. Tags: vsphere_rest.py.
 """
 import http.server
 import itertools
@@ -23,6 +23,7 @@ import xml.etree.ElementTree as ET
 from xml.sax.saxutils import escape
 
 from tests.fakes.vsphere_nfc import NfcLeases
+from tests.fakes.vsphere_rest import Rest
 from tests.harness.vsphere import make_certificate
 
 VIM = "{urn:vim25}"
@@ -219,7 +220,7 @@ FOLDERS = [  # type, id, name, parent
 DERIVED = {"Network": {"Network", "DistributedVirtualPortgroup", "OpaqueNetwork"}}
 
 
-class FakeVsphere(NfcLeases):
+class FakeVsphere(NfcLeases, Rest):
     Fault = Fault
 
     def __init__(self, directory, vms=()):
@@ -248,6 +249,7 @@ class FakeVsphere(NfcLeases):
         self.numbers = itertools.count(100)
         self.sessions, self.views, self.pages, self.tasks = {}, {}, {}, {}
         self.nfc_init()
+        self.rest_init()
         fake = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -255,10 +257,13 @@ class FakeVsphere(NfcLeases):
             disable_nagle_algorithm = True  # else each answer waits 40 ms
 
             def do_POST(self):
-                fake.soap(self)
+                fake.soap(self) if self.path.startswith("/sdk") else fake.rest(self)
 
             def do_GET(self):
-                fake.file(self)
+                fake.rest(self) if self.path.startswith(("/rest/", "/api/")) else fake.file(self)
+
+            def do_DELETE(self):
+                fake.rest(self)
 
             do_HEAD = do_GET
 

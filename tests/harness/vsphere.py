@@ -39,13 +39,13 @@ def make_certificate(directory, name="vcenter"):
     return cert, key
 
 
-def vm(name, *disks, firmware="bios", power="on", folder="", cpus=1, memory=256):
-    """The -vm argument of one VM."""
+def vm(name, *disks, firmware="bios", power="on", folder="", cpus=1, memory=256, tags=()):
+    """The -vm argument of one VM; tags: "category:name"."""
     parts = [f"name={name}", f"firmware={firmware}", f"power={power}", f"cpus={cpus}",
              f"memory={memory}"]
     if folder:
         parts.append(f"folder={folder}")
-    return ",".join(parts + [f"disk={d}" for d in disks])
+    return ",".join(parts + [f"tag={t}" for t in tags] + [f"disk={d}" for d in disks])
 
 
 class Vsphere:
@@ -108,6 +108,10 @@ class Vsphere:
 
     def set_rate(self, bytes_per_second):
         self._open(f"/_sim/rate?bytes={bytes_per_second}", "POST")
+
+    def set_rest_status(self, status):
+        """The REST API (tags) answers this; 0: as it should."""
+        self._open(f"/_sim/rest?status={status}", "POST")
 
     def stats(self):
         """bytes, requests, ranges served by /folder; running requests."""

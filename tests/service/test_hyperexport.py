@@ -88,6 +88,24 @@ def test_quiet_vm_info_has_the_seven_lines_in_order(cli, gateway):
     assert gateway.asked("POST", "/vms/info")[0].body == {"vm_path": "web-03", "provider": "lab"}
 
 
+def test_tags_and_cluster_are_shown(cli, gateway):
+    tagged = dict(VM, cluster="C0", tags={"env": ["pci", "production"], "owner": ["ops"]})
+    unknown = dict(VM, name="other", cluster="", tags=None, tags_unknown="HTTP 503")
+    gateway.answers["POST", "/vms/info"] = {"vm_info": tagged}
+    box = cli("--vm", "web-03", "--vm-info").stdout
+    assert "│ Cluster       │ C0 " in box
+    assert "│ Tags          │ env:pci, env:production, owner:ops │" in box
+    assert cli("--vm", "web-03", "--vm-info", "--quiet").stdout.splitlines()[-2:] == [
+        "cluster=C0", "tags=env:pci, env:production, owner:ops"]
+    gateway.answers["POST", "/vms/info"] = {"vm_info": unknown}
+    assert "tags=unknown: HTTP 503" in cli("--vm", "web-03", "--vm-info", "--quiet").stdout
+    gateway.answers["GET", "/api/v1/vms"] = {"vms": [tagged, unknown], "total": 2}
+    heading, first, second = cli("vms", "list").stdout.splitlines()
+    assert heading.split()[-2:] == ["CLUSTER", "TAGS"]
+    assert first.rstrip().endswith("C0       env:pci, env:production, owner:ops")
+    assert second.rstrip().endswith("unknown")
+
+
 def test_vm_info_waits_while_all_workers_are_busy(cli, gateway):
     answers = [(202, {"task_id": "task-1"}), {"success": True, "vm_info": VM}]
     gateway.answers["POST", "/vms/info"] = lambda _: answers.pop(0)

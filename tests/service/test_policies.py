@@ -28,7 +28,7 @@ def inventory(b, vms=VMS):
     for i, (name, path, power, datacenter) in enumerate(vms):
         b.sql("INSERT INTO inventory_vms (provider, id, generation, name, path, power_state, vm)"
               " VALUES ('vsphere', %s, 'g', %s, %s, %s, %s) ON CONFLICT DO NOTHING", f"vm-{i}", name,
-              path, power, json.dumps({"datacenter": datacenter}))
+              path, power, json.dumps({"name": name, "datacenter": datacenter}))
     b.sql("INSERT INTO inventory_state (provider, generation, completed_at) VALUES ('vsphere', 'g',"
           " now()) ON CONFLICT (provider) DO UPDATE SET completed_at ="
           " excluded.completed_at")
@@ -39,7 +39,12 @@ BAD = [
     ({"vm_filter": {}}, 422, "\"name\": \"*\" takes all"),
     ({"vm_filter": {"nam": "x"}}, 400, "did you mean 'vm_filter.name'"),
     ({"vm_filter": {"power_state": "on"}}, 400, "poweredOn"),
-    ({"vm_filter": {"tags": ["production"]}}, 422, "tags"),
+    ({"vm_filter": {"tags": ["production"]}}, 422, "tags of 'db%1': it was read before tags were"),
+    ({"vm_filter": {"tags": []}}, 422, "\"name\": \"*\" takes all"),
+    ({"vm_filter": {"tags": [7]}}, 400, "'vm_filter.tags' must be names"),
+    ({"vm_filter": {"tags": {"env": []}}}, 400, "a category without a name"),
+    ({"vm_filter": {"tags": 7}}, 400, "a list of names"),
+    ({"vm_filter": {"cluster": "C0"}}, 422, "knows no cluster of any VM"),
     ({"vm_filter": {"name": "*", "provider": "nowhere"}}, 422, "nowhere"),
     ({"schedule": "0 2 * *"}, 400, "schedule"),
     ({"export_options": {"vm_path": "x"}}, 422, "named by 'vm_filter'"),
@@ -85,6 +90,74 @@ def test_a_filter_takes_what_it_says(policies):
         assert sorted(v["name"] for v in shown["vms"]) == sorted(names), vm_filter
     policies.api.delete(path, status=200)
     policies.api.get(path, status=404)
+
+
+TAGGED = {"web-1": ({"env": ["production", "pci"], "owner": ["ops"]}, "C0"),
+          "web_2": ({"env": ["test"], "owner": ["ops"]}, "C0"),
+          "scratch-1": ({"state": ["production"]}, "C1"), "db%1": ({}, "")}
+
+TAG_FILTERS = [
+    ({"tags": ["production"]}, ["web-1", "scratch-1"]),
+    ({"tags": ["env:production"]}, ["web-1"]),
+    ({"tags": ["production", "ops"]}, ["web-1"]),
+    ({"tags": "ops"}, ["web-1", "web_2"]),
+    ({"tags": "ops,test"}, ["web_2"]),
+    ({"tags": {"env": "production"}}, ["web-1"]),
+    ({"tags": {"env": ["test", "pci"]}}, ["web-1", "web_2"]),
+    ({"tags": {"env": ["test", "pci"], "owner": "dev"}}, []),
+    ({"tags": ["Production"]}, []),
+    ({"cluster": "C0"}, ["web-1", "web_2"]),
+    ({"cluster": "C1", "tags": ["production"]}, ["scratch-1"]),
+    ({"cluster": "C"}, []),
+]
+
+
+def tag(b, name, **facts):
+    b.sql("UPDATE inventory_vms SET vm = vm || %s::jsonb WHERE name = %s", json.dumps(facts), name)
+
+
+def test_tags_and_clusters_choose_vms_in_policies_and_lists(policies):
+    b = policies
+    inventory(b)
+    for name, (tags, cluster) in TAGGED.items():
+        tag(b, name, tags=tags, cluster=cluster)
+    path = "/api/v1/backup-policies/" + b.api.post("/backup-policies/create", POLICY, status=201)["id"]
+    for vm_filter, names in TAG_FILTERS:
+        b.api.put(path, {"vm_filter": vm_filter}, status=200)
+        shown = b.api.post(path + "/preview", status=200)
+        assert sorted(v["name"] for v in shown["vms"]) == sorted(names), vm_filter
+        listed = b.api.post("/vms/list", {"filter": vm_filter}, status=200)
+        assert sorted(v["name"] for v in listed) == sorted(names), vm_filter
+    listed = b.api.get("/api/v1/vms?tags=ops,test&cluster=C0", status=200)["vms"]
+    assert [v["name"] for v in listed] == ["web_2"] and listed[0]["tags"] == TAGGED["web_2"][0]
+
+
+def test_tags_that_are_not_known_are_an_error_that_names_the_cause(policies):
+    b = policies
+    inventory(b)
+    for name, (tags, cluster) in TAGGED.items():
+        tag(b, name, tags=tags, cluster=cluster)
+    made = b.api.post("/api/v1/backup-policies", dict(POLICY, vm_filter={"tags": ["production"]}),
+                      status=201)
+    assert made["matching_vms"] == 2
+    tag(b, "db%1", tags=None, tags_unknown="the REST API of 'https://vc' answers HTTP 503")
+    path = f"/api/v1/backup-policies/{made['id']}"
+    why = "does not know the tags of 'db%1': the REST API of 'https://vc' answers HTTP 503"
+    for refused in (b.api.post(path + "/preview", status=422), b.api.post(path + "/run", status=422),
+                    b.api.put(path, {"vm_filter": {"tags": ["x"]}}, status=422),
+                    b.api.post("/vms/list", {"filter": {"tags": ["x"]}}, status=422),
+                    b.api.post("/api/v1/backup-policies", dict(
+                        POLICY, name="other", vm_filter={"tags": ["x"]}), status=422)):
+        assert why in refused["error"] and refused["code"] == "not_available"
+    shown = b.api.get(path, status=200)
+    assert shown["matching_vms"] is None and why in shown["matching_error"]
+    b.api.put(path, {"enabled": False}, status=200)
+    b.api.put(path, {"enabled": True}, status=200)
+    b.sql("UPDATE schedules SET next_run_at = now() - interval '1 second'")
+    wait_for(lambda: b.api.get(path)["runs"], 20, b.suite.tails)
+    run = b.api.get(path)["runs"][0]
+    assert run["status"] == "failed" and why in run["reason"] and run["jobs"] == 0
+    b.api.post("/vms/list", {"filter": {"cluster": "C0"}}, status=200)
 
 
 def test_a_policy_fires_over_a_fresh_inventory_and_tells_of_each_vm(policies):

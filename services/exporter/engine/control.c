@@ -19,11 +19,65 @@ int exporter_task_session(struct worker_task *task, struct exporter *exporter,
     return exporter_session_open(exporter, &settings, worker_task_stopped(task), out, err);
 }
 
+/* ---- tags ---- */
+
+struct tag_reader {
+    struct worker_task *task;
+    struct exporter_session *session;
+    char unknown[ERROR_MESSAGE_MAX]; /* why the source tells no tags; "": it does */
+};
+
+/* Without them the listing goes on, and says so of each VM. A source that failed once is not asked
+ * again: each of its many pages could wait for the same timeout. */
+static int read_tags(struct tag_reader *reader, const struct vm *vms, size_t count,
+                     struct vm_tags *out, struct error *err)
+{
+    const struct provider *provider = reader->session->exporter->provider;
+    autofree const char **ids = xcalloc(count + 1, sizeof *ids);
+    struct error why = ERROR_NONE;
+
+    if (reader->unknown[0] != '\0')
+        return 0;
+    if (provider->vm_tags == NULL) {
+        (void)snprintf(reader->unknown, sizeof reader->unknown, "of %s no tags are read",
+                       provider->title);
+        return 0;
+    }
+    for (size_t i = 0; i < count; i++)
+        ids[i] = vms[i].id;
+    if (count == 0 || provider->vm_tags(reader->session->session, ids, count, out, &why) == 0)
+        return 0;
+    if (why.code == ERR_CANCELLED) {
+        *err = why;
+        return -1;
+    }
+    (void)snprintf(reader->unknown, sizeof reader->unknown, "%s", why.message);
+    worker_task_log(reader->task, why.code == ERR_NOT_AVAILABLE ? LOG_LEVEL_INFO : LOG_LEVEL_WARN,
+                    "the tags of VMs are not known: %s", why.message);
+    return 0;
+}
+
+/* vm_to_json of each VM, with its tags. Caller frees the references. */
+static int describe(struct tag_reader *reader, const struct vm *vms, size_t count, json_t **out,
+                    struct error *err)
+{
+    autofree struct vm_tags *tags = xcalloc(count + 1, sizeof *tags);
+    int rc = read_tags(reader, vms, count, tags, err);
+
+    for (size_t i = 0; i < count; i++) {
+        if (rc == 0) {
+            out[i] = vm_to_json(&vms[i], worker_task_provider(reader->task));
+            vm_tags_to_json(&tags[i], reader->unknown[0] == '\0' ? NULL : reader->unknown, out[i]);
+        }
+        vm_tags_release(&tags[i]);
+    }
+    return rc;
+}
+
 /* ---- inventory ---- */
 
 struct listing {
-    struct worker_task *task;
-    const char *provider;
+    struct tag_reader tags;
     size_t count;
 };
 
@@ -41,20 +95,24 @@ static bool fits(struct worker_task *task, const struct vm *vm, const char *text
 static int send_vms(void *arg, const struct vm *vms, size_t count, struct error *err)
 {
     struct listing *listing = arg;
+    struct worker_task *task = listing->tags.task;
     autofree struct worker_inventory_vm *items = xcalloc(count + 1, sizeof *items);
     autofree char **texts = xcalloc(count + 1, sizeof *texts);
+    autofree json_t **facts = xcalloc(count + 1, sizeof *facts);
     size_t used = 0;
     int rc;
 
+    if (describe(&listing->tags, vms, count, facts, err) < 0)
+        return -1;
     for (size_t i = 0; i < count; i++) {
-        auto_json *json = vm_to_json(&vms[i], listing->provider);
-        texts[i] = json_text(json);
-        if (fits(listing->task, &vms[i], texts[i])) {
+        texts[i] = json_text(facts[i]);
+        json_decref(facts[i]);
+        if (fits(task, &vms[i], texts[i])) {
             items[used++] = (struct worker_inventory_vm){vms[i].id, vms[i].name, vms[i].path,
                                                          vm_power_name(vms[i].power), texts[i]};
         }
     }
-    rc = worker_task_inventory(listing->task, items, used, false, err);
+    rc = worker_task_inventory(task, items, used, false, err);
     for (size_t i = 0; i < count; i++)
         free(texts[i]);
     listing->count += used;
@@ -65,8 +123,8 @@ int exporter_run_inventory(struct worker_task *task, void *arg, json_t **out_res
                            struct error *err)
 {
     struct exporter *exporter = arg;
-    struct listing listing = {.task = task, .provider = worker_task_provider(task)};
     auto_exporter_session session = {0};
+    struct listing listing = {.tags = {.task = task, .session = &session}};
 
     if (exporter_task_session(task, exporter, &session, err) < 0 ||
         exporter->provider->vm_list(session.session, send_vms, &listing, err) < 0 ||
@@ -86,16 +144,19 @@ int exporter_run_vm_info(struct worker_task *task, void *arg, json_t **out_resul
     auto_exporter_session session = {0};
     const char *identifier = NULL;
     autofree char *id = NULL;
+    struct tag_reader tags = {.task = task, .session = &session};
+    json_t *facts = NULL;
     auto_vm vm;
 
     vm_init(&vm);
     if (json_get_string(worker_task_spec(task), "vm", "", &identifier, err) < 0 ||
         exporter_task_session(task, exporter, &session, err) < 0 ||
         exporter_vm_find(&session, identifier, &id, err) < 0 ||
-        exporter->provider->vm_get(session.session, id, &vm, err) < 0)
+        exporter->provider->vm_get(session.session, id, &vm, err) < 0 ||
+        describe(&tags, &vm, 1, &facts, err) < 0)
         return -1;
     *out_result = json_object();
-    json_put(*out_result, "vm", vm_to_json(&vm, worker_task_provider(task)));
+    json_put(*out_result, "vm", facts);
     return 0;
 }
 

@@ -2,7 +2,7 @@
  *
  * Life cycle, all calls on worker threads; one session belongs to one thread at a time:
  *
- *   open -> check | vm_list | vm_find | vm_get | set_tracking
+ *   open -> check | vm_list | vm_get | vm_tags | set_tracking
  *        -> prepare -> disk_changes ... -> N x (disk_open -> disk_read ... -> disk_close)
  *        -> disk_mark -> release
  *        -> close
@@ -171,6 +171,11 @@ struct provider {
                    struct error *err);
 
     /* Optional. */
+    /* The tags of `count` VMs, at most 500; out: as many, zeroed, released by the caller also after
+     * a failure. ERR_NOT_AVAILABLE: this source has none to read. Not part of vm_get, because it
+     * may be another API with another login, which only listings are worth. */
+    int (*vm_tags)(struct provider_session *session, const char *const *vm_ids, size_t count,
+                   struct vm_tags *out, struct error *err);
     /* Allocated extents inside [offset, offset+length). */
     int (*disk_extents)(struct provider_disk *disk, uint64_t offset, uint64_t length,
                         struct extent_list *out, struct error *err);

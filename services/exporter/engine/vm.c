@@ -19,10 +19,11 @@ static void texts_free(char **const *fields, size_t count)
     }
 }
 
-#define VM_TEXTS(vm)                                                                          \
-    {                                                                                         \
-        &(vm)->id, &(vm)->name, &(vm)->path, &(vm)->datacenter, &(vm)->host, &(vm)->guest_id, \
-            &(vm)->guest_os, &(vm)->bios_uuid, &(vm)->instance_uuid, &(vm)->hardware_version  \
+#define VM_TEXTS(vm)                                                                         \
+    {                                                                                        \
+        &(vm)->id, &(vm)->name, &(vm)->path, &(vm)->datacenter, &(vm)->host, &(vm)->cluster, \
+            &(vm)->guest_id, &(vm)->guest_os, &(vm)->bios_uuid, &(vm)->instance_uuid,        \
+            &(vm)->hardware_version                                                          \
     }
 #define DISK_TEXTS(disk)                                                                        \
     {                                                                                           \
@@ -212,6 +213,7 @@ json_t *vm_to_json(const struct vm *vm, const char *provider)
     json_set_text(object, "path", vm->path);
     json_set_text(object, "datacenter", vm->datacenter);
     json_set_text(object, "host", vm->host);
+    json_set_text(object, "cluster", vm->cluster);
     json_set_text(object, "provider", provider);
     json_set_text(object, "power_state", vm_power_name(vm->power));
     json_set_text(object, "guest_id", vm->guest_id);
@@ -234,4 +236,45 @@ json_t *vm_to_json(const struct vm *vm, const char *provider)
     nics_to_json(vm, set_array(object, "nics"));
     addresses_to_json(vm, set_array(object, "ip_addresses"));
     return object;
+}
+
+/* ---- tags ---- */
+
+void vm_tags_release(struct vm_tags *tags)
+{
+    for (size_t i = 0; i < tags->count; i++) {
+        free(tags->items[i].category);
+        free(tags->items[i].name);
+    }
+    free(tags->items);
+    *tags = (struct vm_tags){0};
+}
+
+int vm_tags_add(struct vm_tags *tags, const char *category, const char *name, struct error *err)
+{
+    if (tags->count == VM_TAGS_MAX)
+        return error_set(err, ERR_LIMIT, "a VM has more than %d tags", VM_TAGS_MAX);
+    tags->items = xreallocarray(tags->items, tags->count + 1, sizeof *tags->items);
+    tags->items[tags->count++] = (struct vm_tag){xstrdup(category), xstrdup(name)};
+    return 0;
+}
+
+void vm_tags_to_json(const struct vm_tags *tags, const char *unknown, json_t *vm)
+{
+    json_t *object;
+
+    if (unknown != NULL) {
+        json_put(vm, "tags", json_null());
+        json_set_text(vm, "tags_unknown", unknown);
+        return;
+    }
+    object = json_object();
+    for (size_t i = 0; i < tags->count; i++) {
+        json_t *names = json_object_get(object, tags->items[i].category);
+        if (names == NULL)
+            names = set_array(object, tags->items[i].category);
+        if (json_array_append_new(names, json_string(tags->items[i].name)) < 0)
+            abort();
+    }
+    json_put(vm, "tags", object);
 }

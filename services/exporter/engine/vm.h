@@ -12,6 +12,7 @@
 #define VM_NICS_MAX       32
 #define VM_ADDRESSES_MAX  32
 #define VM_NAME_BYTES_MAX 512
+#define VM_TAGS_MAX       256 /* VMware's advice is to stay below 15 per object */
 
 enum vm_power { VM_POWER_UNKNOWN, VM_POWER_ON, VM_POWER_OFF, VM_POWER_SUSPENDED };
 enum vm_firmware { VM_FIRMWARE_UNKNOWN, VM_FIRMWARE_BIOS, VM_FIRMWARE_UEFI };
@@ -43,7 +44,8 @@ struct vm {
     char *name;
     char *path; /* "/DC0/vm/prod/web-01" */
     char *datacenter;
-    char *host; /* that it runs on, its name if that is known */
+    char *host;    /* that it runs on, its name if that is known */
+    char *cluster; /* that the host belongs to; "": to none, or unknown */
     enum vm_power power;
     char *guest_id; /* vSphere: debian10_64Guest */
     char *guest_os; /* full name */
@@ -69,6 +71,16 @@ struct vm {
     size_t ip_address_count;
 };
 
+struct vm_tag {
+    char *category;
+    char *name;
+};
+
+struct vm_tags { /* of one VM */
+    struct vm_tag *items;
+    size_t count;
+};
+
 /* All strings "", all counts 0. */
 void vm_init(struct vm *vm);
 void vm_release(struct vm *vm);
@@ -84,5 +96,13 @@ const char *vm_power_name(enum vm_power power);          /* "poweredOn" ... "unk
 const char *vm_firmware_name(enum vm_firmware firmware); /* "bios", "uefi", "unknown" */
 /* rest-api.md 4.1 object; provider = instance name. New reference. */
 json_t *vm_to_json(const struct vm *vm, const char *provider);
+
+void vm_tags_release(struct vm_tags *tags); /* NULL-safe items */
+/* ERR_LIMIT: over VM_TAGS_MAX. */
+MUST_CHECK int vm_tags_add(struct vm_tags *tags, const char *category, const char *name,
+                           struct error *err);
+/* Adds to vm_to_json's object: "tags" {category: [names]}. unknown: NULL, or why they are not
+ * known; then "tags" is null and "tags_unknown" tells it: no tags and not knowing must differ. */
+void vm_tags_to_json(const struct vm_tags *tags, const char *unknown, json_t *vm);
 
 #endif

@@ -7,7 +7,8 @@
 // and then removes its own files (below TMPDIR), never the disk images.
 //
 // For tests: -rate limits /folder answers to so many bytes per second in total, POST
-// /_sim/rate?bytes=N changes it, GET /_sim/stats tells what was served.
+// /_sim/rate?bytes=N changes it, GET /_sim/stats tells what was served. POST /_sim/rest?status=N makes
+// the REST API, and so the tags, answer that HTTP status; 0: as it should.
 package main
 
 import (
@@ -33,7 +34,9 @@ import (
 	"github.com/vmware/govmomi/find"
 	"github.com/vmware/govmomi/object"
 	"github.com/vmware/govmomi/simulator"
+	"github.com/vmware/govmomi/vapi/rest"
 	_ "github.com/vmware/govmomi/vapi/simulator" // the tagging API
+	"github.com/vmware/govmomi/vapi/tags"
 	"github.com/vmware/govmomi/vim25/methods"
 	"github.com/vmware/govmomi/vim25/types"
 )
@@ -47,6 +50,7 @@ type machine struct {
 	memory   int64 // MB
 	powered  bool
 	disks    []string // image files
+	tags     []string // category:name; vCenter only
 }
 
 type machines []machine
@@ -73,6 +77,8 @@ func (m *machines) Set(text string) error {
 			vm.cpus = int32(n)
 		case "memory":
 			vm.memory, err = strconv.ParseInt(value, 10, 64)
+		case "tag":
+			vm.tags = append(vm.tags, value)
 		case "disk":
 			value, err = filepath.Abs(value)
 			vm.disks = append(vm.disks, value)
@@ -99,6 +105,7 @@ type throttle struct {
 	requests int64
 	ranges   int64
 	running  int64
+	rest     int64 // HTTP status of the REST API; 0: its own
 }
 
 func (t *throttle) setRate(rate int64) {
@@ -157,6 +164,15 @@ func (t *throttle) wrap(inner http.Handler) http.Handler {
 				return
 			}
 			t.setRate(rate)
+		case r.URL.Path == "/_sim/rest" && r.Method == http.MethodPost:
+			status, err := strconv.ParseInt(r.URL.Query().Get("status"), 10, 64)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+			atomic.StoreInt64(&t.rest, status)
+		case strings.HasPrefix(r.URL.Path, "/rest/") && atomic.LoadInt64(&t.rest) != 0:
+			w.WriteHeader(int(atomic.LoadInt64(&t.rest)))
 		case r.URL.Path == "/_sim/stats":
 			_ = json.NewEncoder(w).Encode(map[string]int64{
 				"bytes":    atomic.LoadInt64(&t.bytes),
@@ -246,6 +262,8 @@ type maker struct {
 	pool      *object.ResourcePool
 	datastore string // its directory
 	count     int
+	tagging   *tags.Manager     // nil until a VM has tags
+	known     map[string]string // category, or category:name, to its id
 }
 
 func newMaker(ctx context.Context, address *url.URL, datastore string) (*maker, error) {
@@ -267,7 +285,35 @@ func newMaker(ctx context.Context, address *url.URL, datastore string) (*maker, 
 	if err != nil {
 		return nil, err
 	}
-	return &maker{client, folders.VmFolder, pools[0], datastore, 0}, nil
+	return &maker{client: client, folder: folders.VmFolder, pool: pools[0], datastore: datastore,
+		known: map[string]string{}}, nil
+}
+
+// attach gives the VM a tag, which is made with its category when it is not there yet.
+func (m *maker) attach(ctx context.Context, vm types.ManagedObjectReference, tag string, user *url.Userinfo) error {
+	category, name, _ := strings.Cut(tag, ":")
+	if m.tagging == nil {
+		client := rest.NewClient(m.client.Client)
+		if err := client.Login(ctx, user); err != nil {
+			return err
+		}
+		m.tagging = tags.NewManager(client)
+	}
+	if m.known[category] == "" {
+		id, err := m.tagging.CreateCategory(ctx, &tags.Category{Name: category, Cardinality: "MULTIPLE"})
+		if err != nil {
+			return err
+		}
+		m.known[category] = id
+	}
+	if m.known[tag] == "" {
+		id, err := m.tagging.CreateTag(ctx, &tags.Tag{Name: name, CategoryID: m.known[category]})
+		if err != nil {
+			return err
+		}
+		m.known[tag] = id
+	}
+	return m.tagging.AttachTag(ctx, m.known[tag], vm)
 }
 
 func (m *maker) vmFolder(ctx context.Context, name string) (*object.Folder, error) {
@@ -288,7 +334,7 @@ func (m *maker) vmFolder(ctx context.Context, name string) (*object.Folder, erro
 	return m.folder.CreateFolder(ctx, name)
 }
 
-func (m *maker) create(ctx context.Context, vm machine) error {
+func (m *maker) create(ctx context.Context, vm machine, user *url.Userinfo) error {
 	m.count++
 	directory := fileName(vm)
 	if _, err := os.Stat(filepath.Join(m.datastore, directory)); err == nil {
@@ -324,6 +370,11 @@ func (m *maker) create(ctx context.Context, vm machine) error {
 			return err
 		}
 	}
+	for _, tag := range vm.tags {
+		if err := m.attach(ctx, reference, tag, user); err != nil {
+			return err
+		}
+	}
 	if _, err := methods.RefreshStorageInfo(ctx, m.client.Client, &types.RefreshStorageInfo{This: reference}); err != nil {
 		return err
 	}
@@ -347,7 +398,7 @@ func main() {
 	password := flag.String("password", "pass", "its password")
 	ready := flag.Int("machines", 2, "ready-made VMs per resource pool, with empty disks")
 	rate := flag.Int64("rate", 0, "bytes per second of all /folder answers together; 0 = unlimited")
-	flag.Var(&vms, "vm", "name=N[,firmware=bios|efi][,power=on][,folder=F][,cpus=N][,memory=MB][,disk=IMAGE]...; repeatable")
+	flag.Var(&vms, "vm", "name=N[,firmware=bios|efi][,power=on][,folder=F][,cpus=N][,memory=MB][,tag=CATEGORY:NAME]...[,disk=IMAGE]...; repeatable")
 	flag.Parse()
 
 	model := simulator.VPX()
@@ -371,7 +422,7 @@ func main() {
 	furnisher, err := newMaker(ctx, server.URL, datastore)
 	check(err)
 	for _, vm := range vms {
-		check(furnisher.create(ctx, vm))
+		check(furnisher.create(ctx, vm, model.Service.Listen.User))
 	}
 	check(furnisher.client.Logout(ctx))
 	check(json.NewEncoder(os.Stdout).Encode(map[string]string{

@@ -45,7 +45,7 @@ static const char *const vapp_paths[] = {"name", "parentFolder", "parentVApp", N
 static const char *const network_paths[] = {"name", NULL};
 static const struct property_set name_sets[] = {
     {"Folder", tree_paths},     {"Datacenter", tree_paths}, {"VirtualApp", vapp_paths},
-    {"Network", network_paths}, {"HostSystem", tree_paths},
+    {"Network", network_paths}, {"HostSystem", tree_paths}, {"ClusterComputeResource", tree_paths},
 };
 
 /* ---- names ---- */
@@ -55,6 +55,7 @@ struct inventory_name {
     char *name;
     char *parent;
     bool datacenter;
+    bool cluster;
 };
 
 struct inventory_names {
@@ -114,7 +115,7 @@ int inventory_names_add(void *arg, const xmlNode *object, struct error *err)
 
     if (names->count == INVENTORY_NAMES_MAX) {
         return error_set(err, ERR_LIMIT,
-                         "the inventory has more than %d folders, networks and hosts",
+                         "the inventory has more than %d folders, networks, hosts and clusters",
                          INVENTORY_NAMES_MAX);
     }
     if (names->count == names->capacity) {
@@ -131,6 +132,7 @@ int inventory_names_add(void *arg, const xmlNode *object, struct error *err)
     item->name = name_unescape(property_text(object, "name"));
     item->parent = xstrdup(parent);
     item->datacenter = strcmp(type, "Datacenter") == 0;
+    item->cluster = strcmp(type, "ClusterComputeResource") == 0;
     return 0;
 }
 
@@ -191,7 +193,7 @@ static int names_load(struct provider_session *session, struct error *err)
     scan.container = session->content.root_folder;
     scan.arg = names;
     if (property_scan_run(session, &scan, err) < 0)
-        return error_wrap(err, "reading folders, networks and hosts");
+        return error_wrap(err, "reading folders, networks, hosts and clusters");
     inventory_names_sort(names);
     names->loaded_ms = clock_mono_ms();
     inventory_names_free(session->names);
@@ -220,20 +222,29 @@ static void path_build(const struct inventory_names *names, const char *id, stru
         strbuf_addf(path, "/%s", chain[--depth]->name);
 }
 
+/* The host's name, and the cluster's when its parent is one: a host may stand alone. */
+static void set_host(const struct inventory_names *names, const xmlNode *object, struct vm *vm)
+{
+    const char *id = property_text(object, "runtime.host");
+    const struct inventory_name *host = name_find(names, id);
+    const struct inventory_name *parent = host == NULL ? NULL : name_find(names, host->parent);
+
+    vm_set_text(&vm->host, host == NULL ? id : host->name);
+    if (parent != NULL && parent->cluster)
+        vm_set_text(&vm->cluster, parent->name);
+}
+
 static void set_path(const struct inventory_names *names, const xmlNode *object,
                      struct vsphere_vm *out)
 {
     const char *parent = property_text(object, "parent");
     const struct inventory_name *datacenter = NULL, *ignored = NULL;
-    const struct inventory_name *host;
     auto_strbuf path, datacenter_path;
 
     strbuf_init(&path, INVENTORY_PATH_DEPTH * VM_NAME_BYTES_MAX);
     strbuf_init(&datacenter_path, INVENTORY_PATH_DEPTH * VM_NAME_BYTES_MAX);
     if (parent[0] == '\0')
         parent = property_text(object, "parentVApp");
-    host = name_find(names, property_text(object, "runtime.host"));
-    vm_set_text(&out->vm.host, host == NULL ? property_text(object, "runtime.host") : host->name);
     path_build(names, parent, &path, &datacenter);
     strbuf_addf(&path, "/%s", out->vm.name);
     vm_set_text(&out->vm.path, path.data);
@@ -395,6 +406,7 @@ int inventory_read_vm(const xmlNode *object, const struct inventory_names *names
     free(vm->name);
     vm->name = name_unescape(property_text(object, "name"));
     read_facts(object, out);
+    set_host(names, object, vm);
     set_path(names, object, out);
     if (devices_read(object, network_name, names, vm, out->backings, err) < 0)
         return error_wrap(err, "VM '%.128s' (%s)", vm->name, id);

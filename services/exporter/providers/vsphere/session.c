@@ -7,6 +7,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "services/exporter/providers/vsphere/inventory.h"
+#include "services/exporter/providers/vsphere/tags.h"
 
 /* 6.5 is the oldest release that is not long out of support; 6.7 knows virtual TPMs. */
 #define NAP_MS            INT64_C(100) /* how soon a cancelled task is noticed while waiting */
@@ -498,6 +499,7 @@ void session_free(struct provider_session *session)
 {
     if (session == NULL)
         return;
+    vsphere_tags_free(session->tags);
     if (session->logged_in)
         logout(session);
     if (session->curl != NULL)

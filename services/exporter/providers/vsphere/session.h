@@ -39,6 +39,7 @@ struct service_content {
 };
 
 struct inventory_names;
+struct vsphere_tags;
 
 struct provider_session {
     const struct vsphere_config *config;
@@ -60,6 +61,7 @@ struct provider_session {
     uint64_t generation; /* rises with every login */
 
     struct inventory_names *names; /* folders, datacenters, networks; inventory.c */
+    struct vsphere_tags *tags;     /* login and names of tags; tags.c */
 };
 
 /* Checks the settings and makes the handle; no traffic yet. */

@@ -8,6 +8,7 @@
 #include "services/exporter/providers/vsphere/changes.h"
 #include "services/exporter/providers/vsphere/folder.h"
 #include "services/exporter/providers/vsphere/inventory.h"
+#include "services/exporter/providers/vsphere/tags.h"
 #include "services/exporter/providers/vsphere/nfc.h"
 #include "services/exporter/providers/vsphere/session.h"
 #include "services/exporter/providers/vsphere/snapshot.h"
@@ -746,6 +747,7 @@ const struct provider provider_vsphere = {
     .check = vsphere_check,
     .vm_list = vsphere_vm_list,
     .vm_get = vsphere_vm_get,
+    .vm_tags = tags_read,
     .prepare = vsphere_prepare,
     .frozen_free = vsphere_frozen_free,
     .disk_open = vsphere_disk_open,
