@@ -262,12 +262,14 @@ def exhaust_connections(suite, seconds):
 
 
 def hold_rows(suite, seconds):
-    """A forgotten transaction: an old snapshot, and locks on the rows of what runs."""
-    with held([suite.postgres.connect(suite.database)]) as (holder,):
-        holder.autocommit = False
-        with holder.cursor() as cursor:
+    """Forgotten transactions: an old snapshot, and locks on the rows of what runs."""
+    with held([suite.postgres.connect(suite.database) for _ in range(2)]) as (reader, holder):
+        for connection in (reader, holder):
+            connection.autocommit = False
+        with reader.cursor() as cursor:
             cursor.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             cursor.execute("SELECT count(*) FROM job_events")
+        with holder.cursor() as cursor:
             cursor.execute("SELECT t.id FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state"
                            " IN ('leased', 'finishing') LIMIT 3 FOR UPDATE SKIP LOCKED")
         time.sleep(seconds)

@@ -84,8 +84,8 @@ def check_end(suite, sim, stream, receiver, seen):
 
 def test_nothing_is_lost_whatever_breaks(make_suite, make_vsphere, tmp_path, receiver):
     suite, sim, disks = chaos.start(make_suite, make_vsphere, tmp_path)
-    suite.sql("INSERT INTO webhooks (id, url, events, retry, timeout_ms)"
-              " VALUES ('wh', %s, '{job.completed}', 10, 10000)", receiver.url)
+    suite.sql("INSERT INTO webhooks (id, url, events, retry, timeout_ms, origin)"
+              " VALUES ('wh', %s, '{job.completed}', 10, 10000, 'api')", receiver.url)
     seen = {name: len(events) for name, events in log(suite).items()}  # before the schema, too
     stream = chaos.Stream(suite, disks)
     wanted = os.environ.get("HSDK_CHAOS", "")
