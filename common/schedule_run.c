@@ -13,9 +13,8 @@
 #include "common/paths.h"
 #include "common/policy.h"
 
-#define NUMBER_SIZE   24
-#define RUN_DIR_SIZE  40
-#define ERRORS_LISTED 200
+#define NUMBER_SIZE  24
+#define RUN_DIR_SIZE 40
 
 static const char ACTIVE[] =
     "SELECT count(*) FILTER (WHERE status = 'running'), count(*) FILTER (WHERE status = 'queued'),"
@@ -217,7 +216,7 @@ static void add_failure(const struct making *making, const json_t *element,
     json_set_text(item, "vm_path", field_text(element, "vm_path", ""));
     json_set_text(item, "field", problem->field);
     json_set_text(item, "error", why->message);
-    if (json_array_size(making->errors) < ERRORS_LISTED) {
+    if (json_array_size(making->errors) < SCHEDULE_ERRORS_LISTED) {
         (void)json_array_append_new(making->errors, item);
     } else {
         json_decref(item);

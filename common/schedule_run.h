@@ -7,8 +7,9 @@
 #include "common/schedule_store.h"
 #include "common/submit_job.h"
 
-#define SCHEDULE_RUNS_KEPT   1000 /* per schedule: older ones are forgotten */
-#define SCHEDULE_RUNS_QUEUED 100  /* behind a run that does not end, with overlap "queue" */
+#define SCHEDULE_RUNS_KEPT     1000 /* per schedule: older ones are forgotten */
+#define SCHEDULE_ERRORS_LISTED 200  /* of a run: VMs that no job could be made for */
+#define SCHEDULE_RUNS_QUEUED   100  /* behind a run that does not end, with overlap "queue" */
 
 struct schedule_wish {
     int64_t due_s; /* 0: now, because somebody asked for it */
@@ -40,7 +41,8 @@ MUST_CHECK int schedule_run_dequeue(struct db *db, const struct submit_settings 
 MUST_CHECK int schedule_runs_missed(struct db *db, const struct schedule *schedule,
                                     const struct schedule_plan *plan, struct error *err);
 /* Ends runs whose jobs have all ended, each in a transaction of its own (or in the caller's), and
- * queues the clean-ups that retention asks for. schedule_id: NULL for all. */
+ * queues the clean-ups that retention asks for. These leave alone what belongs to VMs that the run
+ * did not export. schedule_id: NULL for all. */
 MUST_CHECK int schedule_runs_settle(struct db *db, const struct retry_config *retry,
                                     const char *schedule_id, struct error *err);
 /* Ids of schedules that have a queued run and none under way. New reference. */

@@ -132,8 +132,14 @@ char *vm_filter_tags(const json_t *filter)
 
     if (tags == NULL)
         return NULL;
-    json_array_foreach(tags, i, names) add_wish(wishes, NULL, names);
-    json_object_foreach(tags, category, names) add_wish(wishes, category, names);
+    json_array_foreach(tags, i, names)
+    {
+        add_wish(wishes, NULL, names);
+    }
+    json_object_foreach(tags, category, names)
+    {
+        add_wish(wishes, category, names);
+    }
     return json_text(wishes);
 }
 

@@ -51,3 +51,34 @@ def test_fifty_vms_are_exported_queued_and_converted(suite):
     assert len({j["result"]["output_path"] for j in jobs}) == COUNT
     assert all(j["result"]["conversion"]["output_files"] for j in jobs)
     assert len(suite.sql("SELECT 1 FROM exports")) == COUNT
+
+
+def test_one_vm_that_always_fails_does_not_keep_the_others_old_exports(make_suite, make_vsphere,
+                                                                       tmp_path):
+    images = {n: make_image(tmp_path / f"{n}.raw", MB, [(0, MB // 4)]) for n in ("good", "bad")}
+    suite = make_suite()
+    suite.add_vsphere(make_vsphere([vm(n, disk, folder="f", power="off")
+                                    for n, disk in images.items()]))
+    made = suite.client.post("/backup-policies/create", {
+        "name": "p", "schedule": "0 2 * * *", "vm_filter": {"folder": "f"},
+        "export_options": {"format": "qcow2", "output_path": "p"}, "retention": {"count": 1}},
+        status=201)
+    path = f"/api/v1/backup-policies/{made['id']}"
+
+    def run(status):
+        suite.client.post(path + "/run", status=202)
+        wait_for(lambda: suite.client.get(path)["runs"][0]["status"] not in ("queued", "running"),
+                 120, suite.tails, interval=0.2)
+        last = suite.client.get(path)["runs"][0]
+        assert last["status"] == status, last
+        wait_for(lambda: not suite.sql("SELECT 1 FROM jobs WHERE status IN ('pending', 'running')"),
+                 60, suite.tails)
+        return {n: sorted(p.parent.name for p in suite.exports.glob(f"p/*/{n}/*/export.json"))
+                for n in images}
+
+    first = run("ok")
+    assert {len(v) for v in first.values()} == {1}
+    images["bad"].unlink()
+    second = run("failed")
+    assert second["bad"] == first["bad"] and len(second["good"]) == 1
+    assert second["good"] != first["good"], "the new one stays, the old one is gone"

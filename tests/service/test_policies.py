@@ -220,3 +220,41 @@ def test_vms_of_one_name_do_not_share_a_directory(policies):
     dirs = {j["vm_path"]: j["output_path"].split("/")[-2] for j in jobs}
     assert dirs["/DC0/vm/a/db"] == "db"
     assert len(set(dirs.values())) == 3 and dirs["/DC0/vm/b/web"].startswith("web-")
+
+
+def test_retention_goes_on_for_vms_that_were_exported(policies):
+    b = policies
+    inventory(b, [("ok", "/DC0/vm/a/ok", "poweredOn", "DC0"),
+                  ("bad [1]*", "/DC0/vm/a/bad [1]*", "poweredOn", "DC0")])
+    made = b.api.post("/api/v1/backup-policies", dict(POLICY, retention={"count": 2, "age_days": 9}),
+                      status=201)
+    path = f"/api/v1/backup-policies/{made['id']}"
+
+    def run(*ends):
+        """The jobs, by VM path, end so."""
+        b.api.post(path + "/run", status=202)
+        for _ in ends:
+            lease = b.driver.take()
+            if b.job(lease["job_id"])["vm_path"][10:].split(" ")[0] in ends:
+                b.driver.on(lease, "record", key="export.volume", value="vol-1")
+                b.driver.finish(lease, export_result())
+            else:
+                b.driver.on(lease, "fail", code="not_found", message="gone", retryable=False)
+        wait_for(lambda: b.api.get(path)["runs"][0]["status"] in ("ok", "failed"), 20, b.suite.tails)
+        ids = b.sql("SELECT cleanup_job_ids AS ids, id FROM schedule_runs ORDER BY seq DESC LIMIT 1")[0]
+        specs = [t["spec"] for t in b.sql("SELECT spec FROM tasks WHERE job_id = ANY (%s)", ids["ids"])]
+        b.sql("UPDATE jobs SET status = 'cancelled' WHERE kind = 'cleanup'")
+        b.sql("UPDATE tasks SET state = 'cancelled' WHERE kind = 'cleanup'")
+        return specs
+
+    all_good, = run("ok", "bad")
+    assert "preserve" not in all_good and all_good["max_count"] == 2
+    one_fails, = run("ok", "nobody")
+    bad = b.sql("SELECT output_path FROM jobs WHERE vm_name LIKE 'bad%%' LIMIT 1")[0]["output_path"]
+    assert one_fails["dir"] == all_good["dir"] and one_fails["max_age_ms"] == 9 * 86400000
+    assert one_fails["preserve"] == [glob(bad.rsplit("/", 1)[0]), glob(bad.rsplit("/", 1)[0]) + "/*"]
+    assert run("nobody", "nobody") == []
+
+
+def glob(text):
+    return "".join("\\" + c if c in "*?[\\" else c for c in text)
