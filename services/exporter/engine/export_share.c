@@ -118,6 +118,8 @@ static int link_image(const struct export_run *run, struct export_image *image, 
 {
     autofree char *from = export_earlier_path(run, image);
 
+    if (from == NULL)
+        return error_set(err, ERR_INTERNAL, "'%.200s' has no earlier image", image->path);
     if (unlink(image->path) < 0 && errno != ENOENT)
         return error_set_errno(err, errno, "'%.200s' cannot be removed", image->path);
     if (link(from, image->path) < 0)
