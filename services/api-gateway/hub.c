@@ -287,16 +287,26 @@ bool hub_request_auth(struct hub *hub, struct subscriber *subscriber, const char
     return false;
 }
 
+bool hub_expect_replay(struct subscriber *subscriber)
+{
+    return claim(subscriber, true);
+}
+
+void hub_forget_replay(struct subscriber *subscriber)
+{
+    if (!subscriber_replay_done(subscriber, NULL, 0, clock_mono_ms())) /* more than it could keep */
+        subscriber_end(subscriber, CLOSE_TRY_LATER, true);
+    unclaim(subscriber);
+}
+
 bool hub_request_replay(struct hub *hub, struct subscriber *subscriber, int64_t after)
 {
     struct hub_request wanted = {.kind = HUB_REPLAY, .subscriber = subscriber, .after = after};
 
-    if (!claim(subscriber, true))
-        return false;
     (void)subscriber_ref(subscriber);
     if (request(hub, &wanted))
         return true;
-    unclaim(subscriber);
+    hub_forget_replay(subscriber);
     subscriber_unref(subscriber);
     return false;
 }

@@ -70,6 +70,11 @@ void hub_greet(struct hub *hub, struct subscriber *subscriber);
 void hub_reply(struct subscriber *subscriber, json_t *object_taken);
 /* Queues the work; false: too much is waiting, or this client's last request is not done yet. */
 MUST_CHECK bool hub_request_auth(struct hub *hub, struct subscriber *subscriber, const char *token);
+/* A replay has two steps, since a live event between its beginning and the client's first one would
+ * come twice: after hub_expect_replay live events wait aside, then the client is added or takes its
+ * topics, then hub_request_replay. hub_forget_replay gives up in between. */
+MUST_CHECK bool hub_expect_replay(struct subscriber *subscriber);
+void hub_forget_replay(struct subscriber *subscriber);
 MUST_CHECK bool hub_request_replay(struct hub *hub, struct subscriber *subscriber, int64_t after);
 
 /* ---- hub_feed.c ---- */

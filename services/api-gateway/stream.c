@@ -234,6 +234,8 @@ int live_answer_start(struct call *call, enum subscriber_format format, struct s
         return error_set(err, ERR_INVALID,
                          "without credentials subscribe after the auth message, not in the URL");
     }
+    if (position != UINT64_MAX && !hub_expect_replay(subscriber))
+        return error_set(err, ERR_INTERNAL, "a new client has a request under way");
     if (hub_add(hub, subscriber, err) < 0)
         return -1;
     hub_greet(hub, subscriber);

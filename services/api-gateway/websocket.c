@@ -164,23 +164,12 @@ static int change_topic(struct websocket *ws, const json_t *topic, bool on, stru
     return follow_logs(ws, text, on, err);
 }
 
-static int take_subscription(struct websocket *ws, const json_t *message, bool on,
-                             struct error *err)
+static int change_topics(struct websocket *ws, const json_t *topics, bool on, struct error *err)
 {
-    static const char *const keys[] = {"action", "topics", "resume_from", NULL};
-    const json_t *topics = json_object_get(message, "topics");
-    uint64_t position = UINT64_MAX;
     json_t *reply;
     size_t i;
     json_t *topic;
 
-    if (json_check_keys(message, keys, err) < 0 ||
-        json_get_u64(message, "resume_from", 0, INT64_MAX, UINT64_MAX, &position, err) < 0)
-        return -1;
-    if (topics != NULL && !json_is_array(topics))
-        return error_set(err, ERR_INVALID, "'topics' must be a list of texts");
-    if (topics == NULL && position == UINT64_MAX)
-        return error_set(err, ERR_INVALID, "'topics' is missing");
     json_array_foreach(topics, i, topic)
     {
         if (change_topic(ws, topic, on, err) < 0)
@@ -192,9 +181,33 @@ static int take_subscription(struct websocket *ws, const json_t *message, bool o
         (void)json_object_set_new(reply, "topics", subscriber_topics_json(ws->subscriber));
     }
     hub_reply(ws->subscriber, reply);
-    if (position != UINT64_MAX &&
-        !hub_request_replay(ws->owner->hub, ws->subscriber, (int64_t)position))
+    return 0;
+}
+
+static int take_subscription(struct websocket *ws, const json_t *message, bool on,
+                             struct error *err)
+{
+    static const char *const keys[] = {"action", "topics", "resume_from", NULL};
+    const json_t *topics = json_object_get(message, "topics");
+    uint64_t position = UINT64_MAX;
+
+    if (json_check_keys(message, keys, err) < 0 ||
+        json_get_u64(message, "resume_from", 0, INT64_MAX, UINT64_MAX, &position, err) < 0)
+        return -1;
+    if (topics != NULL && !json_is_array(topics))
+        return error_set(err, ERR_INVALID, "'topics' must be a list of texts");
+    if (topics == NULL && position == UINT64_MAX)
+        return error_set(err, ERR_INVALID, "'topics' is missing");
+    if (position == UINT64_MAX)
+        return change_topics(ws, topics, on, err);
+    if (!hub_expect_replay(ws->subscriber))
         return error_set(err, ERR_UNAVAILABLE, "one request at a time: come again");
+    if (change_topics(ws, topics, on, err) < 0) {
+        hub_forget_replay(ws->subscriber);
+        return -1;
+    }
+    if (!hub_request_replay(ws->owner->hub, ws->subscriber, (int64_t)position))
+        return error_set(err, ERR_UNAVAILABLE, "too many clients come back at once: come again");
     return 0;
 }
 
