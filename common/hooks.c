@@ -568,13 +568,11 @@ static void add_facts(const struct hook_facts *facts, json_t *spec)
     json_set_text(spec, "format", field_text(job, "format", "ovf"));
 }
 
-static json_t *spec_of(const struct hook_facts *facts, const json_t *hook, const char *when)
+/* What a script or webhook does, and how long it may take. */
+static void add_action(const json_t *hook, json_t *spec)
 {
     static const char *const members[] = {"command", "args", "url", "body"};
-    json_t *spec = json_object();
 
-    add_facts(facts, spec);
-    json_set_text(spec, "hook", when);
     for (size_t i = 0; i < ARRAY_LEN(members); i++) {
         json_t *value = json_object_get(hook, members[i]);
         if (value != NULL)
@@ -586,6 +584,15 @@ static json_t *spec_of(const struct hook_facts *facts, const json_t *hook, const
     } else if (json_object_get(hook, "timeout") != NULL) {
         json_set_i64(spec, "timeout_ms", field_duration_ms(hook, "timeout", 0));
     }
+}
+
+static json_t *spec_of(const struct hook_facts *facts, const json_t *hook, const char *when)
+{
+    json_t *spec = json_object();
+
+    add_facts(facts, spec);
+    json_set_text(spec, "hook", when);
+    add_action(hook, spec);
     return spec;
 }
 
@@ -703,28 +710,22 @@ void hook_plan_release(struct hook_plan *plan)
     *plan = (struct hook_plan){0};
 }
 
-int hook_script_spec(const struct hooks_config *config, const char *prefix, const json_t *hook,
-                     json_t **out, struct field_problem *problem, struct error *err)
+int hook_step_task(const struct hooks_config *config, const json_t *hook, json_t **out_spec,
+                   struct job_task *out, struct field_problem *problem, struct error *err)
 {
-    static const char *const members[] = {"command", "args"};
+    const struct hook_type *type = type_of(json_str(hook, "type"));
     auto_json *canonical = NULL;
     struct apply a = {.config = config, .problem = problem, .err = err};
-    json_t *spec;
 
-    (void)snprintf(a.prefix, sizeof a.prefix, "%s", prefix);
-    if (fields_canonical(script_fields, prefix, hook, &canonical, problem, err) < 0)
+    assert(type != NULL && (type->check == check_script || type->check == check_webhook));
+    if (fields_canonical(type->fields, "", hook, &canonical, problem, err) < 0)
         return -1;
     a.hook = canonical;
-    if (check_script(&a) < 0)
+    if (check_retry(&a) < 0 || type->check(&a) < 0)
         return -1;
-    spec = json_object();
-    for (size_t i = 0; i < ARRAY_LEN(members); i++) {
-        json_t *value = json_object_get(canonical, members[i]);
-        if (value != NULL)
-            (void)json_object_set(spec, members[i], value);
-    }
-    if (json_object_get(canonical, "timeout") != NULL)
-        json_set_i64(spec, "timeout_ms", field_duration_ms(canonical, "timeout", 0));
-    *out = spec;
+    *out_spec = json_object();
+    add_action(canonical, *out_spec);
+    *out = (struct job_task){.kind = type->name, .spec = *out_spec, .bridge = true};
+    set_retries(out, canonical, NULL);
     return 0;
 }

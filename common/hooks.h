@@ -40,11 +40,13 @@ struct hook_plan { /* all tasks of the job in their order; specs of hooks are ow
 void hooks_plan(const struct hook_facts *facts, struct hook_plan *out);
 void hook_plan_release(struct hook_plan *plan);
 
-/* The spec of a script task for the bridge (docs/tasks.md): also of workflows. command and args are
- * checked: ERR_DENIED when command is not inside the directory. config as in hooks_apply. */
-MUST_CHECK int hook_script_spec(const struct hooks_config *config, const char *prefix,
-                                const json_t *hook, json_t **out, struct field_problem *problem,
-                                struct error *err);
+/* A script or webhook that is no part of another job, as a step of a workflow: hook has its type
+ * and is under the rules of hooks. *out_spec: the task's for the bridge, without facts
+ * (docs/tasks.md); new reference. *out: the same spec, borrowed, and how often it is tried. config
+ * as in hooks_apply. ERR_DENIED when a command is not inside the directory. */
+MUST_CHECK int hook_step_task(const struct hooks_config *config, const json_t *hook,
+                              json_t **out_spec, struct job_task *out,
+                              struct field_problem *problem, struct error *err);
 /* The first hook of that type in the list ("pre_hooks", "post_hooks"); NULL: none. Borrowed. */
 const json_t *hook_find(const json_t *job, const char *list, const char *type);
 

@@ -2,7 +2,6 @@
 #include "common/schedule_run.h"
 
 #include <inttypes.h>
-#include <openssl/sha.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -10,8 +9,8 @@
 #include "common/civil.h"
 #include "common/clock.h"
 #include "common/json.h"
-#include "common/paths.h"
 #include "common/policy.h"
+#include "common/vm_dir.h"
 
 #define NUMBER_SIZE  24
 #define RUN_DIR_SIZE 40
@@ -138,23 +137,18 @@ static json_t *count_names(const json_t *elements)
 
     json_array_foreach(elements, i, element)
     {
-        autofree char *name = vm_file_name(path_last(json_str(element, "vm_path")));
+        autofree char *name = vm_dir_name(json_str(element, "vm_path"), false);
         json_set_i64(names, name, (int64_t)json_u64(names, name) + 1);
     }
     return names;
 }
 
-/* The directory of one of a policy's VMs; those of one name in several folders have a part of their
- * path's digest behind it. Caller frees. */
+/* The directory of one of a policy's VMs. Caller frees. */
 static char *vm_dir_of(const json_t *names, const char *vm_path)
 {
-    autofree char *name = vm_file_name(path_last(vm_path));
-    uint8_t digest[SHA256_DIGEST_LENGTH];
+    autofree char *name = vm_dir_name(vm_path, false);
 
-    if (json_u64(names, name) < 2)
-        return STEAL(name);
-    (void)SHA256((const unsigned char *)vm_path, strlen(vm_path), digest);
-    return xasprintf("%s-%02x%02x%02x%02x", name, digest[0], digest[1], digest[2], digest[3]);
+    return vm_dir_name(vm_path, json_u64(names, name) > 1);
 }
 
 /* Of a policy's many VMs all lie below one directory, so that one clean-up sees them. */

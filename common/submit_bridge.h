@@ -1,5 +1,6 @@
-/* Conversions and imports of what exists already (rest-api.md section 8): from a body to a job of
- * kind "convert" or "import" for the bridge, the same for whoever asks. See submit_job.h. */
+/* Jobs that are the bridge's alone, the same for whoever asks: conversions and imports of what
+ * exists already (rest-api.md section 8), kinds "convert" and "import"; and scripts and webhooks as
+ * steps of workflows, kinds "script" and "webhook". See submit_job.h. */
 #ifndef COMMON_SUBMIT_BRIDGE_H
 #define COMMON_SUBMIT_BRIDGE_H
 
@@ -7,6 +8,7 @@
 
 struct bridge_request {
     struct job_submission submission; /* strings are borrowed from the members below */
+    struct job_task task;             /* of a workflow's step */
     json_t *definition;               /* canonical */
     json_t *spec;
     json_t *import_spec; /* of a conversion that goes on into libvirt; NULL: it does not */
@@ -31,6 +33,16 @@ MUST_CHECK int submit_convert_manifest(const struct submit_settings *settings, j
 MUST_CHECK int submit_import_prepare(const struct submit_settings *settings, struct db *db,
                                      const json_t *element, struct bridge_request **out,
                                      struct field_problem *problem, struct error *err);
+/* A script or webhook as a step of a workflow; element: its type and the members of such a hook. */
+struct submit_step_facts { /* borrowed, also by the request */
+    const char *workflow;
+    const char *run_id; /* NULL: only to be checked */
+    const char *step;
+};
+MUST_CHECK int submit_step_prepare(const struct submit_settings *settings,
+                                   const struct submit_step_facts *facts, const json_t *element,
+                                   struct bridge_request **out, struct field_problem *problem,
+                                   struct error *err);
 /* Stores it as submit_store does. */
 MUST_CHECK int submit_bridge_store(struct db *db, struct bridge_request *request,
                                    const struct submit_origin *origin, char out_id[64],

@@ -6,13 +6,15 @@
 #include <string.h>
 
 #include "common/autos.h"
+#include "common/hooks.h"
 #include "common/json.h"
-#include "common/paths.h"
+#include "common/vm_dir.h"
+#include "common/webhook_post.h"
 
 #define DESCRIPTION_MAX 1000
 
-static const char *const type_names[] = {"batch", "job", "convert", "import", "wait", NULL};
-static const char *const types_later[] = {"script", "webhook", NULL};
+static const char *const type_names[] = {"batch", "job",    "convert", "import",
+                                         "wait",  "script", "webhook", NULL};
 static const char *const when_names[] = {"success", "failure", "always", NULL};
 /* Words that are routes below /workflows/. */
 static const char *const reserved_names[] = {"list", "runs", NULL};
@@ -63,8 +65,26 @@ static const struct field wait_fields[] = {
     {"duration", {NULL}, FIELD_DURATION, 1, WORKFLOW_WAIT_MAX_MS, NULL},
     {0},
 };
+/* Their values are looked at when they are submitted, as those of hooks. */
+static const struct field script_fields[] = {
+    STEP_FIELDS,
+    {"command", {NULL}, FIELD_TEXT, 1, FIELD_TEXT_MAX, NULL},
+    {"args", {NULL}, FIELD_TEXT_LIST, 0, HOOK_ARGS_MAX, NULL},
+    {"timeout", {NULL}, FIELD_ANY, 0, 0, NULL},
+    {"retry", {NULL}, FIELD_ANY, 0, 0, NULL},
+    {0},
+};
+static const struct field webhook_fields[] = {
+    STEP_FIELDS,
+    {"url", {NULL}, FIELD_TEXT, 1, WEBHOOK_URL_BYTES_MAX, NULL},
+    {"body", {NULL}, FIELD_OBJECT, 0, 0, NULL},
+    {"timeout", {NULL}, FIELD_ANY, 0, 0, NULL},
+    {"retry", {NULL}, FIELD_ANY, 0, 0, NULL},
+    {0},
+};
 static const struct field *const step_fields[] = {
-    batch_fields, job_step_fields, convert_step_fields, import_step_fields, wait_fields};
+    batch_fields, job_step_fields, convert_step_fields, import_step_fields,
+    wait_fields,  script_fields,   webhook_fields};
 
 const char *workflow_step_type_name(enum workflow_step_type type)
 {
@@ -162,10 +182,6 @@ static int check_type(const char *type, size_t *out, struct field_problem *probl
         return field_fail(problem, 422, "type", err, ERR_INVALID, "'type' is missing");
     if (find_word(type_names, type, out))
         return 0;
-    if (word_in(type, types_later)) {
-        return field_fail(problem, 422, "type", err, ERR_NOT_AVAILABLE,
-                          "'type': '%s' is not available in this version", type);
-    }
     near = nearest_word(type, type_names);
     return field_fail(problem, 422, "type", err, ERR_INVALID, "'type': '%.16s' is not known%s%s%s",
                       type, near == NULL ? "" : ", did you mean '", near == NULL ? "" : near,
@@ -233,6 +249,17 @@ static int need(const json_t *step, const char *name, struct field_problem *prob
     return field_fail(problem, 422, name, err, ERR_INVALID, "'%s' is missing", name);
 }
 
+/* What is stored is without secrets: the receiver would get asterisks. */
+static int check_webhook_body(const json_t *body, struct field_problem *problem, struct error *err)
+{
+    auto_json *masked = body == NULL ? NULL : json_mask_secrets(body);
+
+    if (body == NULL || json_equal(masked, body))
+        return 0;
+    return field_fail(problem, 422, "body", err, ERR_NOT_AVAILABLE,
+                      "'body' has a secret: a workflow keeps none");
+}
+
 static int check_body(const json_t *step, struct workflow_step *out, struct field_problem *problem,
                       struct error *err)
 {
@@ -252,6 +279,12 @@ static int check_body(const json_t *step, struct workflow_step *out, struct fiel
         out->item_count = 0;
         out->wait_ms = field_duration_ms(step, "duration", 0);
         return need(step, "duration", problem, err);
+    case WORKFLOW_SCRIPT:
+        return need(step, "command", problem, err);
+    case WORKFLOW_WEBHOOK:
+        if (need(step, "url", problem, err) < 0)
+            return -1;
+        return check_webhook_body(json_object_get(step, "body"), problem, err);
     }
     return 0;
 }
@@ -416,12 +449,29 @@ int workflow_parse(const json_t *body, struct workflow **out, struct field_probl
 
 /* ---- what a step submits ---- */
 
+/* Have others of the batch the name of this one? */
+static bool shares_name(const json_t *vms, const char *vm)
+{
+    autofree char *name = vm_dir_name(vm, false);
+    unsigned int count = 0;
+    size_t i;
+    const json_t *other;
+
+    json_array_foreach(vms, i, other)
+    {
+        autofree char *other_name = vm_dir_name(json_string_value(other), false);
+        count += strcmp(name, other_name) == 0;
+    }
+    return count > 1;
+}
+
 /* output_path of a batch is where each VM gets a directory of its own. */
 static json_t *batch_item(const json_t *step, uint32_t item)
 {
     static const char *const path_names[] = {"output_path", "export_path", "output_dir"};
     const json_t *common = json_object_get(step, "job");
-    const char *vm = json_string_value(json_array_get(json_object_get(step, "vms"), item));
+    const json_t *vms = json_object_get(step, "vms");
+    const char *vm = json_string_value(json_array_get(vms, item));
     json_t *job = common == NULL ? json_object() : json_deep_copy(common);
 
     json_set_text(job, "vm_path", vm);
@@ -431,11 +481,25 @@ static json_t *batch_item(const json_t *step, uint32_t item)
         autofree char *path = NULL;
         if (parent == NULL)
             continue;
-        name = vm_file_name(path_last(vm));
+        name = vm_dir_name(vm, shares_name(vms, vm));
         path = xasprintf("%s/%s", parent, name);
         json_set_text(job, path_names[i], path);
     }
     return job;
+}
+
+static json_t *hook_item(const json_t *step)
+{
+    static const char *const members[] = {"type", "command", "args", "url",
+                                          "body", "timeout", "retry"};
+    json_t *hook = json_object();
+
+    for (size_t i = 0; i < ARRAY_LEN(members); i++) {
+        json_t *value = json_object_get(step, members[i]);
+        if (value != NULL)
+            json_put(hook, members[i], json_deep_copy(value));
+    }
+    return hook;
 }
 
 json_t *workflow_item(const struct workflow *workflow, uint32_t step, uint32_t item)
@@ -451,6 +515,9 @@ json_t *workflow_item(const struct workflow *workflow, uint32_t step, uint32_t i
         return json_deep_copy(json_object_get(canonical, "convert"));
     case WORKFLOW_IMPORT:
         return json_deep_copy(json_object_get(canonical, "import"));
+    case WORKFLOW_SCRIPT:
+    case WORKFLOW_WEBHOOK:
+        return hook_item(canonical);
     case WORKFLOW_WAIT:
         break;
     }

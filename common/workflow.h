@@ -20,6 +20,8 @@ enum workflow_step_type {
     WORKFLOW_CONVERT,
     WORKFLOW_IMPORT,
     WORKFLOW_WAIT,
+    WORKFLOW_SCRIPT,
+    WORKFLOW_WEBHOOK,
 };
 
 struct workflow_step {
@@ -46,8 +48,8 @@ void workflow_free(struct workflow *workflow);
 DEFINE_AUTO(workflow, struct workflow, workflow_free)
 #define auto_workflow CLEANUP(workflow_auto) struct workflow
 
-/* The body that item `item` of a step submits: of a job (batch, job), a conversion or an import.
- * New reference. */
+/* The body that item `item` of a step submits: of a job (batch, job), a conversion, an import, or a
+ * hook with its type (script, webhook). New reference. */
 json_t *workflow_item(const struct workflow *workflow, uint32_t step, uint32_t item);
 
 const char *workflow_step_type_name(enum workflow_step_type type);

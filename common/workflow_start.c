@@ -82,17 +82,27 @@ static int submit_export(struct item *item, const json_t *element,
     return submit_store(s->db, request, origin, item->job_id, &existing, err);
 }
 
+static int prepare_bridge(struct item *item, const json_t *element, struct bridge_request **out,
+                          struct error *err)
+{
+    const struct workflow_starter *s = item->s;
+    const struct workflow_step *step = &s->workflow->steps[item->start->step];
+    const struct submit_step_facts facts = {s->workflow->name, item->start->run_id, step->id};
+
+    if (step->type == WORKFLOW_CONVERT)
+        return submit_convert_prepare(s->settings, element, out, &item->problem, err);
+    if (step->type == WORKFLOW_IMPORT)
+        return submit_import_prepare(s->settings, s->db, element, out, &item->problem, err);
+    return submit_step_prepare(s->settings, &facts, element, out, &item->problem, err);
+}
+
 static int submit_bridge(struct item *item, const json_t *element,
                          const struct submit_origin *origin, struct error *err)
 {
     const struct workflow_starter *s = item->s;
-    bool convert = s->workflow->steps[item->start->step].type == WORKFLOW_CONVERT;
     auto_bridge_request *request = NULL;
-    int rc =
-        convert ? submit_convert_prepare(s->settings, element, &request, &item->problem, err)
-                : submit_import_prepare(s->settings, s->db, element, &request, &item->problem, err);
 
-    if (rc < 0)
+    if (prepare_bridge(item, element, &request, err) < 0)
         return -1;
     return submit_bridge_store(s->db, request, origin, item->job_id, err);
 }
@@ -112,6 +122,8 @@ static int submit_item(struct item *item, struct error *err)
         return submit_export(item, element, &origin, err);
     case WORKFLOW_CONVERT:
     case WORKFLOW_IMPORT:
+    case WORKFLOW_SCRIPT:
+    case WORKFLOW_WEBHOOK:
         return submit_bridge(item, element, &origin, err);
     case WORKFLOW_WAIT:
         break;

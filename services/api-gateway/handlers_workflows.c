@@ -67,13 +67,16 @@ static const char run_owner_sql[] = "SELECT submitted_by FROM workflow_runs WHER
 
 /* ---- checks ---- */
 
-/* What the routes of jobs, conversions and imports ask for, and what those check. */
-static int check_item(struct call *call, enum workflow_step_type type, const json_t *element,
-                      struct field_problem *problem, struct error *err)
+/* What the routes of jobs, conversions and imports ask for, and what those check. Scripts and
+ * webhooks are for those who may have them as hooks of a job. */
+static int check_item(struct call *call, const struct workflow *w, uint32_t step,
+                      const json_t *element, struct field_problem *problem, struct error *err)
 {
     struct submit_settings settings = submit_settings_of(call->gateway, NULL);
-    bool exports = type == WORKFLOW_BATCH || type == WORKFLOW_JOB;
-    const char *permission = exports ? "vm.export" : "convert.run";
+    const struct submit_step_facts facts = {w->name, NULL, w->steps[step].id};
+    enum workflow_step_type type = w->steps[step].type;
+    bool bridges = type == WORKFLOW_CONVERT || type == WORKFLOW_IMPORT;
+    const char *permission = bridges ? "convert.run" : "vm.export";
     auto_submit_request *request = NULL;
     auto_bridge_request *bridge = NULL;
 
@@ -81,8 +84,10 @@ static int check_item(struct call *call, enum workflow_step_type type, const jso
         return field_fail(problem, 403, "type", err, ERR_DENIED, "permission '%s' is missing",
                           permission);
     }
-    if (exports)
+    if (type == WORKFLOW_BATCH || type == WORKFLOW_JOB)
         return submit_element(call, element, &request, problem, err);
+    if (!bridges)
+        return submit_step_prepare(&settings, &facts, element, &bridge, problem, err);
     if (type == WORKFLOW_CONVERT)
         return submit_convert_prepare(&settings, element, &bridge, problem, err);
     return submit_import_prepare(&settings, call->db, element, &bridge, problem, err);
@@ -94,7 +99,7 @@ static int check_items(struct call *call, const struct workflow *w, struct error
         for (uint32_t item = 0; item < w->steps[step].item_count; item++) {
             auto_json *element = workflow_item(w, step, item);
             struct field_problem problem = {0};
-            if (check_item(call, w->steps[step].type, element, &problem, err) == 0)
+            if (check_item(call, w, step, element, &problem, err) == 0)
                 continue;
             if (problem.status == 0)
                 return -1;

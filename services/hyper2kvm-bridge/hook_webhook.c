@@ -24,7 +24,8 @@ static char *body_of(const json_t *spec)
     if (given != NULL)
         return json_text(given);
     clock_rfc3339_now(now);
-    json_set_text(body, "event", "job.hook");
+    json_set_text(body, "event",
+                  json_str(spec, "run_id")[0] == '\0' ? "job.hook" : "workflow.step");
     json_set_text(body, "timestamp", now);
     json_set_text(body, "status", "running");
     for (size_t i = 0; i < ARRAY_LEN(members); i++) {

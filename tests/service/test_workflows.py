@@ -1,5 +1,6 @@
 """Workflows: what is refused, and what a run does when its jobs end, are cancelled, paused or fail,
 and when the scheduler is killed. Workers are scripted."""
+import hashlib
 import json
 
 import pytest
@@ -106,6 +107,16 @@ BAD = [
     ([{"id": "a", "type": "import", "import": {"export_id": "exp-none"}}], 404, "step 'a'",
      "does not exist"),
     ([{"id": "a", "type": "wait"}], 422, "step 'a'", "'duration' is missing"),
+    ([{"id": "a", "type": "script"}], 422, "step 'a'", "'command' is missing"),
+    ([{"id": "a", "type": "script", "command": "x.sh"}], 422, "step 'a'", "scripts_dir"),
+    ([{"id": "a", "type": "webhook"}], 422, "step 'a'", "'url' is missing"),
+    ([{"id": "a", "type": "webhook", "url": "ftp://h.example/"}], 400, "step 'a'", "http"),
+    ([{"id": "a", "type": "webhook", "url": "https://h.example/", "retry": 100}], 400, "step 'a'",
+     "0 to 99 repeats"),
+    ([{"id": "a", "type": "webhook", "url": "https://h.example/", "timeout": "2h"}], 400,
+     "step 'a'", "timeout"),
+    ([{"id": "a", "type": "webhook", "url": "https://h.example/", "body": {"password": "x"}}], 422,
+     "step 'a'", "has a secret"),
     ([{"id": "a", "type": "bach", "vms": ["x"]}], 422, "step 'a'", "did you mean 'batch'"),
     ([{"id": "a"}], 422, "step 'a'", "'type' is missing"),
     ([{"type": "wait", "duration": 1}], 422, "step '1'", "'id' must be"),
@@ -126,10 +137,6 @@ def test_what_is_wrong_is_refused_and_named(flows):
     step = f.api.post("/workflows", {"name": "bad", "steps": [batch("a", "x", depends_on=["q"])]},
                       status=422)
     assert step["field"] == "steps.a.depends_on"
-    for kind in ("script", "webhook"):
-        later = f.api.post("/workflows", {"name": "bad", "steps": [{"id": "a", "type": kind}]},
-                           status=422)
-        assert later["code"] == "not_available" and kind in later["error"]
     for name in ("runs", "list", "a/b", ".x", "x" * 41):
         f.api.post("/workflows", {"name": name, "steps": [WAIT]}, status=400)
     assert f.api.get("/workflows")["workflows"] == []
@@ -208,6 +215,15 @@ def test_max_parallel_and_the_directories_of_a_batch(flows):
     f.export("x2")
     f.export("x3")
     assert f.wait(run, "completed")["steps"][0]["items_completed"] == 3
+
+
+def test_vms_of_one_name_in_several_folders_do_not_share_a_directory(flows):
+    f = flows()
+    vms = ("/dc/vm/one/web", "/dc/vm/two/web", "/dc/vm/one/db")
+    run = f.start(batch("b", *vms, job={"output_path": "moved"}))
+    wait_for(lambda: len(f.jobs(run)) == 3, 10, f.suite.tails)
+    names = [r["output_path"].rsplit("/", 1)[1] for r in f.jobs(run)]
+    assert names == [f"web-{hashlib.sha256(vm.encode()).hexdigest()[:8]}" for vm in vms[:2]] + ["db"]
 
 
 def test_a_failure_takes_its_way_and_a_retry_begins_there(flows):

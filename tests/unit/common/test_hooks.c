@@ -172,21 +172,32 @@ static void a_job_without_hooks_has_no_plan(void **state)
     assert_int_equal(plan.count, 0);
 }
 
-static void a_script_of_a_workflow_has_the_same_rules(void **state)
+static void a_step_of_a_workflow_has_the_same_rules(void **state)
 {
-    auto_json *good = json_pack("{s:s,s:s,s:[s],s:i}", "type", "script", "command", "x", "args",
-                                "1", "timeout", 5);
+    auto_json *good = json_pack("{s:s,s:s,s:[s],s:i,s:i}", "type", "script", "command", "x", "args",
+                                "1", "timeout", 5, "retry", 2);
     auto_json *bad = json_pack("{s:s,s:s}", "type", "script", "command", "/bin/sh");
+    auto_json *hook = json_pack("{s:s,s:s}", "type", "webhook", "url", "https://h.example/x");
     auto_json *spec = NULL;
+    auto_json *none = NULL;
+    auto_json *webhook = NULL;
+    struct job_task task;
     struct field_problem problem = {0};
     struct error err = ERROR_NONE;
 
     (void)state;
-    assert_ok(hook_script_spec(&config, "steps[0].", good, &spec, &problem, &err), err);
+    assert_ok(hook_step_task(&config, good, &spec, &task, &problem, &err), err);
     assert_int_equal(json_u64(spec, "timeout_ms"), 5000);
-    assert_fails(hook_script_spec(&config, "steps[0].", bad, &spec, &problem, &err), err,
-                 ERR_DENIED, "inside hooks.scripts_dir");
-    assert_string_equal(problem.field, "steps[0].command");
+    assert_string_equal(task.kind, "script");
+    assert_int_equal(task.max_attempts, 3);
+    assert_true(task.bridge && task.spec == spec);
+    assert_fails(hook_step_task(&config, bad, &none, &task, &problem, &err), err, ERR_DENIED,
+                 "inside hooks.scripts_dir");
+    assert_string_equal(problem.field, "command");
+    error_clear(&err);
+    assert_ok(hook_step_task(NULL, hook, &webhook, &task, &problem, &err), err);
+    assert_int_equal(json_u64(webhook, "timeout_ms"), HOOK_WEBHOOK_TIMEOUT_MS);
+    assert_int_equal(task.max_attempts, 1);
 }
 
 int main(void)
@@ -197,7 +208,7 @@ int main(void)
         cmocka_unit_test(scripts_are_named_inside_their_directory),
         cmocka_unit_test(tasks_stand_in_the_order_of_the_hooks),
         cmocka_unit_test(a_job_without_hooks_has_no_plan),
-        cmocka_unit_test(a_script_of_a_workflow_has_the_same_rules),
+        cmocka_unit_test(a_step_of_a_workflow_has_the_same_rules),
     };
 
     return cmocka_run_group_tests(tests, NULL, NULL);
