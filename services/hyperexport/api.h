@@ -22,6 +22,7 @@ enum exit_status {
     EXIT_VERIFICATION = 4,
     EXIT_UPLOAD = 5,
     EXIT_CONVERSION = 6,
+    EXIT_BATCH = 7,      /* some VMs of a policy's run failed */
     EXIT_AFTERWARDS = 8, /* exported, but mail or clean-up failed */
     EXIT_USAGE = 64,
     EXIT_UNSUPPORTED = 65,

@@ -68,6 +68,8 @@ void cleanup_show(const json_t *result); /* of the finished job */
 int schedule_command(struct program *program, struct error *err);
 /* --daemon-schedule: the job of the other flags again and again. */
 int schedule_create(struct program *program, json_t *job_taken, struct error *err);
+int policy_command(struct program *program, struct error *err);   /* policies.c */
+int template_command(struct program *program, struct error *err); /* templates.c */
 /* queue.c */
 int queue_command(struct program *program, struct error *err);
 int workers_command(struct program *program, struct error *err);
@@ -117,6 +119,16 @@ MUST_CHECK int command_passphrase(const struct program *program, bool ask_twice,
  */
 MUST_CHECK int body_add_passphrase(struct program *program, json_t *body, bool ask_twice,
                                    struct error *err);
+/* A file of at most 1 MiB of YAML or JSON. New reference. */
+MUST_CHECK int command_file(const char *path, json_t **out, struct error *err);
+struct deletion { /* what is asked before it */
+    const char *kind;
+    const char *consequence; /* a sentence */
+    const char *name;
+};
+/* DELETE of prefix + id, once it was confirmed; ERR_CANCELLED: it was not. Returns EXIT_DONE. */
+int command_delete(struct program *program, const char *prefix, const char *id,
+                   const struct deletion *deletion, struct error *err);
 /* Of a list: --limit, or what holds without it. */
 size_t command_limit(const struct program *program);
 /* ERR_INVALID when more than count words were typed. */

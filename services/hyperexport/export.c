@@ -47,6 +47,7 @@ static json_t *job_body(const struct command_line *line)
 {
     json_t *body = json_object();
 
+    body_add_text(body, "template", line, FLAG_TEMPLATE);
     body_add_text(body, "vm_path", line, FLAG_VM);
     body_add_text(body, "provider", line, FLAG_PROVIDER);
     body_add_text(body, "output_path", line, FLAG_OUTPUT);

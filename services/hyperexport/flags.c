@@ -16,7 +16,8 @@ static const struct {
     {"workers", FLAG_IN_WORKERS},     {"jobs", FLAG_IN_JOBS},          {"vms", FLAG_IN_VMS},
     {"providers", FLAG_IN_PROVIDERS}, {"status", FLAG_IN_STATUS},      {"login", FLAG_IN_LOGIN},
     {"exports", FLAG_IN_EXPORTS},     {"verify", FLAG_IN_VERIFY},      {"decrypt", FLAG_IN_DECRYPT},
-    {"workflow", FLAG_IN_WORKFLOW},
+    {"workflow", FLAG_IN_WORKFLOW},   {"policy", FLAG_IN_POLICY},      {"policies", FLAG_IN_POLICY},
+    {"template", FLAG_IN_TEMPLATE},   {"templates", FLAG_IN_TEMPLATE},
 };
 
 static int unknown_flag(const char *name, struct error *err)
@@ -189,11 +190,13 @@ static int take_word(const char *word, struct command_line *line, struct error *
             return error_set(err, ERR_INVALID, "unexpected '%s': booleans are written --flag=%s",
                              word, word);
         }
-        if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0) {
+        if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0 &&
+            strcmp(word, "export") != 0) {
             return error_set(
                 err, ERR_INVALID,
-                "unknown command '%.80s' (jobs, workflow, exports, verify, decrypt, vms, "
-                "providers, status, login; to export a VM: --vm NAME)",
+                "unknown command '%.80s' (jobs, workflow, schedule, policy, template, exports, "
+                "verify, decrypt, vms, providers, queue, workers, status, login; to export a VM: "
+                "--vm NAME)",
                 word);
         }
     }
@@ -448,6 +451,12 @@ void flags_help(struct strbuf *out, unsigned int command)
         "  hyperexport --vm NAME [flags] --daemon-schedule NAME:CRON\n"
         "  hyperexport schedule list|show NAME|runs NAME|trigger NAME|enable NAME|\n"
         "                   disable NAME|delete NAME   exports that come again\n"
+        "  hyperexport policy list|show NAME|create FILE|update NAME FILE|delete NAME|\n"
+        "                   preview NAME|run NAME [--watch]|runs NAME|results NAME\n"
+        "                                            exports of all VMs that a filter takes\n"
+        "  hyperexport template list|show NAME|create NAME FILE|update NAME FILE|\n"
+        "                   delete NAME|render NAME [--vm PATH] [--set NAME=VALUE]\n"
+        "  hyperexport export --template NAME [--vm NAME] [flags]   a job of a template\n"
         "  hyperexport vms list|info --vm NAME\n"
         "  hyperexport providers list|add|validate NAME|remove NAME\n"
         "  hyperexport providers limit KIND [MB/S|config]   bandwidth of the kind's workers\n"
@@ -457,8 +466,8 @@ void flags_help(struct strbuf *out, unsigned int command)
         "  hyperexport login --username NAME         keep a session for this gateway\n\n"
         "Booleans are written --flag, --flag=true or --flag=false; -flag works like --flag.\n"
         "Exit status: 0 done, 1 connection or authentication, 2 export failed, 4 verification,\n"
-        "6 conversion, 8 exported, but the clean-up failed, 64 usage, 65 not available,\n"
-        "130/143 interrupted.\n\nFlags:\n";
+        "6 conversion, 7 some VMs of a policy failed, 8 exported, but the clean-up failed,\n"
+        "64 usage, 65 not available, 130/143 interrupted.\n\nFlags:\n";
 
     strbuf_add(out, usage);
     for (size_t i = 0; i < flags_table_count; i++) {

@@ -83,6 +83,8 @@ enum flag_id {
     FLAG_DAEMON_CANCEL,
     FLAG_DAEMON_SCHEDULE,
     FLAG_TIMEZONE,
+    FLAG_TEMPLATE,
+    FLAG_SET,
     FLAG_FOLLOW,
     FLAG_STATUS,
     FLAG_LIMIT,
@@ -119,7 +121,9 @@ enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 #define FLAG_IN_WORKERS   1024U
 #define FLAG_IN_WORKFLOW  2048U
 #define FLAG_IN_SCHEDULE  4096U
-#define FLAG_IN_ALL       8191U
+#define FLAG_IN_POLICY    8192U
+#define FLAG_IN_TEMPLATE  16384U
+#define FLAG_IN_ALL       32767U
 
 /* Properties. */
 #define FLAG_IS_SECRET       1U /* its value is overwritten in argv */

@@ -35,7 +35,8 @@ static int run_export_flags(struct program *program, struct error *err)
 {
     const struct command_line *line = program->line;
 
-    if (line->word_count > 0) /* the parser lets only "help" pass */
+    /* the parser lets only "help" and "export" pass */
+    if (line->word_count > 1 || (line->word_count == 1 && strcmp(line->words[0], "export") != 0))
         return error_set(err, ERR_INVALID, "--help lists what can be done");
     if (flag_given(line, FLAG_DAEMON_WATCH))
         return follow_job(program, flag_text(line, FLAG_DAEMON_WATCH), false, err);
@@ -47,9 +48,11 @@ static int run_export_flags(struct program *program, struct error *err)
         return status_command(program, err);
     if (flag_given(line, FLAG_VERIFY_ONLY))
         return verify_path(program, flag_text(line, FLAG_VERIFY_ONLY), err);
-    if (!flag_given(line, FLAG_VM) && cleanup_wanted(line))
+    if (!flag_given(line, FLAG_VM) && !flag_given(line, FLAG_TEMPLATE) && cleanup_wanted(line))
         return cleanup_command(program, err);
-    if (!flag_given(line, FLAG_VM))
+    if (!flag_given(line, FLAG_VM) &&
+        (!flag_given(line, FLAG_TEMPLATE) || flag_on(line, FLAG_RESUME) ||
+         flag_on(line, FLAG_INCREMENTAL_INFO) || flag_on(line, FLAG_VM_INFO)))
         return error_set(err, ERR_INVALID, "--vm NAME is missing (--help lists what can be done)");
     if (flag_given(line, FLAG_TIMEZONE) && !flag_given(line, FLAG_DAEMON_SCHEDULE))
         return error_set(err, ERR_INVALID, "--timezone belongs to --daemon-schedule");
@@ -61,32 +64,24 @@ static int run_export_flags(struct program *program, struct error *err)
 
 static int run(struct program *program, struct error *err)
 {
-    switch (program->line->command) {
-    case FLAG_IN_JOBS:
-        return jobs_command(program, err);
-    case FLAG_IN_WORKFLOW:
-        return workflow_command(program, err);
-    case FLAG_IN_EXPORTS:
-        return exports_command(program, err);
-    case FLAG_IN_VERIFY:
-        return verify_command(program, err);
-    case FLAG_IN_VMS:
-        return vms_command(program, err);
-    case FLAG_IN_PROVIDERS:
-        return providers_command(program, err);
-    case FLAG_IN_STATUS:
-        return status_command(program, err);
-    case FLAG_IN_SCHEDULE:
-        return schedule_command(program, err);
-    case FLAG_IN_QUEUE:
-        return queue_command(program, err);
-    case FLAG_IN_WORKERS:
-        return workers_command(program, err);
-    case FLAG_IN_LOGIN:
-        return login_command(program, err);
-    default:
-        return run_export_flags(program, err);
+    static const struct {
+        unsigned int command;
+        int (*fn)(struct program *program, struct error *err);
+    } commands[] = {
+        {FLAG_IN_JOBS, jobs_command},       {FLAG_IN_WORKFLOW, workflow_command},
+        {FLAG_IN_EXPORTS, exports_command}, {FLAG_IN_VERIFY, verify_command},
+        {FLAG_IN_VMS, vms_command},         {FLAG_IN_PROVIDERS, providers_command},
+        {FLAG_IN_STATUS, status_command},   {FLAG_IN_SCHEDULE, schedule_command},
+        {FLAG_IN_POLICY, policy_command},   {FLAG_IN_TEMPLATE, template_command},
+        {FLAG_IN_QUEUE, queue_command},     {FLAG_IN_WORKERS, workers_command},
+        {FLAG_IN_LOGIN, login_command},
+    };
+
+    for (size_t i = 0; i < ARRAY_LEN(commands); i++) {
+        if (program->line->command == commands[i].command)
+            return commands[i].fn(program, err);
     }
+    return run_export_flags(program, err);
 }
 
 static int print_help(const struct command_line *line)

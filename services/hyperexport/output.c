@@ -1,11 +1,15 @@
 /* What the commands share: printing, prompts, paths; see command.h. */
 #include "command.h"
 
+#include <errno.h>
+#include <fcntl.h>
 #include <stdarg.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "common/json.h"
+
+#define FILE_BYTES_MAX ((size_t)MIB) /* of a document that a command sends */
 
 void output_text(const struct strbuf *text)
 {
@@ -137,4 +141,61 @@ int output_done(const struct program *program, const json_t *answer, const char 
     va_end(args);
     (void)putchar('\n');
     return EXIT_DONE;
+}
+
+/* ---- what commands on named things have in common ---- */
+
+static int read_file(const char *path, char **out, size_t *out_size, struct error *err)
+{
+    autofree char *text = xmalloc(FILE_BYTES_MAX + 1);
+    autoclose int fd = open(path, O_RDONLY | O_CLOEXEC);
+    size_t size = 0;
+
+    if (fd < 0)
+        return error_set_errno(err, errno, "'%.400s'", path);
+    while (size <= FILE_BYTES_MAX) {
+        ssize_t n = read(fd, text + size, FILE_BYTES_MAX + 1 - size);
+        if (n < 0)
+            return error_set_errno(err, errno, "'%.400s'", path);
+        if (n == 0)
+            break;
+        size += (size_t)n;
+    }
+    if (size > FILE_BYTES_MAX)
+        return error_set(err, ERR_LIMIT, "'%.400s' is over 1 MiB", path);
+    *out = STEAL(text);
+    *out_size = size;
+    return 0;
+}
+
+int command_file(const char *path, json_t **out, struct error *err)
+{
+    autofree char *text = NULL;
+    size_t size = 0;
+
+    if (read_file(path, &text, &size, err) < 0)
+        return -1;
+    if (body_parse(text, size, FILE_BYTES_MAX, false, out, err) < 0)
+        return error_wrap(err, "'%.400s'", path);
+    return 0;
+}
+
+int command_delete(struct program *program, const char *prefix, const char *id,
+                   const struct deletion *deletion, struct error *err)
+{
+    autofree char *path = output_path(prefix, id, "");
+    autofree char *question =
+        xasprintf("Delete %s '%s'? %s", deletion->kind, deletion->name, deletion->consequence);
+    auto_json *answer = NULL;
+    const char *gone;
+
+    if (!output_confirm(program, question)) {
+        return error_set(err, ERR_CANCELLED, "%s '%.64s' was not deleted (--yes deletes it)",
+                         deletion->kind, deletion->name);
+    }
+    if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, &answer,
+                 err) < 0)
+        return -1;
+    gone = json_str(answer, "deleted"); /* the id of what was named */
+    return output_done(program, answer, "deleted: %s", gone[0] == '\0' ? id : gone);
 }

@@ -125,14 +125,18 @@ static int runs(struct program *program, const char *id, struct error *err)
 
 static int act(struct program *program, const char *id, const char *action, struct error *err)
 {
-    bool deletes = strcmp(action, "delete") == 0;
     autofree char *suffix = xasprintf("/%s", action);
-    autofree char *path = output_path(PATH_PREFIX, id, deletes ? "" : suffix);
+    autofree char *path = output_path(PATH_PREFIX, id, suffix);
     auto_json *body = json_object();
     auto_json *answer = NULL;
-    const struct api_request request = {
-        .method = deletes ? "DELETE" : "POST", .path = path, .body = deletes ? NULL : body};
+    const struct api_request request = {.method = "POST", .path = path, .body = body};
 
+    if (strcmp(action, "delete") == 0) {
+        return command_delete(
+            program, PATH_PREFIX, id,
+            &(struct deletion){"schedule", "Its jobs and exports stay.", program->line->words[2]},
+            err);
+    }
     if (api_call(program->api, &request, &answer, err) < 0)
         return -1;
     if (program->json) {

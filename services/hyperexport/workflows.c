@@ -1,52 +1,21 @@
 /* Workflows and their runs. */
-#include <errno.h>
-#include <fcntl.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "command.h"
 #include "common/clock.h"
 #include "common/json.h"
 
-#define FILE_BYTES_MAX ((size_t)MIB)
-#define LIST_COLUMNS   4
-#define STEP_COLUMNS   6
-#define WATCH_MS       1000
-
-static int read_file(const char *path, char **out, size_t *out_size, struct error *err)
-{
-    autofree char *text = xmalloc(FILE_BYTES_MAX + 1);
-    autoclose int fd = open(path, O_RDONLY | O_CLOEXEC);
-    size_t size = 0;
-
-    if (fd < 0)
-        return error_set_errno(err, errno, "'%.400s'", path);
-    while (size <= FILE_BYTES_MAX) {
-        ssize_t n = read(fd, text + size, FILE_BYTES_MAX + 1 - size);
-        if (n < 0)
-            return error_set_errno(err, errno, "'%.400s'", path);
-        if (n == 0)
-            break;
-        size += (size_t)n;
-    }
-    if (size > FILE_BYTES_MAX)
-        return error_set(err, ERR_LIMIT, "'%.400s' is over 1 MiB", path);
-    *out = STEAL(text);
-    *out_size = size;
-    return 0;
-}
+#define LIST_COLUMNS 4
+#define STEP_COLUMNS 6
+#define WATCH_MS     1000
 
 static int create(struct program *program, const char *path, struct error *err)
 {
-    autofree char *text = NULL;
     auto_json *body = NULL;
     auto_json *answer = NULL;
-    size_t size = 0;
 
-    if (read_file(path, &text, &size, err) < 0)
+    if (command_file(path, &body, err) < 0)
         return -1;
-    if (body_parse(text, size, FILE_BYTES_MAX, false, &body, err) < 0)
-        return error_wrap(err, "'%.400s'", path);
     if (api_check(program->api, err) < 0 ||
         api_call(program->api,
                  &(struct api_request){.method = "POST", .path = "/api/v1/workflows", .body = body},
@@ -201,18 +170,8 @@ static int show(struct program *program, const char *id, struct error *err)
 
 static int drop(struct program *program, const char *id, struct error *err)
 {
-    autofree char *path = output_path("/api/v1/workflows/", id, "");
-    autofree char *question = xasprintf("Delete workflow '%s'? Its runs stay.", id);
-    auto_json *answer = NULL;
-
-    if (!output_confirm(program, question)) {
-        return error_set(err, ERR_CANCELLED, "workflow '%.64s' was not deleted (--yes deletes it)",
-                         id);
-    }
-    if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, &answer,
-                 err) < 0)
-        return -1;
-    return output_done(program, answer, "deleted: %s", json_str(answer, "deleted"));
+    return command_delete(program, "/api/v1/workflows/", id,
+                          &(struct deletion){"workflow", "Its runs stay.", id}, err);
 }
 
 /* "cancel", "pause", "resume", "retry" */

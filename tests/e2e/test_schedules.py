@@ -79,7 +79,9 @@ def test_a_daily_export_by_the_command_line_keeps_as_many_as_it_should(suite):
     assert len(shown) == 4 and all(line.endswith("=ok") for line in shown)
     assert "disabled" in hyperexport(suite, "schedule", "disable", "daily").stdout
     assert suite.client.get(f"/schedules/{schedule['id']}")["next_run"] is None
-    assert hyperexport(suite, "schedule", "delete", "daily").returncode == 0
+    kept_it = hyperexport(suite, "schedule", "delete", "daily")
+    assert kept_it.returncode == 2 and "schedule 'daily' was not deleted" in kept_it.stderr
+    assert hyperexport(suite, "schedule", "delete", "daily", "--yes").returncode == 0
     assert suite.client.get("/schedules")["total"] == 0
     gone = hyperexport(suite, "schedule", "show", "daily")
     assert gone.returncode != 0 and "does not exist" in gone.stderr

@@ -435,8 +435,14 @@ def test_a_schedule_carries_the_flags_of_the_export(cli, gateway):
     (["--vm", "x", "--daemon-schedule", "a:@daily", "--resume"], "belong to one export"),
     (["--vm", "x", "--timezone", "UTC"], "belongs to --daemon-schedule"),
     (["schedule", "explode"], "unknown command 'schedule explode'"),
+    (["policy", "explode"], "unknown command 'policy explode'"),
+    (["policy", "update", "x"], "needs a policy and a file"),
+    (["template", "create", "x"], "needs a name and a YAML or JSON file"),
+    (["template", "explode"], "unknown command 'template explode'"),
+    (["export", "web"], "--help lists what can be done"),
     (["schedule", "show"], "name or id")])
-def test_wrong_calls_of_schedules_are_told_what_is_right(cli, args, text):
+def test_wrong_calls_of_schedules_are_told_what_is_right(cli, gateway, args, text):
+    gateway.answers["GET", "/api/v1/backup-policies"] = {"policies": [{"id": "pol-1", "name": "x"}]}
     done = cli(*args)
     assert done.returncode == 64 and text in done.stderr
 
@@ -448,6 +454,6 @@ def test_schedules_are_meant_by_name_or_id(cli, gateway):
         gateway.answers["POST", f"/api/v1/schedules/sch-9/{action}"] = {"message": "done"}
     gateway.answers["DELETE", "/api/v1/schedules/sch-9"] = {"message": "schedule deleted"}
     for word, action in (("nightly", "enable"), ("sch-9", "trigger"), ("nightly", "delete")):
-        done = cli("schedule", action, word)
+        done = cli("schedule", action, word, "--yes")
         assert done.returncode == 0 and "sch-9" in done.stdout, done.stderr
     assert cli("schedule", "trigger", "nobody").returncode != 0
