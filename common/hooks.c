@@ -1,6 +1,7 @@
 /* See hooks.h. */
 #include "common/hooks.h"
 
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
@@ -11,6 +12,7 @@
 #include "common/json.h"
 #include "common/libvirt_wish.h"
 #include "common/provider_lookup.h"
+#include "common/shutdown_wish.h"
 #include "common/upload_url.h"
 #include "common/webhook_post.h"
 
@@ -18,7 +20,6 @@
 #define SCRIPT_MS_MAX    (24 * HOUR_MS)
 #define WAIT_MS_MAX      (30 * 24 * HOUR_MS)
 #define WEBHOOK_MS_MAX   60000 /* as of webhooks that are told of events */
-#define SHUTDOWN_MS_MAX  (4 * HOUR_MS)
 #define CONVERT_MS_MAX   (48 * HOUR_MS)
 #define RETRY_MAX        99
 #define RETRY_INITIAL_MS 5000 /* of a hook that says only how often */
@@ -67,7 +68,7 @@ static const struct field webhook_fields[] = {TYPE,
 static const struct field wait_fields[] = {
     TYPE, MUST, ONCE, NO_END, MILLIS("duration", 1, WAIT_MS_MAX), TEXT("until", 40), {0}};
 static const struct field shutdown_fields[] = {
-    TYPE, MUST, ONCE, MILLIS("timeout", 1000, SHUTDOWN_MS_MAX), {0}};
+    TYPE, MAY, ONCE, MILLIS("timeout", 1000, SHUTDOWN_TIMEOUT_MS_MAX), BOOL("power_on_after"), {0}};
 static const struct field snapshot_fields[] = {
     TYPE, MUST, ONCE, NO_END, TEXT("name", 80), BOOL("memory"), BOOL("quiesce"), {0}};
 static const struct field convert_fields[] = {
@@ -206,6 +207,11 @@ static int check_on_error(const struct apply *a)
 {
     const char *word = field_text(a->hook, "on_error", "fail");
 
+    if (strcmp(json_str(a->hook, "type"), "shutdown") == 0) {
+        return word_in(word, shutdown_policies)
+                   ? 0
+                   : fail(a, 400, "on_error", ERR_INVALID, "must be fail, power_off or continue");
+    }
     if (strcmp(word, "fail") != 0 && strcmp(word, "continue") != 0)
         return fail(a, 400, "on_error", ERR_INVALID, "must be fail or continue");
     return 0;
@@ -273,13 +279,30 @@ static int copy(const struct apply *a, const char *member, json_t *object, const
     return value == NULL ? 0 : ask(a, member, object, key, json_incref(value));
 }
 
+/* The hook's timeout, which is milliseconds by now, in a form that is read again as the same. */
+static int copy_timeout(const struct apply *a, json_t *object, const char *key)
+{
+    autofree char *text = NULL;
+
+    if (json_object_get(a->hook, "timeout") == NULL)
+        return 0;
+    text = xasprintf("%" PRId64 "ms", field_duration_ms(a->hook, "timeout", 0));
+    return ask(a, "timeout", object, key, json_string(text));
+}
+
 static int apply_shutdown(const struct apply *a)
 {
     json_t *options = object_of(a, "options");
 
     if (ask(a, "type", options, "shutdown_vm", json_true()) < 0)
         return -1;
-    return copy(a, "timeout", options, "shutdown_timeout");
+    if (copy_timeout(a, options, "shutdown_timeout") < 0 ||
+        copy(a, "power_on_after", options, "power_on_after") < 0)
+        return -1;
+    return json_object_get(a->hook, "on_error") == NULL
+               ? 0
+               : ask(a, "on_error", options, "shutdown_on_error",
+                     json_incref(json_object_get(a->hook, "on_error")));
 }
 
 static int apply_snapshot(const struct apply *a)
@@ -302,7 +325,7 @@ static int apply_convert(const struct apply *a)
         return fail(a, 400, "type", ERR_INVALID,
                     "'hyper2kvm_integration.auto_convert' is false: nothing would be converted");
     }
-    return copy(a, "timeout", conversion, "timeout");
+    return copy_timeout(a, conversion, "timeout");
 }
 
 static int apply_upload(const struct apply *a)

@@ -12,6 +12,7 @@
 #include "common/json.h"
 #include "common/parse.h"
 #include "common/paths.h"
+#include "common/shutdown_wish.h"
 #include "common/upload_url.h"
 #include "common/libvirt_wish.h"
 
@@ -107,9 +108,10 @@ static const struct field job_fields[] = {
 };
 
 static const struct field option_fields[] = {
-    NUMBER("parallel_downloads", 1, 16), LATER("remove_cdrom", "false"),
-    LATER("shutdown_vm", "false"),       LATER("shutdown_timeout", ""),
-    LATER("power_on_after", "false"),    {0},
+    NUMBER("parallel_downloads", 1, 16),
+    LATER("remove_cdrom", "false"),
+    SHUTDOWN_FIELDS,
+    {0},
 };
 
 static const struct field conversion_fields[] = {
@@ -538,6 +540,7 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
         split_export_method(job, problem, err) < 0 ||
         hooks_apply(settings->hooks, job, problem, err) < 0 ||
         fields_member(job, "options", "options.", option_fields, problem, err) < 0 ||
+        shutdown_wish_check(json_object_get(job, "options"), problem, err) < 0 ||
         fields_member(job, "hyper2kvm_integration", "hyper2kvm_integration.", conversion_fields,
                       problem, err) < 0 ||
         fields_member(job, "encrypt", "encrypt.", encrypt_fields, problem, err) < 0 ||
@@ -650,6 +653,7 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     const json_t *job = request->definition;
     const json_t *options = json_object_get(job, "options");
     const char *format = field_text(job, "format", "ovf");
+    json_t *shutdown = shutdown_wish_spec(options);
     json_t *spec = json_object();
 
     json_set_text(spec, "job_id", request->id);
@@ -674,6 +678,8 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
         json_integer((json_int_t)field_number(job, "compression_level", SUBMIT_COMPRESS_LEVEL)));
     if (field_bool(job, "enable_cbt", false))
         set_bool(spec, "enable_cbt", true);
+    if (shutdown != NULL)
+        json_put(spec, "shutdown", shutdown);
     set_bool(spec, "incremental", wants_restore_point(job));
     if (wants_restore_point(job)) {
         int64_t days = (int64_t)field_number(job, "max_full_age_days", SUBMIT_FULL_DAYS);

@@ -65,6 +65,11 @@ int submit_may(struct call *call, const struct submit_request *request,
         return field_fail(problem, 403, "enable_cbt", err, ERR_DENIED,
                           "'enable_cbt' edits the VM: permission 'vm.operate' is missing");
     }
+    if (field_bool(json_object_get(request->definition, "options"), "shutdown_vm", false) &&
+        !identity_may(&call->identity, "vm.operate")) {
+        return field_fail(problem, 403, "options.shutdown_vm", err, ERR_DENIED,
+                          "'shutdown_vm' stops the VM: permission 'vm.operate' is missing");
+    }
     return 0;
 }
 
@@ -73,10 +78,13 @@ static int check_permissions(struct call *call, const struct submit_settings *se
                              const json_t *element, struct field_problem *problem,
                              struct error *err)
 {
+    static const char *const fields[] = {"cleanup", "enable_cbt", "options", "pre_hooks"};
     auto_submit_request *request = NULL;
+    bool any = false;
 
-    if (json_object_get(element, "cleanup") == NULL &&
-        json_object_get(element, "enable_cbt") == NULL)
+    for (size_t i = 0; i < ARRAY_LEN(fields); i++)
+        any = any || json_object_get(element, fields[i]) != NULL;
+    if (!any)
         return 0;
     if (submit_parse(settings, element, NULL, &request, problem, err) < 0)
         return -1;

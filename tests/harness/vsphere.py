@@ -113,6 +113,10 @@ class Vsphere:
         """The REST API (tags) answers this; 0: as it should."""
         self._open(f"/_sim/rest?status={status}", "POST")
 
+    def set_guest(self, mode):
+        """"deaf": guests are asked to shut down and do not; "notools": they cannot be asked."""
+        self._open(f"/_sim/guest?mode={mode}", "POST")
+
     def stats(self):
         """bytes, requests, ranges served by /folder; running requests."""
         return json.loads(self._open("/_sim/stats"))
@@ -124,6 +128,14 @@ class Vsphere:
 
     def snapshots(self, vm_name):
         """Names of a VM's snapshots, asked by an independent client (pyvmomi)."""
+        return self.look(vm_name, lambda item: [
+            s.name for s in _walk(item.snapshot.rootSnapshotList if item.snapshot else [])])
+
+    def power(self, vm_name):
+        """"poweredOn" or "poweredOff"."""
+        return self.look(vm_name, lambda item: str(item.runtime.powerState))
+
+    def look(self, vm_name, what):
         from pyVim.connect import Disconnect, SmartConnect
         from pyVmomi import vim
         context = ssl.create_default_context(cafile=str(self.cert))
@@ -136,8 +148,7 @@ class Vsphere:
                                                            [vim.VirtualMachine], True)
             for item in view.view:
                 if item.name == vm_name:
-                    roots = item.snapshot.rootSnapshotList if item.snapshot else []
-                    return [s.name for s in _walk(roots)]
+                    return what(item)
             raise KeyError(vm_name)
         finally:
             Disconnect(session)

@@ -116,17 +116,27 @@ static void log_released(struct export_run *run, bool snapshot)
     worker_task_log(run->task, LOG_LEVEL_INFO, "%s", text);
 }
 
+static bool record_is_set(const struct export_run *run, const char *key)
+{
+    const char *value = worker_task_record_get(run->task, key);
+
+    return value != NULL && value[0] != '\0';
+}
+
 /* Everything is verified and planned: a source that cannot be tidied up now does not spoil the
  * export, but it is said, and done later by a release task. */
 static int release_after_plan(struct export_run *run, struct error *err)
 {
     struct error release_error = ERROR_NONE;
+    bool starts = record_is_set(run, PROVIDER_KEY_POWER_ON);
 
     if (worker_task_record_get(run->task, EXPORT_KEY_RELEASED) != NULL)
         return 0; /* by an attempt whose upload failed */
     export_phase(run, "cleanup");
     if (release_source(run, worker_task_stopped(run->task), &release_error) == 0) {
         log_released(run, export_uses_snapshot(run));
+        if (starts)
+            worker_task_log(run->task, LOG_LEVEL_INFO, "the VM is powered on again, as asked");
         return run->upload == NULL
                    ? 0
                    : worker_task_record_put(run->task, EXPORT_KEY_RELEASED, "yes", err);
@@ -146,11 +156,12 @@ static int release_after_plan(struct export_run *run, struct error *err)
 static int read_source(struct export_run *run, struct error *err)
 {
     if (export_find_vm(run, err) < 0 || worker_task_check(run->task, err) < 0 ||
-        export_track(run, err) < 0 || export_freeze(run, err) < 0 ||
-        worker_task_check(run->task, err) < 0 || export_base_fit(run, err) < 0 ||
-        export_place_open(run, err) < 0 || export_copy_disks(run, err) < 0 ||
-        export_check_marks(run, err) < 0 || export_package(run, err) < 0 ||
-        export_verify(run, err) < 0 || worker_task_check(run->task, err) < 0)
+        export_track(run, err) < 0 || export_shut_down(run, err) < 0 ||
+        export_freeze(run, err) < 0 || worker_task_check(run->task, err) < 0 ||
+        export_base_fit(run, err) < 0 || export_place_open(run, err) < 0 ||
+        export_copy_disks(run, err) < 0 || export_check_marks(run, err) < 0 ||
+        export_package(run, err) < 0 || export_verify(run, err) < 0 ||
+        worker_task_check(run->task, err) < 0)
         return -1;
     return export_plan_store(run, err);
 }

@@ -240,6 +240,8 @@ MUST_CHECK int export_spec_read(struct export_run *run, struct error *err);
 MUST_CHECK int export_find_vm(struct export_run *run, struct error *err);
 /* Switches change tracking on when that was asked for. */
 MUST_CHECK int export_track(struct export_run *run, struct error *err);
+/* Has the guest shut down when that was asked for. */
+MUST_CHECK int export_shut_down(struct export_run *run, struct error *err);
 MUST_CHECK int export_freeze(struct export_run *run, struct error *err);
 /* ERR_LIMIT: there is no room for what the export will write. */
 MUST_CHECK int export_check_space(struct export_run *run, const struct vm *vm, struct error *err);

@@ -40,6 +40,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "force_full",
                                         "incremental_max_age_ms",
                                         "enable_cbt",
+                                        "shutdown",
                                         "bases",
                                         "bandwidth",
                                         "cleanup", /* the scheduler's, when the job is complete */

@@ -3,7 +3,8 @@
  * Life cycle, all calls on worker threads; one session belongs to one thread at a time:
  *
  *   open -> check | vm_list | vm_get | vm_tags | set_tracking
- *        -> prepare -> disk_changes ... -> N x (disk_open -> disk_read ... -> disk_close)
+ *        -> shut_down -> prepare -> disk_changes ... -> N x (disk_open -> disk_read ... ->
+ * disk_close)
  *        -> disk_mark -> release
  *        -> close
  *
@@ -62,6 +63,16 @@ struct prepare_options {
     bool consolidate;
     int64_t timeout_ms; /* for the snapshot */
 };
+
+/* Of a VM whose guest is asked to shut down. */
+struct shutdown_options {
+    int64_t timeout_ms;  /* for the guest */
+    bool hard;           /* then it is powered off; else that is ERR_CONFLICT */
+    bool power_on_after; /* release() starts it again, if it ran before */
+};
+enum shutdown_end { SHUTDOWN_WAS_OFF, SHUTDOWN_BY_GUEST, SHUTDOWN_HARD };
+/* Record of a VM's id that release() starts again; "": none. Committed before it is stopped. */
+#define PROVIDER_KEY_POWER_ON "power_on"
 
 /* One disk, frozen: its bytes do not change while the freeze mark stays the same. */
 struct frozen_disk {
@@ -165,12 +176,18 @@ struct provider {
      * Caller frees. */
     int (*disk_mark)(struct provider_session *session, const struct frozen_vm *frozen, size_t index,
                      char **out, struct error *err);
-    /* Undo what prepare made, by records alone (also after a crash, in another process).
-     * Repeatable: gone already is success. keep = leave snapshots that the user wants kept. */
+    /* Undo what prepare (and shut_down) made, by records alone (also after a crash, in another
+     * process). Repeatable: gone already is success. keep = leave snapshots that the user wants
+     * kept. */
     int (*release)(struct provider_session *session, struct task_records *records, bool keep,
                    struct error *err);
 
     /* Optional. */
+    /* Before prepare(). Repeatable; a VM that does not run is left alone. ERR_CONFLICT: the guest
+     * does not do it. */
+    int (*shut_down)(struct provider_session *session, const char *vm_id,
+                     const struct shutdown_options *options, struct task_records *records,
+                     enum shutdown_end *out, struct error *err);
     /* The tags of `count` VMs, at most 500; out: as many, zeroed, released by the caller also after
      * a failure. ERR_NOT_AVAILABLE: this source has none to read. Not part of vm_get, because it
      * may be another API with another login, which only listings are worth. */

@@ -8,15 +8,18 @@
 //
 // For tests: -rate limits /folder answers to so many bytes per second in total, POST
 // /_sim/rate?bytes=N changes it, GET /_sim/stats tells what was served. POST /_sim/rest?status=N makes
-// the REST API, and so the tags, answer that HTTP status; 0: as it should.
+// the REST API, and so the tags, answer that HTTP status; 0: as it should. POST /_sim/guest?mode=deaf
+// lets guests accept a shutdown and not do it, notools lets them refuse it; ok: as it should.
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"log"
 	"net/http"
 	"net/url"
@@ -105,7 +108,8 @@ type throttle struct {
 	requests int64
 	ranges   int64
 	running  int64
-	rest     int64 // HTTP status of the REST API; 0: its own
+	rest     int64        // HTTP status of the REST API; 0: its own
+	guest    atomic.Value // of /_sim/guest
 }
 
 func (t *throttle) setRate(rate int64) {
@@ -180,10 +184,41 @@ func (t *throttle) wrap(inner http.Handler) http.Handler {
 				"ranges":   atomic.LoadInt64(&t.ranges),
 				"running":  atomic.LoadInt64(&t.running),
 			})
+		case r.URL.Path == "/_sim/guest" && r.Method == http.MethodPost:
+			t.guest.Store(r.URL.Query().Get("mode"))
+		case r.URL.Path == "/sdk" && t.shutdownAnswer() != "":
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				http.Error(w, err.Error(), http.StatusBadRequest)
+				return
+			}
+			if !bytes.Contains(body, []byte("<ShutdownGuest ")) {
+				r.Body = io.NopCloser(bytes.NewReader(body))
+				inner.ServeHTTP(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", "text/xml")
+			if t.guest.Load() == "notools" {
+				w.WriteHeader(http.StatusInternalServerError)
+			}
+			fmt.Fprint(w, t.shutdownAnswer())
 		default:
 			inner.ServeHTTP(w, r)
 		}
 	})
+}
+
+const envelope = `<?xml version="1.0" encoding="UTF-8"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body>%s</Body></Envelope>`
+
+// What a guest that does not shut down makes the server say; "": it does.
+func (t *throttle) shutdownAnswer() string {
+	switch t.guest.Load() {
+	case "deaf":
+		return fmt.Sprintf(envelope, `<ShutdownGuestResponse xmlns="urn:vim25"/>`)
+	case "notools":
+		return fmt.Sprintf(envelope, `<Fault><faultcode>ServerFaultCode</faultcode><faultstring>Cannot complete operation because VMware Tools is not running in this virtual machine.</faultstring><detail><ToolsUnavailableFault xmlns="urn:vim25" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="ToolsUnavailable"/></detail></Fault>`)
+	}
+	return ""
 }
 
 func check(err error) {

@@ -45,6 +45,7 @@ static void steps_set_the_fields_of_the_job(void **state)
 
     (void)state;
     assert_true(json_is_true(json_object_get(json_object_get(job, "options"), "shutdown_vm")));
+    assert_string_equal(json_str(json_object_get(job, "options"), "shutdown_timeout"), "240000ms");
     assert_true(json_is_true(json_object_get(job, "snapshot")));
     assert_string_equal(json_str(job, "snapshot_name"), "n");
     assert_true(json_is_false(json_object_get(job, "snapshot_quiesce")));

@@ -11,6 +11,7 @@
 #include "services/exporter/providers/vsphere/tags.h"
 #include "services/exporter/providers/vsphere/nfc.h"
 #include "services/exporter/providers/vsphere/session.h"
+#include "services/exporter/providers/vsphere/power.h"
 #include "services/exporter/providers/vsphere/snapshot.h"
 
 #define SNAPSHOT_NAME_BYTES_MAX 80 /* vSphere's own limit */
@@ -640,21 +641,27 @@ static int remove_recorded(struct provider_session *session, struct task_records
     return 0;
 }
 
+static int release_recorded(struct provider_session *session, struct task_records *records,
+                            bool keep, struct error *err)
+{
+    bool none =
+        record(records, RECORD_INTENT)[0] == '\0' && record(records, RECORD_SNAPSHOT)[0] == '\0';
+    bool kept = keep && strcmp(record(records, RECORD_KEEP), "yes") == 0;
+
+    if (!none && !kept && remove_recorded(session, records, err) < 0)
+        return -1;
+    return power_restore(session, records, err);
+}
+
 static int vsphere_release(struct provider_session *session, struct task_records *records,
                            bool keep, struct error *err)
 {
     struct error shield_err = ERROR_NONE;
     int rc;
 
-    if (nfc_abort_recorded(session, records, err) < 0)
+    if (nfc_abort_recorded(session, records, err) < 0 || session_shield(session, true, err) < 0)
         return -1;
-    if (record(records, RECORD_INTENT)[0] == '\0' && record(records, RECORD_SNAPSHOT)[0] == '\0')
-        return 0;
-    if (keep && strcmp(record(records, RECORD_KEEP), "yes") == 0)
-        return 0;
-    if (session_shield(session, true, err) < 0)
-        return -1;
-    rc = remove_recorded(session, records, err);
+    rc = release_recorded(session, records, keep, err);
     if (session_shield(session, false, &shield_err) < 0 && rc == 0) {
         *err = shield_err;
         return -1;
@@ -763,4 +770,5 @@ const struct provider provider_vsphere = {
     .stream_decode = nfc_stream_decode,
     .stream_close = nfc_stream_close,
     .release = vsphere_release,
+    .shut_down = power_shut_down,
 };
