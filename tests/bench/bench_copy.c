@@ -9,6 +9,7 @@
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -123,13 +124,60 @@ static int make_disk(uint64_t size, struct error *err)
     return fsync(fd) < 0 ? error_set_errno(err, errno, "cannot write '%s'", path) : 0;
 }
 
+/* ---- what the processors do ---- */
+
+/* Of all programs, seconds of processor since the machine started. Without /proc: 0. */
+static double machine_seconds(void)
+{
+    FILE *f = fopen("/proc/stat", "re");
+    char line[256] = "";
+    double ticks = 0;
+    char *rest = NULL;
+    char *text = line;
+    size_t i = 0;
+
+    if (f == NULL)
+        return 0;
+    if (fgets(line, sizeof line, f) != NULL)
+        (void)strtok_r(line, " ", &text); /* "cpu" */
+    while ((rest = strtok_r(NULL, " ", &text)) != NULL && i < 8) {
+        uint64_t value = 0;
+        struct error ignored = ERROR_NONE;
+        if (parse_u64("ticks", rest, 0, UINT64_MAX, &value, &ignored) < 0)
+            error_clear(&ignored);
+        if (i != 3 && i != 4) /* idle, and idle while the disk is waited for */
+            ticks += (double)value;
+        i++;
+    }
+    (void)fclose(f);
+    return ticks / (double)sysconf(_SC_CLK_TCK);
+}
+
+static double children_seconds(void)
+{
+    struct rusage usage = {0};
+
+    (void)getrusage(RUSAGE_CHILDREN, &usage);
+    return (double)(usage.ru_utime.tv_sec + usage.ru_stime.tv_sec) +
+           (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
+}
+
+/* The parts of a copy as they cost alone, in seconds of processor. */
+struct parts {
+    double read[BENCH_RUNS_MAX]; /* what the curls take for it */
+    double hash[BENCH_RUNS_MAX];
+    double write[BENCH_RUNS_MAX]; /* of one image */
+};
+
 /* ---- the reference ---- */
 
-static int run_curls(const char *url, uint64_t size, double *out_seconds, struct error *err)
+static int run_curls(const char *url, uint64_t size, double *out_seconds, double *out_cpu,
+                     struct error *err)
 {
     pid_t pids[CONNECTIONS];
     uint64_t share = size / CONNECTIONS;
     int64_t start = clock_mono_ns();
+    double cpu = children_seconds();
     int failed = 0;
 
     for (unsigned int i = 0; i < CONNECTIONS; i++) {
@@ -142,6 +190,7 @@ static int run_curls(const char *url, uint64_t size, double *out_seconds, struct
     for (unsigned int i = 0; i < CONNECTIONS; i++)
         failed |= pids[i] < 0 || wait_program(pids[i]) != 0;
     *out_seconds = (double)(clock_mono_ns() - start) / 1e9;
+    *out_cpu = children_seconds() - cpu;
     return failed ? error_set(err, ERR_INTERNAL, "curl failed") : 0;
 }
 
@@ -217,10 +266,12 @@ struct figure {
     bool hash;
     const char *goal;
     double seconds[BENCH_RUNS_MAX];
+    double cpu_seconds[BENCH_RUNS_MAX];     /* of our threads meanwhile */
+    double machine_seconds[BENCH_RUNS_MAX]; /* of all programs */
 };
 
-static int run_copy(struct provider_session *session, const struct figure *figure,
-                    double *out_seconds, struct error *err)
+static int run_copy(struct provider_session *session, struct figure *figure, uint32_t run,
+                    struct error *err)
 {
     static char mark[] = "mark";
     struct frozen_disk disk = {.size_bytes = file.size_bytes, .mark = mark};
@@ -245,10 +296,14 @@ static int run_copy(struct provider_session *session, const struct figure *figur
         .hash = figure->hash,
     };
     auto_copy_result result = {0};
+    double machine = machine_seconds();
+    double cpu = cpu_seconds();
     int64_t start = clock_mono_ns();
     int rc = copy_disk(&options, &result, err);
 
-    *out_seconds = (double)(clock_mono_ns() - start) / 1e9;
+    figure->seconds[run] = (double)(clock_mono_ns() - start) / 1e9;
+    figure->cpu_seconds[run] = cpu_seconds() - cpu;
+    figure->machine_seconds[run] = machine_seconds() - machine;
     if (rc == 0 && result.bytes_transferred != file.size_bytes)
         rc = error_set(err, ERR_INTERNAL, "bytes are missing");
     (void)unlink(path);
@@ -282,6 +337,19 @@ static int run_write(double *out_seconds, struct error *err)
     return 0;
 }
 
+/* The disk's leaves, alone: seconds of processor. */
+static void run_hash(double *out_seconds)
+{
+    autofree uint8_t *piece = xalloc_aligned(SINK_PIECE_BYTES);
+    uint8_t leaf[DIGEST_BYTES];
+    double start = cpu_seconds();
+
+    memset(piece, 0x5a, SINK_PIECE_BYTES);
+    for (uint64_t at = 0; at < file.size_bytes; at += SINK_PIECE_BYTES)
+        leaf_digest(piece, SINK_PIECE_BYTES, leaf);
+    *out_seconds = cpu_seconds() - start;
+}
+
 /* ---- figures ---- */
 
 static struct figure figures[] = {
@@ -297,44 +365,92 @@ static struct figure figures[] = {
 };
 enum { ALONE = 3, CONVERTING = 4 }; /* of them: what a conversion in the same pass costs */
 
-/* curl, the server and the copy share the processors: what a copy adds at least is the writing. */
-static void print_limits(double curl, double alone, double converting, double write)
+/* Medians of what stands in struct parts. */
+struct costs {
+    double read, hash, write;
+};
+
+/* Where the time of the machine's processors went while the figure was measured. */
+static void print_profile(const char *note, struct figure *figure, uint32_t runs,
+                          const struct costs *costs)
 {
     double processors = (double)sysconf(_SC_NPROCESSORS_ONLN);
+    double all = median_seconds(figure->seconds, runs) * processors;
+    double cpu = median_seconds(figure->cpu_seconds, runs);
+    double machine = median_seconds(figure->machine_seconds, runs);
+    double hash = figure->hash ? costs->hash : 0;
+    double write = figure->second == NULL ? costs->write : 2 * costs->write;
+    double parts = costs->read + hash + write;
 
-    (void)printf("# export_raw_without_hash writing as much takes %.2f s of processor (%.0f here), "
-                 "curl %.2f s -> at most %.2f x when they are busy\n",
-                 write, processors, curl, curl / (curl + write / processors));
+    (void)printf("# %s profile of %.2f s (%s) with %.0f processors: read %.0f %%, sha256 %.0f %%, "
+                 "write %.0f %%, else at work %.0f %%, server and other programs %.0f %%, idle or "
+                 "waiting for the disk %.0f %%\n",
+                 note, all / processors, figure->name, processors, 100 * costs->read / all,
+                 100 * hash / all, 100 * write / all, 100 * (cpu > parts ? cpu - parts : 0) / all,
+                 100 * (machine > cpu ? machine - cpu : 0) / all,
+                 100 * (all > machine ? all - machine : 0) / all);
+}
+
+/* curl, the server and the copy share the processors: what a copy adds at least is the writing. */
+static void print_raw_limit(double curl, double write)
+{
+    double processors = (double)sysconf(_SC_NPROCESSORS_ONLN);
+    double least = curl + write / processors;
+    double mib = (double)file.size_bytes / (double)MIB;
+
+    (void)printf("export_raw_without_hash_limit %.0f MiB/s %.0f %.2f -\n", mib / least, mib / curl,
+                 curl / least);
+    (void)printf("# export_raw_without_hash_limit writing as much takes %.2f s of processor (%.0f "
+                 "here), curl %.2f s -> at most %.2f x when they are busy\n",
+                 write, processors, curl, curl / least);
+}
+
+static void print_converting(uint32_t runs, const struct costs *costs)
+{
+    double processors = (double)sysconf(_SC_NPROCESSORS_ONLN);
+    double alone = median_seconds(figures[ALONE].seconds, runs);
+    double converting = median_seconds(figures[CONVERTING].seconds, runs);
+    double least = alone + costs->write / processors;
+
     (void)printf("export_while_converting %.2f s %.2f %.2f <=1.05\n", converting, alone,
                  converting / alone);
-    (void)printf("# export_while_converting writing a second image takes %.2f s of processor (%.0f "
-                 "here) -> at least %.2f x when they are busy\n",
-                 write, processors, 1 + write / processors / alone);
+    print_profile("export_while_converting", &figures[CONVERTING], runs, costs);
+    print_profile("export_while_converting", &figures[ALONE], runs, costs);
+    (void)printf("export_while_converting_limit %.2f s %.2f %.2f -\n", least, alone, least / alone);
+    (void)printf("# export_while_converting_limit writing a second image takes %.2f s of processor "
+                 "(%.0f here) -> at least %.2f x when they are busy\n",
+                 costs->write, processors, least / alone);
 }
 
 static int measure(struct provider_session *session, uint32_t runs, struct error *err)
 {
     double reference[BENCH_RUNS_MAX];
-    double write[BENCH_RUNS_MAX];
+    struct parts parts;
+    struct costs costs;
     double rate;
 
     for (uint32_t run = 0; run < runs; run++) {
-        if (run_curls(file.url, file.size_bytes, &reference[run], err) < 0 ||
-            run_write(&write[run], err) < 0)
+        run_hash(&parts.hash[run]);
+        if (run_curls(file.url, file.size_bytes, &reference[run], &parts.read[run], err) < 0 ||
+            run_write(&parts.write[run], err) < 0)
             return -1;
         for (size_t i = 0; i < ARRAY_LEN(figures); i++) {
-            if (run_copy(session, &figures[i], &figures[i].seconds[run], err) < 0)
+            if (run_copy(session, &figures[i], run, err) < 0)
                 return -1;
         }
     }
     rate = median_rate(reference, runs, file.size_bytes);
+    costs = (struct costs){median_seconds(parts.read, runs), median_seconds(parts.hash, runs),
+                           median_seconds(parts.write, runs)};
     for (size_t i = 0; i < ARRAY_LEN(figures); i++) {
         double ours = median_rate(figures[i].seconds, runs, file.size_bytes);
         (void)printf("%s %.0f MiB/s %.0f %.2f %s\n", figures[i].name, ours, rate, ours / rate,
                      figures[i].goal);
+        print_profile(figures[i].name, &figures[i], runs, &costs);
+        if (i == 0)
+            print_raw_limit(median_seconds(reference, runs), costs.write);
     }
-    print_limits(median_seconds(reference, runs), median_seconds(figures[ALONE].seconds, runs),
-                 median_seconds(figures[CONVERTING].seconds, runs), median_seconds(write, runs));
+    print_converting(runs, &costs);
     return 0;
 }
 

@@ -3,7 +3,7 @@
  * that both readers open (each inflates its own grains). Medians of runs in turn; of a program's
  * ways to do it, the fastest counts. "_limit" is what this machine gives at most: the parts that
  * nobody can leave out (reading and inflating, SHA-256, writing the same bytes with fdatasync),
- * each done alone by the same threads, added up.
+ * each done alone by the same threads, added up. Below a figure stands where its time went.
  *
  * BENCH_FORMATS_MIB sets the disk's size (512; half of it holds data), BENCH_FORMATS_RUNS the runs
  * of each (3). */
@@ -69,6 +69,7 @@ struct figure {
     const char *references[REFERENCES_MAX][PROGRAM_ARGS_MAX]; /* "IN", "OUT": the files */
     const char *goal;
     double seconds[BENCH_RUNS_MAX];
+    double cpu_seconds[BENCH_RUNS_MAX];              /* of our threads meanwhile */
     double part_seconds[PART_COUNT][BENCH_RUNS_MAX]; /* of processor */
     double disk_seconds[BENCH_RUNS_MAX];             /* on the clock, of the write */
     double reference_seconds[REFERENCES_MAX][BENCH_RUNS_MAX];
@@ -185,7 +186,7 @@ static double reference_rate(struct figure *figure, uint32_t runs, uint64_t size
 
 /* ---- what it must cost ---- */
 
-/* A part of the work alone, over the same pieces. */
+/* A part of the work alone, over the same pieces; what is written goes to disk as in a copy. */
 struct crew {
     const struct figure *figure;
     uint64_t size;
@@ -194,6 +195,7 @@ struct crew {
     struct writeback writeback;
     atomic_uint_fast64_t next; /* on the disk */
     atomic_uint_fast64_t end;  /* of what is written */
+    atomic_uint running;
     atomic_bool failed;
 };
 
@@ -240,7 +242,25 @@ static void *crew_main(void *arg)
             crew_work(crew, image, at, piece, &err) < 0)
             atomic_store(&crew->failed, true);
     }
+    atomic_fetch_sub(&crew->running, 1);
     return NULL;
+}
+
+/* Until the threads are through. */
+static void flush_meanwhile(struct crew *crew)
+{
+    uint64_t flushed = 0;
+
+    while (atomic_load(&crew->running) > 0) {
+        uint64_t end = atomic_load(&crew->end);
+        if (end - flushed < COPY_FLUSH_BYTES) {
+            clock_sleep_ms(1);
+            continue;
+        }
+        flushed = end;
+        if (fdatasync(crew->fd) < 0)
+            atomic_store(&crew->failed, true);
+    }
 }
 
 static int run_part(struct figure *figure, enum part part, uint64_t size, uint32_t run,
@@ -255,8 +275,11 @@ static int run_part(struct figure *figure, enum part part, uint64_t size, uint32
     double cpu = cpu_seconds();
 
     writeback_init(&crew.writeback, fd);
+    atomic_init(&crew.running, THREADS);
     while (started < THREADS && pthread_create(&threads[started], NULL, crew_main, &crew) == 0)
         started++;
+    atomic_fetch_sub(&crew.running, THREADS - started);
+    flush_meanwhile(&crew);
     for (unsigned int i = 0; i < started; i++)
         (void)pthread_join(threads[i], NULL);
     if (fd < 0 || fdatasync(fd) < 0 || started < THREADS || atomic_load(&crew.failed))
@@ -278,6 +301,24 @@ static int run_parts(struct figure *figure, uint64_t size, uint32_t run, struct 
     return 0;
 }
 
+/* Where the time of the copy's processors went: the parts as they cost alone, what else our threads
+ * did, and the rest, when nobody of ours ran: waiting for the disk, or for processors that others
+ * had. */
+static void print_profile(struct figure *figure, uint32_t runs, const double *part)
+{
+    double processors = (double)sysconf(_SC_NPROCESSORS_ONLN);
+    double all = median_seconds(figure->seconds, runs) * processors;
+    double cpu = median_seconds(figure->cpu_seconds, runs);
+    double parts = part[PART_READ] + part[PART_HASH] + part[PART_WRITE];
+
+    (void)printf("# %s profile of %.2f s with %.0f processors: read %.0f %%, sha256 %.0f %%, write "
+                 "%.0f %%, else at work %.0f %%, waiting for disk or processor %.0f %%\n",
+                 figure->name, all / processors, processors, 100 * part[PART_READ] / all,
+                 100 * part[PART_HASH] / all, 100 * part[PART_WRITE] / all,
+                 100 * (cpu > parts ? cpu - parts : 0) / all,
+                 100 * (all > cpu ? all - cpu : 0) / all);
+}
+
 /* Nobody is faster than the processors with all parts, or the disk with its own. */
 static void print_limit(struct figure *figure, uint32_t runs, uint64_t size, double reference)
 {
@@ -294,6 +335,7 @@ static void print_limit(struct figure *figure, uint32_t runs, uint64_t size, dou
     }
     least = all / processors > disk ? all / processors : disk;
     rate = (double)size / (double)MIB / least;
+    print_profile(figure, runs, part);
     (void)printf("%s_limit %.0f MiB/s %.0f %.2f -\n", figure->name, rate, reference,
                  rate / reference);
     (void)printf("# %s_limit read %.0f %%, sha256 %.0f %%, write %.0f %% of %.2f s of processor, "
@@ -318,10 +360,12 @@ static int run_copy(struct figure *figure, uint32_t run, struct error *err)
     };
     auto_copy_result result = {0};
     int64_t start = clock_mono_ns();
+    double cpu = cpu_seconds();
 
     if (image_copy(&options, &result, err) < 0)
         return -1;
     figure->seconds[run] = (double)(clock_mono_ns() - start) / 1e9;
+    figure->cpu_seconds[run] = cpu_seconds() - cpu;
     const struct copy_verify_options check = {
         .image = {.path = out, .format = figure->format->name},
         .leaves = result.leaves,
@@ -349,11 +393,12 @@ static int measure(uint64_t size, uint32_t runs, struct error *err)
                      ours / reference, figures[i].goal);
         if (figures[i].format == &sink_qcow2)
             print_limit(&figures[i], runs, size, reference);
-        if (figures[i].format == &sink_vmdk)
+        if (figures[i].format == &sink_vmdk) {
             (void)printf("%s_size %.1f MiB %.1f %.3f <=1.05\n", figures[i].name,
                          (double)figures[i].bytes / (double)MIB,
                          (double)figures[i].reference_bytes / (double)MIB,
                          (double)figures[i].bytes / (double)figures[i].reference_bytes);
+        }
     }
     return 0;
 }

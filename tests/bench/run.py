@@ -18,12 +18,12 @@ FIELDS = ("name", "value", "unit", "reference", "ratio", "goal")
 
 
 def figures_of(text):
-    """Also lines "# name words": the note of that figure."""
+    """Also lines "# name words": the notes of that figure."""
     figures = {}
     for line in text.splitlines():
         words = line.split()
         if words[:1] == ["#"]:
-            figures[words[1]]["note"] = " ".join(words[2:])
+            figures[words[1]].setdefault("notes", []).append(" ".join(words[2:]))
         elif len(words) == len(FIELDS):
             figures[words[0]] = dict(zip(FIELDS, words))
     return figures.values()
@@ -94,8 +94,8 @@ def main(programs):
     figures += chaos_figures()
     for figure in figures:
         print(*(figure[field] for field in FIELDS))
-        if "note" in figure:
-            print("   ", figure["note"])
+        for note in figure.get("notes", ()):
+            print("   ", note)
     (ROOT / "build").mkdir(exist_ok=True)
     (ROOT / "build" / "bench.json").write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if failed else 0

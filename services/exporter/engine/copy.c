@@ -91,8 +91,11 @@ static struct copy_run *run_new(const struct copy_options *options)
     struct copy_run *run = xcalloc(1, sizeof *run);
 
     run->options = options;
-    run->checkpoint_bytes =
-        options->checkpoint_bytes == 0 ? COPY_CHECKPOINT_BYTES : options->checkpoint_bytes;
+    run->checkpoint_bytes = options->checkpoint_bytes;
+    if (run->checkpoint_bytes == 0) {
+        run->checkpoint_bytes =
+            options->journal_path == NULL ? COPY_FLUSH_BYTES : COPY_CHECKPOINT_BYTES;
+    }
     run->size_bytes = options->frozen->disks[options->disk_index].size_bytes;
     run->chunk_count = round_up_u64(run->size_bytes, options->chunk_bytes) / options->chunk_bytes;
     for (size_t i = 0; i < options->output_count; i++) {

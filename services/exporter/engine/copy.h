@@ -25,6 +25,9 @@
 #define COPY_PIECES_PER_READER 8
 #define COPY_READERS_MAX       PROVIDER_PARALLEL_READS_MAX
 #define COPY_CHECKPOINT_BYTES  (64 * MIB)
+/* Without journal so much is made durable at a time while the copy goes on: a disk that first takes
+ * bytes into its own cache is otherwise waited for at the end, for all of them. */
+#define COPY_FLUSH_BYTES (32 * MIB)
 
 struct journal;
 struct rate_transfer;
@@ -68,8 +71,9 @@ struct copy_options {
     uint64_t chunk_bytes;     /* multiple of SINK_PIECE_BYTES */
     unsigned int readers;     /* upper bound, 1 to COPY_READERS_MAX; the engine starts with fewer */
     uint32_t retries_max;     /* of one read, before the copy fails */
-    const char *journal_path; /* NULL: no journal, no resume (bench) */
-    uint64_t checkpoint_bytes; /* a crash loses so much, or 2 s; 0: COPY_CHECKPOINT_BYTES */
+    const char *journal_path; /* NULL: no journal, no resume */
+    uint64_t checkpoint_bytes; /* a crash loses so much, or 2 s; 0: COPY_CHECKPOINT_BYTES, or
+                                  COPY_FLUSH_BYTES */
     const char *identity;      /* the journal belongs to this: freeze mark and more */
     const char *uuid;          /* for the images; may be NULL */
     const struct copy_output *outputs;

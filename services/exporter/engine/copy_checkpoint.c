@@ -317,7 +317,7 @@ static int sync_sinks(struct copy_run *run, struct error *err)
     return 0;
 }
 
-/* Nobody will ask for them; or a checkpoint would be due for ever. */
+/* Without journal nobody will ask for them; or a checkpoint would be due for ever. */
 static void forget_done(struct copy_run *run)
 {
     struct copy_chunk *done;
@@ -345,7 +345,7 @@ int copy_checkpoint(struct copy_run *run, struct error *err)
 
     if (run->journal == NULL) {
         forget_done(run);
-        return 0;
+        return copy_ended(run) ? 0 : sync_sinks(run, err); /* finish syncs the rest */
     }
     for (size_t i = 0; i < count; i++)
         strbuf_init(&states[i], SINK_STATE_BYTES_MAX);

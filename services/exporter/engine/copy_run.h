@@ -172,7 +172,7 @@ bool copy_ended(struct copy_run *run);
 /* copy_checkpoint.c */
 /* Opens journal and sinks; after a resume run->resumed tells what is there. */
 MUST_CHECK int copy_start(struct copy_run *run, struct error *err);
-/* What is done becomes durable, then the journal says so. Coordinator only. */
+/* What is done becomes durable, then the journal, if there is one, says so. Coordinator only. */
 MUST_CHECK int copy_checkpoint(struct copy_run *run, struct error *err);
 bool copy_chunk_is_resumed(const struct copy_run *run, uint64_t chunk);
 uint64_t copy_chunks_bytes(const struct copy_run *run, const struct journal_chunks *chunks);

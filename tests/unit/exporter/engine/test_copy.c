@@ -764,6 +764,59 @@ static void progress_tells_what_limits(void **state)
     }
 }
 
+/* ---- without journal ---- */
+
+static atomic_uint syncs;
+static atomic_uint_fast64_t written;
+static unsigned int failing_sync; /* 0: none */
+
+static int count_sync(struct sink *sink, struct error *err)
+{
+    if (atomic_fetch_add(&syncs, 1) + 1 == failing_sync)
+        return error_set_errno(err, ENOSPC, "sync");
+    return sink_qcow2.sync(sink, err);
+}
+
+/* What comes behind 8 MiB waits for the first sync. */
+static int write_behind_sync(struct sink *sink, uint64_t offset, const void *data, size_t length,
+                             struct error *err)
+{
+    int64_t deadline = clock_mono_ms() + 20000;
+
+    while (atomic_load(&written) >= 8 * MIB && atomic_load(&syncs) == 0) {
+        if (clock_mono_ms() > deadline)
+            return error_set(err, ERR_TIMEOUT, "nothing is synced");
+        clock_sleep_ms(1);
+    }
+    atomic_fetch_add(&written, length);
+    return sink_qcow2.write(sink, offset, data, length, err);
+}
+
+static void without_journal_the_disk_writes_while_the_copy_goes_on(void **state)
+{
+    (void)state;
+    struct error err = ERROR_NONE;
+    struct sink_format format = sink_qcow2;
+    struct one one;
+    auto_copy_result result = {0};
+
+    one_make(&one, &local_provider, 40 * MIB, "qcow2");
+    format.sync = count_sync;
+    format.write = write_behind_sync;
+    one.setup.outputs[0].format = &format;
+    one.setup.options.journal_path = NULL;
+    one.setup.options.readers = 1; /* so chunks are done when it waits */
+    one.setup.options.chunk_bytes = 2 * MIB;
+    one.setup.options.checkpoint_bytes = 2 * MIB;
+    assert_ok(copy_disk(&one.setup.options, &result, &err));
+    setup_compare(&one.setup, &one.disk, &result);
+    atomic_store(&syncs, 0);
+    atomic_store(&written, 0);
+    failing_sync = 1;
+    one_fails(&one, ERR_LIMIT, "sync");
+    one_remove(&one);
+}
+
 static void wrong_options_are_refused(void **state)
 {
     static const uint64_t chunks[] = {0, MIB + 1, 65 * MIB, MIB - 1};
@@ -858,6 +911,7 @@ int main(void)
         cmocka_unit_test(a_blocked_output_holds_the_readers_within_the_bound),
         cmocka_unit_test(a_held_first_piece_bounds_what_waits_behind_it),
         cmocka_unit_test(progress_tells_what_limits),
+        cmocka_unit_test(without_journal_the_disk_writes_while_the_copy_goes_on),
         cmocka_unit_test(wrong_options_are_refused),
         cmocka_unit_test(verify_names_the_first_mib_that_differs),
     };
