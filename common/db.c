@@ -24,6 +24,7 @@ struct db {
     char *application;
     char *role;
     unsigned int lock_wait_ms;
+    bool by_index;
     bool transaction;
     const char *prepared[DB_STATEMENTS_MAX];
     size_t prepared_count;
@@ -45,6 +46,12 @@ void db_set_lock_wait(struct db *db, unsigned int ms)
 {
     assert(db->connection == NULL && ms > 0);
     db->lock_wait_ms = ms;
+}
+
+void db_set_by_index(struct db *db)
+{
+    assert(db->connection == NULL);
+    db->by_index = true;
 }
 
 /* An open transaction stays open in name until its rollback or commit: a statement after the loss
@@ -111,6 +118,21 @@ static int fail(struct db *db, const PGresult *result, const char *what, struct 
     return -1;
 }
 
+/* A plan that is kept was made for the tables as they were: made while they were empty it reads
+ * them from end to end until the first ANALYZE, minutes later. So plans are made anew for each
+ * call, or, where they are kept, never read more than an index leads to. */
+static int set_plans(struct db *db, PGresult **out)
+{
+    static const char fresh[] = "SET plan_cache_mode = force_custom_plan";
+    static const char by_index[] = "SET plan_cache_mode = force_generic_plan;"
+                                   "SET enable_seqscan = off; SET enable_bitmapscan = off;"
+                                   "SET enable_hashjoin = off; SET enable_mergejoin = off;"
+                                   "SET enable_material = off";
+
+    *out = PQexec(db->connection, db->by_index ? by_index : fresh);
+    return PQresultStatus(*out) == PGRES_COMMAND_OK ? 0 : -1;
+}
+
 /* A row that someone else holds locked must not hold up what has nothing to do with it. */
 static int set_lock_wait(struct db *db, PGresult **out)
 {
@@ -121,21 +143,26 @@ static int set_lock_wait(struct db *db, PGresult **out)
     return PQresultStatus(*out) == PGRES_COMMAND_OK ? 0 : -1;
 }
 
-/* Limits that protect the queue from a forgotten transaction (library notes, section 4). */
+/* Limits that protect the queue from a forgotten transaction (library notes, section 4). No
+ * statement is worth a compiler: it takes longer than the slowest of them. */
 static int set_up(struct db *db, struct error *err)
 {
     static const char limits[] = "SET idle_in_transaction_session_timeout = '10s';"
                                  "SET statement_timeout = '30s';"
                                  "SET client_min_messages = warning;"
-                                 "SET timezone = 'UTC'";
+                                 "SET timezone = 'UTC';"
+                                 "SET jit = off";
     auto_pgresult *result = PQexec(db->connection, limits);
     auto_pgresult *waits = NULL;
+    auto_pgresult *plans = NULL;
     auto_pgresult *role = NULL;
     char *quoted;
     char sql[DB_SETUP_SQL_MAX];
 
     if (PQresultStatus(result) != PGRES_COMMAND_OK || set_lock_wait(db, &waits) < 0)
         return fail(db, waits == NULL ? result : waits, "session limits", err);
+    if (set_plans(db, &plans) < 0)
+        return fail(db, plans, "session plans", err);
     if (db->role == NULL)
         return 0;
     quoted = PQescapeIdentifier(db->connection, db->role, strlen(db->role));

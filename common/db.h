@@ -22,6 +22,10 @@ struct db *db_new(const struct database_config *config, const char *role, const 
 /* How long a statement waits for a row or table that someone else has locked (default 2 s) before
  * it fails with ERR_UNAVAILABLE. Before the first statement. */
 void db_set_lock_wait(struct db *db, unsigned int ms);
+/* For statements that find their few rows by an index and run all the time: their plans are made
+ * once and read no table from end to end, however small it was. Else each call makes its plan, by
+ * what the tables hold then. Before the first statement. */
+void db_set_by_index(struct db *db);
 void db_free(struct db *db);
 DEFINE_AUTO(db, struct db, db_free)
 #define auto_db CLEANUP(db_auto) struct db
@@ -56,8 +60,7 @@ bool db_bool(const PGresult *rows, int row, int column);
 size_t db_affected(const PGresult *rows);
 /* bytea parameters and cells travel as "\x<hex>" text. Caller frees. */
 char *db_bytea_text(const void *data, size_t size);
-/* A cell of the first row. */
-MUST_CHECK int db_bytea(const PGresult *rows, int column, void *out, size_t size_max,
+MUST_CHECK int db_bytea(const PGresult *rows, int row, int column, void *out, size_t size_max,
                         size_t *out_size, struct error *err);
 
 /* Applies what is missing of schema_files under an advisory lock. ERR_CONFLICT: the database is

@@ -38,10 +38,10 @@ char *db_bytea_text(const void *data, size_t size)
     return text;
 }
 
-int db_bytea(const PGresult *rows, int column, void *out, size_t size_max, size_t *out_size,
-             struct error *err)
+int db_bytea(const PGresult *rows, int row, int column, void *out, size_t size_max,
+             size_t *out_size, struct error *err)
 {
-    const char *text = db_text(rows, 0, column);
+    const char *text = db_text(rows, row, column);
     size_t size;
 
     if (strncmp(text, "\\x", 2) != 0)

@@ -108,9 +108,19 @@ struct job_store_event {
     const char *error_message;
     const char *detail;       /* text for the history row, e.g. why a user cancelled; may be NULL */
     const uint8_t *new_token; /* LEASED */
+    uint64_t lines_stored;    /* of the log, up to this number with this event; 0: as before */
 };
 MUST_CHECK int job_store_apply(struct db *db, const struct job_store_event *event,
                                struct job_decision *out, struct error *err);
+
+struct job_store_outcome {
+    struct job_decision decision;
+    char job_id[64]; /* "": a task without a job */
+};
+/* Several events of different jobs, each as job_store_apply would, with as many statements as one
+ * takes: all of them or, after an error, none. ERR_CONFLICT also when a job is there twice. */
+MUST_CHECK int job_store_apply_all(struct db *db, const struct job_store_event *events,
+                                   size_t count, struct job_store_outcome *out, struct error *err);
 
 /* Live events, as WebSocket and SSE clients get them (rest-api.md section 11): one JSON object per
  * job_events row, "type" = its event, "seq" = its id, with job_id, status, phase, vm_name,

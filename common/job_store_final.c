@@ -12,17 +12,18 @@
 #include "common/json.h"
 #include "common/metric_totals.h"
 
-static const char INSERT_EXPORT[] =
+const char store_insert_exports[] =
     "INSERT INTO exports (id, job_id, provider, vm_id, vm_name, path, volume, format, total_size,"
-    " manifest, base_id) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::bigint, $10::jsonb, $11)"
-    " ON CONFLICT (id) DO NOTHING";
+    " manifest, base_id) SELECT * FROM jsonb_to_recordset($1::jsonb) AS x(id text, job_id text,"
+    " provider text, vm_id text, vm_name text, path text, volume text, format text,"
+    " total_size bigint, manifest jsonb, base_id text) ON CONFLICT (id) DO NOTHING";
 
-static const char INSERT_DISKS[] =
+const char store_insert_disks[] =
     "INSERT INTO export_disks (export_id, disk_id, file, size_bytes, capacity_bytes, sha256, root,"
-    " change_id) SELECT $1, d->>'disk_id', d->>'file', (d->>'size_bytes')::bigint,"
-    " (d->>'capacity_bytes')::bigint, coalesce(d->>'sha256', ''), coalesce(d->>'root', ''),"
-    " coalesce(d->>'change_id', '') FROM jsonb_array_elements($2::jsonb) d"
-    " ON CONFLICT DO NOTHING";
+    " change_id) SELECT export_id, disk_id, file, size_bytes, capacity_bytes, coalesce(sha256, ''),"
+    " coalesce(root, ''), coalesce(change_id, '') FROM jsonb_to_recordset($1::jsonb)"
+    " AS x(export_id text, disk_id text, file text, size_bytes bigint, capacity_bytes bigint,"
+    " sha256 text, root text, change_id text) ON CONFLICT DO NOTHING";
 
 static const char REMOVE_POINTS[] =
     "DELETE FROM exports WHERE id = ANY (ARRAY(SELECT jsonb_array_elements_text($1::jsonb)))";
@@ -69,19 +70,9 @@ static const char INSERT_RELEASE[] =
 static const char COPY_RECORDS[] = "INSERT INTO task_records (task_id, key, value)"
                                    " SELECT $2, key, value FROM task_records WHERE task_id = $1";
 
-static const char LOAD_END[] =
-    "SELECT j.vm_name, j.vm_path, j.provider, j.error, coalesce(j.result, '{}'::jsonb),"
-    " extract(epoch FROM now() - j.started_at)::float8,"
-    " coalesce((SELECT e.manifest->'vm'->>'os_hint' FROM exports e WHERE e.job_id = j.id"
-    "           ORDER BY e.created_at DESC LIMIT 1), 'unknown')"
-    " FROM jobs j WHERE j.id = $1";
-
 static const char DELETE_EXPORTS[] =
     "DELETE FROM exports WHERE id IN (SELECT d->>'export_id' FROM jsonb_array_elements($1::jsonb) d"
     " UNION ALL SELECT jsonb_array_elements_text($2::jsonb))";
-
-static const char INSERT_OUTBOX[] =
-    "INSERT INTO outbox (event, job_id, payload) VALUES ($1, $2, $3::jsonb)";
 
 /* The rules may be for another volume than the export's. */
 static const char FIND_CLEANUP[] =
@@ -94,35 +85,35 @@ static const char FIND_CLEANUP[] =
 static const char NAME_CLEANUP[] = "UPDATE jobs SET result = coalesce(result, '{}'::jsonb) ||"
                                    " jsonb_build_object('cleanup_job_id', $2::text) WHERE id = $1";
 
-int store_export(struct db *db, const struct store_row *row, const json_t *result,
-                 struct error *err)
+int store_export_rows(const struct store_change *change, json_t *exports, json_t *disks,
+                      struct metric_batch *totals, struct error *err)
 {
-    const json_t *export = json_object_get(result, "export");
-    const char *id = json_str(export, "id");
-    autofree char *manifest = NULL;
-    autofree char *disks = NULL;
-    auto_metric_batch batch = {0};
-    char size[NUMBER_SIZE];
+    static const char *const texts[] = {"id",     "vm_id",  "vm_name", "path",
+                                        "volume", "format", "base_id"};
+    const json_t *export = json_object_get(change->event.result, "export");
+    json_t *row = json_object();
+    json_t *disk;
+    size_t i;
 
-    if (id[0] == '\0')
+    (void)json_array_append_new(exports, row);
+    for (i = 0; i < ARRAY_LEN(texts); i++)
+        json_set_text(row, texts[i], json_str(export, texts[i]));
+    if (json_str(export, "id")[0] == '\0')
         return error_set(err, ERR_PROTOCOL, "the result of an export has no export id");
-    manifest = json_text(json_object_get(export, "manifest"));
-    disks = json_text(json_object_get(export, "disks"));
-    (void)snprintf(size, sizeof size, "%" PRIu64, json_u64(export, "total_size"));
-    if (db_exec(db, INSERT_EXPORT,
-                DB_PARAMS(id, row->job_id, row->provider, json_str(export, "vm_id"),
-                          json_str(export, "vm_name"), json_str(export, "path"),
-                          json_str(export, "volume"), json_str(export, "format"), size, manifest,
-                          json_str(export, "base_id")),
-                NULL, err) < 0)
-        return -1;
-    if (db_exec(db, INSERT_DISKS, DB_PARAMS(id, disks), NULL, err) < 0)
-        return -1;
-    metric_batch_init(&batch);
-    metric_batch_add(&batch, "hypersdk_vms_exported_total", NULL, 1);
-    metric_batch_add(&batch, "hypersdk_bytes_exported_total", NULL,
+    json_set_text(row, "job_id", change->row.job_id);
+    json_set_text(row, "provider", change->row.provider);
+    json_set_i64(row, "total_size", (int64_t)json_u64(export, "total_size"));
+    (void)json_object_set(row, "manifest", json_object_get(export, "manifest"));
+    json_array_foreach(json_object_get(export, "disks"), i, disk)
+    {
+        json_t *copy = json_copy(disk);
+        json_set_text(copy, "export_id", json_str(export, "id"));
+        (void)json_array_append_new(disks, copy);
+    }
+    metric_batch_add(totals, "hypersdk_vms_exported_total", NULL, 1);
+    metric_batch_add(totals, "hypersdk_bytes_exported_total", NULL,
                      (double)json_u64(export, "total_size"));
-    return metric_batch_store(db, &batch, err);
+    return 0;
 }
 
 int store_cleanup(struct db *db, const json_t *result, struct error *err)
@@ -220,8 +211,13 @@ int store_release_task(struct db *db, const struct store_row *row, struct error 
     return db_exec(db, COPY_RECORDS, DB_PARAMS(row->task_id, id), NULL, err);
 }
 
+int store_cancel_later(struct db *db, const struct store_row *row, struct error *err)
+{
+    return db_exec(db, CANCEL_LATER, DB_PARAMS(row->job_id), NULL, err);
+}
+
 /* A job of its own: the export is good, whatever becomes of the clean-up. */
-static int submit_cleanup(struct db *db, const struct store_row *row, struct error *err)
+int store_submit_cleanup(struct db *db, const struct store_row *row, struct error *err)
 {
     struct retry_config retry = {0};
     auto_pgresult *rows = NULL;
@@ -258,58 +254,56 @@ static json_t *labels_of(const char *first, const char *value, const char *provi
     return labels;
 }
 
-/* Rows of metric_totals are taken in one order by all, so one batch for all of them. */
-static int store_totals(struct db *db, const struct store_row *row,
-                        const struct job_store_event *event, const struct job_decision *d,
-                        const PGresult *end, struct error *err)
+void store_add_totals(const struct store_change *change, const PGresult *end, int end_row,
+                      struct metric_batch *totals)
 {
-    const char *provider = row->provider;
-    auto_metric_batch batch;
+    const struct job_store_event *event = &change->event;
+    const struct job_decision *d = &change->decision;
+    const char *provider = change->row.provider;
 
-    metric_batch_init(&batch);
     if (event->input.event == JOB_EVENT_TASK_FAILED && event->error_code != NULL &&
         d->row.job != JOB_CANCELLED) {
         auto_json *labels = labels_of("type", event->error_code, provider);
-        metric_batch_add(&batch, "hypersdk_errors_total", labels, 1);
+        metric_batch_add(totals, "hypersdk_errors_total", labels, 1);
         if (d->row.task == TASK_QUEUED) {
-            auto_json *retry = labels_of("operation", row->task_kind, provider);
-            metric_batch_add(&batch, "hypersdk_retry_attempts_total", retry, 1);
+            auto_json *retry = labels_of("operation", change->row.task_kind, provider);
+            metric_batch_add(totals, "hypersdk_retry_attempts_total", retry, 1);
         }
     }
     if ((d->effects & JOB_EFFECT_FINAL) != 0) {
         auto_json *by_status = labels_of("status", job_status_name(d->row.job), provider);
-        auto_json *by_type = labels_of("vm_type", db_text(end, 0, 6), provider);
-        metric_batch_add(&batch, "hypersdk_jobs_total", by_status, 1);
-        if (!db_is_null(end, 0, 5)) { /* else it never ran */
-            metric_batch_observe(&batch, "hypersdk_job_duration_seconds", by_type,
-                                 strtod(db_text(end, 0, 5), NULL));
+        auto_json *by_type = labels_of("vm_type", db_text(end, end_row, 7), provider);
+        metric_batch_add(totals, "hypersdk_jobs_total", by_status, 1);
+        if (!db_is_null(end, end_row, 6)) { /* else it never ran */
+            metric_batch_observe(totals, "hypersdk_job_duration_seconds", by_type,
+                                 strtod(db_text(end, end_row, 6), NULL));
         }
     }
-    return metric_batch_store(db, &batch, err);
 }
 
 /* ---- outbox: the seed's seven flat keys, then ours ---- */
 
-static json_t *payload(const struct store_row *row, const char *event, const char *status,
-                       const PGresult *end, const json_t *result, double seconds)
+static json_t *payload(const struct store_change *change, const PGresult *end, int end_row,
+                       const json_t *result)
 {
     json_t *json = json_object();
     json_t *files = json_object_get(result, "exported_files");
     char now[CLOCK_RFC3339_SIZE];
 
     clock_rfc3339_now(now);
-    json_set_text(json, "event", event);
+    json_set_text(json, "event", change->decision.event);
     json_set_text(json, "timestamp", now);
-    json_set_text(json, "job_id", row->job_id);
-    json_set_text(json, "vm_name", db_text(end, 0, 0));
-    json_set_text(json, "status", status);
-    (void)json_object_set_new(json, "duration_seconds", json_real(seconds));
+    json_set_text(json, "job_id", change->row.job_id);
+    json_set_text(json, "vm_name", db_text(end, end_row, 1));
+    json_set_text(json, "status", job_status_name(change->decision.row.job));
+    (void)json_object_set_new(json, "duration_seconds",
+                              json_real(strtod(db_text(end, end_row, 6), NULL)));
     (void)json_object_set_new(json, "exported_files",
                               files == NULL ? json_array() : json_incref(files));
-    json_set_text(json, "vm_path", db_text(end, 0, 1));
-    json_set_text(json, "provider", db_text(end, 0, 2));
-    if (db_text(end, 0, 3)[0] != '\0')
-        json_set_text(json, "error", db_text(end, 0, 3));
+    json_set_text(json, "vm_path", db_text(end, end_row, 2));
+    json_set_text(json, "provider", db_text(end, end_row, 3));
+    if (db_text(end, end_row, 4)[0] != '\0')
+        json_set_text(json, "error", db_text(end, end_row, 4));
     if (json_object_get(result, "total_size") != NULL)
         (void)json_object_set(json, "total_size", json_object_get(result, "total_size"));
     if (json_object_get(result, "manifest_path") != NULL)
@@ -317,31 +311,13 @@ static json_t *payload(const struct store_row *row, const char *event, const cha
     return json;
 }
 
-int store_end_effects(struct db *db, const struct store_row *row,
-                      const struct job_store_event *event, const struct job_decision *d,
-                      struct error *err)
+json_t *store_outbox_row(const struct store_change *change, const PGresult *end, int end_row)
 {
-    auto_pgresult *end = NULL;
-    auto_json *result = NULL;
-    auto_json *json = NULL;
-    autofree char *text = NULL;
+    auto_json *result = json_loads(db_text(end, end_row, 5), 0, NULL);
+    json_t *row = json_object();
 
-    if ((d->effects & JOB_EFFECT_FINAL) != 0 &&
-        db_exec(db, CANCEL_LATER, DB_PARAMS(row->job_id), NULL, err) < 0)
-        return -1;
-    if ((d->effects & (JOB_EFFECT_FINAL | JOB_EFFECT_OUTBOX)) != 0 &&
-        db_exec(db, LOAD_END, DB_PARAMS(row->job_id), &end, err) < 0)
-        return -1;
-    if (store_totals(db, row, event, d, end, err) < 0)
-        return -1;
-    if ((d->effects & JOB_EFFECT_FINAL) != 0 && d->row.job == JOB_COMPLETED &&
-        submit_cleanup(db, row, err) < 0)
-        return -1;
-    if ((d->effects & JOB_EFFECT_OUTBOX) == 0)
-        return 0;
-    result = json_loads(db_text(end, 0, 4), 0, NULL);
-    json = payload(row, d->event, job_status_name(d->row.job), end, result,
-                   strtod(db_text(end, 0, 5), NULL));
-    text = json_text(json);
-    return db_exec(db, INSERT_OUTBOX, DB_PARAMS(d->event, row->job_id, text), NULL, err);
+    json_set_text(row, "event", change->decision.event);
+    json_set_text(row, "job_id", change->row.job_id);
+    json_put(row, "payload", payload(change, end, end_row, result));
+    return row;
 }

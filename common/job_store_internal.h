@@ -3,6 +3,7 @@
 #define COMMON_JOB_STORE_INTERNAL_H
 
 #include "common/job_store.h"
+#include "common/metric_totals.h"
 
 #define NUMBER_SIZE 24 /* any 64-bit number as text */
 
@@ -21,7 +22,17 @@ struct store_row { /* job and task as they were when locked */
     uint8_t token[16];
     bool has_token;
     int64_t now_ms; /* the database's clock */
+    bool cleans_up; /* its export asks for a clean-up when the job is complete */
 };
+
+struct store_change { /* one event on its way through a batch */
+    struct job_store_event event;
+    struct store_row row;
+    struct job_decision decision;
+};
+/* job_store_write.c: tasks, jobs and effects of all changes that are allowed. */
+MUST_CHECK int store_changes(struct db *db, const struct store_change *changes, size_t count,
+                             struct error *err);
 
 /* What a user wants of a job: an event for the first of its tasks that is not done. event: all but
  * its task, which is put into out_task. ERR_CONFLICT with the reason when it does not apply. */
@@ -38,18 +49,19 @@ struct store_line {
     const json_t *detail; /* may be NULL */
 };
 MUST_CHECK int store_history(struct db *db, const struct store_line *line, struct error *err);
-/* Stores decision and effects. */
-MUST_CHECK int store_decision(struct db *db, const struct store_row *row,
-                              const struct job_store_event *event,
-                              const struct job_decision *decision, struct error *err);
-
 /* job_store_final.c: what the end of a job or of its export leaves behind. */
-/* Outbox and totals of the decision. */
-MUST_CHECK int store_end_effects(struct db *db, const struct store_row *row,
-                                 const struct job_store_event *event,
-                                 const struct job_decision *decision, struct error *err);
-MUST_CHECK int store_export(struct db *db, const struct store_row *row, const json_t *result,
-                            struct error *err);
+/* The catalogue's rows of what an export task made: exports_taken, disks_taken and totals grow. */
+MUST_CHECK int store_export_rows(const struct store_change *change, json_t *exports, json_t *disks,
+                                 struct metric_batch *totals, struct error *err);
+/* $1 of each is what store_export_rows collects. */
+extern const char store_insert_exports[], store_insert_disks[];
+/* The ends and failures that metrics count; end: the job's row of STORE_JOBS, NULL: none. */
+void store_add_totals(const struct store_change *change, const PGresult *end, int end_row,
+                      struct metric_batch *totals);
+/* What the notifier tells others, a new reference. */
+json_t *store_outbox_row(const struct store_change *change, const PGresult *end, int end_row);
+MUST_CHECK int store_cancel_later(struct db *db, const struct store_row *row, struct error *err);
+MUST_CHECK int store_submit_cleanup(struct db *db, const struct store_row *row, struct error *err);
 /* Exports that a clean-up removed leave the catalogue, also when it failed in the middle. */
 MUST_CHECK int store_cleanup(struct db *db, const json_t *result, struct error *err);
 /* The catalogue learns what became of restore points that a task changed. */

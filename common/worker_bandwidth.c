@@ -4,22 +4,22 @@
 #include <inttypes.h>
 #include <stdio.h>
 
-#define KEY_START   "worker.bandwidth."
 #define NUMBER_SIZE 24
 
 static const char GET[] = "SELECT (value->>'rate')::bigint, (value->>'burst')::bigint FROM settings"
-                          " WHERE key = '" KEY_START "' || $1";
+                          " WHERE key = '" WORKER_BANDWIDTH_KEY "' || $1";
 
 static const char OF_INSTANCE[] =
     "SELECT (s.value->>'rate')::bigint, (s.value->>'burst')::bigint FROM workers w JOIN settings s"
-    " ON s.key = '" KEY_START "' || w.provider WHERE w.instance = $1 AND w.role = 'exporter'";
+    " ON s.key = '" WORKER_BANDWIDTH_KEY
+    "' || w.provider WHERE w.instance = $1 AND w.role = 'exporter'";
 
 static const char PUT[] =
-    "INSERT INTO settings (key, value) VALUES ('" KEY_START "' || $1,"
+    "INSERT INTO settings (key, value) VALUES ('" WORKER_BANDWIDTH_KEY "' || $1,"
     " jsonb_build_object('rate', $2::bigint, 'burst', $3::bigint))"
     " ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = now()";
 
-static const char REMOVE[] = "DELETE FROM settings WHERE key = '" KEY_START "' || $1";
+static const char REMOVE[] = "DELETE FROM settings WHERE key = '" WORKER_BANDWIDTH_KEY "' || $1";
 
 static int load(struct db *db, const char *sql, const char *param, struct worker_bandwidth *out,
                 struct error *err)

@@ -5,6 +5,8 @@
 
 #include "common/db.h"
 
+#define WORKER_BANDWIDTH_KEY "worker.bandwidth." /* of settings; the kind of provider follows */
+
 struct worker_bandwidth {
     bool set;       /* false: the configuration holds */
     uint64_t rate;  /* bytes per second; 0: no limit */

@@ -64,7 +64,7 @@ static bool secrets_are(struct db *db, const struct seal_master *master, const c
     size_t plain_size = 0;
 
     if (db_exec(db, sealed_sql, DB_PARAMS(name), &rows, &ignored) < 0 || PQntuples(rows) == 0 ||
-        db_bytea(rows, 0, sealed, SEALED_BYTES_MAX, &size, &ignored) < 0)
+        db_bytea(rows, 0, 0, sealed, SEALED_BYTES_MAX, &size, &ignored) < 0)
         return false;
     auto_seal_key *key = seal_master_derive(master, audience);
     if (seal_open(key, sealed, size, &stored, &plain_size, &ignored) < 0)

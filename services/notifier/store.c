@@ -100,7 +100,7 @@ static int take_sealed(const PGresult *rows, struct delivery *delivery, struct e
     if (db_is_null(rows, 0, 4))
         return 0;
     delivery->sealed = xmalloc(size_max);
-    return db_bytea(rows, 4, delivery->sealed, size_max, &delivery->sealed_size, err);
+    return db_bytea(rows, 0, 4, delivery->sealed, size_max, &delivery->sealed_size, err);
 }
 
 static int take_delivery(const PGresult *rows, struct delivery **out, struct error *err)

@@ -16,15 +16,29 @@
 #define SEALED_BYTES_MAX ((size_t)(128 * KIB))
 #define OVERHEAD_BYTES   ((size_t)(16 * KIB)) /* of a lease: tags, lengths, short fields */
 
-static const char UPSERT_WORKER[] =
-    "WITH old AS (SELECT state FROM workers WHERE instance = $1)"
+/* Of workers that ask all the time one row is not written all the time. $1: what they say. */
+static const char UPSERT_WORKERS[] =
+    "WITH told AS (SELECT instance, max(role) AS role, max(provider) AS provider, max(host) AS "
+    "host,"
+    "  max(pid) AS pid, max(version) AS version, max(slots_transfer) AS slots_transfer,"
+    "  max(slots_control) AS slots_control, (array_agg(volumes))[1] AS volumes,"
+    "  (array_agg(capabilities))[1] AS capabilities FROM jsonb_to_recordset($1::jsonb)"
+    "  AS x(instance text, role text, provider text, host text, pid int, version text,"
+    "  slots_transfer int, slots_control int, volumes jsonb, capabilities jsonb) GROUP BY "
+    "instance),"
+    " old AS (SELECT instance, state FROM workers WHERE instance IN (SELECT instance FROM told))"
     " INSERT INTO workers AS w (instance, role, provider, host, pid, version, slots_transfer,"
-    " slots_control, volumes, capabilities) VALUES ($1, $2, $3, $4, $5::int, $6, $7::int, $8::int,"
-    " $9::jsonb, $10::jsonb) ON CONFLICT (instance) DO UPDATE SET seen_at = now(), state = 'up',"
+    " slots_control, volumes, capabilities) SELECT * FROM told t WHERE NOT EXISTS (SELECT 1 FROM"
+    "  workers k WHERE k.instance = t.instance AND k.state = 'up'"
+    "  AND k.seen_at > now() - interval '3 seconds' AND k.slots_transfer >= t.slots_transfer"
+    "  AND k.slots_control >= t.slots_control AND k.volumes = t.volumes"
+    "  AND k.capabilities = t.capabilities) ORDER BY instance"
+    " ON CONFLICT (instance) DO UPDATE SET seen_at = now(), state = 'up',"
     " slots_transfer = greatest(w.slots_transfer, excluded.slots_transfer),"
     " slots_control = greatest(w.slots_control, excluded.slots_control),"
     " volumes = excluded.volumes, capabilities = excluded.capabilities"
-    " RETURNING coalesce((SELECT state FROM old), '') <> 'up'";
+    " RETURNING instance,"
+    " coalesce((SELECT o.state FROM old o WHERE o.instance = w.instance), '') <> 'up'";
 
 /* What is asked of a task besides its place: $1 kind of provider, $2 kinds of task, $3 volumes. */
 #define FITS                                                                                      \
@@ -35,15 +49,17 @@ static const char UPSERT_WORKER[] =
 #define WAITS    "state = 'queued' AND hold = ''"
 
 /* Lane by lane (what has the same limits), each by its own part of the index: what waits at a limit
- * costs nothing. The first of each lane that is open, by rank; the first of those that is not
- * locked is taken. Tasks on files that exist need no source: their provider and kind are ''.
- * $4: exports per provider, unless its settings say it; $5: per host, 0 = any. */
+ * costs nothing. Of the lanes with room the one whose first task has the lowest rank is served,
+ * with what stands before the first of the next lane; tasks that are locked are passed over. Tasks
+ * on files that exist need no source: their provider and kind are ''. $4: exports per provider,
+ * unless its settings say it; $5: per host, 0 = any; $6: how many. Rows of another lane than the
+ * first row's are not for the caller: one lane fills up the other's limits. */
 #define EXPORT_QUEUE WAITS " AND class = 'transfer' AND role = 'exporter'"
 #define LANE                                                                               \
     " t.state = 'queued' AND t.hold = '' AND t.class = 'transfer' AND t.role = 'exporter'" \
     " AND t.provider = o.provider AND t.source_host = o.source_host"                       \
     " AND t.queue_group = o.queue_group AND t.provider_kind IN ($1, '')"
-static const char EXPORT_CANDIDATE[] =
+static const char EXPORT_CANDIDATES[] =
     "WITH RECURSIVE lanes AS ((SELECT provider, source_host, queue_group, queue_limit FROM tasks"
     "  WHERE " EXPORT_QUEUE " ORDER BY provider, source_host, queue_group LIMIT 1)"
     " UNION ALL SELECT n.* FROM lanes w CROSS JOIN LATERAL (SELECT provider, source_host,"
@@ -52,55 +68,65 @@ static const char EXPORT_CANDIDATE[] =
     "  ORDER BY provider, source_host, queue_group LIMIT 1) n),"
     " busy AS MATERIALIZED (SELECT provider, source_host, queue_group FROM tasks WHERE"
     "  class = 'transfer' AND role = 'exporter' AND state IN ('leased', 'finishing')),"
-    " o AS MATERIALIZED (SELECT l.* FROM lanes l LEFT JOIN providers p ON p.name = l.provider"
-    "  WHERE coalesce(p.enabled, true)"
-    "  AND (l.provider = '' OR (SELECT count(*) FROM busy b WHERE b.provider = l.provider)"
-    "   < coalesce((p.settings->>'export_limit')::int, $4::int))"
-    "  AND (l.source_host = '' OR $5::int = 0 OR (SELECT count(*) FROM busy b"
-    "   WHERE b.provider = l.provider AND b.source_host = l.source_host) < $5::int)"
-    "  AND (l.queue_group = '' OR l.queue_limit = 0 OR (SELECT count(*) FROM busy b"
-    "   WHERE b.queue_group = l.queue_group) < l.queue_limit)),"
-    " heads AS MATERIALIZED (SELECT o.*, h.rank, h.seq FROM o CROSS JOIN LATERAL (SELECT t.rank,"
+    " o AS MATERIALIZED (SELECT l.*, least(" /* NULL: no limit */
+    "   CASE WHEN l.provider <> '' THEN coalesce((p.settings->>'export_limit')::int, $4::int)"
+    "    - (SELECT count(*) FROM busy b WHERE b.provider = l.provider) END,"
+    "   CASE WHEN l.source_host <> '' AND $5::int > 0 THEN $5::int - (SELECT count(*) FROM busy b"
+    "    WHERE b.provider = l.provider AND b.source_host = l.source_host) END,"
+    "   CASE WHEN l.queue_group <> '' AND l.queue_limit > 0 THEN l.queue_limit - (SELECT count(*)"
+    "    FROM busy b WHERE b.queue_group = l.queue_group) END) AS room"
+    "  FROM lanes l LEFT JOIN providers p ON p.name = l.provider WHERE coalesce(p.enabled, true)),"
+    " heads AS MATERIALIZED (SELECT o.*, h.rank, h.seq, lead(h.rank) OVER w AS next_rank,"
+    "  lead(h.seq) OVER w AS next_seq FROM o CROSS JOIN LATERAL (SELECT t.rank,"
     "  t.seq FROM tasks t WHERE" LANE FITS " ORDER BY t.rank, t.seq LIMIT 1) h"
-    "  ORDER BY h.rank, h.seq)"
-    " SELECT c.id FROM heads o CROSS JOIN LATERAL (SELECT t.id FROM tasks t JOIN jobs j"
+    "  WHERE coalesce(o.room, 1) > 0 WINDOW w AS (ORDER BY h.rank, h.seq) ORDER BY h.rank, h.seq)"
+    " SELECT c.id, o.provider, o.source_host, o.queue_group FROM heads o"
+    " CROSS JOIN LATERAL (SELECT t.id FROM tasks t JOIN jobs j"
     "  ON j.id = t.job_id WHERE" LANE FITS LIVE_JOB
-    "  ORDER BY t.rank, t.seq LIMIT 1 FOR UPDATE OF j, t SKIP LOCKED) c LIMIT 1";
+    "  AND (o.next_rank IS NULL OR (t.rank, t.seq) < (o.next_rank, o.next_seq))"
+    "  ORDER BY t.rank, t.seq LIMIT least(o.room, $6::int) FOR UPDATE OF j, t SKIP LOCKED) c"
+    " LIMIT $6::int";
 
-static const char BRIDGE_CANDIDATE[] =
-    "SELECT t.id FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state = 'queued'"
+static const char BRIDGE_CANDIDATES[] =
+    "SELECT t.id, '', '', '' FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state = 'queued'"
     " AND t.hold = '' AND t.class = 'transfer' AND t.role = 'bridge' AND t.provider_kind = $1" FITS
-        LIVE_JOB " ORDER BY t.rank, t.seq LIMIT 1 FOR UPDATE OF j, t SKIP LOCKED";
+        LIVE_JOB " ORDER BY t.rank, t.seq LIMIT $4::int FOR UPDATE OF j, t SKIP LOCKED";
 
 /* Control tasks have no job. */
-static const char CONTROL_CANDIDATE[] =
-    "SELECT t.id FROM tasks t WHERE t.state = 'queued' AND t.class = 'control'"
+static const char CONTROL_CANDIDATES[] =
+    "SELECT t.id, '', '', '' FROM tasks t WHERE t.state = 'queued' AND t.class = 'control'"
     " AND t.hold = '' AND t.provider_kind = $1 AND t.role = $4" FITS
-    " ORDER BY t.rank, t.seq LIMIT 1 FOR UPDATE OF t SKIP LOCKED";
+    " ORDER BY t.rank, t.seq LIMIT $5::int FOR UPDATE OF t SKIP LOCKED";
+
+#define IDS "ANY (ARRAY(SELECT jsonb_array_elements_text($1::jsonb)))"
 
 /* A clean-up keeps off where jobs work now. */
-static const char LOAD_LEASE[] =
+static const char LOAD_LEASES[] =
     "SELECT coalesce(t.job_id, ''), t.kind, t.attempt, t.epoch, CASE WHEN t.kind = 'cleanup'"
     "  THEN t.spec || jsonb_build_object('busy', (SELECT coalesce(jsonb_agg(b.output_path), '[]')"
     "   FROM jobs b WHERE b.status IN ('running', 'paused', 'cancelling') AND b.kind <> 'cleanup'"
     "   AND b.output_path <> '')) ELSE t.spec END, t.provider,"
     " coalesce(p.settings - 'export_limit', '{}'::jsonb), c.sealed, coalesce(c.audience, ''),"
     " coalesce(j.trace_id, ''), coalesce(j.vm_name, ''),"
-    " t.job_id IS NOT NULL AND t.role = 'exporter' AND t.provider <> '' AND p.name IS NULL"
+    " t.job_id IS NOT NULL AND t.role = 'exporter' AND t.provider <> '' AND p.name IS NULL, t.id,"
+    " s.key IS NOT NULL, (s.value->>'rate')::bigint, (s.value->>'burst')::bigint"
     " FROM tasks t"
     " LEFT JOIN jobs j ON j.id = t.job_id"
     " LEFT JOIN providers p ON p.name = t.provider AND t.role = 'exporter'"
-    " LEFT JOIN credentials c ON c.provider = p.name WHERE t.id = $1";
+    " LEFT JOIN credentials c ON c.provider = p.name"
+    " LEFT JOIN workers w ON w.instance = t.worker AND w.role = 'exporter'"
+    " LEFT JOIN settings s ON s.key = '" WORKER_BANDWIDTH_KEY "' || w.provider WHERE t.id = " IDS;
 
 static const char LOAD_RECORDS[] =
-    "SELECT key, value FROM task_records WHERE task_id = $1 ORDER BY key LIMIT 256";
+    "SELECT key, value, task_id FROM task_records WHERE task_id = " IDS " ORDER BY task_id, key";
 
-struct claim { /* rows own the texts */
-    PGresult *rows;
-    PGresult *records;
+struct claim {
     const char *event; /* what history calls it */
     char task_id[64];
     uint8_t token[TOKEN_BYTES];
+    int row;    /* of rows */
+    int record; /* the first of records */
+    int record_count;
     char *spec; /* the task's, with what the catalogue knows */
     uint8_t *sealed;
     size_t sealed_size;
@@ -108,15 +134,29 @@ struct claim { /* rows own the texts */
     struct worker_bandwidth worker_limit;
 };
 
-void claim_free(struct claim *claim)
+struct claims { /* rows own the texts */
+    PGresult *rows;
+    PGresult *records;
+    size_t count;
+    struct claim items[CLAIM_BATCH_MAX];
+};
+
+void claims_free(struct claims *claims)
 {
-    if (claim == NULL)
+    if (claims == NULL)
         return;
-    PQclear(claim->rows);
-    PQclear(claim->records);
-    free(claim->spec);
-    free(claim->sealed);
-    free(claim);
+    PQclear(claims->rows);
+    PQclear(claims->records);
+    for (size_t i = 0; i < claims->count; i++) {
+        free(claims->items[i].spec);
+        free(claims->items[i].sealed);
+    }
+    free(claims);
+}
+
+size_t claims_count(const struct claims *claims)
+{
+    return claims->count;
 }
 
 static bool is_transfer(const Hypersdk__V1__LeaseRequest *request)
@@ -144,9 +184,9 @@ static char *volume_ids_json(const Hypersdk__V1__LeaseRequest *request)
     return json_text(array);
 }
 
-static char *volumes_json(const Hypersdk__V1__LeaseRequest *request)
+static json_t *volumes_of(const Hypersdk__V1__LeaseRequest *request)
 {
-    auto_json *array = json_array();
+    json_t *array = json_array();
 
     for (size_t i = 0; i < request->n_volumes; i++) {
         const Hypersdk__V1__Volume *v = request->volumes[i];
@@ -157,34 +197,58 @@ static char *volumes_json(const Hypersdk__V1__LeaseRequest *request)
                                   json_integer((json_int_t)min_u64(v->free_bytes, INT64_MAX)));
         (void)json_array_append_new(array, object);
     }
-    return json_text(array);
+    return array;
 }
 
-/* Capabilities that are no JSON object would make the whole row fail. */
-static const char *capabilities_of(const Hypersdk__V1__LeaseRequest *request)
+/* Capabilities that are no JSON object would make all rows fail. */
+static json_t *capabilities_of(const Hypersdk__V1__LeaseRequest *request)
 {
-    auto_json *json = json_loads(request->capabilities_json, JSON_REJECT_DUPLICATES, NULL);
+    json_t *json = json_loads(request->capabilities_json, JSON_REJECT_DUPLICATES, NULL);
 
-    return json_is_object(json) ? request->capabilities_json : "{}";
+    if (json_is_object(json))
+        return json;
+    json_decref(json);
+    return json_object();
 }
 
-int claim_worker(struct db *db, const Hypersdk__V1__LeaseRequest *request, bool *out_changed,
-                 struct error *err)
+static json_t *worker_row(const Hypersdk__V1__LeaseRequest *request)
 {
-    autofree char *volumes = volumes_json(request);
+    int64_t slots = (int64_t)min_u64(request->slots_total, INT32_MAX);
+    json_t *row = json_object();
+
+    json_set_text(row, "instance", request->instance);
+    json_set_text(row, "role", request->role);
+    json_set_text(row, "provider", request->provider);
+    json_set_text(row, "host", request->host);
+    json_set_i64(row, "pid", request->pid & INT32_MAX);
+    json_set_text(row, "version", request->version);
+    json_set_i64(row, "slots_transfer", is_transfer(request) ? slots : 0);
+    json_set_i64(row, "slots_control", is_transfer(request) ? 0 : slots);
+    json_put(row, "volumes", volumes_of(request));
+    json_put(row, "capabilities", capabilities_of(request));
+    return row;
+}
+
+int claim_workers(struct db *db, const Hypersdk__V1__LeaseRequest *const *requests, size_t count,
+                  bool *out_first, struct error *err)
+{
+    auto_json *workers = json_array();
     auto_pgresult *rows = NULL;
-    char pid[NUMBER_SIZE];
-    char slots[NUMBER_SIZE];
+    autofree char *text = NULL;
 
-    (void)snprintf(pid, sizeof pid, "%" PRIu32, request->pid & INT32_MAX);
-    (void)snprintf(slots, sizeof slots, "%" PRIu32, request->slots_total);
-    if (db_exec(db, UPSERT_WORKER,
-                DB_PARAMS(request->instance, request->role, request->provider, request->host, pid,
-                          request->version, is_transfer(request) ? slots : "0",
-                          is_transfer(request) ? "0" : slots, volumes, capabilities_of(request)),
-                &rows, err) < 0)
+    for (size_t i = 0; i < count; i++)
+        (void)json_array_append_new(workers, worker_row(requests[i]));
+    text = json_text(workers);
+    if (db_exec(db, UPSERT_WORKERS, DB_PARAMS(text), &rows, err) < 0)
         return -1;
-    *out_changed = db_bool(rows, 0, 0);
+    memset(out_first, 0, count * sizeof *out_first);
+    for (int k = 0; k < PQntuples(rows); k++) {
+        size_t i = 0;
+        while (i < count && strcmp(db_text(rows, k, 0), requests[i]->instance) != 0)
+            i++;
+        if (i < count)
+            out_first[i] = db_bool(rows, k, 1);
+    }
     return 0;
 }
 
@@ -213,14 +277,14 @@ bool claim_same_wish(const Hypersdk__V1__LeaseRequest *a, const Hypersdk__V1__Le
 
 /* ---- the claim ---- */
 
-static int check_size(const struct claim *claim, struct error *err)
+static int check_size(const struct claims *claims, const struct claim *claim, struct error *err)
 {
     size_t size = claim->sealed_size + OVERHEAD_BYTES + strlen(claim->spec);
 
     for (int i = 5; i <= 6; i++)
-        size += strlen(db_text(claim->rows, 0, i));
-    for (int i = 0; i < PQntuples(claim->records); i++)
-        size += strlen(db_text(claim->records, i, 0)) + strlen(db_text(claim->records, i, 1));
+        size += strlen(db_text(claims->rows, claim->row, i));
+    for (int i = claim->record; i < claim->record + claim->record_count; i++)
+        size += strlen(db_text(claims->records, i, 0)) + strlen(db_text(claims->records, i, 1));
     if (size > BUS_MESSAGE_BYTES_MAX) {
         return error_set(err, ERR_LIMIT, "task and settings of %zu bytes are too long for the bus",
                          size);
@@ -230,99 +294,182 @@ static int check_size(const struct claim *claim, struct error *err)
 
 /* What an increment may stand on is looked up at every lease: another job may have added a restore
  * point meanwhile. */
-static int load_spec(struct db *db, struct claim *claim, struct error *err)
+static int load_spec(struct db *db, const struct claims *claims, struct claim *claim,
+                     struct error *err)
 {
     auto_json *spec = NULL;
 
-    claim->spec = xstrdup(db_text(claim->rows, 0, 4));
-    if (strcmp(db_text(claim->rows, 0, 1), "export") != 0)
+    claim->spec = xstrdup(db_text(claims->rows, claim->row, 4));
+    if (strcmp(db_text(claims->rows, claim->row, 1), "export") != 0)
         return 0;
     spec = json_loads(claim->spec, JSON_REJECT_DUPLICATES, NULL);
     if (!json_is_object(spec))
         return error_set(err, ERR_INTERNAL, "the task's spec is no object");
-    if (restore_points_add(db, db_text(claim->rows, 0, 5), spec, NULL, err) < 0)
+    if (restore_points_add(db, db_text(claims->rows, claim->row, 5), spec, NULL, err) < 0)
         return -1;
     free(claim->spec);
     claim->spec = json_text(spec);
     return 0;
 }
 
-static int load_lease(struct db *db, struct claim *claim, struct error *err)
+/* The rows of a claim among those of all. */
+static void find_rows(const struct claims *claims, struct claim *claim)
 {
-    if (db_exec(db, LOAD_LEASE, DB_PARAMS(claim->task_id), &claim->rows, err) < 0 ||
-        db_exec(db, LOAD_RECORDS, DB_PARAMS(claim->task_id), &claim->records, err) < 0)
-        return -1;
-    assert(PQntuples(claim->rows) == 1); /* the claim holds its lock */
-    if (db_bool(claim->rows, 0, 11)) {
-        return error_set(err, ERR_NOT_FOUND, "provider '%.63s' does not exist any more",
-                         db_text(claim->rows, 0, 5));
-    }
-    if (!db_is_null(claim->rows, 0, 7)) {
-        claim->sealed = xmalloc(SEALED_BYTES_MAX);
-        if (db_bytea(claim->rows, 7, claim->sealed, SEALED_BYTES_MAX, &claim->sealed_size, err) < 0)
-            return error_wrap(err, "credentials of provider '%.63s'", db_text(claim->rows, 0, 5));
-    }
-    claim->epoch = (uint64_t)db_i64(claim->rows, 0, 3);
-    if (load_spec(db, claim, err) < 0)
-        return -1;
-    return check_size(claim, err);
+    int all = PQntuples(claims->records);
+
+    while (claim->row < PQntuples(claims->rows) &&
+           strcmp(db_text(claims->rows, claim->row, 12), claim->task_id) != 0)
+        claim->row++;
+    assert(claim->row < PQntuples(claims->rows)); /* the claim holds its lock */
+    while (claim->record < all &&
+           strcmp(db_text(claims->records, claim->record, 2), claim->task_id) != 0)
+        claim->record++;
+    while (claim->record + claim->record_count < all && claim->record_count < CLAIM_RECORDS_MAX &&
+           strcmp(db_text(claims->records, claim->record + claim->record_count, 2),
+                  claim->task_id) == 0)
+        claim->record_count++;
 }
 
-static int find(const struct scheduler *scheduler, struct db *db,
-                const Hypersdk__V1__LeaseRequest *request, char out_task[64], struct error *err)
+static int load_one(struct db *db, const struct claims *claims, struct claim *claim,
+                    struct error *err)
 {
-    autofree char *kinds = kinds_json(request);
-    autofree char *volumes = volume_ids_json(request);
-    auto_pgresult *rows = NULL;
-    char limit[NUMBER_SIZE];
-    char host_limit[NUMBER_SIZE];
-    int rc;
+    const char *provider;
 
-    (void)snprintf(limit, sizeof limit, "%" PRIu32, scheduler->export.provider_limit);
-    (void)snprintf(host_limit, sizeof host_limit, "%" PRIu32, scheduler->export.host_limit);
-    if (!is_transfer(request)) {
-        rc = db_exec(db, CONTROL_CANDIDATE,
-                     DB_PARAMS(request->provider, kinds, volumes, request->role), &rows, err);
-    } else if (strcmp(request->role, "bridge") == 0) {
-        rc =
-            db_exec(db, BRIDGE_CANDIDATE, DB_PARAMS(request->provider, kinds, volumes), &rows, err);
-    } else {
-        rc = db_exec(db, EXPORT_CANDIDATE,
-                     DB_PARAMS(request->provider, kinds, volumes, limit, host_limit), &rows, err);
+    find_rows(claims, claim);
+    provider = db_text(claims->rows, claim->row, 5);
+    if (db_bool(claims->rows, claim->row, 11)) {
+        return error_set(err, ERR_NOT_FOUND, "provider '%.63s' does not exist any more", provider);
     }
-    if (rc < 0)
+    if (!db_is_null(claims->rows, claim->row, 7)) {
+        claim->sealed = xmalloc(SEALED_BYTES_MAX);
+        if (db_bytea(claims->rows, claim->row, 7, claim->sealed, SEALED_BYTES_MAX,
+                     &claim->sealed_size, err) < 0)
+            return error_wrap(err, "credentials of provider '%.63s'", provider);
+    }
+    claim->worker_limit = (struct worker_bandwidth){
+        .set = db_bool(claims->rows, claim->row, 13),
+        .rate = (uint64_t)db_i64(claims->rows, claim->row, 14),
+        .burst = (uint64_t)db_i64(claims->rows, claim->row, 15),
+    };
+    claim->epoch = (uint64_t)db_i64(claims->rows, claim->row, 3);
+    if (load_spec(db, claims, claim, err) < 0)
         return -1;
-    (void)snprintf(out_task, 64, "%s", PQntuples(rows) == 0 ? "" : db_text(rows, 0, 0));
+    return check_size(claims, claim, err);
+}
+
+static int load_leases(struct db *db, struct claims *claims, char out_task[64], struct error *err)
+{
+    auto_json *ids = json_array();
+    autofree char *text = NULL;
+
+    if (claims->count == 0)
+        return 0;
+    for (size_t i = 0; i < claims->count; i++)
+        (void)json_array_append_new(ids, json_string(claims->items[i].task_id));
+    text = json_text(ids);
+    if (db_exec(db, LOAD_LEASES, DB_PARAMS(text), &claims->rows, err) < 0 ||
+        db_exec(db, LOAD_RECORDS, DB_PARAMS(text), &claims->records, err) < 0)
+        return -1;
+    for (size_t i = 0; i < claims->count; i++) {
+        struct claim *claim = &claims->items[i];
+        if (load_one(db, claims, claim, err) < 0) {
+            (void)snprintf(out_task, 64, "%s", claim->task_id);
+            return -1;
+        }
+    }
     return 0;
 }
 
-int claim_task(struct scheduler *scheduler, struct db *db,
-               const Hypersdk__V1__LeaseRequest *request, struct claim **out, char out_task[64],
-               struct error *err)
+/* At most `most` tasks that a worker with this wish may have, locked. */
+static int find(const struct scheduler *scheduler, struct db *db,
+                const Hypersdk__V1__LeaseRequest *wish, size_t most, PGresult **out,
+                struct error *err)
 {
-    struct job_store_event event = {.worker = request->instance, .actor = request->instance};
-    struct job_decision decision;
+    autofree char *kinds = kinds_json(wish);
+    autofree char *volumes = volume_ids_json(wish);
+    char limit[NUMBER_SIZE];
+    char host_limit[NUMBER_SIZE];
+    char count[NUMBER_SIZE];
 
-    if (find(scheduler, db, request, out_task, err) < 0)
-        return -1;
-    if (out_task[0] == '\0')
-        return 0;
-    auto_claim *claim = xcalloc(1, sizeof *claim);
-    (void)snprintf(claim->task_id, sizeof claim->task_id, "%s", out_task);
-    random_bytes(claim->token, sizeof claim->token);
-    event.task_id = claim->task_id;
-    event.new_token = claim->token;
-    event.input.event = JOB_EVENT_LEASED;
-    event.input.lease_ms = scheduler->config.lease_ms;
-    if (job_store_apply(db, &event, &decision, err) < 0 || load_lease(db, claim, err) < 0 ||
-        worker_bandwidth_of(db, request->instance, &claim->worker_limit, err) < 0)
-        return -1;
-    if (!decision.allowed) {
-        return error_set(err, ERR_INTERNAL, "task '%.63s' was chosen but %s", out_task,
-                         decision.reason);
+    (void)snprintf(limit, sizeof limit, "%" PRIu32, scheduler->export.provider_limit);
+    (void)snprintf(host_limit, sizeof host_limit, "%" PRIu32, scheduler->export.host_limit);
+    (void)snprintf(count, sizeof count, "%zu", most);
+    if (!is_transfer(wish)) {
+        return db_exec(db, CONTROL_CANDIDATES,
+                       DB_PARAMS(wish->provider, kinds, volumes, wish->role, count), out, err);
     }
-    claim->event = decision.event;
-    *out = STEAL(claim);
+    if (strcmp(wish->role, "bridge") == 0) {
+        return db_exec(db, BRIDGE_CANDIDATES, DB_PARAMS(wish->provider, kinds, volumes, count), out,
+                       err);
+    }
+    return db_exec(db, EXPORT_CANDIDATES,
+                   DB_PARAMS(wish->provider, kinds, volumes, limit, host_limit, count), out, err);
+}
+
+static bool same_lane(const PGresult *rows, int a, int b)
+{
+    for (int i = 1; i <= 3; i++) {
+        if (strcmp(db_text(rows, a, i), db_text(rows, b, i)) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* The tasks become leased, for one worker each. */
+static int lease(struct scheduler *scheduler, struct db *db, const struct claim_wish *wish,
+                 struct claims *claims, struct error *err)
+{
+    struct job_store_event events[CLAIM_BATCH_MAX];
+    struct job_store_outcome outcomes[CLAIM_BATCH_MAX] = {0};
+
+    if (claims->count == 0)
+        return 0;
+    for (size_t i = 0; i < claims->count; i++) {
+        struct claim *claim = &claims->items[i];
+        random_bytes(claim->token, sizeof claim->token);
+        events[i] = (struct job_store_event){
+            .task_id = claim->task_id,
+            .worker = wish->requests[i]->instance,
+            .actor = wish->requests[i]->instance,
+            .new_token = claim->token,
+            .input = {.event = JOB_EVENT_LEASED, .lease_ms = scheduler->config.lease_ms},
+        };
+    }
+    if (job_store_apply_all(db, events, claims->count, outcomes, err) < 0)
+        return -1;
+    for (size_t i = 0; i < claims->count; i++) {
+        if (!outcomes[i].decision.allowed) {
+            return error_set(err, ERR_INTERNAL, "task '%.63s' was chosen but %s",
+                             claims->items[i].task_id, outcomes[i].decision.reason);
+        }
+        claims->items[i].event = outcomes[i].decision.event;
+    }
+    return 0;
+}
+
+static void take_lane(const PGresult *found, struct claims *claims)
+{
+    for (int i = 0; i < PQntuples(found) && same_lane(found, 0, i); i++) {
+        struct claim *claim = &claims->items[claims->count++];
+        (void)snprintf(claim->task_id, sizeof claim->task_id, "%s", db_text(found, i, 0));
+    }
+}
+
+int claim_tasks(struct scheduler *scheduler, struct db *db, const struct claim_wish *wish,
+                struct claims **out, char out_task[64], struct error *err)
+{
+    auto_claims *claims = xcalloc(1, sizeof *claims);
+    auto_pgresult *found = NULL;
+
+    out_task[0] = '\0';
+    if (find(scheduler, db, wish->requests[0], wish->count, &found, err) < 0)
+        return -1;
+    take_lane(found, claims);
+    if (claims->count == 1)
+        (void)snprintf(out_task, 64, "%s", claims->items[0].task_id);
+    if (lease(scheduler, db, wish, claims, err) < 0 || load_leases(db, claims, out_task, err) < 0)
+        return -1;
+    *out = STEAL(claims);
     return 0;
 }
 
@@ -356,31 +503,35 @@ int claim_give_up(struct scheduler *scheduler, struct db *db, const char *task_i
 
 /* ---- the answer ---- */
 
-static void fill_records(const struct claim *claim, Hypersdk__V1__Record *records,
-                         Hypersdk__V1__Record **pointers, size_t *out_count)
+static void fill_records(const struct claims *claims, const struct claim *claim,
+                         Hypersdk__V1__Record *records, Hypersdk__V1__Record **pointers,
+                         size_t *out_count)
 {
-    for (int i = 0; i < PQntuples(claim->records) && i < CLAIM_RECORDS_MAX; i++) {
+    for (int i = 0; i < claim->record_count; i++) {
         hypersdk__v1__record__init(&records[i]);
-        records[i].key = (char *)(uintptr_t)db_text(claim->records, i, 0);
-        records[i].value = (char *)(uintptr_t)db_text(claim->records, i, 1);
+        records[i].key = (char *)(uintptr_t)db_text(claims->records, claim->record + i, 0);
+        records[i].value = (char *)(uintptr_t)db_text(claims->records, claim->record + i, 1);
         pointers[i] = &records[i];
         (*out_count)++;
     }
 }
 
-static void tell(struct scheduler *scheduler, const struct claim *claim, const char *worker)
+static void tell(struct scheduler *scheduler, const struct claims *claims,
+                 const struct claim *claim, const char *worker)
 {
-    const char *job_id = db_text(claim->rows, 0, 0);
+    const char *job_id = db_text(claims->rows, claim->row, 0);
 
     if (job_id[0] != '\0' && claim->event != NULL)
         scheduler_announce_job(scheduler, job_id, claim->event);
     LOG(INFO, "task_leased", F_STR("task_id", claim->task_id),
-        F_STR("kind", db_text(claim->rows, 0, 1)), F_STR("job_id", job_id),
+        F_STR("kind", db_text(claims->rows, claim->row, 1)), F_STR("job_id", job_id),
         F_U64("epoch", claim->epoch), F_STR("worker", worker));
 }
 
-void claim_reply(struct scheduler *scheduler, struct claim *claim, struct bus_request *request)
+void claim_reply(struct scheduler *scheduler, struct claims *claims, size_t i,
+                 struct bus_request *request)
 {
+    struct claim *claim = &claims->items[i];
     Hypersdk__V1__Record records[CLAIM_RECORDS_MAX];
     Hypersdk__V1__Record *pointers[CLAIM_RECORDS_MAX];
     Hypersdk__V1__TaskRef ref;
@@ -388,7 +539,7 @@ void claim_reply(struct scheduler *scheduler, struct claim *claim, struct bus_re
     Hypersdk__V1__WorkerLimit limit;
     struct bus_envelope_store store;
     char traceparent[TRACEPARENT_SIZE];
-    const char *trace_id = db_text(claim->rows, 0, 9);
+    const char *trace_id = db_text(claims->rows, claim->row, 9);
     bus_envelope reply;
 
     hypersdk__v1__task_ref__init(&ref);
@@ -396,24 +547,24 @@ void claim_reply(struct scheduler *scheduler, struct claim *claim, struct bus_re
     ref.task_id = claim->task_id;
     ref.epoch = claim->epoch;
     ref.token = (ProtobufCBinaryData){sizeof claim->token, claim->token};
-    fill_records(claim, records, pointers, &body.n_records);
+    fill_records(claims, claim, records, pointers, &body.n_records);
     body.ref = &ref;
     body.records = pointers;
-    body.job_id = (char *)(uintptr_t)db_text(claim->rows, 0, 0);
-    body.kind = (char *)(uintptr_t)db_text(claim->rows, 0, 1);
-    body.attempt = (uint32_t)db_i64(claim->rows, 0, 2);
+    body.job_id = (char *)(uintptr_t)db_text(claims->rows, claim->row, 0);
+    body.kind = (char *)(uintptr_t)db_text(claims->rows, claim->row, 1);
+    body.attempt = (uint32_t)db_i64(claims->rows, claim->row, 2);
     body.lease_ms = scheduler->config.lease_ms;
     body.spec_json = claim->spec;
-    body.provider_name = (char *)(uintptr_t)db_text(claim->rows, 0, 5);
-    body.settings_json = (char *)(uintptr_t)db_text(claim->rows, 0, 6);
+    body.provider_name = (char *)(uintptr_t)db_text(claims->rows, claim->row, 5);
+    body.settings_json = (char *)(uintptr_t)db_text(claims->rows, claim->row, 6);
     body.sealed_secrets = (ProtobufCBinaryData){claim->sealed_size, claim->sealed};
-    body.audience = (char *)(uintptr_t)db_text(claim->rows, 0, 8);
+    body.audience = (char *)(uintptr_t)db_text(claims->rows, claim->row, 8);
     body.worker_limit = scheduler_worker_limit(&limit, &claim->worker_limit);
     traceparent_new(trace_id[0] == '\0' ? NULL : trace_id, traceparent);
     bus_envelope_init(&reply, &store, service_instance(scheduler->service), traceparent);
     reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_LEASE;
     reply.task_lease = &body;
-    live_lease(scheduler->live, &ref, body.job_id, db_text(claim->rows, 0, 10));
-    tell(scheduler, claim, bus_request_envelope(request)->lease_request->instance);
+    live_lease(scheduler->live, &ref, body.job_id, db_text(claims->rows, claim->row, 10));
+    tell(scheduler, claims, claim, bus_request_envelope(request)->lease_request->instance);
     bus_request_reply(request, &reply);
 }

@@ -11,26 +11,35 @@
 #define CLAIM_RECORDS_BYTES \
     ((size_t)(256 * KIB)) /* with spec and settings a lease fits a message */
 
-/* What a TaskLease is made of. */
-struct claim;
-void claim_free(struct claim *claim);
-DEFINE_AUTO(claim, struct claim, claim_free)
-#define auto_claim CLEANUP(claim_auto) struct claim
+/* What TaskLeases are made of. */
+struct claims;
+size_t claims_count(const struct claims *claims);
+void claims_free(struct claims *claims);
+DEFINE_AUTO(claims, struct claims, claims_free)
+#define auto_claims CLEANUP(claims_auto) struct claims
 
-/* The row of the asking worker; *out_changed: it was not known as up before. */
-MUST_CHECK int claim_worker(struct db *db, const Hypersdk__V1__LeaseRequest *request,
-                            bool *out_changed, struct error *err);
-/* Inside the caller's transaction: the best task that fits, leased; *out NULL when none fits. Rows
- * that others hold are passed over. Nothing counts before the caller's commit. An error that is
- * not retryable is the task's fault: *out_task names it (claim_give_up). */
-MUST_CHECK int claim_task(struct scheduler *scheduler, struct db *db,
-                          const Hypersdk__V1__LeaseRequest *request, struct claim **out,
-                          char out_task[64], struct error *err);
+/* The rows of the asking workers; out_first[i]: it is the first of a
+ * worker that was not known as up before. */
+MUST_CHECK int claim_workers(struct db *db, const Hypersdk__V1__LeaseRequest *const *requests,
+                             size_t count, bool *out_first, struct error *err);
+struct claim_wish { /* requests that want the same */
+    const Hypersdk__V1__LeaseRequest *requests[CLAIM_BATCH_MAX];
+    size_t count;
+};
+/* Inside the caller's transaction: the best tasks that fit, one
+ * for each of the first claims_count requests, leased. Some at least, if there are any; maybe not
+ * all, because what is leased counts against limits: ask again. Rows that others hold are passed
+ * over. Nothing counts before the caller's commit. An error that is not retryable is a task's
+ * fault: out_task names it (claim_give_up); "": it is one of several, ask for one at a time. */
+MUST_CHECK int claim_tasks(struct scheduler *scheduler, struct db *db,
+                           const struct claim_wish *wish, struct claims **out, char out_task[64],
+                           struct error *err);
 /* A task that can never be handed out fails with why; a transaction of its own. */
 MUST_CHECK int claim_give_up(struct scheduler *scheduler, struct db *db, const char *task_id,
                              const struct error *why, struct error *err);
 /* After the commit. Answers and takes the request. */
-void claim_reply(struct scheduler *scheduler, struct claim *claim, struct bus_request *request);
+void claim_reply(struct scheduler *scheduler, struct claims *claims, size_t i,
+                 struct bus_request *request);
 /* Would both requests be given the same task? */
 bool claim_same_wish(const Hypersdk__V1__LeaseRequest *a, const Hypersdk__V1__LeaseRequest *b);
 

@@ -11,13 +11,13 @@
 #define NONE_AGAIN_MS 0
 #define BUSY_AGAIN_MS 1000 /* too many parked, or we stop: come back a little later */
 #define RETRY_MS      200  /* the database is away: no busy loop */
-#define EMPTY_MAX     64   /* distinct wishes that are remembered as empty within a round */
 
 struct parked {
     struct bus_request *request;
     int64_t until_ms;
-    bool seen;  /* its worker's row is up to date */
-    bool first; /* of a worker that was not up: it waits for a sign that we are here */
+    bool seen;   /* its worker's row is up to date */
+    bool first;  /* of a worker that was not up: it waits for a sign that we are here */
+    bool passed; /* in this round: served, or nothing fits its wish */
 };
 
 #define LEFT_MAX       64  /* a request may overtake its instance's farewell by moments only */
@@ -192,93 +192,127 @@ struct round { /* one look at all parked requests */
     struct gate gate;
     struct parked *items; /* request NULL: answered */
     size_t count;
-    size_t next;             /* items before it have been looked at */
-    size_t empty[EMPTY_MAX]; /* items that found nothing: they speak for all with the same wish */
-    size_t empty_count;
+    size_t together; /* leases per statement; 1: one of several is at fault */
 };
 
-static bool is_known_empty(const struct round *round, const Hypersdk__V1__LeaseRequest *request)
-{
-    for (size_t i = 0; i < round->empty_count; i++) {
-        if (claim_same_wish(body_of(round->items[round->empty[i]].request), request))
-            return true;
-    }
-    return false;
-}
-
 struct batch {
-    struct claim *claims[CLAIM_BATCH_MAX];
+    struct claims *sets[CLAIM_BATCH_MAX]; /* one after the other, for items */
+    size_t set_count;
     size_t items[CLAIM_BATCH_MAX];
     size_t count;
 };
 
-/* From round->next on; *out_next is the first item that was not looked at. */
-static int fill_batch(struct round *round, struct batch *batch, size_t *out_next, char out_task[64],
+static bool is_open(const struct round *round, size_t i)
+{
+    const struct parked *item = &round->items[i];
+
+    return item->request != NULL && !item->passed && !bus_request_is_orphan(item->request) &&
+           gate_lets(&round->gate, body_of(item->request));
+}
+
+/* The first open request, and those behind it with the same wish. */
+static size_t gather(const struct round *round, size_t most, size_t out[CLAIM_BATCH_MAX])
+{
+    size_t count = 0;
+
+    for (size_t i = 0; i < round->count && count < most; i++) {
+        if (is_open(round, i) &&
+            (count == 0 || claim_same_wish(body_of(round->items[out[0]].request),
+                                           body_of(round->items[i].request))))
+            out[count++] = i;
+    }
+    return count;
+}
+
+static void pass_wish(struct round *round, size_t like)
+{
+    const Hypersdk__V1__LeaseRequest *wish = body_of(round->items[like].request);
+
+    for (size_t i = 0; i < round->count; i++) {
+        struct parked *item = &round->items[i];
+        if (item->request != NULL && claim_same_wish(wish, body_of(item->request)))
+            item->passed = true;
+    }
+}
+
+static int fill_batch(struct round *round, struct batch *batch, char out_task[64],
                       struct error *err)
 {
-    size_t i = round->next;
+    size_t found[CLAIM_BATCH_MAX];
+    struct claim_wish wish;
 
-    for (; i < round->count && batch->count < CLAIM_BATCH_MAX; i++) {
-        struct bus_request *request = round->items[i].request;
-        struct claim *claim = NULL;
-        if (bus_request_is_orphan(request) || !gate_lets(&round->gate, body_of(request)) ||
-            is_known_empty(round, body_of(request)))
-            continue;
-        if (claim_task(round->scheduler, round->db, body_of(request), &claim, out_task, err) < 0)
+    while ((wish.count = gather(round, min_u64(CLAIM_BATCH_MAX - batch->count, round->together),
+                                found)) > 0) {
+        auto_claims *claims = NULL;
+        for (size_t i = 0; i < wish.count; i++)
+            wish.requests[i] = body_of(round->items[found[i]].request);
+        if (claim_tasks(round->scheduler, round->db, &wish, &claims, out_task, err) < 0)
             return -1;
-        if (claim != NULL) {
-            batch->claims[batch->count] = claim;
-            batch->items[batch->count++] = i;
-        } else if (round->empty_count < EMPTY_MAX) {
-            round->empty[round->empty_count++] = i;
+        if (claims_count(claims) == 0) {
+            pass_wish(round, found[0]);
+            continue;
+        }
+        for (size_t i = 0; i < claims_count(claims); i++) {
+            batch->items[batch->count++] = found[i];
+            round->items[found[i]].passed = true;
+        }
+        batch->sets[batch->set_count++] = STEAL(claims);
+    }
+    return 0;
+}
+
+static void answer_batch(struct round *round, const struct batch *batch)
+{
+    size_t next = 0;
+
+    for (size_t s = 0; s < batch->set_count; s++) {
+        for (size_t i = 0; i < claims_count(batch->sets[s]); i++) {
+            struct parked *item = &round->items[batch->items[next++]];
+            claim_reply(round->scheduler, batch->sets[s], i, STEAL(item->request));
         }
     }
-    *out_next = i;
-    return 0;
 }
 
 static int commit_batch(struct round *round, struct batch *batch, char out_task[64],
                         struct error *err)
 {
-    size_t next = round->next;
+    int rc = db_begin(round->db, err);
 
-    if (db_begin(round->db, err) < 0)
-        return -1;
-    if (fill_batch(round, batch, &next, out_task, err) < 0) {
-        db_rollback(round->db);
-        return -1;
+    if (rc == 0) {
+        rc = fill_batch(round, batch, out_task, err);
+        if (rc == 0 && batch->count > 0) {
+            rc = db_commit(round->db, err);
+        } else {
+            db_rollback(round->db);
+        }
     }
-    if (batch->count == 0) {
-        db_rollback(round->db);
-    } else if (db_commit(round->db, err) < 0) {
-        return -1;
-    }
-    round->next = next;
-    for (size_t i = 0; i < batch->count; i++) {
-        struct parked *item = &round->items[batch->items[i]];
-        claim_reply(round->scheduler, batch->claims[i], STEAL(item->request));
-    }
-    return 0;
+    if (rc == 0)
+        answer_batch(round, batch);
+    for (size_t i = 0; rc < 0 && i < batch->count; i++)
+        round->items[batch->items[i]].passed = false;
+    for (size_t s = 0; s < batch->set_count; s++)
+        claims_free(batch->sets[s]);
+    return rc;
 }
 
 /* Leases in batches until every request was looked at. A task that cannot be handed out fails, and
  * its batch is tried again without it. */
 static int claim_all(struct round *round, struct error *err)
 {
-    while (round->next < round->count) {
+    size_t first[CLAIM_BATCH_MAX];
+
+    while (gather(round, 1, first) > 0) {
         struct batch batch = {.count = 0};
         struct error why = ERROR_NONE;
         char task[64] = "";
-        int rc = commit_batch(round, &batch, task, &why);
-        for (size_t i = 0; i < batch.count; i++)
-            claim_free(batch.claims[i]);
-        if (rc == 0)
+        if (commit_batch(round, &batch, task, &why) == 0)
             continue;
-        if (error_is_retryable(&why) || task[0] == '\0') {
+        if (error_is_retryable(&why) || (task[0] == '\0' && round->together == 1)) {
             *err = why;
             return -1;
         }
-        if (claim_give_up(round->scheduler, round->db, task, &why, err) < 0)
+        round->together = 1;
+        if (task[0] != '\0' && claim_give_up(round->scheduler, round->db, task, &why, err) < 0)
             return -1;
     }
     return 0;
@@ -286,15 +320,27 @@ static int claim_all(struct round *round, struct error *err)
 
 static int note_workers(struct round *round, struct error *err)
 {
+    const Hypersdk__V1__LeaseRequest *requests[PARK_REQUESTS_MAX];
+    size_t which[PARK_REQUESTS_MAX];
+    bool first[PARK_REQUESTS_MAX];
+    size_t count = 0;
+
     for (size_t i = 0; i < round->count; i++) {
-        struct parked *item = &round->items[i];
-        if (item->seen)
+        if (round->items[i].seen)
             continue;
-        if (claim_worker(round->db, body_of(item->request), &item->first, err) < 0)
-            return -1;
+        which[count] = i;
+        requests[count++] = body_of(round->items[i].request);
+    }
+    if (count == 0)
+        return 0;
+    if (claim_workers(round->db, requests, count, first, err) < 0)
+        return -1;
+    for (size_t i = 0; i < count; i++) {
+        struct parked *item = &round->items[which[i]];
         item->seen = true;
-        if (item->first)
-            scheduler_announce_worker(round->scheduler, body_of(item->request)->instance, "up");
+        item->first = first[i];
+        if (first[i])
+            scheduler_announce_worker(round->scheduler, requests[i]->instance, "up");
     }
     return 0;
 }
@@ -302,7 +348,11 @@ static int note_workers(struct round *round, struct error *err)
 static int look(struct scheduler *scheduler, struct db *db, struct parked *items, size_t count,
                 struct error *err)
 {
-    struct round round = {.scheduler = scheduler, .db = db, .items = items, .count = count};
+    struct round round = {.scheduler = scheduler,
+                          .db = db,
+                          .items = items,
+                          .count = count,
+                          .together = CLAIM_BATCH_MAX};
     bool stops = service_stopping(scheduler->service);
     int rc = stops ? 0 : note_workers(&round, err);
     int64_t now = clock_mono_ms();
@@ -313,6 +363,7 @@ static int look(struct scheduler *scheduler, struct db *db, struct parked *items
         rc = claim_all(&round, err);
     gate_release(&round.gate);
     for (size_t i = 0; i < count; i++) {
+        items[i].passed = false;
         if (items[i].request == NULL)
             continue;
         if (stops || items[i].first || now >= items[i].until_ms ||
@@ -348,7 +399,7 @@ static int work(struct scheduler *scheduler, struct db *db, struct parked *items
 void *park_main(void *arg)
 {
     struct scheduler *scheduler = arg;
-    auto_db *db = scheduler_db(scheduler, "scheduler dispatch");
+    auto_db *db = scheduler_queue_db(scheduler, "scheduler dispatch");
     struct parked *items = xcalloc(PARK_REQUESTS_MAX, sizeof *items);
     struct log_throttle throttle = {0};
 

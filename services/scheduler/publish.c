@@ -17,10 +17,13 @@
 #define EVENTS_MAX  500
 #define UPDATES_MAX 256
 
-static const char PUBLISHED[] = "UPDATE job_events SET published = true WHERE NOT published"
-                                " AND id IN (SELECT jsonb_array_elements_text($1::jsonb)::bigint)";
+/* Losing either on a crash costs nothing: events are published once more, and a final job keeps
+ * what it showed last. */
+static const char PUBLISHED[] =
+    "WITH off AS (SELECT set_config('synchronous_commit', 'off', true))"
+    " UPDATE job_events SET published = true FROM off WHERE NOT published"
+    " AND id IN (SELECT jsonb_array_elements_text($1::jsonb)::bigint)";
 
-/* A final job keeps what it showed last; losing this on a crash costs nothing. */
 static const char STORE_PROGRESS[] =
     "WITH off AS (SELECT set_config('synchronous_commit', 'off', true))"
     " UPDATE jobs SET progress = $2::jsonb FROM off WHERE id = $1";

@@ -12,7 +12,7 @@
 #include "live.h"
 #include "park.h"
 
-#define SEAL_MS 1000
+#define SECOND_MS 1000
 
 /* $1: as long after lease_until as a worker stops writing before it, clocks of one machine each.
  * What someone else holds locked is looked at in the next round: each would be waited for. */
@@ -169,11 +169,17 @@ static int seal_audit(struct scheduler *scheduler, struct db *db, struct error *
 }
 
 /* Every step is tried: none may starve another. */
-static int tidy(struct scheduler *scheduler, struct db *db, bool with_seal, struct error *err)
+static int tidy(struct scheduler *scheduler, struct db *db, bool each_second, struct error *err)
 {
-    int (*const steps[])(struct scheduler *, struct db *, struct error *) = {
-        reap,  watch_workers, scheduler_apply_rules, scheduler_explain,
-        sweep, archive_run,   cleanup_schedule_run,  with_seal ? seal_audit : NULL};
+    int (*const steps[])(struct scheduler *, struct db *,
+                         struct error *) = {reap,
+                                            watch_workers,
+                                            scheduler_apply_rules,
+                                            sweep,
+                                            archive_run,
+                                            cleanup_schedule_run,
+                                            each_second ? scheduler_explain : NULL,
+                                            each_second ? seal_audit : NULL};
 
     for (size_t i = 0; i < ARRAY_LEN(steps); i++) {
         struct error why = ERROR_NONE;
@@ -188,16 +194,16 @@ void *reaper_main(void *arg)
     struct scheduler *scheduler = arg;
     auto_db *db = scheduler_db(scheduler, "scheduler reaper");
     struct log_throttle throttle = {0};
-    int64_t sealed_ms = 0;
+    int64_t second_ms = 0;
 
     do {
         struct error err = ERROR_NONE;
         uint64_t held = 0;
         int64_t now = clock_mono_ms();
-        bool with_seal = now - sealed_ms >= SEAL_MS;
-        if (with_seal)
-            sealed_ms = now;
-        if (tidy(scheduler, db, with_seal, &err) < 0 &&
+        bool each_second = now - second_ms >= SECOND_MS;
+        if (each_second)
+            second_ms = now;
+        if (tidy(scheduler, db, each_second, &err) < 0 &&
             log_throttle_pass(&throttle, err.message, &held))
             LOG(WARN, "reaper_failed", F_ERR(&err));
     } while (!scheduler_wait_poll(scheduler));

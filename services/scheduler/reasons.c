@@ -69,9 +69,11 @@ static const char REASONS[] =
     "   ' transfer slots of the connected workers are busy' ELSE '' END AS reason"
     "  FROM waiting a JOIN wishes w USING (role, provider_kind, volume)"
     "  LEFT JOIN full_providers f ON f.provider = a.provider"
-    "  LEFT JOIN full_groups g ON g.queue_group = a.queue_group AND a.queue_group <> '')"
-    " UPDATE jobs j SET pending_reason = r.reason FROM reasons r WHERE j.id = r.id"
-    " AND j.status = 'pending' AND j.pending_reason <> r.reason";
+    "  LEFT JOIN full_groups g ON g.queue_group = a.queue_group AND a.queue_group <> ''),"
+    /* who holds a job's row is about to lease it */
+    " changed AS (SELECT j.id, r.reason FROM jobs j JOIN reasons r ON r.id = j.id"
+    "  WHERE j.status = 'pending' AND j.pending_reason <> r.reason FOR UPDATE OF j SKIP LOCKED)"
+    " UPDATE jobs j SET pending_reason = c.reason FROM changed c WHERE j.id = c.id";
 
 int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err)
 {

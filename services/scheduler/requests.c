@@ -23,8 +23,9 @@
 
 static const char INSERT_LINES[] =
     "INSERT INTO job_logs (job_id, task_id, epoch, number, at, level, phase, message)"
-    " SELECT $1, $2, $3::bigint, (l->>0)::bigint, to_timestamp((l->>1)::bigint / 1000.0), l->>2,"
-    " l->>3, l->>4 FROM jsonb_array_elements($4::jsonb) l ON CONFLICT DO NOTHING";
+    " SELECT l->>0, l->>1, (l->>2)::bigint, (l->>3)::bigint,"
+    " to_timestamp((l->>4)::bigint / 1000.0), l->>5, l->>6, l->>7"
+    " FROM jsonb_array_elements($1::jsonb) l ON CONFLICT DO NOTHING";
 
 static const char SET_LINES[] =
     "UPDATE tasks SET lines_stored = greatest(lines_stored, $2::bigint) WHERE id = $1"
@@ -43,15 +44,19 @@ static const char HOLDS[] =
     " AND token = $3::bytea AND state IN ('leased', 'finishing') FOR NO KEY UPDATE";
 
 static const char PUT_RECORD[] =
-    "INSERT INTO task_records (task_id, key, value) VALUES ($1, $2, $3)"
-    " ON CONFLICT (task_id, key) DO UPDATE SET value = excluded.value, updated_at = now()";
+    "INSERT INTO task_records (task_id, key, value, updated_at) VALUES ($1, $2, $3,"
+    " clock_timestamp()) ON CONFLICT (task_id, key) DO UPDATE SET value = excluded.value,"
+    " updated_at = excluded.updated_at";
 
-/* One at a time asks who holds it. A task that nobody works on holds nothing. */
+/* One at a time asks who holds it. A task that nobody works on holds nothing; when it is leased
+ * again and finds another there, the one that got the name last has it. */
 static const char LOCK_CLAIM[] =
     "SELECT pg_advisory_xact_lock(hashtextextended($1 || '=' || $2, 0))";
-static const char CLAIMED[] = "SELECT 1 FROM tasks t JOIN task_records r ON r.task_id = t.id WHERE "
-                              "r.key = $1 AND r.value = $2"
-                              " AND t.id <> $3 AND t.state IN ('leased', 'finishing') LIMIT 1";
+static const char CLAIMED[] =
+    "SELECT 1 FROM tasks t JOIN task_records r ON r.task_id = t.id WHERE r.key = $1"
+    " AND r.value = $2 AND t.id <> $3 AND t.state IN ('leased', 'finishing')"
+    " AND NOT EXISTS (SELECT 1 FROM task_records own WHERE own.task_id = $3 AND own.key = $1"
+    "  AND own.value = $2 AND own.updated_at > r.updated_at) LIMIT 1";
 
 /* Later leases must reach the directory that this one began to write in. */
 static const char SET_VOLUME[] = "UPDATE tasks SET volume = $2 WHERE id = $1";
@@ -213,13 +218,39 @@ static json_int_t line_time(int64_t at_ms)
     return at_ms < 0 || at_ms > LINE_TIME_MAX_MS ? (json_int_t)clock_wall_ms() : at_ms;
 }
 
+/* To rows of INSERT_LINES; control tasks have no log. */
+static void add_lines(const struct work *work, Hypersdk__V1__LogLine *const *lines, size_t count,
+                      json_t *rows)
+{
+    for (size_t i = 0; i < count && work->job_id[0] != '\0'; i++) {
+        const Hypersdk__V1__LogLine *line = lines[i];
+        json_t *row = json_pack("[s,s,I,I,I,s,s,s]", work->job_id, work->ref->task_id,
+                                (json_int_t)work->ref->epoch, (json_int_t)line->number,
+                                line_time(line->at_ms), line->level, line->phase, line->message);
+        (void)json_array_append_new(rows, row);
+    }
+}
+
+static uint64_t last_line(Hypersdk__V1__LogLine *const *lines, size_t count)
+{
+    return count == 0 ? 0 : lines[count - 1]->number;
+}
+
+static int insert_lines(struct db *db, const json_t *rows, struct error *err)
+{
+    autofree char *text = NULL;
+
+    if (json_array_size(rows) == 0)
+        return 0;
+    text = json_text(rows);
+    return db_exec(db, INSERT_LINES, DB_PARAMS(text), NULL, err);
+}
+
 static int store_lines(struct work *work, Hypersdk__V1__LogLine *const *lines, size_t count,
                        struct error *err)
 {
     auto_json *array = json_array();
     auto_pgresult *rows = NULL;
-    autofree char *text = NULL;
-    char epoch[NUMBER_SIZE];
     char last[NUMBER_SIZE];
 
     if (db_exec(work->db, TASK_FACTS, DB_PARAMS(work->ref->task_id), &rows, err) < 0)
@@ -233,20 +264,11 @@ static int store_lines(struct work *work, Hypersdk__V1__LogLine *const *lines, s
     work->drain = db_bool(rows, 0, 5);
     if (count == 0)
         return 0;
-    for (size_t i = 0; i < count; i++) {
-        const Hypersdk__V1__LogLine *line = lines[i];
-        json_t *row = json_pack("[I,I,s,s,s]", (json_int_t)line->number, line_time(line->at_ms),
-                                line->level, line->phase, line->message);
-        (void)json_array_append_new(array, row);
-    }
-    text = json_text(array);
-    (void)snprintf(epoch, sizeof epoch, "%" PRIu64, work->ref->epoch);
-    (void)snprintf(last, sizeof last, "%" PRIu64, lines[count - 1]->number);
-    if (work->job_id[0] != '\0' && /* control tasks have no log */
-        db_exec(work->db, INSERT_LINES, DB_PARAMS(work->job_id, work->ref->task_id, epoch, text),
-                NULL, err) < 0)
+    add_lines(work, lines, count, array);
+    if (insert_lines(work->db, array, err) < 0)
         return -1;
-    work->lines_stored = max_u64(work->lines_stored, lines[count - 1]->number);
+    (void)snprintf(last, sizeof last, "%" PRIu64, last_line(lines, count));
+    work->lines_stored = max_u64(work->lines_stored, last_line(lines, count));
     return db_exec(work->db, SET_LINES, DB_PARAMS(work->ref->task_id, last), NULL, err);
 }
 
@@ -351,17 +373,36 @@ static int parse_result(const char *text, json_t **out, struct error *err)
     return json_parse(text, strlen(text), RESULT_BYTES_MAX, out, err);
 }
 
-/* Lines first: they belong to the epoch that ends here. */
+static void note_end(struct work *work, const struct job_store_outcome *outcome)
+{
+    (void)snprintf(work->job_id, sizeof work->job_id, "%s", outcome->job_id);
+    work->ended = outcome->decision.allowed; /* else it had ended before: the answer was lost */
+    work->event = outcome->decision.event;
+}
+
+/* The first end only: a repeated one brings the same lines. */
 static int end_task(struct work *work, struct job_store_event *event,
                     Hypersdk__V1__LogLine *const *lines, size_t count, struct error *err)
 {
-    struct job_decision decision;
+    struct job_store_outcome outcome = {0};
+    auto_json *rows = json_array();
 
-    if (job_store_apply(work->db, event, &decision, err) < 0 ||
-        store_lines(work, lines, count, err) < 0)
+    event->lines_stored = last_line(lines, count);
+    if (job_store_apply_all(work->db, event, 1, &outcome, err) < 0)
         return -1;
-    work->ended = decision.allowed; /* else it had ended before: the answer was lost */
-    work->event = decision.event;
+    note_end(work, &outcome);
+    add_lines(work, lines, work->ended ? count : 0, rows);
+    return insert_lines(work->db, rows, err);
+}
+
+/* The result is the caller's. */
+static int fill_finish(const struct work *work, struct job_store_event *event, json_t **out_result,
+                       struct error *err)
+{
+    fill_event(work, event, JOB_EVENT_TASK_DONE);
+    if (parse_result(work->envelope->task_finish->result_json, out_result, err) < 0)
+        return error_wrap(err, "result");
+    event->result = *out_result;
     return 0;
 }
 
@@ -371,10 +412,8 @@ static int finish(struct work *work, struct error *err)
     auto_json *result = NULL;
     struct job_store_event event;
 
-    fill_event(work, &event, JOB_EVENT_TASK_DONE);
-    if (parse_result(body->result_json, &result, err) < 0)
-        return error_wrap(err, "result");
-    event.result = result;
+    if (fill_finish(work, &event, &result, err) < 0)
+        return -1;
     return end_task(work, &event, body->lines, body->n_lines, err);
 }
 
@@ -662,6 +701,31 @@ static void handle(struct scheduler *scheduler, struct db *db, struct bus_reques
     answer(&work, request, fn, &err);
 }
 
+/* All of them or none, inside the caller's transaction. */
+static int finish_all(struct work *works, size_t count, struct error *err)
+{
+    struct job_store_event events[TOGETHER_MAX];
+    struct job_store_outcome outcomes[TOGETHER_MAX] = {0};
+    json_t *results[TOGETHER_MAX] = {0};
+    auto_json *lines = json_array();
+    int rc = 0;
+
+    for (size_t i = 0; i < count && rc == 0; i++) {
+        const Hypersdk__V1__TaskFinish *body = works[i].envelope->task_finish;
+        rc = fill_finish(&works[i], &events[i], &results[i], err);
+        events[i].lines_stored = last_line(body->lines, body->n_lines);
+    }
+    if (rc == 0)
+        rc = job_store_apply_all(works->db, events, count, outcomes, err);
+    for (size_t i = 0; i < count; i++) {
+        const Hypersdk__V1__TaskFinish *body = works[i].envelope->task_finish;
+        note_end(&works[i], &outcomes[i]);
+        add_lines(&works[i], body->lines, works[i].ended ? body->n_lines : 0, lines);
+        json_decref(results[i]);
+    }
+    return rc < 0 ? rc : insert_lines(works->db, lines, err);
+}
+
 /* The ends of several tasks in one transaction. False: nothing was done, or nobody knows: then each
  * is handled alone, and finds out what it is. */
 static bool end_together(struct scheduler *scheduler, struct db *db,
@@ -669,17 +733,15 @@ static bool end_together(struct scheduler *scheduler, struct db *db,
 {
     autofree struct work *works = xcalloc(count, sizeof *works);
     struct error err = ERROR_NONE;
-    bool good = db_begin(db, &err) == 0;
 
-    if (!good)
-        return false;
-    for (size_t i = 0; i < count && good; i++) {
+    for (size_t i = 0; i < count; i++) {
         works[i] = (struct work){
             .scheduler = scheduler, .db = db, .envelope = bus_request_envelope(requests[i])};
         works[i].ref = works[i].envelope->task_finish->ref;
-        good = finish(&works[i], &err) == 0 && !works[i].lost;
     }
-    if (!good) {
+    if (db_begin(db, &err) < 0)
+        return false;
+    if (finish_all(works, count, &err) < 0) {
         db_rollback(db);
         return false;
     }
@@ -695,7 +757,7 @@ static bool end_together(struct scheduler *scheduler, struct db *db,
 void *requests_main(void *arg)
 {
     struct scheduler *scheduler = arg;
-    auto_db *db = scheduler_db(scheduler, "scheduler requests");
+    auto_db *db = scheduler_queue_db(scheduler, "scheduler requests");
 
     for (;;) {
         struct bus_request *requests[TOGETHER_MAX];

@@ -55,6 +55,14 @@ struct db *scheduler_db(const struct scheduler *scheduler, const char *thread)
     return db;
 }
 
+struct db *scheduler_queue_db(const struct scheduler *scheduler, const char *thread)
+{
+    struct db *db = scheduler_db(scheduler, thread);
+
+    db_set_by_index(db);
+    return db;
+}
+
 bool scheduler_wait_poll(const struct scheduler *scheduler)
 {
     int64_t half_ms = scheduler->config.poll_interval_ms / 2;

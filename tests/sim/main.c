@@ -69,20 +69,36 @@ struct job_decision __wrap_job_decide(const struct job_machine *row,
     return __real_job_decide(&changed, &other);
 }
 
-int __real_job_store_apply(struct db *db, const struct job_store_event *event,
-                           struct job_decision *out, struct error *err);
+int __real_job_store_apply_all(struct db *db, const struct job_store_event *events, size_t count,
+                               struct job_store_outcome *out, struct error *err);
+int __wrap_job_store_apply_all(struct db *db, const struct job_store_event *events, size_t count,
+                               struct job_store_outcome *out, struct error *err);
+int __wrap_job_store_apply_all(struct db *db, const struct job_store_event *events, size_t count,
+                               struct job_store_outcome *out, struct error *err)
+{
+    autofree struct job_store_event *others = xcalloc(count, sizeof *others);
+
+    for (size_t i = 0; i < count; i++) {
+        others[i] = events[i];
+        if (sim_break == BREAK_FENCING) {
+            others[i].expect_epoch = NULL;
+            others[i].expect_token = NULL;
+        }
+    }
+    return __real_job_store_apply_all(db, others, count, out, err);
+}
+
 int __wrap_job_store_apply(struct db *db, const struct job_store_event *event,
                            struct job_decision *out, struct error *err);
 int __wrap_job_store_apply(struct db *db, const struct job_store_event *event,
                            struct job_decision *out, struct error *err)
 {
-    struct job_store_event other = *event;
+    struct job_store_outcome outcome = {0};
 
-    if (sim_break == BREAK_FENCING) {
-        other.expect_epoch = NULL;
-        other.expect_token = NULL;
-    }
-    return __real_job_store_apply(db, &other, out, err);
+    if (__wrap_job_store_apply_all(db, event, 1, &outcome, err) < 0)
+        return -1;
+    *out = outcome.decision;
+    return 0;
 }
 
 /* ---- seeds ---- */

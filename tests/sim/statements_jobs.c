@@ -260,17 +260,34 @@ static void clear_end(struct statement *s)
 
 /* ---- job_store_apply.c ---- */
 
-static void lock_job(struct statement *s)
+/* In the order of the jobs' ids, as the product locks them. */
+static void lock_jobs(struct statement *s)
 {
-    const struct row *task_row = find_task(s, s->params[0]);
-    const struct task_row *task = task_row == NULL ? NULL : see(s, task_row);
-    struct row *row = task == NULL ? NULL : find_job(s, task->job_id);
-    const struct job_row *job = row == NULL ? NULL : hold(s, row);
+    auto_json *ids = json_loads(s->params[0], 0, NULL);
+    const char *after = "";
 
-    result_columns(s, 6); /* no rule of the simulator dooms a job */
-    if (job != NULL)
-        RESULT_ROW(s, job->id, job->status, number(job->max_attempts),
-                   number(job->retry_initial_ms), number(job->retry_max_ms), "f");
+    result_columns(s, 7); /* no rule of the simulator dooms a job */
+    for (;;) {
+        const struct task_row *next = NULL;
+        for (size_t i = 0; i < json_array_size(ids); i++) {
+            const struct row *row = find_task(s, json_string_value(json_array_get(ids, i)));
+            const struct task_row *task = row == NULL ? NULL : see(s, row);
+            if (task != NULL && strcmp(task->job_id, after) > 0 &&
+                (next == NULL || strcmp(task->job_id, next->job_id) < 0))
+                next = task;
+        }
+        if (next == NULL)
+            return;
+        after = keep(next->job_id);
+        const char *task_id = keep(next->id);
+        struct row *row = find_job(s, after);
+        const struct job_row *job = row == NULL ? NULL : hold(s, row);
+        if (s->failed)
+            return;
+        if (job != NULL)
+            RESULT_ROW(s, task_id, job->id, job->status, number(job->max_attempts),
+                       number(job->retry_initial_ms), number(job->retry_max_ms), "f");
+    }
 }
 
 /* What waits behind it is read as it is committed, without its lock. */
@@ -285,104 +302,185 @@ static bool is_last(const struct statement *s, const struct task_row *task)
     return true;
 }
 
-static void lock_task(struct statement *s)
+static void lock_tasks(struct statement *s)
 {
-    struct row *row = find_task(s, s->params[0]);
-    const struct task_row *t = row == NULL ? NULL : hold(s, row);
+    auto_json *ids = json_loads(s->params[0], 0, NULL);
+    json_t *id;
+    size_t i;
 
-    result_columns(s, 19);
-    if (t == NULL)
-        return;
-    RESULT_ROW(s, t->kind, t->provider, t->state, cell_bool(t->cancel), number(t->epoch),
-               number(t->attempt), number(t->losses), number(t->progress_mark),
-               number(t->bytes_done), number(t->lease_until_ms), number(t->not_before_ms), t->token,
-               number(store_clock_ms()), cell_bool(is_last(s, t)), t->hook, cell_bool(t->may_fail),
-               t->max_attempts, t->retry_initial_ms, t->retry_max_ms);
+    result_columns(s, 21);
+    json_array_foreach(ids, i, id)
+    {
+        struct row *row = find_task(s, json_string_value(id));
+        const struct task_row *t = row == NULL ? NULL : hold(s, row);
+        if (s->failed)
+            return;
+        if (t == NULL)
+            continue;
+        RESULT_ROW(s, t->kind, t->provider, t->state, cell_bool(t->cancel), number(t->epoch),
+                   number(t->attempt), number(t->losses), number(t->progress_mark),
+                   number(t->bytes_done), number(t->lease_until_ms), number(t->not_before_ms),
+                   t->token, number(store_clock_ms()), cell_bool(is_last(s, t)), t->hook,
+                   cell_bool(t->may_fail), t->max_attempts, t->retry_initial_ms, t->retry_max_ms,
+                   t->id, "f"); /* no clean-up is wished */
+    }
 }
 
-static void store_task(struct statement *s)
+/* NULL: the column keeps what it has. */
+static const char *text_of(const json_t *row, const char *key)
 {
-    struct row *row = find_task(s, s->params[0]);
-    struct task_row *t = row == NULL ? NULL : hold(s, row);
-    int64_t epoch = param_i64(s, 3);
+    return json_string_value(json_object_get(row, key));
+}
 
-    if (t == NULL || t->epoch != param_i64(s, 16)) {
-        result_affected(s, 0);
-        return;
-    }
-    PUT(t->state, s->params[1]);
-    if (t->epoch != epoch)
+static int64_t int_of(const json_t *row, const char *key)
+{
+    return json_integer_value(json_object_get(row, key));
+}
+
+static bool bool_of(const json_t *row, const char *key)
+{
+    return json_is_true(json_object_get(row, key));
+}
+
+static const char *json_kept(const json_t *value)
+{
+    autofree char *text = json_text(value);
+
+    return keep(text);
+}
+
+static void change_task(struct task_row *t, const json_t *x, int64_t now_ms)
+{
+    PUT(t->state, text_of(x, "state"));
+    if (t->epoch != int_of(x, "epoch"))
         t->lines_stored = 0;
-    t->epoch = epoch;
-    t->attempt = param_i64(s, 4);
-    t->losses = param_i64(s, 5);
-    t->progress_mark = param_i64(s, 6);
-    t->bytes_done = param_i64(s, 7);
-    t->lease_until_ms = param_i64(s, 8);
-    t->not_before_ms = param_i64(s, 9);
-    t->cancel = param_bool(s, 10);
-    if (param_bool(s, 17)) {
+    if (t->epoch == int_of(x, "epoch") && int_of(x, "lines_stored") > t->lines_stored)
+        t->lines_stored = int_of(x, "lines_stored");
+    t->epoch = int_of(x, "epoch");
+    t->attempt = int_of(x, "attempt");
+    t->losses = int_of(x, "losses");
+    t->progress_mark = int_of(x, "progress_mark");
+    t->bytes_done = int_of(x, "bytes_done");
+    t->lease_until_ms = int_of(x, "lease_until");
+    t->not_before_ms = int_of(x, "not_before");
+    t->cancel = bool_of(x, "cancel");
+    if (bool_of(x, "drop_token")) {
         t->token = NULL;
-    } else if (s->params[10] != NULL) {
-        t->token = keep(s->params[10]);
+    } else if (text_of(x, "token") != NULL) {
+        t->token = keep(text_of(x, "token"));
     }
-    if (s->params[11] != NULL)
-        PUT(t->worker, s->params[11]);
-    if (s->params[12] != NULL)
-        t->result = keep(s->params[12]);
-    if (s->params[13] != NULL)
-        t->error = keep(s->params[13]);
-    if (s->params[14] != NULL)
-        t->error_code = keep(s->params[14]);
-    t->updated_ms = s->now_ms;
-    result_affected(s, 1);
+    if (text_of(x, "worker") != NULL)
+        PUT(t->worker, text_of(x, "worker"));
+    if (json_object_get(x, "result") != NULL)
+        t->result = json_kept(json_object_get(x, "result"));
+    if (text_of(x, "error") != NULL)
+        t->error = keep(text_of(x, "error"));
+    if (text_of(x, "error_code") != NULL)
+        t->error_code = keep(text_of(x, "error_code"));
+    t->updated_ms = now_ms;
 }
 
-static void store_job(struct statement *s)
+static void store_tasks(struct statement *s)
 {
-    struct row *row = find_job(s, s->params[0]);
-    struct job_row *job = row == NULL ? NULL : hold(s, row);
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+    int stored = 0;
+    json_t *x;
+    size_t i;
 
-    if (job == NULL)
-        return;
-    PUT(job->status, s->params[1]);
-    if (s->params[2] != NULL)
-        PUT(job->phase, s->params[2]);
-    if (param_bool(s, 5) && job->started_us == 0)
-        job->started_us = s->now_ms * TASK_MS;
-    if (param_bool(s, 6))
-        job->completed_us = s->now_ms * TASK_MS;
-    if (s->params[7] != NULL)
-        job->error = keep(s->params[7]);
-    if (s->params[8] != NULL)
-        job->error_code = keep(s->params[8]);
-    if (s->params[9] != NULL)
-        job->result = keep(s->params[9]);
+    json_array_foreach(rows, i, x)
+    {
+        struct row *row = find_task(s, text_of(x, "id"));
+        struct task_row *t = row == NULL ? NULL : hold(s, row);
+        if (t == NULL || t->epoch != int_of(x, "old_epoch"))
+            continue;
+        change_task(t, x, s->now_ms);
+        stored++;
+    }
+    result_affected(s, stored);
+}
+
+static void change_job(struct job_row *job, const json_t *x, int64_t now_ms)
+{
+    PUT(job->status, text_of(x, "status"));
+    if (text_of(x, "phase") != NULL)
+        PUT(job->phase, text_of(x, "phase"));
+    if (bool_of(x, "started") && job->started_us == 0)
+        job->started_us = now_ms * TASK_MS;
+    if (bool_of(x, "final"))
+        job->completed_us = now_ms * TASK_MS;
+    if (text_of(x, "error") != NULL)
+        job->error = keep(text_of(x, "error"));
+    if (text_of(x, "error_code") != NULL)
+        job->error_code = keep(text_of(x, "error_code"));
+    if (json_object_get(x, "result") != NULL)
+        job->result = json_kept(json_object_get(x, "result"));
+}
+
+static void store_jobs(struct statement *s)
+{
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+    json_t *x;
+    size_t i;
+
+    result_columns(s, 8);
+    json_array_foreach(rows, i, x)
+    {
+        struct row *row = find_job(s, text_of(x, "id"));
+        struct job_row *job = row == NULL ? NULL : hold(s, row);
+        if (job == NULL)
+            continue;
+        change_job(job, x, s->now_ms);
+        RESULT_ROW(s, job->id, job->vm_name, job->vm_path, job->provider, job->error,
+                   job->result == NULL ? "{}" : job->result,
+                   job->started_us == 0
+                       ? NULL
+                       : number(s->now_ms / TASK_MS - job->started_us / (TASK_MS * TASK_MS)),
+                   "unknown");
+    }
 }
 
 static void insert_history(struct statement *s)
 {
-    struct event_row *event = insert(s, TABLE_EVENTS);
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+    json_t *x;
+    size_t i;
 
-    PUT(event->job_id, s->params[0]);
-    event->event = keep(s->params[1]);
-    event->status = keep(s->params[2]);
+    json_array_foreach(rows, i, x)
+    {
+        struct event_row *event = insert(s, TABLE_EVENTS);
+        PUT(event->job_id, text_of(x, "job_id"));
+        event->event = keep(text_of(x, "event"));
+        event->status = keep(text_of(x, "status"));
+    }
 }
 
 /* ---- job_store_final.c ---- */
 
-static void insert_export(struct statement *s)
+static bool has_export(const struct statement *s, const char *id)
 {
-    struct export_row *export;
-
     for (size_t i = 0; i < store_count(TABLE_EXPORTS); i++) {
         const struct export_row *old = see(s, store_row(TABLE_EXPORTS, i));
-        if (old != NULL && is(old->id, s->params[0]))
-            return;
+        if (old != NULL && is(old->id, id))
+            return true;
     }
-    export = insert(s, TABLE_EXPORTS);
-    export->id = keep(s->params[0]);
-    PUT(export->job_id, s->params[1]);
+    return false;
+}
+
+static void insert_exports(struct statement *s)
+{
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+    json_t *x;
+    size_t i;
+
+    json_array_foreach(rows, i, x)
+    {
+        struct export_row *export;
+        if (has_export(s, text_of(x, "id")))
+            continue;
+        export = insert(s, TABLE_EXPORTS);
+        export->id = keep(text_of(x, "id"));
+        PUT(export->job_id, text_of(x, "job_id"));
+    }
 }
 
 static void nothing(struct statement *s)
@@ -477,28 +575,18 @@ static void copy_records(struct statement *s)
     }
 }
 
-static void load_end(struct statement *s)
-{
-    const struct row *row = find_job(s, s->params[0]);
-    const struct job_row *job = row == NULL ? NULL : see(s, row);
-
-    result_columns(s, 7);
-    if (job == NULL)
-        return;
-    RESULT_ROW(s, job->vm_name, job->vm_path, job->provider, job->error,
-               job->result == NULL ? "{}" : job->result,
-               job->started_us == 0
-                   ? NULL
-                   : number(s->now_ms / TASK_MS - job->started_us / (TASK_MS * TASK_MS)),
-               "unknown");
-}
-
 static void insert_outbox(struct statement *s)
 {
-    struct outbox_row *outbox = insert(s, TABLE_OUTBOX);
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+    json_t *x;
+    size_t i;
 
-    outbox->event = keep(s->params[0]);
-    PUT(outbox->job_id, s->params[1]);
+    json_array_foreach(rows, i, x)
+    {
+        struct outbox_row *outbox = insert(s, TABLE_OUTBOX);
+        outbox->event = keep(text_of(x, "event"));
+        PUT(outbox->job_id, text_of(x, "job_id"));
+    }
 }
 
 static void add_totals(struct statement *s)
@@ -522,12 +610,12 @@ const struct statement_model statements_jobs[] = {
     {"UPDATE tasks SET state = 'blocked'", block_later},
     {"UPDATE jobs SET completed_at = NULL", clear_end},
     {"UPDATE jobs SET pending_reason = ", nothing}, /* only shows why it waits */
-    {"FROM jobs j WHERE j.id = (SELECT job_id FROM tasks", lock_job},
-    {"SELECT kind, provider, state, cancel, epoch", lock_task},
-    {"UPDATE tasks SET state = $2, epoch = $3", store_task},
-    {"UPDATE jobs SET status = $2, phase", store_job},
+    {"FROM jobs j JOIN tasks t ON t.job_id = j.id WHERE t.id = ANY", lock_jobs},
+    {"SELECT kind, provider, state, cancel, epoch", lock_tasks},
+    {"UPDATE tasks t SET state = x.state, epoch", store_tasks},
+    {"UPDATE jobs j SET status = x.status, phase", store_jobs},
     {"INSERT INTO job_events (job_id, event", insert_history},
-    {"INSERT INTO exports (id, job_id", insert_export},
+    {"INSERT INTO exports (id, job_id", insert_exports},
     {"INSERT INTO export_disks", nothing},
     {"UPDATE tasks SET volume = CASE WHEN kind = 'webhook'", nothing}, /* facts for the next */
     {"SELECT id, coalesce(wait, '[]'::jsonb)", next_wait},
@@ -537,7 +625,6 @@ const struct statement_model statements_jobs[] = {
      "rank)",
      insert_release},
     {"INSERT INTO task_records (task_id, key, value) SELECT $2", copy_records},
-    {"SELECT j.vm_name, j.vm_path, j.provider, j.error, coalesce(j.result", load_end},
     {"INSERT INTO outbox (event, job_id, payload)", insert_outbox},
     {"t.kind = 'export' AND t.spec->'cleanup' IS NOT NULL", nothing}, /* none is wished */
     {"INSERT INTO metric_totals AS m", add_totals},

@@ -7,8 +7,10 @@
 #include "tests/sim/store.h"
 
 #define DOWN_MS       45000
+#define SEEN_MS       3000
 #define DAY_MS        INT64_C(86400000)
 #define LEADER_ROW_MS 3000
+#define LEASES_MAX    32
 
 struct row *find_job(const struct statement *s, const char *id);
 struct row *find_task(const struct statement *s, const char *id);
@@ -46,23 +48,30 @@ static struct row *find_worker(const struct statement *s, const char *instance)
     return NULL;
 }
 
-static void upsert_worker(struct statement *s)
+static void upsert_workers(struct statement *s)
 {
-    struct row *row = find_worker(s, s->params[0]);
-    struct worker_row *worker = row == NULL ? NULL : hold(s, row);
-    bool was_up = worker != NULL && is(worker->state, "up");
+    auto_json *told = json_loads(s->params[0], 0, NULL);
+    json_t *x;
+    size_t i;
 
-    result_columns(s, 1);
-    if (s->failed)
-        return;
-    if (worker == NULL) {
-        worker = insert(s, TABLE_WORKERS);
-        PUT(worker->instance, s->params[0]);
-        PUT(worker->role, s->params[1]);
+    result_columns(s, 2);
+    json_array_foreach(told, i, x)
+    {
+        const char *instance = json_str(x, "instance");
+        struct row *row = find_worker(s, instance);
+        const struct worker_row *old = row == NULL ? NULL : see(s, row);
+        if (old != NULL && is(old->state, "up") && old->seen_ms > s->now_ms - SEEN_MS)
+            continue;
+        struct worker_row *worker = row == NULL ? insert(s, TABLE_WORKERS) : hold(s, row);
+        if (worker == NULL)
+            return;
+        RESULT_ROW(s, instance, row != NULL && is(worker->state, "up") ? "f" : "t");
+        PUT(worker->instance, instance);
+        if (row == NULL)
+            PUT(worker->role, json_str(x, "role"));
+        PUT(worker->state, "up");
+        worker->seen_ms = s->now_ms;
     }
-    PUT(worker->state, "up");
-    worker->seen_ms = s->now_ms;
-    RESULT_ROW(s, was_up ? "f" : "t");
 }
 
 struct wish {
@@ -71,6 +80,7 @@ struct wish {
     bool any_kind;               /* tasks without one fit, too */
     const char *kinds, *volumes; /* JSON arrays */
     int64_t limit;               /* per provider; 0: none */
+    int64_t most;                /* tasks */
 };
 
 static int64_t busy_with(const struct statement *s, const char *provider)
@@ -106,91 +116,131 @@ static bool job_runs(const struct statement *s, const struct row *job_row)
     return job != NULL && (is(job->status, "pending") || is(job->status, "running"));
 }
 
-/* FOR UPDATE OF j, t SKIP LOCKED; a control task has no job. */
-static void candidate(struct statement *s, const struct wish *wish)
+static bool is_better(const struct task_row *a, const struct task_row *b)
+{
+    return b == NULL || a->priority > b->priority ||
+           (a->priority == b->priority && a->seq < b->seq);
+}
+
+/* The best that is free and not among those that were chosen. */
+static struct row *best_of(struct statement *s, const struct wish *wish, struct row *const *chosen,
+                           int64_t count, struct row **out_job)
 {
     struct row *best = NULL;
-    struct row *best_job = NULL;
 
-    result_columns(s, 1);
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
         struct row *row = store_row(TABLE_TASKS, i);
         const struct task_row *task = see(s, row);
-        const struct task_row *old = best == NULL ? NULL : see(s, best);
         struct row *job = NULL;
-        if (!fits(s, task, wish) || !is_free(s, row))
+        bool taken = false;
+        for (int64_t k = 0; k < count; k++)
+            taken = taken || chosen[k] == row;
+        if (taken || !fits(s, task, wish) || !is_free(s, row))
             continue;
         if (task->job_id[0] != '\0') {
             job = find_job(s, task->job_id);
             if (!job_runs(s, job) || !is_free(s, job))
                 continue;
         }
-        if (old != NULL && (task->priority < old->priority ||
-                            (task->priority == old->priority && task->seq > old->seq)))
+        if (!is_better(task, best == NULL ? NULL : see(s, best)))
             continue;
         best = row;
-        best_job = job;
+        *out_job = job;
     }
-    if (best == NULL || sim_break == BREAK_CLAIM) {
-        if (best != NULL)
-            RESULT_ROW(s, ((const struct task_row *)see(s, best))->id);
-        return;
+    return best;
+}
+
+/* FOR UPDATE OF j, t SKIP LOCKED; a control task has no job. One lane, with room up to the limit
+ * of its provider. */
+static void candidates(struct statement *s, const struct wish *wish)
+{
+    struct row *chosen[LEASES_MAX];
+    int64_t most = wish->most;
+
+    result_columns(s, 4);
+    assert(most <= LEASES_MAX);
+    for (int64_t n = 0; n < most; n++) {
+        struct row *job = NULL;
+        const struct task_row *task;
+        chosen[n] = best_of(s, wish, chosen, n, &job);
+        if (chosen[n] == NULL)
+            return;
+        if (job != NULL && sim_break != BREAK_CLAIM)
+            (void)hold(s, job);
+        task = sim_break == BREAK_CLAIM ? see(s, chosen[n]) : hold(s, chosen[n]);
+        if (n == 0 && wish->limit > 0 && task->provider[0] != '\0')
+            most = (int64_t)min_u64((uint64_t)most,
+                                    (uint64_t)(wish->limit - busy_with(s, task->provider)));
+        RESULT_ROW(s, task->id, task->provider, "", "");
     }
-    if (best_job != NULL)
-        (void)hold(s, best_job);
-    RESULT_ROW(s, ((const struct task_row *)hold(s, best))->id);
 }
 
-static void export_candidate(struct statement *s)
+static void export_candidates(struct statement *s)
 {
-    candidate(s, &(struct wish){.role = "exporter",
-                                .task_class = "transfer",
-                                .kind = s->params[0],
-                                .any_kind = true,
-                                .kinds = s->params[1],
-                                .volumes = s->params[2],
-                                .limit = param_i64(s, 4)});
+    candidates(s, &(struct wish){.role = "exporter",
+                                 .task_class = "transfer",
+                                 .kind = s->params[0],
+                                 .any_kind = true,
+                                 .kinds = s->params[1],
+                                 .volumes = s->params[2],
+                                 .limit = param_i64(s, 4),
+                                 .most = param_i64(s, 6)});
 }
 
-static void bridge_candidate(struct statement *s)
+static void bridge_candidates(struct statement *s)
 {
-    candidate(s, &(struct wish){.role = "bridge",
-                                .task_class = "transfer",
-                                .kind = s->params[0],
-                                .kinds = s->params[1],
-                                .volumes = s->params[2]});
+    candidates(s, &(struct wish){.role = "bridge",
+                                 .task_class = "transfer",
+                                 .kind = s->params[0],
+                                 .kinds = s->params[1],
+                                 .volumes = s->params[2],
+                                 .most = param_i64(s, 4)});
 }
 
-static void control_candidate(struct statement *s)
+static void control_candidates(struct statement *s)
 {
-    candidate(s, &(struct wish){.role = s->params[3],
-                                .task_class = "control",
-                                .kind = s->params[0],
-                                .kinds = s->params[1],
-                                .volumes = s->params[2]});
+    candidates(s, &(struct wish){.role = s->params[3],
+                                 .task_class = "control",
+                                 .kind = s->params[0],
+                                 .kinds = s->params[1],
+                                 .volumes = s->params[2],
+                                 .most = param_i64(s, 5)});
 }
 
-static void load_lease(struct statement *s)
+static void load_leases(struct statement *s)
 {
-    const struct row *row = find_task(s, s->params[0]);
-    const struct task_row *t = row == NULL ? NULL : see(s, row);
-    const struct row *job_row = t == NULL ? NULL : find_job(s, t->job_id);
-    const struct job_row *job = job_row == NULL ? NULL : see(s, job_row);
+    auto_json *ids = json_loads(s->params[0], 0, NULL);
+    json_t *id;
+    size_t i;
 
-    result_columns(s, 12);
-    if (t != NULL)
-        RESULT_ROW(s, t->job_id, t->kind, number(t->attempt), number(t->epoch), t->spec,
-                   t->provider, "{}", NULL, "", job == NULL ? "" : job->trace_id,
-                   job == NULL ? "" : job->vm_name, "f");
+    result_columns(s, 16);
+    json_array_foreach(ids, i, id)
+    {
+        const struct row *row = find_task(s, json_string_value(id));
+        const struct task_row *t = row == NULL ? NULL : see(s, row);
+        const struct row *job_row = t == NULL ? NULL : find_job(s, t->job_id);
+        const struct job_row *job = job_row == NULL ? NULL : see(s, job_row);
+        if (t != NULL)
+            RESULT_ROW(s, t->job_id, t->kind, number(t->attempt), number(t->epoch), t->spec,
+                       t->provider, "{}", NULL, "", job == NULL ? "" : job->trace_id,
+                       job == NULL ? "" : job->vm_name, "f", t->id, "f", NULL, NULL);
+    }
 }
 
 static void load_records(struct statement *s)
 {
-    result_columns(s, 2);
-    for (size_t i = 0; i < store_count(TABLE_RECORDS); i++) {
-        const struct record_row *record = see(s, store_row(TABLE_RECORDS, i));
-        if (record != NULL && is(record->task_id, s->params[0]))
-            RESULT_ROW(s, record->key, record->value);
+    auto_json *ids = json_loads(s->params[0], 0, NULL);
+    json_t *id;
+    size_t n;
+
+    result_columns(s, 3);
+    json_array_foreach(ids, n, id)
+    {
+        for (size_t i = 0; i < store_count(TABLE_RECORDS); i++) {
+            const struct record_row *record = see(s, store_row(TABLE_RECORDS, i));
+            if (record != NULL && is(record->task_id, json_string_value(id)))
+                RESULT_ROW(s, record->key, record->value, record->task_id);
+        }
     }
 }
 
@@ -201,12 +251,11 @@ static void none(struct statement *s)
 
 /* ---- requests.c ---- */
 
-static bool has_line(const struct statement *s, int64_t epoch, int64_t line)
+static bool has_line(const struct statement *s, const char *task_id, int64_t epoch, int64_t line)
 {
     for (size_t i = store_count(TABLE_LINES); i-- > 0;) {
         const struct line_row *old = see(s, store_row(TABLE_LINES, i));
-        if (old != NULL && old->number == line && old->epoch == epoch &&
-            is(old->task_id, s->params[1]))
+        if (old != NULL && old->number == line && old->epoch == epoch && is(old->task_id, task_id))
             return true;
     }
     return false;
@@ -214,19 +263,20 @@ static bool has_line(const struct statement *s, int64_t epoch, int64_t line)
 
 static void insert_lines(struct statement *s)
 {
-    auto_json *lines = json_loads(s->params[3], 0, NULL);
-    int64_t epoch = param_i64(s, 3);
+    auto_json *lines = json_loads(s->params[0], 0, NULL);
     json_t *line;
     size_t i;
 
     json_array_foreach(lines, i, line)
     {
-        int64_t n = json_integer_value(json_array_get(line, 0));
+        const char *task_id = json_string_value(json_array_get(line, 1));
+        int64_t epoch = json_integer_value(json_array_get(line, 2));
+        int64_t n = json_integer_value(json_array_get(line, 3));
         struct line_row *row;
-        if (has_line(s, epoch, n))
+        if (has_line(s, task_id, epoch, n))
             continue;
         row = insert(s, TABLE_LINES);
-        PUT(row->task_id, s->params[1]);
+        PUT(row->task_id, task_id);
         row->epoch = epoch;
         row->number = n;
     }
@@ -288,6 +338,7 @@ static void holds(struct statement *s)
 
 static void put_record(struct statement *s)
 {
+    static uint64_t stamp;
     struct record_row *record = NULL;
 
     for (size_t i = 0; i < store_count(TABLE_RECORDS) && record == NULL; i++) {
@@ -303,6 +354,19 @@ static void put_record(struct statement *s)
         record->key = keep(s->params[1]);
     }
     record->value = keep(s->params[2]);
+    record->stamp = ++stamp;
+}
+
+/* When the asking task got the name; 0: never. */
+static uint64_t own_stamp(const struct statement *s)
+{
+    for (size_t i = 0; i < store_count(TABLE_RECORDS); i++) {
+        const struct record_row *own = see(s, store_row(TABLE_RECORDS, i));
+        if (own != NULL && is(own->task_id, s->params[2]) && is(own->key, s->params[0]) &&
+            is(own->value, s->params[1]))
+            return own->stamp;
+    }
+    return 0;
 }
 
 static void lock_claim(struct statement *s)
@@ -317,11 +381,13 @@ static void lock_claim(struct statement *s)
 
 static void claimed(struct statement *s)
 {
+    uint64_t own = own_stamp(s);
+
     result_columns(s, 1);
     for (size_t i = 0; i < store_count(TABLE_RECORDS) && sim_break != BREAK_NAMES; i++) {
         const struct record_row *record = see(s, store_row(TABLE_RECORDS, i));
         if (record == NULL || !is(record->key, s->params[0]) || !is(record->value, s->params[1]) ||
-            is(record->task_id, s->params[2]))
+            is(record->task_id, s->params[2]) || own > record->stamp)
             continue;
         const struct row *row = find_task(s, record->task_id);
         const struct task_row *task = row == NULL ? NULL : see(s, row);
@@ -529,18 +595,18 @@ static void release_leader(struct statement *s)
 }
 
 const struct statement_model statements_scheduler[] = {
-    {"INSERT INTO workers AS w", upsert_worker},
-    {"WITH RECURSIVE lanes AS", export_candidate},
-    {"t.class = 'transfer' AND t.role = 'bridge'", bridge_candidate},
-    {"t.state = 'queued' AND t.class = 'control'", control_candidate},
-    {"SELECT coalesce(t.job_id, ''), t.kind, t.attempt", load_lease},
-    {"SELECT key, value FROM task_records WHERE task_id = $1 ORDER BY key", load_records},
+    {"INSERT INTO workers AS w", upsert_workers},
+    {"WITH RECURSIVE lanes AS", export_candidates},
+    {"t.class = 'transfer' AND t.role = 'bridge'", bridge_candidates},
+    {"t.state = 'queued' AND t.class = 'control'", control_candidates},
+    {"SELECT coalesce(t.job_id, ''), t.kind, t.attempt", load_leases},
+    {"SELECT key, value, task_id FROM task_records", load_records},
     {"FROM workers w JOIN settings s", none}, /* no limit of a worker is set */
     {"INSERT INTO job_logs", insert_lines},
     {"UPDATE tasks SET lines_stored", set_lines},
     {"SELECT t.lines_stored, t.cancel", task_facts},
     {"SELECT provider FROM tasks WHERE id = $1 AND epoch", holds},
-    {"INSERT INTO task_records (task_id, key, value) VALUES", put_record},
+    {"INSERT INTO task_records (task_id, key, value, updated_at) VALUES", put_record},
     {"pg_advisory_xact_lock(hashtextextended", lock_claim},
     {"SELECT 1 FROM tasks t JOIN task_records r", claimed},
     {"UPDATE tasks SET volume = $2 WHERE id", set_volume},

@@ -375,6 +375,11 @@ void db_set_lock_wait(struct db *db, unsigned int ms)
     (void)ms; /* transactions of the model do not wait for each other */
 }
 
+void db_set_by_index(struct db *db)
+{
+    (void)db; /* the model has no plans */
+}
+
 void db_free(struct db *db)
 {
     abort_tx(db);

@@ -78,6 +78,7 @@ struct task_row {
 struct record_row {
     char task_id[STORE_ID];
     const char *key, *value;
+    uint64_t stamp; /* rises with every writing */
 };
 struct event_row {
     char job_id[STORE_ID];

@@ -152,11 +152,11 @@ static void parameters_and_cells_go_through(void **state)
     assert_true(db_bool(rows, 0, 2));
     assert_true(db_is_null(rows, 0, 3));
     assert_string_equal(db_text(rows, 0, 3), "");
-    assert_ok(db_bytea(rows, 4, back, sizeof back, &size, &err), err);
+    assert_ok(db_bytea(rows, 0, 4, back, sizeof back, &size, &err), err);
     assert_int_equal(size, 3);
     assert_memory_equal(back, bytes, 3);
-    assert_fails(db_bytea(rows, 4, back, 2, &size, &err), err, ERR_LIMIT, "3 bytes is over 2");
-    assert_fails(db_bytea(rows, 0, back, 3, &size, &err), err, ERR_INTERNAL, "no bytea");
+    assert_fails(db_bytea(rows, 0, 4, back, 2, &size, &err), err, ERR_LIMIT, "3 bytes is over 2");
+    assert_fails(db_bytea(rows, 0, 0, back, 3, &size, &err), err, ERR_INTERNAL, "no bytea");
 }
 
 static void failures_have_the_code_that_says_what_to_do(void **state)

@@ -1,0 +1,398 @@
+/* The writing half of job_store_apply.c: what was decided of several jobs goes into the tables with
+ * one statement for each kind of row. What few changes need (the next task, a clean-up) is written
+ * one by one. Totals come last: all who end jobs wait for the same rows. */
+#include <stdio.h>
+#include <string.h>
+
+#include "common/autos.h"
+#include "common/id.h"
+#include "common/job_store_internal.h"
+#include "common/json.h"
+
+static const char STORE_TASKS[] =
+    "UPDATE tasks t SET state = x.state, epoch = x.epoch, attempt = x.attempt, losses = x.losses,"
+    " progress_mark = x.progress_mark, bytes_done = x.bytes_done,"
+    " lease_until = to_timestamp(x.lease_until / 1000.0),"
+    " not_before = to_timestamp(x.not_before / 1000.0), cancel = x.cancel,"
+    " token = CASE WHEN x.drop_token THEN NULL ELSE coalesce(x.token, t.token) END,"
+    " worker = coalesce(x.worker, t.worker),"
+    " lines_stored = CASE WHEN t.epoch = x.epoch THEN greatest(t.lines_stored, x.lines_stored)"
+    "  ELSE 0 END,"
+    " result = coalesce(x.result, t.result), error = coalesce(x.error, t.error),"
+    " error_code = coalesce(x.error_code, t.error_code), updated_at = now(),"
+    " hold = CASE WHEN x.paused THEN 'paused' WHEN t.hold = 'paused' THEN CASE WHEN t.ordinal = 0"
+    "  AND t.epoch = 0 AND EXISTS (SELECT 1 FROM job_dependencies d WHERE d.job_id = t.job_id)"
+    "  THEN 'depends' ELSE '' END ELSE t.hold END"
+    " FROM jsonb_to_recordset($1::jsonb) AS x(id text, old_epoch bigint, state text, epoch bigint,"
+    " attempt int, losses int, progress_mark bigint, bytes_done bigint, lease_until bigint,"
+    " not_before bigint, cancel boolean, drop_token boolean, token bytea, worker text,"
+    " result jsonb, error text, error_code text, paused boolean,"
+    " lines_stored bigint)"
+    " WHERE t.id = x.id AND t.epoch = x.old_epoch";
+
+static const char STORE_JOBS[] =
+    "UPDATE jobs j SET status = x.status, phase = coalesce(x.phase, j.phase), attempt = x.attempt,"
+    " started_at = CASE WHEN x.started THEN coalesce(j.started_at, now()) ELSE j.started_at END,"
+    " completed_at = CASE WHEN x.final THEN now() ELSE j.completed_at END,"
+    " worker_id = coalesce(x.worker, j.worker_id), error = coalesce(x.error, j.error),"
+    " error_code = coalesce(x.error_code, j.error_code),"
+    " result = CASE WHEN x.result IS NULL THEN j.result"
+    "          ELSE coalesce(j.result, '{}'::jsonb) || x.result END,"
+    " vm_name = coalesce(x.vm_name, j.vm_name), doomed = x.doomed,"
+    " pending_reason = CASE WHEN x.status IN ('pending', 'paused') THEN j.pending_reason"
+    "                  ELSE '' END, updated_at = now()"
+    " FROM jsonb_to_recordset($1::jsonb) AS x(id text, status text, phase text, attempt int,"
+    " started boolean, final boolean, worker text, error text, error_code text, result jsonb,"
+    " vm_name text, doomed boolean) WHERE j.id = x.id"
+    " RETURNING j.id, j.vm_name, j.vm_path, j.provider, j.error, coalesce(j.result, '{}'::jsonb),"
+    " extract(epoch FROM now() - j.started_at)::float8, CASE WHEN x.final THEN coalesce("
+    "  (SELECT e.manifest->'vm'->>'os_hint' FROM exports e WHERE e.job_id = j.id"
+    "   ORDER BY e.created_at DESC LIMIT 1), 'unknown') ELSE '' END";
+
+static const char INSERT_HISTORY[] =
+    "INSERT INTO job_events (job_id, event, status, phase, actor, detail)"
+    " SELECT x.job_id, x.event, x.status, x.phase, x.actor, coalesce(x.detail, '{}'::jsonb)"
+    " FROM jsonb_to_recordset($1::jsonb) AS x(job_id text, event text, status text, phase text,"
+    " actor text, detail jsonb)";
+
+static const char INSERT_OUTBOX[] =
+    "INSERT INTO outbox (event, job_id, payload) SELECT x.event, x.job_id, x.payload"
+    " FROM jsonb_to_recordset($1::jsonb) AS x(event text, job_id text, payload jsonb)";
+
+/* NULL: the column keeps what it has. */
+static void set_or_keep(json_t *row, const char *key, const char *text)
+{
+    if (text != NULL)
+        json_set_text(row, key, text);
+}
+
+static void set_bool(json_t *row, const char *key, bool value)
+{
+    json_put(row, key, json_boolean(value));
+}
+
+/* One statement for all rows; none for none. */
+static int write_rows(struct db *db, const char *sql, const json_t *rows, PGresult **out,
+                      struct error *err)
+{
+    autofree char *text = NULL;
+
+    if (json_array_size(rows) == 0)
+        return 0;
+    text = json_text(rows);
+    return db_exec(db, sql, DB_PARAMS(text), out, err);
+}
+
+/* ---- tasks ---- */
+
+static json_t *task_row(const struct store_change *change)
+{
+    const struct job_store_event *event = &change->event;
+    const struct job_machine *next = &change->decision.row;
+    bool leased = next->task == TASK_LEASED || next->task == TASK_FINISHING;
+    json_t *row = json_object();
+
+    json_set_text(row, "id", change->row.task_id);
+    json_set_i64(row, "old_epoch", (int64_t)change->row.machine.epoch);
+    json_set_text(row, "state", task_state_name(next->task));
+    json_set_i64(row, "epoch", (int64_t)next->epoch);
+    json_set_i64(row, "attempt", next->attempt);
+    json_set_i64(row, "losses", next->losses);
+    json_set_i64(row, "progress_mark", (int64_t)next->progress_mark);
+    json_set_i64(row, "bytes_done", (int64_t)next->bytes_done);
+    if (leased && next->lease_until_ms != 0)
+        json_set_i64(row, "lease_until", next->lease_until_ms);
+    json_set_i64(row, "not_before", next->not_before_ms);
+    set_bool(row, "cancel", next->task_cancel);
+    set_bool(row, "drop_token", (change->decision.effects & JOB_EFFECT_DROP_TOKEN) != 0);
+    if (event->new_token != NULL) {
+        autofree char *token = db_bytea_text(event->new_token, TOKEN_BYTES);
+        json_set_text(row, "token", token);
+    }
+    set_or_keep(row, "worker", event->worker);
+    if (event->result != NULL)
+        (void)json_object_set(row, "result", json_unconst(event->result));
+    set_or_keep(row, "error", event->error_message);
+    set_or_keep(row, "error_code", event->error_code);
+    set_bool(row, "paused", next->job == JOB_PAUSED);
+    json_set_i64(row, "lines_stored", (int64_t)event->lines_stored);
+    return row;
+}
+
+static int store_tasks(struct db *db, const struct store_change *changes, size_t count,
+                       struct error *err)
+{
+    auto_json *tasks = json_array();
+    auto_pgresult *stored = NULL;
+
+    for (size_t i = 0; i < count; i++) {
+        if (changes[i].decision.allowed)
+            (void)json_array_append_new(tasks, task_row(&changes[i]));
+    }
+    if (write_rows(db, STORE_TASKS, tasks, &stored, err) < 0)
+        return -1;
+    if (stored != NULL && db_affected(stored) != json_array_size(tasks))
+        return error_set(err, ERR_CONFLICT, "lost: the task changed meanwhile");
+    return 0;
+}
+
+/* ---- jobs ---- */
+
+/* What the job shows of a task's result: not what it carries for the catalogue's tables. */
+static json_t *shown_result(const json_t *result)
+{
+    json_t *shown = json_copy(json_unconst(result));
+
+    (void)json_object_del(shown, "export");
+    (void)json_object_del(shown, "recalled");
+    return shown;
+}
+
+/* Phases belong to running tasks. A failed job keeps the one that it died in. */
+static const char *next_phase(const struct store_change *change)
+{
+    enum job_status next = change->decision.row.job;
+
+    return next == JOB_RUNNING || next == JOB_CANCELLING || next == JOB_FAILED ? change->event.phase
+                                                                               : "";
+}
+
+/* A verification that finds damage fails, and its result says what was found; a clean-up that
+ * failed has removed what it names. */
+static bool shows_result(const struct store_change *change)
+{
+    const char *kind = change->row.task_kind;
+
+    if (change->event.result == NULL || change->row.hook[0] != '\0') /* hooks: one by one */
+        return false;
+    return change->decision.row.task == TASK_DONE ||
+           (change->decision.row.task == TASK_FAILED &&
+            (strcmp(kind, "verify") == 0 || strcmp(kind, "cleanup") == 0));
+}
+
+/* An error is shown only while it counts: not that of a hook which the job goes on without. */
+static json_t *job_row(const struct store_change *change)
+{
+    const struct job_store_event *event = &change->event;
+    const struct job_decision *d = &change->decision;
+    bool failed = event->error_message != NULL && d->row.job != JOB_CANCELLED &&
+                  (d->row.task != TASK_FAILED || d->row.job == JOB_FAILED);
+    bool clean = d->row.job == JOB_COMPLETED;
+    json_t *row = json_object();
+
+    json_set_text(row, "id", change->row.job_id);
+    json_set_text(row, "status", job_status_name(d->row.job));
+    set_or_keep(row, "phase", next_phase(change));
+    json_set_i64(row, "attempt", d->row.attempt);
+    set_bool(row, "started", (d->effects & JOB_EFFECT_STARTED) != 0);
+    set_bool(row, "final", (d->effects & JOB_EFFECT_FINAL) != 0);
+    set_or_keep(row, "worker", event->worker);
+    set_or_keep(row, "error", clean ? "" : (failed ? event->error_message : NULL));
+    set_or_keep(row, "error_code", clean ? "" : (failed ? event->error_code : NULL));
+    if (shows_result(change)) {
+        const char *vm_name = json_str(event->result, "vm_name");
+        json_put(row, "result", shown_result(event->result));
+        set_or_keep(row, "vm_name", vm_name[0] == '\0' ? NULL : vm_name);
+    }
+    set_bool(row, "doomed", d->row.doomed);
+    return row;
+}
+
+/* Has the change anything to do with a job? */
+static bool is_of_job(const struct store_change *change)
+{
+    return change->decision.allowed && change->row.job_id[0] != '\0';
+}
+
+static int store_jobs(struct db *db, const struct store_change *changes, size_t count,
+                      PGresult **out, struct error *err)
+{
+    auto_json *jobs = json_array();
+
+    for (size_t i = 0; i < count; i++) {
+        if (is_of_job(&changes[i]))
+            (void)json_array_append_new(jobs, job_row(&changes[i]));
+    }
+    return write_rows(db, STORE_JOBS, jobs, out, err);
+}
+
+/* The job's row among those that STORE_JOBS gave. */
+static int stored_row(const PGresult *stored, const struct store_change *change)
+{
+    int i = 0;
+
+    while (i < PQntuples(stored) && strcmp(db_text(stored, i, 0), change->row.job_id) != 0)
+        i++;
+    assert(i < PQntuples(stored)); /* its lock is ours */
+    return i;
+}
+
+/* ---- history ---- */
+
+/* Whose end or start it is, when that is a hook's. */
+static void add_hook(const struct store_change *change, json_t *detail)
+{
+    json_t *script = json_object_get(change->event.result, "script");
+
+    if (change->row.hook[0] == '\0')
+        return;
+    json_set_text(detail, "hook", change->row.hook);
+    json_set_text(detail, "task", change->row.task_kind);
+    if (json_object_get(script, "exit_status") != NULL)
+        (void)json_object_set(detail, "exit_status", json_object_get(script, "exit_status"));
+}
+
+static json_t *history_row(const struct store_line *line)
+{
+    json_t *row = json_object();
+
+    json_set_text(row, "job_id", line->job_id);
+    json_set_text(row, "event", line->event);
+    json_set_text(row, "status", line->status);
+    json_set_text(row, "phase", line->phase);
+    json_set_text(row, "actor", line->actor == NULL ? "" : line->actor);
+    if (line->detail != NULL)
+        (void)json_object_set(row, "detail", json_unconst(line->detail));
+    return row;
+}
+
+int store_history(struct db *db, const struct store_line *line, struct error *err)
+{
+    auto_json *rows = json_array();
+
+    (void)json_array_append_new(rows, history_row(line));
+    return write_rows(db, INSERT_HISTORY, rows, NULL, err);
+}
+
+static json_t *event_row(const struct store_change *change)
+{
+    const struct job_store_event *event = &change->event;
+    auto_json *detail = json_object();
+
+    set_or_keep(detail, "error", event->error_message);
+    if (event->error_message != NULL)
+        set_or_keep(detail, "error_code", event->error_code);
+    set_or_keep(detail, "worker", event->worker);
+    set_or_keep(detail, "reason", event->detail);
+    add_hook(change, detail);
+    return history_row(&(struct store_line){.job_id = change->row.job_id,
+                                            .event = change->decision.event,
+                                            .status = job_status_name(change->decision.row.job),
+                                            .phase = event->phase == NULL ? "" : event->phase,
+                                            .actor = event->actor,
+                                            .detail = detail});
+}
+
+static int store_events(struct db *db, const struct store_change *changes, size_t count,
+                        struct error *err)
+{
+    auto_json *events = json_array();
+
+    for (size_t i = 0; i < count; i++) {
+        if (is_of_job(&changes[i]) && (changes[i].decision.effects & JOB_EFFECT_HISTORY) != 0)
+            (void)json_array_append_new(events, event_row(&changes[i]));
+    }
+    return write_rows(db, INSERT_HISTORY, events, NULL, err);
+}
+
+/* ---- effects ---- */
+
+static bool is_done(const struct store_change *change, const char *kind)
+{
+    return change->decision.row.task == TASK_DONE && strcmp(change->row.task_kind, kind) == 0;
+}
+
+static int store_exports(struct db *db, const struct store_change *changes, size_t count,
+                         struct metric_batch *totals, struct error *err)
+{
+    auto_json *exports = json_array();
+    auto_json *disks = json_array();
+
+    for (size_t i = 0; i < count; i++) {
+        if (is_of_job(&changes[i]) && is_done(&changes[i], "export") &&
+            store_export_rows(&changes[i], exports, disks, totals, err) < 0)
+            return -1;
+    }
+    if (write_rows(db, store_insert_exports, exports, NULL, err) < 0)
+        return -1;
+    return write_rows(db, store_insert_disks, disks, NULL, err);
+}
+
+/* The tasks behind this one. */
+static int store_later(struct db *db, const struct store_change *change, struct error *err)
+{
+    const struct store_row *row = &change->row;
+    const json_t *result = change->event.result;
+    unsigned int effects = change->decision.effects;
+
+    if (row->machine.last_task)
+        return 0;
+    if (is_done(change, "export") && store_next_spec(db, row, result, err) < 0)
+        return -1;
+    if (is_done(change, "convert") && store_converted(db, row, result, err) < 0)
+        return -1;
+    if ((effects & JOB_EFFECT_RELEASE_NEXT) != 0 && store_release_next(db, row, err) < 0)
+        return -1;
+    return (effects & JOB_EFFECT_FINAL) != 0 ? store_cancel_later(db, row, err) : 0;
+}
+
+/* What only some changes have. */
+static int store_own_effects(struct db *db, const struct store_change *change, struct error *err)
+{
+    const struct store_row *row = &change->row;
+    const json_t *result = change->event.result;
+    unsigned int effects = change->decision.effects;
+    bool pending = json_is_true(json_object_get(result, "release_pending"));
+
+    if (row->job_id[0] == '\0') /* of a control task only what it left outside matters */
+        return (effects & JOB_EFFECT_CLEAN) != 0 ? store_release_task(db, row, err) : 0;
+    if (strcmp(row->task_kind, "cleanup") == 0 && result != NULL &&
+        store_cleanup(db, result, err) < 0)
+        return -1;
+    if ((is_done(change, "prune") || is_done(change, "flatten")) &&
+        store_points(db, result, err) < 0)
+        return -1;
+    if (((effects & JOB_EFFECT_CLEAN) != 0 || pending) && store_release_task(db, row, err) < 0)
+        return -1;
+    if (row->cleans_up && (effects & JOB_EFFECT_FINAL) != 0 &&
+        change->decision.row.job == JOB_COMPLETED && store_submit_cleanup(db, row, err) < 0)
+        return -1;
+    return store_later(db, change, err);
+}
+
+static int store_outbox(struct db *db, const struct store_change *changes, size_t count,
+                        const PGresult *stored, struct metric_batch *totals, struct error *err)
+{
+    auto_json *outbox = json_array();
+
+    for (size_t i = 0; i < count; i++) {
+        if (!is_of_job(&changes[i]))
+            continue;
+        int at = stored_row(stored, &changes[i]);
+        store_add_totals(&changes[i], stored, at, totals);
+        if ((changes[i].decision.effects & JOB_EFFECT_OUTBOX) != 0)
+            (void)json_array_append_new(outbox, store_outbox_row(&changes[i], stored, at));
+    }
+    return write_rows(db, INSERT_OUTBOX, outbox, NULL, err);
+}
+
+int store_changes(struct db *db, const struct store_change *changes, size_t count,
+                  struct error *err)
+{
+    auto_metric_batch totals = {0};
+    auto_pgresult *stored = NULL;
+
+    metric_batch_init(&totals);
+    if (store_tasks(db, changes, count, err) < 0 ||
+        store_exports(db, changes, count, &totals, err) < 0 ||
+        store_jobs(db, changes, count, &stored, err) < 0 ||
+        store_events(db, changes, count, err) < 0)
+        return -1;
+    for (size_t i = 0; i < count; i++) {
+        if (changes[i].decision.allowed && store_own_effects(db, &changes[i], err) < 0)
+            return -1;
+    }
+    if (store_outbox(db, changes, count, stored, &totals, err) < 0)
+        return -1;
+    return metric_batch_store(db, &totals, err);
+}
