@@ -19,14 +19,16 @@ def _script(name, *args, **env):
 
 
 class Postgres:
-    """A cluster of its own in `directory`; runs as an unprivileged user, SCRAM passwords."""
+    """A cluster of its own in `directory`; runs as an unprivileged user, SCRAM passwords. durable:
+    a commit waits for the disk, as it does for users."""
 
-    def __init__(self, directory):
+    def __init__(self, directory, durable=False):
         self.directory = pathlib.Path(directory)
+        self.fsync = "on" if durable else "off"
         self.port = None
 
     def start(self):
-        self.port = int(_script("postgres.sh", "start", self.directory, PG_FSYNC="off"))
+        self.port = int(_script("postgres.sh", "start", self.directory, PG_FSYNC=self.fsync))
         return self
 
     def stop(self, mode="fast"):

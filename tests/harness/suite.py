@@ -34,16 +34,17 @@ FINAL = ("completed", "failed", "cancelled")
 class Suite:
     """services: which binaries start() starts; those not built yet are left out (`built`).
     bus: "ipc" or "tcp". dev: no login. config: {section: {key: value}} laid over the defaults.
-    gateways, exporters: how many processes of each; further ones are named "api-gateway-2" ..."""
+    gateways, exporters: how many processes of each; further ones are named "api-gateway-2" ...
+    durable: commits of its own cluster wait for the disk."""
 
     def __init__(self, directory, postgres=None, redis=None, services=None, bus="ipc", dev=True,
-                 config=None, gateways=1, exporters=1):
+                 config=None, gateways=1, exporters=1, durable=False):
         self.directory = pathlib.Path(directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.directory.chmod(0o755)
         self.own_postgres = postgres is None
         self.own_redis = redis is None
-        self.postgres = postgres or Postgres(self.directory / "pg")
+        self.postgres = postgres or Postgres(self.directory / "pg", durable)
         self.redis = redis or Redis(self.directory / "redis")
         self.database = "hypersdk" if self.own_postgres else f"t{uuid.uuid4().hex[:12]}"
         self.wanted = list(SERVICES if services is None else services)

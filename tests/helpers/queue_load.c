@@ -79,7 +79,9 @@ static char *result_of(const char *task_id)
         task_id);
 }
 
-static int finish(const char *instance, const Hypersdk__V1__TaskLease *lease, struct error *err)
+/* *out_again: for a passing reason nothing was done. */
+static int finish_once(const char *instance, const Hypersdk__V1__TaskLease *lease, bool *out_again,
+                       struct error *err)
 {
     autofree char *result = result_of(lease->ref->task_id);
     Hypersdk__V1__TaskFinish body;
@@ -95,9 +97,26 @@ static int finish(const char *instance, const Hypersdk__V1__TaskLease *lease, st
     envelope.task_finish = &body;
     if (bus_client_call(client, &envelope, CALL_MS, &reply, err) < 0)
         return -1;
-    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_ACK || reply->ack->lost ||
-        reply->ack->error[0] != '\0')
-        return error_set(err, ERR_INTERNAL, "finish was refused: %s", reply->ack->error);
+    if (reply->body_case != HYPERSDK__V1__ENVELOPE__BODY_ACK)
+        return error_set(err, ERR_PROTOCOL, "finish was not answered");
+    *out_again = reply->ack->again;
+    if (reply->ack->lost || (reply->ack->error[0] != '\0' && !*out_again)) {
+        return error_set(err, ERR_INTERNAL, "finish was refused: %s",
+                         reply->ack->lost ? "lost" : reply->ack->error);
+    }
+    return 0;
+}
+
+static int finish(const char *instance, const Hypersdk__V1__TaskLease *lease, struct error *err)
+{
+    bool again = true;
+
+    while (again) {
+        if (finish_once(instance, lease, &again, err) < 0)
+            return -1;
+        if (again)
+            clock_sleep_ms(WAIT_POLL_MS);
+    }
     (void)atomic_fetch_add(&ended, 1);
     return 0;
 }
