@@ -1,6 +1,10 @@
 #!/usr/bin/python3
 """Runs the tests and sums them up: the last line is "N passed, N failed, N skipped".
 
+Two lanes run beside each other: what computes (unit programs, simulation, fuzz inputs, lint), and
+pytest, whose tests mostly wait. contract, service and e2e are one pytest run, so no worker idles
+between them.
+
   tests/run.py              everything that `make test` promises
   tests/run.py unit:asan    only these parts: unit:release unit:asan sim fuzz lint contract service e2e
 
@@ -10,19 +14,24 @@ import concurrent.futures
 import os
 import pathlib
 import re
+import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 import xml.etree.ElementTree
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OUT = ROOT / "build" / "test"
 PARTS = ["unit:release", "unit:asan", "sim", "fuzz", "lint", "contract", "service", "e2e"]
-UNIT_SECONDS_MAX = 300
-# Service tests mostly wait: for leases that run out, back-offs, processes that drain.
-PYTEST_WORKERS = min(4, (os.cpu_count() or 1) + 1)
+PYTEST_PARTS = ["contract", "service", "e2e"]
+UNIT_SECONDS_MAX = 600  # the longest computes for a minute; the other lane takes its share
+# Tests of services compute for a third of their time and wait for the rest: for leases that run
+# out, back-offs, processes that drain. More than six want more memory than a small machine has.
+PYTEST_WORKERS = min(6, 2 * (os.cpu_count() or 1) + 1)
 PART_SECONDS_MAX = 1500
+PRINT = threading.Lock()
 
 
 class Result:
@@ -87,29 +96,46 @@ def tail(text, lines):
     return "\n".join("    " + x for x in text.splitlines()[-lines:])
 
 
-def pytest(folder):
-    result = Result()
-    if not list((ROOT / "tests" / folder).glob("test_*.py")):
-        return result
-    xml_file = OUT / f"{folder}.xml"
+def pytest_counts(xml_file):
+    """Result and seconds of tests by folder, from pytest's report."""
+    results, seconds = {}, {}
+    for case in xml.etree.ElementTree.parse(xml_file).getroot().iter("testcase"):
+        # a file that cannot be read has no class, its module is the name
+        name = case.get("classname") or case.get("name")
+        folder = name.replace("/", ".").split(".")[1] if name.startswith("tests") else "?"
+        result = results.setdefault(folder, Result())
+        seconds[folder] = seconds.get(folder, 0) + float(case.get("time", 0))
+        if case.find("failure") is not None or case.find("error") is not None:
+            result.failed += 1
+        elif case.find("skipped") is not None:
+            result.skipped += 1
+        else:
+            result.passed += 1
+    return results, seconds
+
+
+def pytest(folders):
+    """One run of these folders' tests; a Result for each, the notes in the last."""
+    xml_file = OUT / "pytest.xml"
     xml_file.unlink(missing_ok=True)
+    start = time.monotonic()
     status, text = run(["/usr/bin/python3", "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider",
-                        "-n", str(PYTEST_WORKERS), "--dist", "loadgroup",
-                        f"--junitxml={xml_file}", f"tests/{folder}"],
-                       OUT / f"{folder}.log", PART_SECONDS_MAX)
-    if xml_file.exists():
-        for suite in xml.etree.ElementTree.parse(xml_file).getroot().iter("testsuite"):
-            bad = int(suite.get("failures")) + int(suite.get("errors"))
-            skipped = int(suite.get("skipped"))
-            result.failed += bad
-            result.skipped += skipped
-            result.passed += max(0, int(suite.get("tests")) - bad - skipped)
-    if status != 0 and result.failed == 0:
-        result.failed += 1
+                        "-n", str(PYTEST_WORKERS), "--dist", "loadgroup", "--durations=40",
+                        f"--junitxml={xml_file}", *(f"tests/{f}" for f in folders)],
+                       OUT / "pytest.log", PART_SECONDS_MAX * len(folders))
+    took = time.monotonic() - start
+    results, seconds = pytest_counts(xml_file) if xml_file.exists() else ({}, {})
+    rest = Result()
     if status != 0:
-        result.notes.append(f"tests/{folder}:\n" + tail(text, 150))
-    result.notes += [x for x in text.splitlines() if x.startswith("SKIPPED")]
-    return result
+        if not any(r.failed for r in results.values()):
+            rest.failed += 1
+        rest.notes.append("pytest (build/test/pytest.log):\n" + tail(text, 250))
+    rest.notes += [x for x in text.splitlines() if x.startswith("SKIPPED")]
+    for folder, result in results.items():
+        report(folder, result, f"{seconds[folder]:.0f} s of tests")
+        rest.add(result)
+    report("pytest", rest, f"{took:.0f} s, {PYTEST_WORKERS} workers")
+    return rest
 
 
 def make_target(target, pattern):
@@ -129,8 +155,6 @@ def part(name):
     kind, _, variant = name.partition(":")
     if kind == "unit":
         return unit(variant or "release")
-    if kind in ("contract", "service", "e2e"):
-        return pytest(kind)
     if kind == "lint":
         return make_target("lint-quick", "ok")
     if kind == "sim":
@@ -139,7 +163,26 @@ def part(name):
         if not (ROOT / "mk" / "fuzz.mk").exists():
             return Result()
         return make_target("fuzz-replay", "ok")
-    sys.exit(f"unknown part '{name}' ({', '.join(PARTS)})")
+    raise ValueError(name)
+
+
+def report(name, result, remark):
+    with PRINT:
+        print(f"{name:14} {result.passed} passed, {result.failed} failed, {result.skipped} skipped"
+              f"  ({remark})", flush=True)
+        for note in result.notes:
+            print(note, flush=True)
+
+
+def computing(names):
+    """The parts that are not pytest's, one after the other."""
+    total = Result()
+    for name in names:
+        start = time.monotonic()
+        result = part(name)
+        total.add(result)
+        report(name, result, f"{time.monotonic() - start:.0f} s")
+    return total
 
 
 def main():
@@ -147,16 +190,22 @@ def main():
     if "--help" in names:
         print(__doc__)
         return 0
+    names = names or PARTS
+    unknown = [n for n in names if n.partition(":")[0] not in {p.partition(":")[0] for p in PARTS}]
+    if unknown:
+        sys.exit(f"unknown part '{unknown[0]}' ({', '.join(PARTS)})")
     OUT.mkdir(parents=True, exist_ok=True)
+    start = time.monotonic()
     total = Result()
-    for name in names or PARTS:
-        start = time.monotonic()
-        result = part(name)
-        total.add(result)
-        print(f"{name:14} {result.passed} passed, {result.failed} failed, {result.skipped} skipped"
-              f"  ({time.monotonic() - start:.0f} s)", flush=True)
-        for note in result.notes:
-            print(note, flush=True)
+    with concurrent.futures.ThreadPoolExecutor(max_workers=2) as pool:
+        lanes = [pool.submit(computing, [n for n in names if n not in PYTEST_PARTS])]
+        folders = [n for n in PYTEST_PARTS if n in names]
+        if folders:
+            lanes.append(pool.submit(pytest, folders))
+        for lane in lanes:
+            total.add(lane.result())
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{time.monotonic() - start:.0f} s; {used.ru_utime + used.ru_stime:.0f} s of CPU time")
     line = f"{total.passed} passed, {total.failed} failed, {total.skipped} skipped"
     (OUT / "summary").write_text(line + "\n")
     print(line)
