@@ -43,6 +43,21 @@ static void add_libvirt(json_t *body, const struct command_line *line)
     (void)json_object_set_new(body, "libvirt", libvirt);
 }
 
+static void add_options(json_t *body, const struct command_line *line)
+{
+    auto_json *options = json_object();
+
+    body_add_number(options, "parallel_downloads", line, FLAG_PARALLEL);
+    if (flag_on(line, FLAG_POWER_OFF)) {
+        (void)json_object_set_new(options, "shutdown_vm", json_true());
+        (void)json_object_set_new(options, "shutdown_on_error", json_string("power_off"));
+        body_add_text(options, "shutdown_timeout", line, FLAG_SHUTDOWN_TIMEOUT);
+        body_add_bool(options, "power_on_after", line, FLAG_POWER_ON_AFTER);
+    }
+    if (json_object_size(options) > 0)
+        (void)json_object_set(body, "options", options);
+}
+
 static json_t *job_body(const struct command_line *line)
 {
     json_t *body = json_object();
@@ -72,11 +87,7 @@ static json_t *job_body(const struct command_line *line)
     body_add_bool(body, "stream_upload", line, FLAG_STREAM_UPLOAD);
     body_add_number(body, "bandwidth_limit_mbps", line, FLAG_BANDWIDTH_LIMIT);
     body_add_bandwidth(body, line);
-    if (flag_given(line, FLAG_PARALLEL)) {
-        (void)json_object_set_new(
-            body, "options",
-            json_pack("{s:i}", "parallel_downloads", (int)flag_number(line, FLAG_PARALLEL)));
-    }
+    add_options(body, line);
     if (flag_on(line, FLAG_CONVERT)) {
         (void)json_object_set_new(
             body, "hyper2kvm_integration",

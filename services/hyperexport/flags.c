@@ -329,6 +329,12 @@ static int check_together(const struct command_line *line, struct error *err)
         if (flag_given(line, modifiers[i]) && !flag_on(line, FLAG_SNAPSHOT))
             return error_set(err, ERR_INVALID, "--%s needs --snapshot", names[i]);
     }
+    if (!flag_on(line, FLAG_POWER_OFF) &&
+        (flag_given(line, FLAG_SHUTDOWN_TIMEOUT) || flag_on(line, FLAG_POWER_ON_AFTER))) {
+        return error_set(err, ERR_INVALID, "--%s needs --power-off",
+                         flag_on(line, FLAG_POWER_ON_AFTER) ? "power-on-after"
+                                                            : "shutdown-timeout");
+    }
     if (line->command != FLAG_IN_EXPORT)
         return check_passphrase(line, err);
     if ((flag_given(line, FLAG_ENCRYPT_METHOD) || flag_given(line, FLAG_ENCRYPT_KEY)) &&

@@ -1,9 +1,12 @@
 """The guest is shut down before an export and the VM is started again after it."""
+import os
 import pathlib
+import subprocess
 
 import pytest
 
 from tests.harness import images
+from tests.harness.process import BIN
 from tests.harness.vsphere import make_image, vm
 from tests.harness.wait import wait_for
 
@@ -126,3 +129,20 @@ def test_a_job_that_is_cancelled_or_dies_with_its_worker_leaves_the_vm_running(s
 def test_what_makes_no_sense_is_refused(suite, options, word):
     answer = suite.client.request("POST", "/api/v1/jobs", {"vm_path": "web", "options": options})
     assert answer.status_code == 400 and word in answer.json()["error"], answer.text
+
+
+def test_the_command_line_powers_off_what_does_not_shut_down(suite, sim, tmp_path):
+    def cli(*args):
+        env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), HYPERSDK_URL=suite.url())
+        return subprocess.run([BIN / "hyperexport", *args], capture_output=True, text=True,
+                              timeout=120, env=env)
+
+    sim.set_guest("deaf")
+    refused = cli("--vm", "web", "--shutdown-timeout", "1s")
+    assert refused.returncode == 64 and "needs --power-off" in refused.stderr
+    done = cli("--vm", "web", "--power-off", "--shutdown-timeout", "1s", "--power-on-after",
+               "--parallel", "2")
+    assert done.returncode == 0, (done.stdout, done.stderr, suite.tails())
+    job = suite.sql("SELECT id FROM jobs")[0]["id"]
+    assert "was powered off (1 s)" in log_of(suite, job) and sim.power("web") == "poweredOn"
+    assert suite.sql("SELECT spec FROM tasks WHERE kind = 'export'")[0]["spec"]["parallel"] == 2
