@@ -108,18 +108,26 @@ def old_snapshot(suite, before):
     yield figure("queue_under_old_snapshot", rates[-1], "jobs/s", before, ">=0.5")
 
 
+def processor_seconds(pid, with_ended_children=False):
+    fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    own = fields[11:15] if with_ended_children else fields[11:13]
+    return sum(map(int, own)) / os.sysconf("SC_CLK_TCK")
+
+
 def commits_and_time(suite):
     """Commits, times that the log of the database was made durable, and seconds of processor time of
-    the scheduler and of PostgreSQL."""
+    PostgreSQL and of the scheduler."""
     rows = suite.sql("SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname ="
                      " current_database()) AS commits, wal_sync AS syncs FROM pg_stat_wal")[0]
     main = (suite.postgres.directory / "postgres/data/postmaster.pid").read_text().split()[0]
-    ticks = os.sysconf("SC_CLK_TCK")
-    seconds = subprocess.run(["ps", "-o", "cputimes=", "-p", main, "--ppid", main],
-                             capture_output=True, text=True, check=True).stdout.split()
-    stat = pathlib.Path(f"/proc/{suite['scheduler'].pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (rows["commits"], rows["syncs"], sum(map(int, seconds)),
-            (int(stat[11]) + int(stat[12])) / ticks)
+    database = processor_seconds(main, with_ended_children=True)
+    for child in subprocess.run(["ps", "-o", "pid=", "--ppid", main], capture_output=True, text=True,
+                                check=True).stdout.split():
+        try:
+            database += processor_seconds(child)
+        except FileNotFoundError:
+            continue  # it ended meanwhile
+    return rows["commits"], rows["syncs"], database, processor_seconds(suite["scheduler"].pid)
 
 
 def profile(before, after, jobs, syncs_per_second):
