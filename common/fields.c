@@ -210,14 +210,27 @@ static int check_later(const struct field *f, const char *name, const json_t *va
 
 struct taking {
     const char *prefix;
+    const json_t *object;
     json_t *canonical; /* what is taken */
     struct field_problem *problem;
 };
+
+/* The name the field was given under before `key`: an alias when `key` is the canonical one. */
+static const char *name_before(const struct taking *t, const struct field *f, const char *key)
+{
+    for (size_t i = 0; strcmp(key, f->name) == 0 && i < FIELD_ALIASES_MAX && f->aliases[i] != NULL;
+         i++) {
+        if (json_object_get(t->object, f->aliases[i]) != NULL)
+            return f->aliases[i];
+    }
+    return f->name;
+}
 
 static int take(const struct taking *t, const struct field *f, const char *key, json_t *value,
                 struct error *err)
 {
     const json_t *before = json_object_get(t->canonical, f->name);
+    auto_json *taken = json_incref(value);
     char name[FIELD_NAME_MAX];
 
     (void)snprintf(name, sizeof name, "%s%s", t->prefix, key);
@@ -225,19 +238,19 @@ static int take(const struct taking *t, const struct field *f, const char *key, 
         return check_later(f, name, value, t->problem, err);
     if (check_value(f, name, value, t->problem, err) < 0)
         return -1;
-    if (before != NULL && !json_equal(before, value)) {
-        return field_fail(t->problem, 400, name, err, ERR_INVALID,
-                          "'%s' is another name of '%s%s', which has a different value", name,
-                          t->prefix, f->name);
-    }
     if (f->type == FIELD_DURATION) { /* one form for everyone behind us */
         int64_t ms = 0;
         if (duration_of(f, name, value, &ms, err) < 0)
             return -1;
-        (void)json_object_set_new(t->canonical, f->name, json_integer((json_int_t)ms));
-        return 0;
+        json_decref(taken);
+        taken = json_integer((json_int_t)ms);
     }
-    (void)json_object_set(t->canonical, f->name, value);
+    if (before != NULL && !json_equal(before, taken)) {
+        return field_fail(t->problem, 400, name, err, ERR_INVALID,
+                          "'%s' is another name of '%s%s', which has a different value", name,
+                          t->prefix, name_before(t, f, key));
+    }
+    (void)json_object_set(t->canonical, f->name, taken);
     return 0;
 }
 
@@ -245,7 +258,7 @@ int fields_canonical(const struct field *table, const char *prefix, const json_t
                      json_t **out, struct field_problem *problem, struct error *err)
 {
     auto_json *canonical = json_object();
-    const struct taking t = {prefix, canonical, problem};
+    const struct taking t = {prefix, object, canonical, problem};
     const char *key;
     json_t *value;
 

@@ -95,6 +95,8 @@ static void two_aliases_may_agree_but_not_differ(void **state)
          "'upload': unknown kind of URL"},
         {"{\"vm_path\": \"a\", \"vm\": \"b\"}", "vm", 400, ERR_INVALID,
          "another name of 'vm_path'"},
+        {"{\"vm\": \"b\", \"vm_path\": \"a\"}", "vm_path", 400, ERR_INVALID,
+         "'vm_path' is another name of 'vm', "},
         {"{\"vm\": \"a\", \"format\": \"ovf\", \"export_method\": \"raw\"}", "export_method", 400,
          ERR_INVALID, "another name of 'format'"},
         {"{\"vm\": \"a\", \"export_path\": \"a\", \"output_dir\": \"b\"}", "output_dir", 400,
