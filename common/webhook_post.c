@@ -24,6 +24,21 @@ int webhook_url_check(const char *url, struct error *err)
     return 0;
 }
 
+char *webhook_url_shown(const char *url)
+{
+    const char *host = strstr(url, "://");
+    const char *end;
+    const char *user;
+
+    if (host == NULL)
+        return xstrdup("(no url)"); /* nothing that could be told apart from a secret */
+    host += 3;
+    end = host + strcspn(host, "/?#\\");
+    user = memrchr(host, '@', (size_t)(end - host));
+    return xasprintf("%.*s%.*s", (int)(host - url), url,
+                     (int)(end - (user == NULL ? host : user + 1)), user == NULL ? host : user + 1);
+}
+
 int webhook_post(const struct webhook_post *post, long *out_status, struct error *err)
 {
     const struct http_options options = {

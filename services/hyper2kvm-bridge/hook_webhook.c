@@ -48,6 +48,7 @@ int hook_webhook_run(struct worker_task *task, void *arg, json_t **out_result, s
     const json_t *spec = worker_task_spec(task);
     uint64_t timeout_ms = json_u64(spec, "timeout_ms");
     autofree char *body = body_of(spec);
+    autofree char *shown = webhook_url_shown(json_str(spec, "url"));
     struct curl_slist *headers = NULL;
     struct webhook_post post = {
         .url = json_str(spec, "url"),
@@ -72,6 +73,6 @@ int hook_webhook_run(struct worker_task *task, void *arg, json_t **out_result, s
     if (rc < 0)
         return -1;
     *out_result = json_pack("{s:{s:I}}", "webhook", "http_status", (json_int_t)status);
-    worker_task_log(task, LOG_LEVEL_INFO, "webhook %.300s answered %ld", post.url, status);
-    return judge(post.url, status, err);
+    worker_task_log(task, LOG_LEVEL_INFO, "webhook %.300s answered %ld", shown, status);
+    return judge(shown, status, err);
 }

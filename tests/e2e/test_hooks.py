@@ -230,6 +230,22 @@ def test_webhooks_are_steps_of_the_job(make, receiver):
     assert [(h["http_status"], h["attempt"]) for h in done["hooks"]] == [(204, 1), (204, 0)]
 
 
+def test_tokens_in_urls_of_webhooks_are_not_logged(make, receiver):
+    suite = make()
+    receiver.answers = [204, 500]
+    url = receiver.url.rstrip("/") + "/hook-s3cret-path?token=s3cret-query#s3cret"
+    job = suite.client.submit(vm_path="web", pre_hooks=[{"type": "webhook", "url": url},
+                                                        {"type": "webhook", "url": url, "retry": 0}])
+    done = suite.wait_job(job, "failed")
+    assert receiver.requests[0].path == "/hook/hook-s3cret-path?token=s3cret-query"
+    origin = "/".join(receiver.url.split("/")[:3])
+    assert f"the receiver '{origin}' answered 500" in done["error"]
+    lines = [line["message"] for line in suite.client.get(f"/api/v1/jobs/{job}/logs")["logs"]]
+    assert f"webhook {origin} answered 204" in lines
+    logged = "\n".join(p.output() for p in suite.processes.values())
+    assert "hook" in logged and "s3cret" not in logged + "\n".join(lines) + done["error"]
+
+
 def test_private_receivers_are_refused_unless_allowed(make_suite, make_vsphere, disk, receiver):
     suite = make_suite(config={"webhooks": {"allow_private": False}})
     suite.add_vsphere(make_vsphere([vm("web", disk)]))
