@@ -613,7 +613,16 @@ static const char *base_of(const struct submit_settings *settings, const char *p
 int submit_names(const json_t *element, json_t **out, struct field_problem *problem,
                  struct error *err)
 {
-    return fields_canonical(job_fields, "", element, out, problem, err);
+    auto_json *job = NULL;
+
+    if (fields_canonical(job_fields, "", element, &job, problem, err) < 0)
+        return -1;
+    /* two names of one field would not win over each other */
+    if (strstr(field_text(job, "export_method", ""), "{{") == NULL &&
+        split_export_method(job, problem, err) < 0)
+        return -1;
+    *out = STEAL(job);
+    return 0;
 }
 
 /* Done by the scheduler when the job is complete. */

@@ -99,6 +99,51 @@ static void sizes_are_binary(void **state)
     assert_fails(parse_size_bytes("s", "1M", 2048, 4096, &out, &err), err, ERR_INVALID, "s: '1M'");
 }
 
+static void times_are_days_that_exist(void **state)
+{
+    static const char *const times[] = {"2026-03-01T02:00:00Z", "2024-02-29T23:59:59Z",
+                                        "2000-02-29T00:00:00.5Z", "2026-03-01T02:00:00+14:00",
+                                        "2026-12-31T23:59:59.123456789-03:30"};
+    static const char *const bad[] = {"",
+                                      "now",
+                                      "2026-3-1",
+                                      "2026-02-29",
+                                      "1900-02-29T00:00:00Z",
+                                      "2026-04-31T00:00:00Z",
+                                      "2026-13-01T00:00:00Z",
+                                      "2026-00-01T00:00:00Z",
+                                      "2026-01-00T00:00:00Z",
+                                      "2026-03-01 02:00:00Z",
+                                      "2026-03-01T24:00:00Z",
+                                      "2026-03-01T02:60:00Z",
+                                      "2026-03-01T02:00:61Z",
+                                      "2026-03-01T02:00:00",
+                                      "2026-03-01T02:00:00z",
+                                      "2026-03-01T02:00:00.Z",
+                                      "2026-03-01T02:00:00.1234567890Z",
+                                      "2026-03-01T02:00:00+15:00",
+                                      "2026-03-01T02:00:00+02:60",
+                                      "2026-03-01T02:00:00+0200",
+                                      "2026-03-01T02:00:00Z ",
+                                      " 2026-03-01T02:00:00Z",
+                                      "2026-03-01T",
+                                      "2026-03-01Z",
+                                      "02026-03-01T02:00:00Z",
+                                      "infinity"};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(times); i++) {
+        assert_true(parse_is_time(times[i], false));
+        assert_true(parse_is_time(times[i], true));
+    }
+    for (size_t i = 0; i < ARRAY_LEN(bad); i++) {
+        if (parse_is_time(bad[i], false) || parse_is_time(bad[i], true))
+            fail_msg("'%s' is taken for a time", bad[i]);
+    }
+    assert_true(parse_is_time("2026-03-01", true));
+    assert_false(parse_is_time("2026-03-01", false));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -107,6 +152,7 @@ int main(void)
         cmocka_unit_test(truth_has_eight_words),
         cmocka_unit_test(durations_add_up_their_units),
         cmocka_unit_test(sizes_are_binary),
+        cmocka_unit_test(times_are_days_that_exist),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
