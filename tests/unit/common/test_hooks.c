@@ -38,7 +38,8 @@ static void steps_set_the_fields_of_the_job(void **state)
     auto_json *job = applied(
         "{\"pre_hooks\": [{\"type\": \"shutdown\", \"timeout\": 240}, {\"type\": \"snapshot\","
         " \"name\": \"n\", \"quiesce\": false}], \"post_hooks\": [{\"type\": \"upload\","
-        " \"destination\": \"s3://b/x\"}, {\"type\": \"convert\", \"format\": \"raw\"},"
+        " \"destination\": \"s3://b/x\"}, {\"type\": \"convert\", \"format\": \"raw\", "
+        "\"timeout\": 90},"
         " {\"type\": \"import\", \"network\": \"lan\"}, {\"type\": \"cleanup\", \"max_count\": "
         "3}]}");
     const json_t *conversion = json_object_get(job, "hyper2kvm_integration");
@@ -51,6 +52,7 @@ static void steps_set_the_fields_of_the_job(void **state)
     assert_true(json_is_false(json_object_get(job, "snapshot_quiesce")));
     assert_true(json_is_true(json_object_get(conversion, "enabled")));
     assert_string_equal(json_str(conversion, "target_format"), "raw");
+    assert_string_equal(json_str(conversion, "timeout"), "90000ms");
     assert_string_equal(json_str(job, "upload"), "s3://b/x");
     assert_string_equal(json_str(json_object_get(job, "libvirt"), "network"), "lan");
     assert_int_equal(json_u64(json_object_get(job, "cleanup"), "max_count"), 3);
