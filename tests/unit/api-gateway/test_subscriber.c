@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "common/autos.h"
-#include "services/api-gateway/subscriber.h"
+#include "services/api-gateway/hub_internal.h"
 
 static struct live_event *event(const char *type, const char *job, int64_t seq, size_t padding)
 {
@@ -198,6 +198,42 @@ static void a_replay_that_was_overrun_is_done_again(void **state)
     assert_int_equal(s->item_count, 1);
 }
 
+/* A live event between "I come back" and the queued replay: once, not before it and in it. */
+static void live_events_wait_aside_from_when_a_replay_is_expected(void **state)
+{
+    auto_subscriber *s = client();
+    auto_live_event *missed = event("job.running", "a", 5, 0);
+    autofree char *text = NULL;
+    const int64_t ids[] = {5};
+
+    (void)state;
+    assert_true(hub_expect_replay(s));
+    assert_false(hub_expect_replay(s)); /* one at a time */
+    offer(s, "job.running", "a", 5, 0);
+    assert_int_equal(s->item_count, 0);
+    subscriber_replay(s, missed, 1000);
+    assert_true(subscriber_replay_done(s, ids, ARRAY_LEN(ids), 1000));
+    text = drain(s);
+    assert_int_equal(count(text, "id: 5\n"), 1);
+}
+
+static void a_replay_that_is_given_up_lets_go_what_waited(void **state)
+{
+    auto_subscriber *s = client();
+
+    (void)state;
+    assert_true(hub_expect_replay(s));
+    offer(s, "job.running", "a", 5, 0);
+    hub_forget_replay(s);
+    assert_int_equal(s->item_count, 1);
+    assert_false(subscriber_has_ended(s));
+    assert_true(hub_expect_replay(s));
+    for (int64_t i = 6; i <= 2005; i++)
+        offer(s, "job.running", "a", i, 0);
+    hub_forget_replay(s); /* some were not kept: it has to come again */
+    assert_int_equal(s->close_code, CLOSE_TRY_LATER);
+}
+
 static void topics_choose_and_are_bounded(void **state)
 {
     auto_subscriber *s = client();
@@ -307,6 +343,8 @@ int main(void)
         cmocka_unit_test(who_stays_slow_is_closed),
         cmocka_unit_test(replay_lets_no_event_through_twice_or_not_at_all),
         cmocka_unit_test(a_replay_that_was_overrun_is_done_again),
+        cmocka_unit_test(live_events_wait_aside_from_when_a_replay_is_expected),
+        cmocka_unit_test(a_replay_that_is_given_up_lets_go_what_waited),
         cmocka_unit_test(topics_choose_and_are_bounded),
         cmocka_unit_test(permissions_that_are_lost_take_topics_along),
         cmocka_unit_test(nobody_gets_anything_before_saying_who_it_is),
