@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import subprocess
+from types import SimpleNamespace
 
 import pytest
 
@@ -58,6 +59,24 @@ def fake():
     server = S3().start()
     yield server
     server.stop()
+
+
+@pytest.fixture(params=["swift", "sshd"])
+def target(request):
+    """A real server: .entry, .url, .read(result, name)."""
+    if request.param == "sshd":
+        server = request.getfixturevalue("sshd")
+        return SimpleNamespace(
+            entry=server.entry(), url=server.url(),
+            read=lambda result, name: (server.root / "web" /
+                                       result["uploaded_to"].rsplit("/", 1)[1] / name).read_bytes())
+    server, name = request.getfixturevalue("swift"), request.getfixturevalue("bucket")
+    client = server.client()
+
+    def read(result, file):
+        prefix = result["uploaded_to"].removeprefix(f"s3://{name}/")
+        return client.get_object(Bucket=name, Key=f"{prefix}/{file}")["Body"].read()
+    return SimpleNamespace(entry=server.entry(f"s3://{name}"), url=f"s3://{name}/nightly", read=read)
 
 
 def start(make_suite, sim, uploads, **options):
@@ -251,9 +270,11 @@ def test_an_ova_ended_again_and_again(make_suite, make_vsphere, disk, fake, tmp_
     check_nothing_is_here(suite, result)
 
 
-@pytest.mark.parametrize("where", ["last parts", "complete", "manifest.yaml"])
+@pytest.mark.parametrize("where,how", [
+    ("last parts", "kill"), ("complete", "stop"), ("complete", "kill"), ("manifest.yaml", "stop"),
+    ("manifest.yaml", "kill")])
 def test_an_ova_ended_behind_its_last_byte(make_suite, make_vsphere, disk, small, fake, tmp_path,
-                                           where):
+                                           where, how):
     sim = make_vsphere([vm("web", disk, small)])
     suite = start(make_suite, sim, {"main": dict(fake.entry("s3://bucket"), parallel=1)})
     if where == "last parts":
@@ -264,7 +285,7 @@ def test_an_ova_ended_behind_its_last_byte(make_suite, make_vsphere, disk, small
         fake.hold_key = where
     job = stream(suite, "s3://bucket/p", format="ova")
     wait_for(fake.held.is_set, 60, lambda: suite.explain(job))
-    end_worker(suite, "kill" if where == "last parts" else "stop")
+    end_worker(suite, how)
     fake.release()
     sent = list(fake.puts)
     assert {2, 3, 4, 5, 6, 7, 8} <= set(sent)
@@ -342,6 +363,29 @@ def test_ended_behind_the_last_byte(make_suite, make_vsphere, disk, fake, tmp_pa
     check_nothing_is_here(suite, result)
 
 
+def test_an_ova_is_killed_while_a_target_takes_it(make_suite, make_vsphere, disk, target, tmp_path):
+    """A real server, in the first disk, between the disks, and in the second one."""
+    second = random_disk(tmp_path / "second.raw", 56 * MB)
+    sim = make_vsphere([vm("web", disk, second)], rate=12 * MB)
+    suite = start(make_suite, sim, {"main": target.entry})
+    job = stream(suite, target.url, format="ova")
+    for reached in (lambda: len(noted(suite)) >= 2,
+                    lambda: list(suite.exports.rglob(".web-disk1.done")),
+                    lambda: len(noted(suite)) >= 8):
+        wait_for(reached, 90, lambda: suite.explain(job))
+        suite["exporter-vsphere"].kill()
+        there = noted(suite)
+        suite["exporter-vsphere"].start()
+        wait_for(lambda: len(noted(suite)) > len(there), 90, lambda: suite.explain(job))
+        assert len(noted(suite)) == len(set(noted(suite))), "parts were sent again"
+    done = suite.wait_job(job, "completed", deadline=120)
+    assert done["attempt"] == 0 and "starts_over" not in suite.tails()
+    check_objects(done["result"], lambda name: target.read(done["result"], name))
+    (tmp_path / "web.ova").write_bytes(target.read(done["result"], "web.ova"))
+    compare_ova(tmp_path, tmp_path / "web.ova", [disk, second])
+    check_nothing_is_here(suite, done["result"])
+
+
 def test_killed_while_an_ssh_server_takes_it(make_suite, make_vsphere, disk, sshd):
     sim = make_vsphere([vm("web", disk)], rate=12 * MB)
     suite = start(make_suite, sim, {"nas": sshd.entry()})
@@ -393,6 +437,39 @@ def test_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp
     fake.release()
     result = suite.wait_job(job, "completed", deadline=120)["result"]
     compare(tmp_path, fake_reader(fake, result), f"web-disk1.{image_format}", disk, image_format)
+    check_nothing_is_here(suite, result)
+
+
+@pytest.mark.parametrize("image_format,name", [
+    ("raw", "web-disk1.raw"), ("qcow2", "web-disk1.qcow2"), ("ova", "web.ova")])
+def test_killed_while_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp_path,
+                                                          image_format, name):
+    """The room here is full, and stays as large as it was: the next one sends before it reads."""
+    disk = random_disk(tmp_path / "large.raw", 416 * MB)
+    suite = start(make_suite, make_vsphere([vm("web", disk)]), {"main": fake.entry("s3://bucket")})
+    fake.hold = 2 if image_format == "raw" else 3
+
+    def waits():
+        return suite.client.job(job)["progress"]["limited_by"] == "target"
+    job = stream(suite, "s3://bucket", format=image_format)
+    over = 2 * PART + 4 * (CHUNK + 8 * MB)
+    for _ in range(2):
+        wait_for(waits, 60, lambda: suite.explain(job))
+        assert spool(suite) <= WINDOW + 2 * PART + MB + over
+        puts = len(fake.arrivals)
+        suite["exporter-vsphere"].kill()
+        suite["exporter-vsphere"].start()
+        wait_for(lambda: len(fake.arrivals) > puts, 90, lambda: suite.explain(job))
+    fake.release()
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
+    read = fake_reader(fake, result)
+    check_objects(result, read)
+    if image_format == "ova":
+        (tmp_path / name).write_bytes(read(name))
+        compare_ova(tmp_path, tmp_path / name, [disk])
+    else:
+        compare(tmp_path, read, name, disk, image_format)
+    assert fake.uploads == {}
     check_nothing_is_here(suite, result)
 
 
