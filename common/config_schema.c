@@ -234,6 +234,8 @@ static const struct config_key scheduler_keys[] = {
      "lost leases without progress before a task fails"},
     {"priority_aging", CONFIG_DURATION_MS, KEY(scheduler, priority_aging_ms), "1m", 0, 86400000, 0,
      "so long a wait counts as much as one point of priority; 0 = priority alone"},
+    {"maintenance_windows", CONFIG_STRING_LIST, KEY(scheduler, maintenance_windows), "", 0, 0, 0,
+     "windows that jobs name in time_windows: 'nightly mon-fri 22:00-06:00 Europe/Berlin'"},
     {0},
 };
 

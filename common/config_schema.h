@@ -154,6 +154,7 @@ struct scheduler_config {     /* section "scheduler" */
     int64_t
         priority_aging_ms; /* a wait that counts as one point of priority, default 1m; 0: none */
     uint32_t losses_max;   /* leases lost without progress before the task fails, default 5 */
+    struct config_list maintenance_windows; /* "NAME DAYS TIMES [ZONE]": common/time_window.h */
 };
 
 #endif

@@ -17,10 +17,10 @@ static const char INSERT_JOB[] =
     "INSERT INTO jobs (id, name, kind, provider, vm_path, vm_name, output_path, format, definition,"
     " priority, max_attempts, retry_initial_ms, retry_max_ms, submitted_by, trace_id,"
     " idempotency_key, idempotency_hash, schedule_id, policy_id, workflow_run_id,"
-    " deadline)"
+    " deadline, time_windows, on_window_end, window_open, window_at)"
     " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9::jsonb, $10::int, $11::int, $12::bigint,"
-    " $13::bigint, $14, $15, $16, $17::bytea, $18, $19, $20, $21::timestamptz) ON CONFLICT DO "
-    "NOTHING RETURNING id";
+    " $13::bigint, $14, $15, $16, $17::bytea, $18, $19, $20, $21::timestamptz, $22::jsonb, $23,"
+    " $22 IS NULL, CASE WHEN $22 IS NOT NULL THEN now() END) ON CONFLICT DO NOTHING RETURNING id";
 
 static const char INSERT_TASK[] =
     "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
@@ -75,7 +75,8 @@ static const char BLOCK_LATER[] =
 
 static const char CLEAR_END[] =
     "UPDATE jobs SET completed_at = NULL, error = '', error_code = '', cancel_reason = '',"
-    " cancel_discard = false, pending_reason = '' WHERE id = $1";
+    " cancel_discard = false, pending_reason = '', window_open = time_windows IS NULL, window_at ="
+    " CASE WHEN time_windows IS NOT NULL THEN now() END WHERE id = $1";
 
 static const char EVENTS[] =
     "SELECT e.id, e.event, e.status, e.phase, j.id, j.vm_name, j.provider, j.error, j.progress,"
@@ -122,6 +123,14 @@ int64_t store_wait_end(const json_t *wait, int64_t now_ms)
     return now_ms;
 }
 
+/* The scheduler lets go what need not wait. */
+static const char *first_hold(const struct job_submission *s)
+{
+    if (s->depends_on != NULL)
+        return "depends";
+    return s->time_windows != NULL ? "window" : "";
+}
+
 static int insert_task(struct db *db, const struct job_submission *s, const char *job_id,
                        const struct job_task *task, size_t ordinal, struct error *err)
 {
@@ -153,7 +162,7 @@ static int insert_task(struct db *db, const struct job_submission *s, const char
             task->may_fail ? "true" : "false", own_retries ? attempts : NULL,
             own_retries ? initial : NULL, own_retries ? max : NULL, wait,
             ordinal == 0 && wait != NULL ? until : NULL, s->vm_path, grouped ? s->queue_group : "",
-            grouped ? limit : "0", ordinal == 0 && s->depends_on != NULL ? "depends" : ""),
+            grouped ? limit : "0", ordinal == 0 ? first_hold(s) : ""),
         NULL, err);
 }
 
@@ -209,6 +218,7 @@ static int insert_job(struct db *db, const struct job_submission *s, const char 
                       const char *hash, bool *out_inserted, struct error *err)
 {
     autofree char *definition = json_text(s->definition);
+    autofree char *windows = s->time_windows == NULL ? NULL : json_text(s->time_windows);
     auto_pgresult *rows = NULL;
     char priority[NUMBER_SIZE];
     char attempts[NUMBER_SIZE];
@@ -224,7 +234,8 @@ static int insert_job(struct db *db, const struct job_submission *s, const char 
                           s->output_path, s->format, definition, priority, attempts, initial, max,
                           s->submitted_by, s->trace_id, s->idempotency_key, hash,
                           or_empty(s->schedule_id), or_empty(s->policy_id),
-                          or_empty(s->workflow_run_id), s->deadline),
+                          or_empty(s->workflow_run_id), s->deadline, windows,
+                          s->on_window_end == NULL ? "continue" : s->on_window_end),
                 &rows, err) < 0)
         return -1;
     *out_inserted = PQntuples(rows) == 1;

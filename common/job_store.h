@@ -57,6 +57,8 @@ struct job_submission {
     const char *workflow_run_id;
     const char *deadline;            /* RFC 3339; NULL: none */
     const json_t *depends_on;        /* [{job_id, required_state, timeout_ms}]; NULL: nothing */
+    const json_t *time_windows;      /* as time_windows_read() makes it; NULL: starts at any time */
+    const char *on_window_end;       /* "continue" | "pause" | "cancel"; NULL: the first */
     const char *idempotency_key;     /* NULL: none */
     const uint8_t *idempotency_hash; /* 32 bytes: SHA-256 of the canonical body */
 };

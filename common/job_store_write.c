@@ -39,6 +39,9 @@ static const char STORE_JOBS[] =
     " result = CASE WHEN x.result IS NULL THEN j.result"
     "          ELSE coalesce(j.result, '{}'::jsonb) || x.result END,"
     " vm_name = coalesce(x.vm_name, j.vm_name), doomed = x.doomed,"
+    /* what has begun goes on to its end */
+    " window_at = CASE WHEN x.status = 'running' AND j.on_window_end = 'continue' THEN NULL"
+    "             ELSE j.window_at END,"
     " pending_reason = CASE WHEN x.status IN ('pending', 'paused') THEN j.pending_reason"
     "                  ELSE '' END, updated_at = now()"
     " FROM jsonb_to_recordset($1::jsonb) AS x(id text, status text, phase text, attempt int,"

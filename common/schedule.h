@@ -35,7 +35,8 @@ enum schedule_overlap { OVERLAP_SKIP, OVERLAP_QUEUE, OVERLAP_ALLOW };
         {"misfire", {NULL}, FIELD_TEXT, 1, 16, NULL},                             \
         {"misfire_limit", {NULL}, FIELD_NUMBER, 1, SCHEDULE_CATCH_UP_MAX, NULL},  \
         {"jitter", {NULL}, FIELD_DURATION, 0, SCHEDULE_JITTER_MAX_MS, NULL},      \
-        {"time_windows", {NULL}, FIELD_ANY, 0, 0, "[]"},                          \
+        {"time_windows", {NULL}, FIELD_ANY, 0, 0, NULL},                          \
+        {"on_window_end", {NULL}, FIELD_TEXT, 1, 16, NULL},                       \
         {"depends_on", {NULL}, FIELD_ANY, 0, 0, "[]"},                            \
         {"notify_on_start", {NULL}, FIELD_ANY, 0, 0, "false"},                    \
         {"notify_on_success", {NULL}, FIELD_ANY, 0, 0, "false"},                  \

@@ -180,15 +180,37 @@ int schedule_check_retention(const struct schedule *schedule, const struct submi
                       "there: leave out 'retention', or keep the local files");
 }
 
-int schedule_run_prepare(const struct schedule_source *source, const json_t *element,
+/* What the schedule says of its runs' jobs besides their template. */
+static int add_rules(const struct schedule *schedule, json_t *element,
+                     struct field_problem *problem, struct error *err)
+{
+    static const char *const names[] = {"time_windows", "on_window_end"};
+
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        json_t *value = json_object_get(schedule->fields, names[i]);
+        if (value == NULL)
+            continue;
+        if (json_object_get(element, names[i]) != NULL) {
+            return field_fail(problem, 400, names[i], err, ERR_INVALID,
+                              "'%s' is given by the schedule and by its job: leave one out",
+                              names[i]);
+        }
+        (void)json_object_set(element, names[i], value);
+    }
+    return 0;
+}
+
+int schedule_run_prepare(const struct schedule_source *source, const json_t *given,
                          struct submit_request **out, struct field_problem *problem,
                          struct error *err)
 {
+    auto_json *element = json_deep_copy(given);
     auto_submit_request *request = NULL;
     autofree char *dir = NULL;
     auto_json *copy = NULL;
 
-    if (submit_prepare(source->settings, source->db, element, &request, problem, err) < 0)
+    if (add_rules(source->schedule, element, problem, err) < 0 ||
+        submit_prepare(source->settings, source->db, element, &request, problem, err) < 0)
         return -1;
     dir = output_below(source, element, request);
     copy = element_in(source->schedule, element, dir);

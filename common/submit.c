@@ -13,6 +13,7 @@
 #include "common/parse.h"
 #include "common/paths.h"
 #include "common/shutdown_wish.h"
+#include "common/time_window.h"
 #include "common/upload_url.h"
 #include "common/libvirt_wish.h"
 
@@ -86,6 +87,8 @@ static const struct field job_fields[] = {
     NUMBER("priority", 0, 100),
     TEXT("deadline", 40),
     {"depends_on", {NULL}, FIELD_ANY, 0, 0, NULL},
+    {"time_windows", {NULL}, FIELD_ANY, 0, 0, NULL},
+    TEXT("on_window_end", 16),
     OBJECT("retry"),
     OBJECT("metadata"),
     OBJECT("tags"),
@@ -829,6 +832,31 @@ static int read_dependencies(json_t *job, struct field_problem *problem, struct 
     return 0;
 }
 
+static int read_windows(const struct submit_settings *settings, json_t *job,
+                        struct field_problem *problem, struct error *err)
+{
+    static const char *const ends[] = {"continue", "pause", "cancel", NULL};
+    const json_t *given = json_object_get(job, "time_windows");
+    const char *end = field_text(job, "on_window_end", ends[0]);
+    auto_json *list = NULL;
+
+    if (given != NULL && time_windows_read(given, settings->windows, &list, problem, err) < 0)
+        return -1;
+    if (json_array_size(list) > 0) {
+        (void)json_object_set(job, "time_windows", list);
+        if (word_in(end, ends))
+            return 0;
+        return field_fail(problem, 400, "on_window_end", err, ERR_INVALID,
+                          "'on_window_end': '%.32s' is not known, it is continue, pause or cancel",
+                          end);
+    }
+    (void)json_object_del(job, "time_windows");
+    if (json_object_get(job, "on_window_end") == NULL)
+        return 0;
+    return field_fail(problem, 400, "on_window_end", err, ERR_INVALID,
+                      "'on_window_end' means nothing without 'time_windows'");
+}
+
 static void fill_submission(const struct submit_settings *settings, struct submit_request *request)
 {
     struct job_submission *s = &request->submission;
@@ -846,6 +874,8 @@ static void fill_submission(const struct submit_settings *settings, struct submi
     s->priority = (uint32_t)field_number(job, "priority", SUBMIT_PRIORITY);
     s->deadline = field_text(job, "deadline", NULL);
     s->depends_on = json_object_get(job, "depends_on");
+    s->time_windows = json_object_get(job, "time_windows");
+    s->on_window_end = field_text(job, "on_window_end", "continue");
     s->max_attempts = (uint32_t)field_number(retry, "max_attempts", settings->retry->max_attempts);
     retry_delays(settings, retry, &s->retry_initial_ms, &s->retry_max_ms);
 }
@@ -882,6 +912,7 @@ int submit_parse(const struct submit_settings *settings, const json_t *element, 
 
     if (canonical_job(settings, element, &job, problem, err) < 0 ||
         check_deadline(job, problem, err) < 0 || read_dependencies(job, problem, err) < 0 ||
+        read_windows(settings, job, problem, err) < 0 ||
         output_of(settings, job, vm_name, &request->output_path, problem, err) < 0)
         return -1;
     /* what people put into metadata may be a secret by its name: it is stored nowhere */

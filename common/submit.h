@@ -28,6 +28,7 @@ struct submit_settings { /* what the configuration says; borrowed */
     const struct seal_key *exports_key; /* for passphrases; NULL: secrets.master_key is not set */
     const struct hooks_config *hooks;   /* NULL: no scripts */
     const struct templates_config *templates; /* NULL: no variables in placeholders */
+    const struct config_list *windows;        /* scheduler.maintenance_windows; NULL: none */
 };
 
 struct submit_batch { /* borrowed from the body */

@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "common/log.h"
 #include "common/service_heartbeat.h"
+#include "common/time_window.h"
 #include "config_sync.h"
 #include "hub.h"
 #include "server.h"
@@ -93,12 +94,14 @@ static int configure(const struct config_file *file, struct strbuf *problems, st
         config_section(file, "security", &gateway->security, problems, err) < 0 ||
         config_section(file, "secrets", &gateway->secrets, problems, err) < 0 ||
         config_section(file, "retry", &gateway->retry, problems, err) < 0 ||
+        config_section(file, "scheduler", &gateway->scheduler, problems, err) < 0 ||
         config_section_json(file, "roles", &gateway->roles, err) < 0)
         return -1;
     check_tls(gateway, problems);
     check_dev_mode(gateway, problems);
     check_roles(gateway, problems);
     gateway->bases = export_bases(&gateway->export);
+    time_windows_check(&gateway->scheduler.maintenance_windows, problems);
     config_sync_check(file, problems);
     return load_master(gateway, problems);
 }

@@ -29,6 +29,7 @@ struct gateway {
     struct security_config security;
     struct secrets_config secrets;
     struct retry_config retry;
+    struct scheduler_config scheduler; /* its maintenance_windows */
     json_t *roles;             /* section "roles": role -> permissions, over the table's; or null */
     struct bus_pusher *pusher; /* JobsChanged; thread-safe */
     struct seal_master

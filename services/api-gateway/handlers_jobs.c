@@ -49,7 +49,8 @@ struct submit_settings submit_settings_of(const struct gateway *gateway,
                                     .retry = &gateway->retry,
                                     .exports_key = exports_key,
                                     .hooks = &gateway->hooks,
-                                    .templates = &gateway->templates};
+                                    .templates = &gateway->templates,
+                                    .windows = &gateway->scheduler.maintenance_windows};
 }
 
 int submit_may(struct call *call, const struct submit_request *request,

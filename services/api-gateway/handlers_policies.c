@@ -133,10 +133,11 @@ static int check_known(struct call *call, const json_t *fields, struct error *er
 
 static json_t *policy_view(const PGresult *rows, int row)
 {
-    static const char *const shown[] = {"description", "schedule",       "timezone",
-                                        "vm_filter",   "retention",      "overlap",
-                                        "misfire",     "export_options", "hyper2kvm_integration",
-                                        "tags",        "max_parallel"};
+    static const char *const shown[] = {"description",  "schedule",       "timezone",
+                                        "vm_filter",    "retention",      "overlap",
+                                        "misfire",      "export_options", "hyper2kvm_integration",
+                                        "tags",         "max_parallel",   "time_windows",
+                                        "on_window_end"};
     auto_json *fields = cell_json(rows, row, 3);
     json_t *view = json_object();
 

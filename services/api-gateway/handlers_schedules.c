@@ -32,6 +32,20 @@ static int refuse_secret(const char *name, struct field_problem *problem, struct
                       name);
 }
 
+/* Members of a schedule that are checked with its job, because they become the job's. */
+static bool is_own(const struct schedule *schedule, const char *field)
+{
+    static const char *const names[] = {"retention", "time_windows", "on_window_end", "depends_on"};
+
+    for (size_t i = 0; i < ARRAY_LEN(names); i++) {
+        size_t length = strlen(names[i]);
+        if (strncmp(field, names[i], length) == 0 &&
+            (field[length] == '\0' || field[length] == '.'))
+            return json_object_get(schedule->fields, names[i]) != NULL;
+    }
+    return false;
+}
+
 /* Exactly what a submit would check, and what only makes sense for a job that comes again. */
 static int check_template(struct call *call, const struct schedule *schedule,
                           struct field_problem *problem, struct error *err)
@@ -56,7 +70,7 @@ static int check_template(struct call *call, const struct schedule *schedule,
         schedule_check_retention(schedule, request, problem, err) < 0 ||
         submit_may(call, request, problem, err) < 0) {
         char field[FIELD_NAME_MAX];
-        if (problem->field[0] != '\0' && strcmp(problem->field, "retention") != 0) {
+        if (problem->field[0] != '\0' && !is_own(schedule, problem->field)) {
             (void)snprintf(field, sizeof field, TEMPLATE ".%.80s", problem->field);
             memcpy(problem->field, field, sizeof field);
         }

@@ -43,7 +43,8 @@ enum { /* of JOB_COLUMNS */
        COL_ARCHIVED,
        COL_SCHEDULE_ID,
        COL_POLICY_ID,
-       COL_WORKFLOW_RUN_ID
+       COL_WORKFLOW_RUN_ID,
+       COL_NOT_BEFORE
 };
 static_assert(COL_SEQ == JOB_COLUMN_SEQ, "column numbers");
 
@@ -291,6 +292,7 @@ static void add_state(json_t *job, const PGresult *rows, int row)
     json_set_i64(job, "max_attempts", db_i64(rows, row, COL_MAX_ATTEMPTS));
     (void)json_object_set_new(job, "pending_reason",
                               cell_text_or_null(rows, row, COL_PENDING_REASON));
+    (void)json_object_set_new(job, "not_before", cell_text_or_null(rows, row, COL_NOT_BEFORE));
     (void)json_object_set_new(job, "cancel_reason",
                               cell_text_or_null(rows, row, COL_CANCEL_REASON));
     (void)json_object_set_new(job, "error", cell_text_or_null(rows, row, COL_ERROR));

@@ -16,7 +16,11 @@
                                                         "j.started_at)::bigint, j.seq, "           \
                                                         "j.tableoid = 'archived_jobs'::regclass, " \
                                                         "j.schedule_id, j.policy_id, "             \
-                                                        "j.workflow_run_id"
+                                                        "j.workflow_run_id, " SQL_TIME(            \
+                                                            "CASE WHEN "                           \
+                                                            "j.status = 'pending' AND NOT "        \
+                                                            "j.window_open AND j.window_at > "     \
+                                                            "now() THEN j.window_at END")
 #define JOB_COLUMN_SEQ 28
 
 /* The API knows five states; paused and cancelling are running with a substatus (3.3). */

@@ -98,9 +98,9 @@ int jobs_list(struct program *program, const char *status, struct error *err)
 static int get(struct program *program, const char *job_id, struct error *err)
 {
     static const char *const keys[] = {
-        "job_id",     "status",     "substatus",    "phase",          "vm_name", "vm_path",
-        "provider",   "format",     "output_path",  "pending_reason", "error",   "error_code",
-        "created_at", "started_at", "completed_at", "worker_id"};
+        "job_id",     "status",     "substatus",   "phase",          "vm_name",    "vm_path",
+        "provider",   "format",     "output_path", "pending_reason", "not_before", "error",
+        "error_code", "created_at", "started_at",  "completed_at",   "worker_id"};
     struct text_row rows[ARRAY_LEN(keys) + 1];
     const char *limited_by;
     autofree char *path = output_path("/api/v1/jobs/", job_id, "");

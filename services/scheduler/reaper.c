@@ -21,10 +21,12 @@ static const char EXPIRED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'f
                               " ORDER BY lease_until LIMIT 200 FOR NO KEY UPDATE SKIP LOCKED";
 
 static const char STOPPED[] =
-    "SELECT t.id, t.cancel, coalesce(j.status = 'paused', false) FROM tasks t"
+    "SELECT t.id, t.cancel, coalesce(j.status = 'paused' OR " SCHEDULER_SQL_WINDOW_OVER
+    ", false) FROM tasks t"
     " LEFT JOIN jobs j ON j.id = t.job_id LEFT JOIN workers w ON w.instance = t.worker"
     " WHERE t.state IN ('leased', 'finishing') AND (t.cancel OR j.status = 'paused'"
-    "  OR (t.class = 'transfer' AND w.drained_at IS NOT NULL)) LIMIT 500";
+    "  OR " SCHEDULER_SQL_WINDOW_OVER
+    " OR (t.class = 'transfer' AND w.drained_at IS NOT NULL)) LIMIT 500";
 
 /* Quickly, and once or twice more; a renewal brings it anyway. */
 static const char LIMITED[] =
@@ -175,6 +177,7 @@ static int tidy(struct scheduler *scheduler, struct db *db, bool each_second, st
                          struct error *) = {reap,
                                             watch_workers,
                                             scheduler_apply_rules,
+                                            scheduler_apply_windows,
                                             sweep,
                                             archive_run,
                                             cleanup_schedule_run,

@@ -6,7 +6,8 @@
 static const char REASONS[] =
     "WITH waiting AS (SELECT j.id, j.seq, t.role, t.provider_kind, t.provider, t.volume,"
     "  t.source_host, t.queue_group, t.queue_limit, t.hold,"
-    "  t.not_before, t.error FROM jobs j JOIN tasks t ON t.job_id = j.id AND t.state = 'queued'"
+    "  t.not_before, t.error, j.window_at, j.window_open FROM jobs j JOIN tasks t ON t.job_id = "
+    "j.id AND t.state = 'queued'"
     "  WHERE j.status = 'pending' ORDER BY j.seq LIMIT 1000),"
     " busy AS MATERIALIZED (SELECT b.worker, b.provider, b.role, b.source_host, b.queue_group FROM "
     "tasks b WHERE b.class = "
@@ -46,6 +47,8 @@ static const char REASONS[] =
     "   count(*) OVER () - 1 || ' more)' ELSE '' END FROM job_dependencies d JOIN jobs o"
     "   ON o.id = d.on_job WHERE d.job_id = a.id AND o.status IN ('pending', 'running', 'paused',"
     "   'cancelling') ORDER BY d.on_job LIMIT 1), '')"
+    "  WHEN NOT a.window_open AND a.window_at > now() THEN 'outside its time windows: waits until '"
+    "   || to_char(a.window_at AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS') || ' UTC'"
     "  WHEN a.not_before > now() THEN 'waits until ' || to_char(a.not_before AT TIME ZONE 'UTC',"
     "   'HH24:MI:SS') || ' UTC after an error: ' || left(a.error, 300)"
     "  WHEN a.role = 'exporter' AND EXISTS (SELECT 1 FROM providers p WHERE p.name = a.provider"

@@ -33,7 +33,8 @@ static const char SET_LINES[] =
 
 static const char TASK_FACTS[] =
     "SELECT t.lines_stored, t.cancel, coalesce(t.job_id, ''), coalesce(j.vm_name, ''),"
-    " coalesce(j.status = 'paused', false), t.class = 'transfer' AND EXISTS (SELECT 1 FROM workers "
+    " coalesce(j.status = 'paused' OR " SCHEDULER_SQL_WINDOW_OVER
+    ", false), t.class = 'transfer' AND EXISTS (SELECT 1 FROM workers "
     "w"
     "  WHERE w.instance = t.worker AND w.drained_at IS NOT NULL), " SCHEDULER_SQL_BANDWIDTH
     " FROM tasks t LEFT JOIN jobs j ON j.id = t.job_id WHERE t.id = $1";

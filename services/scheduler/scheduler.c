@@ -6,6 +6,7 @@
 
 #include "common/clock.h"
 #include "common/service_heartbeat.h"
+#include "common/time_window.h"
 #include "live.h"
 #include "park.h"
 #include "requests.h"
@@ -34,7 +35,10 @@ int scheduler_configure(const struct config_file *file, struct strbuf *problems,
         config_section(file, "templates", &state.templates, problems, err) < 0)
         return -1;
     state.bases = export_bases(&state.export);
-    return config_section(file, "scheduler", &state.config, problems, err);
+    if (config_section(file, "scheduler", &state.config, problems, err) < 0)
+        return -1;
+    time_windows_check(&state.config.maintenance_windows, problems);
+    return 0;
 }
 
 struct submit_settings scheduler_submit_settings(const struct scheduler *scheduler)
@@ -44,7 +48,8 @@ struct submit_settings scheduler_submit_settings(const struct scheduler *schedul
                                     .libvirt = &scheduler->libvirt,
                                     .retry = &scheduler->retry,
                                     .hooks = &scheduler->hooks,
-                                    .templates = &scheduler->templates};
+                                    .templates = &scheduler->templates,
+                                    .windows = &scheduler->config.maintenance_windows};
 }
 
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread)

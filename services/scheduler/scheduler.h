@@ -82,6 +82,9 @@ struct scheduler_bandwidth {
     " coalesce((t.spec->'bandwidth'->>'burst')::bigint, 0)," \
     " coalesce((t.spec->'bandwidth'->>'floor')::bigint, 0)," \
     " coalesce((t.spec->'bandwidth'->>'stamp_ms')::bigint, 0)"
+/* Of jobs j: its window is over, and it waits for the next one as if it were paused. */
+#define SCHEDULER_SQL_WINDOW_OVER \
+    "(j.window_at IS NOT NULL AND NOT j.window_open AND j.on_window_end = 'pause')"
 /* From the four columns of SCHEDULER_SQL_BANDWIDTH (of tasks t). */
 struct scheduler_bandwidth scheduler_bandwidth_of(const PGresult *rows, int row, int column);
 /* Messages to a worker; out borrows task_id. */
@@ -115,6 +118,11 @@ MUST_CHECK int scheduler_set_aging(const struct scheduler *scheduler, struct db 
 
 /* rules.c: deadlines and dependencies, on every look of the reaper. */
 MUST_CHECK int scheduler_apply_rules(struct scheduler *scheduler, struct db *db, struct error *err);
+
+/* windows.c: which time windows are open, on every look of the reaper: lets jobs go or holds them,
+ * ends those that do not outlast their window. */
+MUST_CHECK int scheduler_apply_windows(struct scheduler *scheduler, struct db *db,
+                                       struct error *err);
 
 /* reasons.c: why jobs wait, into their rows. */
 MUST_CHECK int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err);

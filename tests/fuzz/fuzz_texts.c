@@ -12,6 +12,8 @@
 #include "common/parse.h"
 #include "common/paths.h"
 #include "common/strbuf.h"
+#include "common/time_window.h"
+#include "common/week.h"
 #include "services/exporter/engine/rate_profile.h"
 
 #define TEXT_BYTES_MAX 8192
@@ -98,8 +100,32 @@ static void read_profile(const char *text)
 
     if (rate_profile_parse(text, &profile, &err) < 0)
         return;
-    assert(profile.days > 0 && profile.days < 128 && profile.from < RATE_PROFILE_DAY_MINUTES);
-    assert(profile.until <= RATE_PROFILE_DAY_MINUTES && profile.mb <= RATE_PROFILE_MB_MAX);
+    assert(profile.days > 0 && profile.days < 128 && profile.from < WEEK_DAY_MINUTES);
+    assert(profile.until <= WEEK_DAY_MINUTES && profile.mb <= RATE_PROFILE_MB_MAX);
+}
+
+/* As one of a request's, and as a line of the configuration. */
+static void read_windows(const char *text)
+{
+    char *line = (char *)(uintptr_t)text;
+    const struct config_list named = {&line, 1};
+    struct field_problem problem = {0};
+    struct time_windows_state at = {.open = false};
+    struct error errs[2] = {0};
+    auto_json *list = NULL;
+    auto_json *given = json_pack("[s, s, {s:s, s:s, s:[s]}]", text, "nightly", "start_time", text,
+                                 "end_time", "06:00", "days", text);
+
+    if (given == NULL || time_windows_read(given, &named, &list, &problem, &errs[0]) < 0) {
+        json_decref(given);
+        given = json_pack("[s]", text);
+        if (given == NULL || time_windows_read(given, NULL, &list, &problem, &errs[1]) < 0)
+            return;
+    }
+    errs[0] = ERROR_NONE;
+    if (time_windows_at(list, 1772330400, &at, &errs[0]) < 0)
+        abort(); /* what was read can be looked at */
+    assert(at.change_s > 1772330400);
 }
 
 static void write_text(const char *text)
@@ -127,8 +153,9 @@ static void write_text(const char *text)
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-    static void (*const readers[])(const char *) = {
-        read_address, read_numbers, read_trace, read_name, read_path, write_text, read_profile};
+    static void (*const readers[])(const char *) = {read_address, read_numbers, read_trace,
+                                                    read_name,    read_path,    write_text,
+                                                    read_profile, read_windows};
     autofree char *text = NULL;
 
     if (size < 1 || size > TEXT_BYTES_MAX)

@@ -365,6 +365,9 @@ static int submit(struct db *db, const json_t *c, json_t *out, struct error *err
         .retry_max_ms = (int64_t)json_u64(c, "retry_max_ms"),
         .deadline = json_object_get(c, "finish_by") == NULL ? NULL : json_str(c, "finish_by"),
         .depends_on = json_object_get(c, "depends_on"),
+        .time_windows = json_object_get(c, "time_windows"),
+        .on_window_end =
+            json_object_get(c, "on_window_end") == NULL ? NULL : json_str(c, "on_window_end"),
         .submitted_by = "tester",
         .trace_id = json_str(c, "trace_id"),
         .idempotency_key = json_object_get(c, "key") == NULL ? NULL : json_str(c, "key"),

@@ -38,9 +38,10 @@ class Plan:
         return self.client.post("/api/v1/schedules", body, status=201)["schedule"]["id"]
 
     def due(self, schedule, at=None):
-        """Now, or right behind its last run: two never have the same moment."""
-        at = at or ("greatest(date_trunc('second', now()), (SELECT max(r.due_at) + interval '1 ms'"
-                    " FROM schedule_runs r WHERE r.schedule_id = schedules.id))")
+        """Now, or a second behind its last run: due times are whole seconds, no runs share one."""
+        at = at or ("greatest(date_trunc('second', now()), (SELECT max(r.due_at)"
+                    " + interval '1 second' FROM schedule_runs r"
+                    " WHERE r.schedule_id = schedules.id))")
         self.sql(f"UPDATE schedules SET next_run_at = {at} WHERE id = %s", schedule)
 
     def runs(self, schedule, **query):
@@ -166,7 +167,9 @@ def test_what_is_wrong_is_refused_with_field_and_fix(plan):
     refused(plan, 400, "jitter", "whole number of seconds", jitter="1500ms")
     refused(plan, 400, "priority", "'job_template'", priority=3)
     refused(plan, 400, "nmae", "did you mean 'name'", nmae="x")
-    refused(plan, 422, "time_windows", "not available", time_windows=[{"start_time": "22:00"}])
+    refused(plan, 400, "time_windows", "two times like", time_windows=[{"start_time": "22:00"}])
+    refused(plan, 400, "on_window_end", "continue, pause", on_window_end="stop",
+            time_windows=["daily 01:00-02:00"])
     # the template, exactly as a submit
     refused(plan, 400, "job_template.vm_path", "missing", job_template={"format": "ova"})
     refused(plan, 400, "job_template.vm_pth", "unknown field",
@@ -510,3 +513,47 @@ def test_a_failed_run_removes_nothing(plan):
     run, = plan.wait_runs(schedule, "failed")
     assert run["cleanup_job_ids"] == []
     assert plan.sql("SELECT count(*) AS n FROM jobs WHERE kind = 'cleanup'")[0]["n"] == 0
+
+
+# ---- time windows ----
+
+@pytest.fixture
+def windowed(make_suite):
+    now = datetime.now(timezone.utc)
+    opens, closes = ((now + timedelta(hours=h)).strftime("%H:%M") for h in (3, 5))
+    plan = Plan(make_suite, config={"scheduler": {"maintenance_windows": [
+        f"nightly daily {opens}-{closes} UTC"]}})
+    plan.opens, plan.closes, plan.same = opens, closes, f"daily {opens}-{closes} Etc/UTC"
+    return plan
+
+
+def test_the_jobs_of_a_schedule_wait_for_its_windows(windowed):
+    plan = windowed
+    schedule = plan.create(time_windows=["nightly", plan.same],
+                           on_window_end="pause")
+    shown = plan.client.get(f"/schedules/{schedule}")
+    assert shown["time_windows"] == ["nightly", plan.same]
+    assert shown["on_window_end"] == "pause"
+    plan.client.post(f"/schedules/{schedule}/trigger", {})
+    plan.wait_runs(schedule, "running")
+    job = wait_for(lambda: [j for j in plan.jobs(schedule) if j["not_before"]], 20,
+                   "it waits")[0]
+    windows = job["definition"]["time_windows"]
+    assert windows[0] == {"start_time": windowed.opens, "end_time": windowed.closes,
+                          "timezone": "UTC", "days": ["mon", "tue", "wed", "thu", "fri", "sat",
+                                                      "sun"]}
+    assert windows[1] == {**windows[0], "timezone": "Etc/UTC"}
+    assert job["not_before"].endswith(f"T{windowed.opens}:00.000Z")
+    wait_for(lambda: "outside its time windows" in (plan.client.job(job["job_id"])
+                                                    ["pending_reason"] or ""), 20, "it says why")
+    refused(plan, 400, "time_windows", "'weekly' is no window of scheduler.",
+            time_windows=["weekly"])
+    refused(plan, 400, "time_windows", "leave one out", time_windows=["nightly"],
+            job_template={**TEMPLATE, "time_windows": ["nightly"]})
+    refused(plan, 400, "job_template.time_windows", "no window of",
+            job_template={**TEMPLATE, "time_windows": ["weekly"]})
+    refused(plan, 400, "on_window_end", "means nothing without", on_window_end="pause")
+    policy = plan.client.post("/backup-policies/create", {
+        "name": "p", "schedule": YEARLY, "vm_filter": {"name": "*"}, "time_windows": "nightly",
+        "on_window_end": "cancel"}, status=201)
+    assert policy["time_windows"] == "nightly" and policy["on_window_end"] == "cancel"

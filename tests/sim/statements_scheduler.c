@@ -614,7 +614,7 @@ const struct statement_model statements_scheduler[] = {
     {"UPDATE workers SET state = 'draining'", leaves},
     {"SELECT count(*), coalesce(sum(octet_length(key)", records_of},
     {"lease_until < now() - $1::bigint", expired},
-    {"SELECT t.id, t.cancel, coalesce(j.status = 'paused', false) FROM tasks t", stopped},
+    {"SELECT t.id, t.cancel, coalesce(j.status = 'paused' OR", stopped},
     {"SELECT instance FROM workers WHERE drained_at IS NOT NULL", load_gate},
     {STORE_PAUSE_QUEUE, pause_queue},
     {STORE_RESUME_QUEUE, resume_queue},
@@ -633,7 +633,11 @@ const struct statement_model statements_scheduler[] = {
      none}, /* priority alone counts */
     {"AND j.status IN ('pending', 'running', 'paused') ORDER BY j.deadline", none},
     {"bad AS (SELECT DISTINCT ON (job_id)", none}, /* neither deadlines nor dependencies */
-    {"UPDATE tasks SET hold = ''", none},
+    {"t.state = 'queued' AND t.hold = 'depends' AND NOT EXISTS", none},
+    {"SELECT DISTINCT time_windows", none}, /* no job has windows */
+    {"UPDATE tasks SET hold = 'window'", none},
+    {"AND t.hold = 'window'", none},
+    {"AND j.on_window_end = 'cancel'", none},
     {"INSERT INTO leader AS l", acquire},
     {"UPDATE leader SET until = clock_timestamp() + interval", renew_leader},
     {"UPDATE leader SET until = clock_timestamp() WHERE holder", release_leader},

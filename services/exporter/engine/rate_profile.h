@@ -11,10 +11,9 @@
 
 #include "common/error.h"
 
-#define RATE_PROFILES_MAX        64
-#define RATE_PROFILE_BYTES_MAX   128
-#define RATE_PROFILE_MB_MAX      1000000 /* 1 TB/s */
-#define RATE_PROFILE_DAY_MINUTES 1440
+#define RATE_PROFILES_MAX      64
+#define RATE_PROFILE_BYTES_MAX 128
+#define RATE_PROFILE_MB_MAX    1000000 /* 1 TB/s */
 
 struct rate_profile {
     uint8_t days;   /* bit 0 = Monday ... bit 6 = Sunday */
