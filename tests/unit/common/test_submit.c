@@ -16,7 +16,7 @@ static const struct hyper2kvm_config hyper2kvm = {.default_format = (char[]){"qc
 static const struct retry_config retry = {3, 60000, 1800000};
 static const struct hooks_config hooks = {.scripts_dir = (char[]){"/etc/hypersdk/scripts"}};
 static const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry,
-                                                NULL,   &hooks,     NULL};
+                                                NULL,   &hooks,     NULL,     NULL};
 
 /* Parses text as a body of one job; NULL and *problem, *err when refused. */
 static struct submit_request *parse(const char *text, struct field_problem *problem,
