@@ -6,20 +6,6 @@
 #include "common/json.h"
 #include "common/parse.h"
 
-/* "a,b" as a list of texts. */
-static json_t *split(const char *text)
-{
-    json_t *list = json_array();
-
-    for (const char *p = text; *p != '\0'; p += *p == ',' ? 1 : 0) {
-        size_t length = strcspn(p, ",");
-        if (length > 0 && json_array_append_new(list, json_stringn(p, length)) < 0)
-            abort(); /* out of memory */
-        p += length;
-    }
-    return list;
-}
-
 /* Bytes with an optional suffix: K, KB, M ... T, TB. */
 static int add_size(json_t *body, const char *key, const char *flag,
                     const struct command_line *line, enum flag_id id, struct error *err)
@@ -53,8 +39,7 @@ int cleanup_body(const struct command_line *line, json_t **out, struct error *er
     if (add_size(body, "max_size", "--cleanup-max-size", line, FLAG_CLEANUP_MAX_SIZE, err) < 0 ||
         add_size(body, "min_free", "--cleanup-min-free", line, FLAG_CLEANUP_MIN_FREE, err) < 0)
         return -1;
-    if (flag_given(line, FLAG_CLEANUP_PRESERVE))
-        (void)json_object_set_new(body, "preserve", split(flag_text(line, FLAG_CLEANUP_PRESERVE)));
+    body_add_list(body, "preserve", line, FLAG_CLEANUP_PRESERVE, ",");
     if (flag_given(line, FLAG_CLEANUP_DIR))
         json_set_text(body, "dir", flag_text(line, FLAG_CLEANUP_DIR));
     if (flag_given(line, FLAG_CLEANUP_PER_VM))

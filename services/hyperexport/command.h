@@ -31,6 +31,9 @@ void body_add_text(json_t *body, const char *key, const struct command_line *lin
 void body_add_bool(json_t *body, const char *key, const struct command_line *line, enum flag_id id);
 void body_add_number(json_t *body, const char *key, const struct command_line *line,
                      enum flag_id id);
+/* A text like "a,b" as a list of texts; spaces before an item and empty items are left out. */
+void body_add_list(json_t *body, const char *key, const struct command_line *line, enum flag_id id,
+                   const char *separators);
 void body_add_bandwidth(json_t *body, const struct command_line *line); /* all but the limit */
 
 /* export.c: --vm NAME */

@@ -28,7 +28,13 @@ static int add_name(const struct command_line *line, json_t *body, struct error 
 
 int schedule_create(struct program *program, json_t *job_taken, struct error *err)
 {
-    static const enum flag_id not_here[] = {FLAG_RESUME, FLAG_WATCH};
+    static const struct {
+        enum flag_id id;
+        const char *name;
+    } not_here[] = {{FLAG_RESUME, "resume"},
+                    {FLAG_WATCH, "watch"},
+                    {FLAG_DEADLINE, "deadline"},
+                    {FLAG_DEPENDS_ON, "depends-on"}};
     const struct command_line *line = program->line;
     auto_json *body = json_object();
     auto_json *answer = NULL;
@@ -37,10 +43,10 @@ int schedule_create(struct program *program, json_t *job_taken, struct error *er
     strbuf_init(&out, TEXT_BYTES_MAX);
     json_put(body, "job_template", job_taken);
     for (size_t i = 0; i < ARRAY_LEN(not_here); i++) {
-        if (flag_on(line, not_here[i])) {
+        if (flag_given(line, not_here[i].id)) {
             return error_set(err, ERR_INVALID,
-                             "--resume and --watch belong to one export: leave them out with "
-                             "--daemon-schedule");
+                             "--%s belongs to one export: leave it out with --daemon-schedule",
+                             not_here[i].name);
         }
     }
     if (add_name(line, body, err) < 0)
