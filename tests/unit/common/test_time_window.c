@@ -74,6 +74,7 @@ static void all_ways_of_writing_become_one(void **state)
                  " {\"start\": \"00:00\", \"end\": \"24:00\", \"timezone\": \"Europe/Berlin\","
                  "  \"days\": [\"saturday\", \"sunday\"]}]");
     auto_json *again = NULL;
+    auto_json *none = read_all("[]");
     auto_json *every = read_all("{\"start_time\": \"01:00\", \"end_time\": \"02:00\"}");
     struct field_problem problem = {0};
     struct error err = ERROR_NONE;
@@ -86,7 +87,7 @@ static void all_ways_of_writing_become_one(void **state)
     assert_true(json_equal(by_name, again));
     assert_int_equal(json_array_size(json_object_get(json_array_get(every, 0), "days")), 7);
     assert_string_not_equal(json_str(json_array_get(every, 0), "timezone"), "");
-    assert_int_equal(json_array_size(read_all("[]")), 0);
+    assert_int_equal(json_array_size(none), 0);
 }
 
 static void what_is_no_window_is_refused_with_the_reason(void **state)
