@@ -1,5 +1,6 @@
 """Fixtures shared by service and end-to-end tests."""
 import hashlib
+import os
 import pathlib
 import shutil
 import subprocess
@@ -17,8 +18,18 @@ from tests.harness.targets import Sshd, Swift, missing  # noqa: E402
 from tests.harness.vsphere import Vsphere  # noqa: E402
 
 
-def pytest_collection_modifyitems(items):
-    """One Swift is enough: what uses it runs in the same worker."""
+def pytest_configure(config):
+    config.addinivalue_line("markers", "heavy: long proofs; only make test-full runs them")
+
+
+def pytest_collection_modifyitems(config, items):
+    """One Swift is enough: what uses it runs in the same worker. Heavy tests run when HSDK_HEAVY is
+    set."""
+    heavy = [i for i in items if i.get_closest_marker("heavy")
+             and not os.environ.get("HSDK_HEAVY")]
+    if heavy:
+        config.hook.pytest_deselected(items=heavy)
+        items[:] = [i for i in items if i not in heavy]
     for item in items:
         if "swift" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.xdist_group("swift"))

@@ -120,6 +120,7 @@ def pytest(folders):
     xml_file.unlink(missing_ok=True)
     start = time.monotonic()
     status, text = run(["/usr/bin/python3", "-m", "pytest", "-q", "-rsfE", "-p", "no:cacheprovider",
+                        "--import-mode=importlib",  # two folders have a test_schedules.py each
                         "-n", str(PYTEST_WORKERS), "--dist", "loadgroup", "--durations=40",
                         f"--junitxml={xml_file}", *(f"tests/{f}" for f in folders)],
                        OUT / "pytest.log", PART_SECONDS_MAX * len(folders))

@@ -37,6 +37,9 @@ def random_disk(path, size, holes=(), soft=0):
     return path
 
 
+HEAVY = pytest.mark.heavy
+
+
 @pytest.fixture
 def disk(tmp_path):
     return random_disk(tmp_path / "disk.raw", 160 * MB, [(48 * MB, 40 * MB)])
@@ -241,7 +244,8 @@ def test_ended_again_and_again_it_goes_on(make_suite, make_vsphere, disk, soft, 
     check_nothing_is_here(suite, result)
 
 
-@pytest.mark.parametrize("ends", [{2: "kill", 5: "stop", 8: "kill"}, {1: "kill", 7: "kill"}])
+@pytest.mark.parametrize("ends", [{2: "kill", 5: "stop", 8: "kill"},
+                                  pytest.param({1: "kill", 7: "kill"}, marks=HEAVY)])
 def test_an_ova_ended_again_and_again(make_suite, make_vsphere, disk, fake, tmp_path, ends):
     """In the first disk and in the second: what is stored is not sent again, digests survive, and
     front and headers are right although they are written late."""
@@ -363,6 +367,7 @@ def test_ended_behind_the_last_byte(make_suite, make_vsphere, disk, fake, tmp_pa
     check_nothing_is_here(suite, result)
 
 
+@pytest.mark.heavy
 def test_an_ova_is_killed_while_a_target_takes_it(make_suite, make_vsphere, disk, target, tmp_path):
     """A real server, in the first disk, between the disks, and in the second one."""
     second = random_disk(tmp_path / "second.raw", 56 * MB)
@@ -440,6 +445,7 @@ def test_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp
     check_nothing_is_here(suite, result)
 
 
+@pytest.mark.heavy
 @pytest.mark.parametrize("image_format,name", [
     ("raw", "web-disk1.raw"), ("qcow2", "web-disk1.qcow2"), ("ova", "web.ova")])
 def test_killed_while_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp_path,
@@ -508,7 +514,7 @@ def test_the_second_disks_failure_takes_the_first_disks_object(make_suite, make_
 
 
 @pytest.mark.parametrize("lost", ["state", "upload", "journal", "index"])
-@pytest.mark.parametrize("image_format", ["vmdk", "qcow2"])
+@pytest.mark.parametrize("image_format", ["vmdk", pytest.param("qcow2", marks=HEAVY)])
 def test_what_one_side_lost_is_read_again(make_suite, make_vsphere, disk, fake, tmp_path, lost,
                                           image_format):
     """State file, the server's unfinished upload, the journal, or the image's index: without one of

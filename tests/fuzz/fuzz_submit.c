@@ -25,7 +25,7 @@ static const struct hooks_config hooks = {.scripts_dir = (char[]){"/etc/hypersdk
 static void parse_one(const json_t *element)
 {
     const struct submit_settings settings = {&bases, &hyper2kvm, &libvirt, &retry,
-                                             NULL,   &hooks,     NULL};
+                                             NULL,   &hooks,     NULL,     NULL};
     auto_submit_request *request = NULL;
     struct field_problem problem = {0};
     struct error err = ERROR_NONE;

@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/address.h"
+#include "common/autos.h"
 #include "common/id.h"
 #include "common/json.h"
 #include "common/parse.h"
@@ -111,7 +112,7 @@ static void read_windows(const char *text)
     const struct config_list named = {&line, 1};
     struct field_problem problem = {0};
     struct time_windows_state at = {.open = false};
-    struct error errs[2] = {0};
+    struct error errs[3] = {0};
     auto_json *list = NULL;
     auto_json *given = json_pack("[s, s, {s:s, s:s, s:[s]}]", text, "nightly", "start_time", text,
                                  "end_time", "06:00", "days", text);
@@ -122,8 +123,7 @@ static void read_windows(const char *text)
         if (given == NULL || time_windows_read(given, NULL, &list, &problem, &errs[1]) < 0)
             return;
     }
-    errs[0] = ERROR_NONE;
-    if (time_windows_at(list, 1772330400, &at, &errs[0]) < 0)
+    if (time_windows_at(list, 1772330400, &at, &errs[2]) < 0)
         abort(); /* what was read can be looked at */
     assert(at.change_s > 1772330400);
 }

@@ -7,7 +7,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from harness.process import BIN
+from tests.harness.process import BIN
 
 DRIVER = BIN.parent / "helpers" / "cron_driver"
 FIRST = int(datetime(1973, 1, 1, tzinfo=timezone.utc).timestamp())

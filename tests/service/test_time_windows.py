@@ -41,7 +41,7 @@ def told(b, lease, kind):
 
 def test_a_job_waits_for_its_window_and_then_starts(bench):
     b = bench()
-    job = b.driver.submit(priority=90, time_windows=SHUT)
+    job = b.driver.submit(priority=90, time_windows=hours(2, 6))
     other = b.driver.submit(priority=1)
     b.wait_reason(job, "outside its time windows: waits until 20.* UTC")
     at = b.job(job)["window_at"]
