@@ -432,7 +432,7 @@ def test_a_schedule_carries_the_flags_of_the_export(cli, gateway):
 @pytest.mark.parametrize("args,text", [
     (["--vm", "x", "--daemon-schedule", "no-cron"], "must be name:cron"),
     (["--vm", "x", "--daemon-schedule", ":@daily"], "must be name:cron"),
-    (["--vm", "x", "--daemon-schedule", "a:@daily", "--resume"], "belong to one export"),
+    (["--vm", "x", "--daemon-schedule", "a:@daily", "--resume"], "--resume belongs to one export"),
     (["--vm", "x", "--timezone", "UTC"], "belongs to --daemon-schedule"),
     (["schedule", "explode"], "unknown command 'schedule explode'"),
     (["policy", "explode"], "unknown command 'policy explode'"),
