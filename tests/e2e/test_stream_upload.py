@@ -207,8 +207,10 @@ def end_worker(suite, how):
     ({"format": "raw"}, "web-disk1.raw", "raw", {3: "kill"}),
     ({"format": "vmdk"}, "web-disk1.vmdk", "vmdk", {1: "kill", 3: "stop", 5: "kill"}),
     ({"format": "qcow2"}, "web-disk1.qcow2", "qcow2", {1: "kill", 3: "stop", 5: "kill"}),
-    ({"format": "qcow2", "compress": True}, "web-disk1.qcow2", "qcow2", {2: "kill", 4: "kill"}),
-    ({"format": "raw", "compress": True}, "web-disk1.raw.zst", "zst", {1: "stop", 4: "stop"})])
+    pytest.param({"format": "qcow2", "compress": True}, "web-disk1.qcow2", "qcow2",
+                 {2: "kill", 4: "kill"}, marks=HEAVY),
+    pytest.param({"format": "raw", "compress": True}, "web-disk1.raw.zst", "zst",
+                 {1: "stop", 4: "stop"}, marks=HEAVY)])
 def test_ended_again_and_again_it_goes_on(make_suite, make_vsphere, disk, soft, fake, tmp_path,
                                           fields, name, image_format, ends):
     """kill -9 and SIGTERM when parts are stored and gone from the spool: they are not sent again,
@@ -275,8 +277,9 @@ def test_an_ova_ended_again_and_again(make_suite, make_vsphere, disk, fake, tmp_
 
 
 @pytest.mark.parametrize("where,how", [
-    ("last parts", "kill"), ("complete", "stop"), ("complete", "kill"), ("manifest.yaml", "stop"),
-    ("manifest.yaml", "kill")])
+    ("last parts", "kill"), pytest.param("complete", "stop", marks=HEAVY), ("complete", "kill"),
+    pytest.param("manifest.yaml", "stop", marks=HEAVY),
+    pytest.param("manifest.yaml", "kill", marks=HEAVY)])
 def test_an_ova_ended_behind_its_last_byte(make_suite, make_vsphere, disk, small, fake, tmp_path,
                                            where, how):
     sim = make_vsphere([vm("web", disk, small)])
@@ -334,7 +337,8 @@ def test_an_ova_of_which_something_is_lost_is_read_again(make_suite, make_vspher
 
 @pytest.mark.parametrize("where", ["last parts", "complete", "manifest.yaml"])
 @pytest.mark.parametrize("fields,name,image_format", [
-    ({"format": "ovf"}, "web-disk1.vmdk", "vmdk"), ({"format": "qcow2"}, "web-disk1.qcow2", "qcow2")])
+    ({"format": "ovf"}, "web-disk1.vmdk", "vmdk"),
+    pytest.param({"format": "qcow2"}, "web-disk1.qcow2", "qcow2", marks=HEAVY)])
 def test_ended_behind_the_last_byte(make_suite, make_vsphere, disk, fake, tmp_path, where, fields,
                                     name, image_format):
     """While the rest goes out, when the object is complete and nobody heard of it, and among the
