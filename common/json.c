@@ -278,3 +278,18 @@ void json_set_i64(json_t *object, const char *key, int64_t value)
 {
     (void)json_object_set_new(object, key, json_integer(value));
 }
+
+bool json_array_add_split(json_t *list, const char *text, char separator, bool trim)
+{
+    const char *end;
+
+    for (;; text = end + 1) {
+        if (trim)
+            text += strspn(text, " ");
+        end = strchrnul(text, separator);
+        if (end > text && json_array_append_new(list, json_stringn(text, (size_t)(end - text))) < 0)
+            return false;
+        if (*end == '\0')
+            return true;
+    }
+}

@@ -46,6 +46,9 @@ void json_set_text(json_t *object, const char *key, const char *text);
 void json_set_i64(json_t *object, const char *key, int64_t value);
 /* object[key] = value, taking the reference; like all allocation here it cannot fail. */
 void json_put(json_t *object, const char *key, json_t *value_taken);
+/* Appends the parts of text between separators as texts; empty ones are left out, and with trim
+ * the spaces before each. False: it is not UTF-8. */
+MUST_CHECK bool json_array_add_split(json_t *list, const char *text, char separator, bool trim);
 /* Is a member of this name a secret (see json_mask_secrets)? */
 bool json_is_secret_name(const char *key);
 /* The first member's name, at any depth, that is a secret's; NULL: there is none. Borrowed. Of

@@ -70,21 +70,6 @@ static int check_categories(const struct checking *checking, const json_t *categ
     return 0;
 }
 
-/* "a,b" as a list; parameters of a GET come so. New reference. */
-static json_t *split(const char *text)
-{
-    json_t *list = json_array();
-
-    while (*text != '\0') {
-        size_t length = strcspn(text, ",");
-        if (length > 0)
-            (void)json_array_append_new(list, json_stringn(text, length));
-        text += length;
-        text += *text == ',' ? 1 : 0;
-    }
-    return list;
-}
-
 int vm_filter_check(json_t *filter, const char *prefix, struct field_problem *problem,
                     struct error *err)
 {
@@ -94,8 +79,11 @@ int vm_filter_check(json_t *filter, const char *prefix, struct field_problem *pr
     if (tags == NULL)
         return 0;
     if (json_is_string(tags)) {
-        json_put(filter, "tags", split(json_string_value(tags)));
-        tags = json_object_get(filter, "tags");
+        json_t *list = json_array(); /* "a,b": parameters of a GET come so */
+        if (!json_array_add_split(list, json_string_value(tags), ',', false))
+            abort(); /* a JSON text is UTF-8 */
+        json_put(filter, "tags", list);
+        tags = list;
     }
     if (json_is_array(tags)) {
         if (check_names(&checking, tags) < 0)

@@ -1,6 +1,4 @@
 /* Request bodies from flags. */
-#include <string.h>
-
 #include "command.h"
 #include "common/json.h"
 
@@ -24,21 +22,19 @@ void body_add_number(json_t *body, const char *key, const struct command_line *l
 }
 
 void body_add_list(json_t *body, const char *key, const struct command_line *line, enum flag_id id,
-                   const char *separators)
+                   char separator)
 {
     json_t *list;
 
     if (!flag_given(line, id))
         return;
     list = json_array();
-    for (const char *p = flag_text(line, id); *p != '\0'; p += *p == '\0' ? 0 : 1) {
-        p += strspn(p, " ");
-        size_t length = strcspn(p, separators);
-        if (length > 0 && json_array_append_new(list, json_stringn(p, length)) < 0)
-            abort(); /* out of memory */
-        p += length;
+    if (json_array_add_split(list, flag_text(line, id), separator, true)) {
+        (void)json_object_set_new(body, key, list);
+        return;
     }
-    (void)json_object_set_new(body, key, list);
+    json_decref(list); /* not UTF-8: no list, which the server refuses */
+    json_set_text(body, key, flag_text(line, id));
 }
 
 void body_add_bandwidth(json_t *body, const struct command_line *line)

@@ -39,7 +39,7 @@ int cleanup_body(const struct command_line *line, json_t **out, struct error *er
     if (add_size(body, "max_size", "--cleanup-max-size", line, FLAG_CLEANUP_MAX_SIZE, err) < 0 ||
         add_size(body, "min_free", "--cleanup-min-free", line, FLAG_CLEANUP_MIN_FREE, err) < 0)
         return -1;
-    body_add_list(body, "preserve", line, FLAG_CLEANUP_PRESERVE, ",");
+    body_add_list(body, "preserve", line, FLAG_CLEANUP_PRESERVE, ',');
     if (flag_given(line, FLAG_CLEANUP_DIR))
         json_set_text(body, "dir", flag_text(line, FLAG_CLEANUP_DIR));
     if (flag_given(line, FLAG_CLEANUP_PER_VM))

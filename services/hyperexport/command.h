@@ -33,7 +33,7 @@ void body_add_number(json_t *body, const char *key, const struct command_line *l
                      enum flag_id id);
 /* A text like "a,b" as a list of texts; spaces before an item and empty items are left out. */
 void body_add_list(json_t *body, const char *key, const struct command_line *line, enum flag_id id,
-                   const char *separators);
+                   char separator);
 void body_add_bandwidth(json_t *body, const struct command_line *line); /* all but the limit */
 
 /* export.c: --vm NAME */
@@ -68,6 +68,8 @@ MUST_CHECK int cleanup_body(const struct command_line *line, json_t **out, struc
 int cleanup_command(struct program *program, struct error *err);
 void cleanup_show(const json_t *result); /* of the finished job */
 /* schedules.c */
+/* The runs of a schedule or policy as a table. */
+int schedule_output_runs(const struct program *program, const json_t *runs);
 int schedule_command(struct program *program, struct error *err);
 /* --daemon-schedule: the job of the other flags again and again. */
 int schedule_create(struct program *program, json_t *job_taken, struct error *err);

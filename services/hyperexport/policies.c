@@ -128,14 +128,11 @@ static int preview(struct program *program, const char *id, struct error *err)
 
 static int runs(struct program *program, const char *id, struct error *err)
 {
-    static const struct output_column columns[] = {
-        {"RUN", "run_id"},         {"STATUS", "status"},          {"DUE", "due_at"},
-        {"STARTED", "started_at"}, {"COMPLETED", "completed_at"}, {"REASON", "reason"}};
     auto_json *policy = NULL;
 
     if (get(program, id, &policy, err) < 0)
         return -1;
-    return output_rows(program, json_object_get(policy, "runs"), columns, ARRAY_LEN(columns));
+    return schedule_output_runs(program, json_object_get(policy, "runs"));
 }
 
 /* The newest run; NULL: it has had none. */

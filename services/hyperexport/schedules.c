@@ -113,11 +113,17 @@ static int list(struct program *program, struct error *err)
     return output_rows(program, rows, columns, ARRAY_LEN(columns));
 }
 
-static int runs(struct program *program, const char *id, struct error *err)
+int schedule_output_runs(const struct program *program, const json_t *runs)
 {
     static const struct output_column columns[] = {
         {"RUN", "run_id"},         {"STATUS", "status"},          {"DUE", "due_at"},
         {"STARTED", "started_at"}, {"COMPLETED", "completed_at"}, {"REASON", "reason"}};
+
+    return output_rows(program, runs, columns, ARRAY_LEN(columns));
+}
+
+static int runs(struct program *program, const char *id, struct error *err)
+{
     autofree char *url = output_path(PATH_PREFIX, id, "/runs");
     auto_json *rows = json_array();
     auto_strbuf path;
@@ -126,33 +132,32 @@ static int runs(struct program *program, const char *id, struct error *err)
     strbuf_add(&path, url);
     if (api_list(program->api, &path, "runs", command_limit(program), rows, err) < 0)
         return -1;
-    return output_rows(program, rows, columns, ARRAY_LEN(columns));
+    return schedule_output_runs(program, rows);
 }
 
-static int act(struct program *program, const char *id, const char *action, struct error *err)
+static int drop(struct program *program, const char *id, struct error *err)
 {
-    autofree char *suffix = xasprintf("/%s", action);
+    return command_delete(
+        program, PATH_PREFIX, id,
+        &(struct deletion){"schedule", "Its jobs and exports stay.", program->line->words[2]}, err);
+}
+
+/* enable, disable, trigger: what was typed is the route's last word. */
+static int act(struct program *program, const char *id, struct error *err)
+{
+    autofree char *suffix = xasprintf("/%s", program->line->words[1]);
     autofree char *path = output_path(PATH_PREFIX, id, suffix);
     auto_json *body = json_object();
     auto_json *answer = NULL;
     const struct api_request request = {.method = "POST", .path = path, .body = body};
+    const char *job_id;
 
-    if (strcmp(action, "delete") == 0) {
-        return command_delete(
-            program, PATH_PREFIX, id,
-            &(struct deletion){"schedule", "Its jobs and exports stay.", program->line->words[2]},
-            err);
-    }
     if (api_call(program->api, &request, &answer, err) < 0)
         return -1;
-    if (program->json) {
-        output_json(answer);
-    } else if (json_str(answer, "job_id")[0] != '\0') {
-        (void)printf("job-id: %s\n", json_str(answer, "job_id"));
-    } else {
-        (void)printf("%s: %s\n", json_str(answer, "message"), id);
-    }
-    return EXIT_DONE;
+    job_id = json_str(answer, "job_id");
+    return job_id[0] != '\0'
+               ? output_done(program, answer, "job-id: %s", job_id)
+               : output_done(program, answer, "%s: %s", json_str(answer, "message"), id);
 }
 
 static int show(struct program *program, const char *id, struct error *err)
@@ -168,24 +173,25 @@ static int show(struct program *program, const char *id, struct error *err)
 
 int schedule_command(struct program *program, struct error *err)
 {
-    static const char *const actions[] = {"show", "runs", "delete", "enable", "disable", "trigger"};
+    static const struct {
+        const char *word;
+        int (*fn)(struct program *program, const char *id, struct error *err);
+    } actions[] = {
+        {"show", show},  {"runs", runs},   {"delete", drop},
+        {"enable", act}, {"disable", act}, {"trigger", act},
+    };
     const char *what = program->line->word_count > 1 ? program->line->words[1] : "list";
-    autofree char *id = NULL;
-    size_t i = 0;
 
     if (strcmp(what, "list") == 0)
         return list(program, err);
-    while (i < ARRAY_LEN(actions) && strcmp(actions[i], what) != 0)
-        i++;
-    if (i == ARRAY_LEN(actions)) {
-        return error_set(err, ERR_INVALID,
-                         "unknown command 'schedule %.40s' (list, show, runs, delete, enable, "
-                         "disable, trigger; made with --vm NAME --daemon-schedule \"name:cron\")",
-                         what);
+    for (size_t i = 0; i < ARRAY_LEN(actions); i++) {
+        autofree char *id = NULL;
+        if (strcmp(what, actions[i].word) != 0)
+            continue;
+        return find(program, &id, err) < 0 ? -1 : actions[i].fn(program, id, err);
     }
-    if (find(program, &id, err) < 0)
-        return -1;
-    if (i == 0)
-        return show(program, id, err);
-    return i == 1 ? runs(program, id, err) : act(program, id, what, err);
+    return error_set(err, ERR_INVALID,
+                     "unknown command 'schedule %.40s' (list, show, runs, delete, enable, disable, "
+                     "trigger; made with --vm NAME --daemon-schedule \"name:cron\")",
+                     what);
 }
