@@ -3,8 +3,8 @@
  * Life cycle, all calls on worker threads; one session belongs to one thread at a time:
  *
  *   open -> check | vm_list | vm_get | vm_tags | set_tracking
- *        -> shut_down -> prepare -> disk_changes ... -> N x (disk_open -> disk_read ... ->
- * disk_close)
+ *        -> shut_down -> prepare -> disk_changes ... ->
+ *           N x (disk_open -> disk_read ... -> disk_close)
  *        -> disk_mark -> release
  *        -> close
  *

@@ -183,7 +183,6 @@ int changes_set_tracking(struct provider_session *session, const char *vm_id, bo
                          struct error *err)
 {
     auto_strbuf request = {0};
-    autofree char *task = NULL;
 
     if (session_login(session, err) < 0)
         return -1;
@@ -193,7 +192,5 @@ int changes_set_tracking(struct provider_session *session, const char *vm_id, bo
     soap_add(&request, "changeTrackingEnabled", on ? "true" : "false");
     strbuf_add(&request, "</spec>");
     soap_end(&request, "ReconfigVM_Task");
-    if (task_start(session, "ReconfigVM_Task", &request, &task, err) < 0)
-        return -1;
-    return task_wait(session, task, "ReconfigVM_Task", RECONFIGURE_TIMEOUT_MS, NULL, err);
+    return task_run(session, "ReconfigVM_Task", &request, RECONFIGURE_TIMEOUT_MS, NULL, err);
 }

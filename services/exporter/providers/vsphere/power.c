@@ -11,6 +11,7 @@
 #define INVALID_STATE  "InvalidPowerState" /* it is so already, or just becoming so */
 #define FAULT_NO_TOOLS "ToolsUnavailable"
 
+/* False: it cannot be told, err says why. */
 static bool is_off(struct provider_session *session, const char *vm_id, bool *out,
                    struct error *err)
 {
@@ -27,16 +28,13 @@ static int switch_power(struct provider_session *session, const char *vm_id, con
                         struct error *err)
 {
     auto_strbuf request = {0};
-    autofree char *task = NULL;
 
     if (session_login(session, err) < 0)
         return -1;
     strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);
     soap_begin(&request, method, "VirtualMachine", vm_id);
     soap_end(&request, method);
-    if (task_start(session, method, &request, &task, err) < 0)
-        return -1;
-    return task_wait(session, task, method, POWER_TASK_TIMEOUT_MS, NULL, err);
+    return task_run(session, method, &request, POWER_TASK_TIMEOUT_MS, NULL, err);
 }
 
 /* Somebody else may be quicker: what counts is what it is like then. */

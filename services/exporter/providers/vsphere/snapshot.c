@@ -129,7 +129,7 @@ int snapshot_create(struct provider_session *session, const char *vm_id,
                     const struct snapshot_spec *spec, char **out_id, struct error *err)
 {
     auto_strbuf request = {0};
-    autofree char *task = NULL, *id = NULL;
+    autofree char *id = NULL;
 
     if (session_login(session, err) < 0)
         return -1;
@@ -140,8 +140,7 @@ int snapshot_create(struct provider_session *session, const char *vm_id,
     soap_add(&request, "memory", spec->memory ? "true" : "false");
     soap_add(&request, "quiesce", spec->quiesce ? "true" : "false");
     soap_end(&request, "CreateSnapshot_Task");
-    if (task_start(session, "CreateSnapshot_Task", &request, &task, err) < 0 ||
-        task_wait(session, task, "CreateSnapshot_Task", spec->timeout_ms, &id, err) < 0)
+    if (task_run(session, "CreateSnapshot_Task", &request, spec->timeout_ms, &id, err) < 0)
         return -1;
     if (!soap_id_is_sane(id))
         return error_set(err, ERR_PROTOCOL, "CreateSnapshot_Task: the result names no snapshot");
@@ -154,16 +153,14 @@ int snapshot_create(struct provider_session *session, const char *vm_id,
 static int remove_once(struct provider_session *session, const char *id, struct error *err)
 {
     auto_strbuf request;
-    autofree char *task = NULL;
 
     strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);
     soap_begin(&request, "RemoveSnapshot_Task", "VirtualMachineSnapshot", id);
     soap_add(&request, "removeChildren", "false");
     soap_add(&request, "consolidate", "true");
     soap_end(&request, "RemoveSnapshot_Task");
-    if (task_start(session, "RemoveSnapshot_Task", &request, &task, err) < 0)
-        return -1;
-    return task_wait(session, task, "RemoveSnapshot_Task", SNAPSHOT_REMOVE_TIMEOUT_MS, NULL, err);
+    return task_run(session, "RemoveSnapshot_Task", &request, SNAPSHOT_REMOVE_TIMEOUT_MS, NULL,
+                    err);
 }
 
 static const char *const snapshot_vm_paths[] = {"vm", NULL};
@@ -227,15 +224,12 @@ static int consolidation_needed(struct provider_session *session, const char *vm
 static int consolidate_once(struct provider_session *session, const char *vm_id, struct error *err)
 {
     auto_strbuf request;
-    autofree char *task = NULL;
 
     strbuf_init(&request, SOAP_REQUEST_BYTES_MAX);
     soap_begin(&request, "ConsolidateVMDisks_Task", "VirtualMachine", vm_id);
     soap_end(&request, "ConsolidateVMDisks_Task");
-    if (task_start(session, "ConsolidateVMDisks_Task", &request, &task, err) < 0)
-        return -1;
-    return task_wait(session, task, "ConsolidateVMDisks_Task", SNAPSHOT_REMOVE_TIMEOUT_MS, NULL,
-                     err);
+    return task_run(session, "ConsolidateVMDisks_Task", &request, SNAPSHOT_REMOVE_TIMEOUT_MS, NULL,
+                    err);
 }
 
 int snapshot_consolidate(struct provider_session *session, const char *vm_id, struct error *err)

@@ -92,3 +92,13 @@ int task_start(struct provider_session *session, const char *method, const struc
     *out_task = xstrdup(task);
     return 0;
 }
+
+int task_run(struct provider_session *session, const char *method, const struct strbuf *request,
+             int64_t timeout_ms, char **out_result, struct error *err)
+{
+    autofree char *task = NULL;
+
+    if (task_start(session, method, request, &task, err) < 0)
+        return -1;
+    return task_wait(session, task, method, timeout_ms, out_result, err);
+}

@@ -11,6 +11,10 @@ MUST_CHECK int task_start(struct provider_session *session, const char *method,
  * out_result may be NULL. `what` begins messages. */
 MUST_CHECK int task_wait(struct provider_session *session, const char *task, const char *what,
                          int64_t timeout_ms, char **out_result, struct error *err);
+/* Both, for who needs nothing but the end; messages begin with the method. */
+MUST_CHECK int task_run(struct provider_session *session, const char *method,
+                        const struct strbuf *request, int64_t timeout_ms, char **out_result,
+                        struct error *err);
 /* For who looks at tasks of others: their property "info". */
 extern const struct property_set task_set;
 
