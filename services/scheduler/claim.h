@@ -18,19 +18,19 @@ void claims_free(struct claims *claims);
 DEFINE_AUTO(claims, struct claims, claims_free)
 #define auto_claims CLEANUP(claims_auto) struct claims
 
-/* The rows of the asking workers; out_first[i]: it is the first of a
- * worker that was not known as up before. */
+/* The rows of the asking workers; out_first[i]: it is the first of a worker that was not known as
+ * up before. */
 MUST_CHECK int claim_workers(struct db *db, const Hypersdk__V1__LeaseRequest *const *requests,
                              size_t count, bool *out_first, struct error *err);
 struct claim_wish { /* requests that want the same */
     const Hypersdk__V1__LeaseRequest *requests[CLAIM_BATCH_MAX];
     size_t count;
 };
-/* Inside the caller's transaction: the best tasks that fit, one
- * for each of the first claims_count requests, leased. Some at least, if there are any; maybe not
- * all, because what is leased counts against limits: ask again. Rows that others hold are passed
- * over. Nothing counts before the caller's commit. An error that is not retryable is a task's
- * fault: out_task names it (claim_give_up); "": it is one of several, ask for one at a time. */
+/* Inside the caller's transaction: the best tasks that fit, one for each of the first claims_count
+ * requests, leased. Some at least, if there are any; maybe not all, because what is leased counts
+ * against limits: ask again. Rows that others hold are passed over. Nothing counts before the
+ * caller's commit. An error that is not retryable is a task's fault: out_task names it
+ * (claim_give_up); "": it is one of several, ask for one at a time. */
 MUST_CHECK int claim_tasks(struct scheduler *scheduler, struct db *db,
                            const struct claim_wish *wish, struct claims **out, char out_task[64],
                            struct error *err);

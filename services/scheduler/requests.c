@@ -407,15 +407,36 @@ static int fill_finish(const struct work *work, struct job_store_event *event, j
     return 0;
 }
 
+/* All of them or none, inside the caller's transaction. */
+static int finish_all(struct work *works, size_t count, struct error *err)
+{
+    struct job_store_event events[TOGETHER_MAX];
+    struct job_store_outcome outcomes[TOGETHER_MAX] = {0};
+    json_t *results[TOGETHER_MAX] = {0};
+    auto_json *lines = json_array();
+    int rc = 0;
+
+    for (size_t i = 0; i < count && rc == 0; i++) {
+        const Hypersdk__V1__TaskFinish *body = works[i].envelope->task_finish;
+        rc = fill_finish(&works[i], &events[i], &results[i], err);
+        events[i].lines_stored = last_line(body->lines, body->n_lines);
+    }
+    if (rc == 0)
+        rc = job_store_apply_all(works->db, events, count, outcomes, err);
+    for (size_t i = 0; i < count; i++) {
+        const Hypersdk__V1__TaskFinish *body = works[i].envelope->task_finish;
+        json_decref(results[i]);
+        if (rc < 0)
+            continue;
+        note_end(&works[i], &outcomes[i]);
+        add_lines(&works[i], body->lines, works[i].ended ? body->n_lines : 0, lines);
+    }
+    return rc < 0 ? rc : insert_lines(works->db, lines, err);
+}
+
 static int finish(struct work *work, struct error *err)
 {
-    const Hypersdk__V1__TaskFinish *body = work->envelope->task_finish;
-    auto_json *result = NULL;
-    struct job_store_event event;
-
-    if (fill_finish(work, &event, &result, err) < 0)
-        return -1;
-    return end_task(work, &event, body->lines, body->n_lines, err);
+    return finish_all(work, 1, err);
 }
 
 static int fail(struct work *work, struct error *err)
@@ -700,31 +721,6 @@ static void handle(struct scheduler *scheduler, struct db *db, struct bus_reques
         log_failure(&work, &err);
     }
     answer(&work, request, fn, &err);
-}
-
-/* All of them or none, inside the caller's transaction. */
-static int finish_all(struct work *works, size_t count, struct error *err)
-{
-    struct job_store_event events[TOGETHER_MAX];
-    struct job_store_outcome outcomes[TOGETHER_MAX] = {0};
-    json_t *results[TOGETHER_MAX] = {0};
-    auto_json *lines = json_array();
-    int rc = 0;
-
-    for (size_t i = 0; i < count && rc == 0; i++) {
-        const Hypersdk__V1__TaskFinish *body = works[i].envelope->task_finish;
-        rc = fill_finish(&works[i], &events[i], &results[i], err);
-        events[i].lines_stored = last_line(body->lines, body->n_lines);
-    }
-    if (rc == 0)
-        rc = job_store_apply_all(works->db, events, count, outcomes, err);
-    for (size_t i = 0; i < count; i++) {
-        const Hypersdk__V1__TaskFinish *body = works[i].envelope->task_finish;
-        note_end(&works[i], &outcomes[i]);
-        add_lines(&works[i], body->lines, works[i].ended ? body->n_lines : 0, lines);
-        json_decref(results[i]);
-    }
-    return rc < 0 ? rc : insert_lines(works->db, lines, err);
 }
 
 /* The ends of several tasks in one transaction. False: nothing was done, or nobody knows: then each
