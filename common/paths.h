@@ -27,9 +27,9 @@ bool file_name_is_temp(const char *base_name, size_t *out_length);
 MUST_CHECK int dir_sync_parent(const char *path, struct error *err);
 /* The directory that path names its file in, without the last '/'; "" when it names none. Caller
  * frees. */
+char *path_parent(const char *path);
 /* What stands behind the last '/'; the path itself when nothing does. Borrowed. */
 const char *path_last(const char *path);
-char *path_parent(const char *path);
 /* Does text end in suffix, with something before it? */
 bool path_has_suffix(const char *text, const char *suffix);
 /* VM name to file name (manifest-and-ovf.md section 1): caller frees, never empty. */

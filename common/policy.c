@@ -61,14 +61,14 @@ static const char ASK[] =
 int policy_check(json_t *fields, struct field_problem *problem, struct error *err)
 {
     static const char *const powers[] = {"poweredOn", "poweredOff", "suspended", NULL};
-    const json_t *filter = json_object_get(fields, "vm_filter");
+    json_t *filter = json_object_get(fields, "vm_filter");
 
     if (filter == NULL)
         return field_fail(problem, 400, "vm_filter", err, ERR_INVALID, "'vm_filter' is missing");
     if (fields_member(fields, "vm_filter", "vm_filter.", filter_fields, problem, err) < 0)
         return -1;
     filter = json_object_get(fields, "vm_filter");
-    if (vm_filter_check(json_object_get(fields, "vm_filter"), "vm_filter.", problem, err) < 0)
+    if (vm_filter_check(filter, "vm_filter.", problem, err) < 0)
         return -1;
     if (json_object_size(filter) == 0) {
         return field_fail(problem, 422, "vm_filter", err, ERR_INVALID,

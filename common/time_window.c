@@ -236,11 +236,7 @@ int time_windows_read(const json_t *given, const struct config_list *named, json
     {
         problem->status = 0;
         if (read_item(item, named, list, problem, &why) < 0) {
-            if (problem->status == 0 && error_is_retryable(&why)) {
-                *err = why;
-                return -1;
-            }
-            if (problem->status == 0) {
+            if (problem->status == 0 && !error_is_retryable(&why)) {
                 return field_fail(problem, 400, "time_windows", err, ERR_INVALID,
                                   "'time_windows': %.400s", why.message);
             }

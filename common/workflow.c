@@ -252,9 +252,7 @@ static int need(const json_t *step, const char *name, struct field_problem *prob
 /* What is stored is without secrets: the receiver would get asterisks. */
 static int check_webhook_body(const json_t *body, struct field_problem *problem, struct error *err)
 {
-    auto_json *masked = body == NULL ? NULL : json_mask_secrets(body);
-
-    if (body == NULL || json_equal(masked, body))
+    if (json_find_secret(body) == NULL)
         return 0;
     return field_fail(problem, 422, "body", err, ERR_NOT_AVAILABLE,
                       "'body' has a secret: a workflow keeps none");
