@@ -353,7 +353,8 @@ static bool remember(struct hub_request *request, int64_t id)
     return true;
 }
 
-static void replay_rows(struct hub_request *request, const json_t *rows)
+/* What the live feed has not seen yet is published here: it would come again right after. */
+static void replay_rows(struct hub *hub, struct hub_request *request, const json_t *rows)
 {
     size_t i;
     json_t *row;
@@ -365,8 +366,10 @@ static void replay_rows(struct hub_request *request, const json_t *rows)
         int64_t id = json_integer_value(json_object_get(row, "seq"));
 
         request->after = id;
-        if (remember(request, id) && live_event_new(row, &event, &err) == 0)
-            subscriber_replay(request->subscriber, event, clock_mono_ms());
+        if (!remember(request, id) || live_event_new(row, &event, &err) < 0)
+            continue;
+        subscriber_replay(request->subscriber, event, clock_mono_ms());
+        hub_publish(hub, event); /* to this client, too: it waits aside, and is known by its id */
     }
 }
 
@@ -383,7 +386,7 @@ static bool replay(struct feed *feed, struct hub_request *request)
         return false;
     if (job_store_events(feed->db, request->after, false, PAGE_ROWS, &rows, &err) < 0)
         return false; /* again when the database is back */
-    replay_rows(request, rows);
+    replay_rows(feed->hub, request, rows);
     if (request->replayed_count > REPLAY_ROWS_MAX) {
         hub_reply(subscriber, json_pack("{s:s, s:s}", "type", "resync", "message",
                                         "too many events were missed: read the lists again"));

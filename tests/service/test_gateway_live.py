@@ -128,6 +128,27 @@ def test_a_client_that_comes_back_gets_what_it_missed(gateway):
     assert other.states() == []
 
 
+def test_what_the_replay_saw_first_does_not_come_again(gateway):
+    suite = gateway()
+    wait_subscribed(suite)
+    job = add_job(suite, "job-1")
+    watcher = Socket(suite.url(), "/ws")
+    first = emit(suite, job, "job.step")
+    while not watcher.states():
+        watcher.next()
+    # nobody is told of it: live, it comes when the feed looks by itself
+    late = suite.sql("INSERT INTO job_events (job_id, event, status) VALUES ('job-1', 'job.late',"
+                     " 'running') RETURNING id")[0]["id"]
+    back = Socket(suite.url(), f"/ws?resume_from={first}")
+    while not back.states():
+        back.next()
+    while late not in [seq for seq, _ in watcher.states()]:
+        watcher.next()
+    back.send(action="ping")
+    back.until("pong")
+    assert [seq for seq, _ in back.states()] == [late]
+
+
 def test_topics_say_what_a_client_gets(gateway):
     suite = gateway()
     wait_subscribed(suite)
