@@ -6,6 +6,7 @@ import subprocess
 import psycopg2
 
 from .process import ROOT
+from .wait import free_port
 
 LOCAL = ROOT / "deploy" / "local"
 
@@ -28,7 +29,8 @@ class Postgres:
         self.port = None
 
     def start(self):
-        self.port = int(_script("postgres.sh", "start", self.directory, PG_FSYNC=self.fsync))
+        self.port = int(_script("postgres.sh", "start", self.directory, self.port or free_port(),
+                                PG_FSYNC=self.fsync))
         return self
 
     def stop(self, mode="fast"):
@@ -84,7 +86,7 @@ class Redis:
         self.port = None
 
     def start(self):
-        self.port = int(_script("redis.sh", "start", self.directory))
+        self.port = int(_script("redis.sh", "start", self.directory, self.port or free_port()))
         return self
 
     def stop(self):

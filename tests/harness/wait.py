@@ -33,8 +33,9 @@ def wait_for(condition, deadline=30.0, what=None, interval=0.05):
 
 
 # Below the kernel's range for outgoing connections, which could take a port between our look and
-# its use; each test process that runs beside others has a part of it for itself.
-PORTS_FIRST, PORTS_EACH, PORT_PARTS = 10000, 5500, 4
+# its use; each test process that runs beside others has a part of it for itself. As many parts as
+# run.py starts workers at most.
+PORTS_FIRST, PORTS_EACH, PORT_PARTS = 10000, 3600, 6
 _part = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % PORT_PARTS
 _next_port = random.randrange(PORTS_EACH)
 
