@@ -44,7 +44,7 @@ test-unit: $(UNIT_BIN) ## build and run the unit tests of this variant
 # One part of `make test` at a time: make test-service, tests/run.py --help
 test-service: all test-peers drivers $(HELPERS) ## contract, service and end-to-end tests with the binaries of this variant
 	@/usr/bin/python3 tests/run.py contract service e2e
-test-build: all test-peers drivers $(HELPERS) unit-programs
+test-build: all test-peers drivers $(HELPERS)
 	@$(MAKE) --no-print-directory SAN=asan unit-programs
 test: ## install what tests need, build, run everything; ends with "N passed, N failed, N skipped"
 	@deploy/local/packages.sh build run demo test
@@ -55,6 +55,7 @@ test: ## install what tests need, build, run everything; ends with "N passed, N 
 FUZZ_NAMES = $(patsubst tests/fuzz/fuzz_%.c,%,$(wildcard tests/fuzz/fuzz_*.c))
 .PHONY: test-full
 test-full: test ## make test, then everything that takes long
+	@$(MAKE) --no-print-directory $(JOBS) test-unit
 	@HSDK_KILLS=100 $(B)/unit/exporter/engine/test_copy_crash
 	@$(MAKE) --no-print-directory $(JOBS) SAN=asan test-build
 	@$(MAKE) --no-print-directory SAN=asan sim SEEDS=500 SEED_START=1000000

@@ -37,7 +37,9 @@ def random_disk(path, size, holes=(), soft=0):
     return path
 
 
-HEAVY = pytest.mark.heavy
+def heavy(*values):
+    """Parameters of a test whose other ones are enough for every run."""
+    return pytest.param(*values, marks=pytest.mark.heavy)
 
 
 @pytest.fixture
@@ -147,9 +149,9 @@ def noted(suite):
 
 @pytest.mark.parametrize("fields,name,image_format", [
     ({"format": "raw"}, "web-disk1.raw", "raw"),
-    ({"format": "ovf"}, "web-disk1.vmdk", "vmdk"),
+    heavy({"format": "ovf"}, "web-disk1.vmdk", "vmdk"),
     ({"format": "qcow2"}, "web-disk1.qcow2", "qcow2"),
-    ({"format": "raw", "compress": True}, "web-disk1.raw.zst", None)])
+    heavy({"format": "raw", "compress": True}, "web-disk1.raw.zst", None)])
 def test_to_s3(make_suite, make_vsphere, disk, swift, bucket, tmp_path, fields, name, image_format):
     suite = start(make_suite, make_vsphere([vm("web", disk)]),
                   {"main": swift.entry(f"s3://{bucket}")})
@@ -175,7 +177,7 @@ def test_to_s3(make_suite, make_vsphere, disk, swift, bucket, tmp_path, fields, 
 
 
 @pytest.mark.parametrize("fields,image_format", [
-    ({"format": "ovf"}, "vmdk"), ({"format": "qcow2", "compress": True}, "qcow2"),
+    heavy({"format": "ovf"}, "vmdk"), heavy({"format": "qcow2", "compress": True}, "qcow2"),
     ({"format": "ova"}, None)])
 def test_to_an_ssh_server(make_suite, make_vsphere, disk, small, sshd, tmp_path, fields,
                           image_format):
@@ -204,13 +206,11 @@ def end_worker(suite, how):
 
 
 @pytest.mark.parametrize("fields,name,image_format,ends", [
-    ({"format": "raw"}, "web-disk1.raw", "raw", {3: "kill"}),
-    ({"format": "vmdk"}, "web-disk1.vmdk", "vmdk", {1: "kill", 3: "stop", 5: "kill"}),
+    heavy({"format": "raw"}, "web-disk1.raw", "raw", {3: "kill"}),
+    heavy({"format": "vmdk"}, "web-disk1.vmdk", "vmdk", {1: "kill", 3: "stop", 5: "kill"}),
     ({"format": "qcow2"}, "web-disk1.qcow2", "qcow2", {1: "kill", 3: "stop", 5: "kill"}),
-    pytest.param({"format": "qcow2", "compress": True}, "web-disk1.qcow2", "qcow2",
-                 {2: "kill", 4: "kill"}, marks=HEAVY),
-    pytest.param({"format": "raw", "compress": True}, "web-disk1.raw.zst", "zst",
-                 {1: "stop", 4: "stop"}, marks=HEAVY)])
+    heavy({"format": "qcow2", "compress": True}, "web-disk1.qcow2", "qcow2", {2: "kill", 4: "kill"}),
+    heavy({"format": "raw", "compress": True}, "web-disk1.raw.zst", "zst", {1: "stop", 4: "stop"})])
 def test_ended_again_and_again_it_goes_on(make_suite, make_vsphere, disk, soft, fake, tmp_path,
                                           fields, name, image_format, ends):
     """kill -9 and SIGTERM when parts are stored and gone from the spool: they are not sent again,
@@ -247,7 +247,7 @@ def test_ended_again_and_again_it_goes_on(make_suite, make_vsphere, disk, soft, 
 
 
 @pytest.mark.parametrize("ends", [{2: "kill", 5: "stop", 8: "kill"},
-                                  pytest.param({1: "kill", 7: "kill"}, marks=HEAVY)])
+                                  heavy({1: "kill", 7: "kill"})])
 def test_an_ova_ended_again_and_again(make_suite, make_vsphere, disk, fake, tmp_path, ends):
     """In the first disk and in the second: what is stored is not sent again, digests survive, and
     front and headers are right although they are written late."""
@@ -277,9 +277,8 @@ def test_an_ova_ended_again_and_again(make_suite, make_vsphere, disk, fake, tmp_
 
 
 @pytest.mark.parametrize("where,how", [
-    ("last parts", "kill"), pytest.param("complete", "stop", marks=HEAVY), ("complete", "kill"),
-    pytest.param("manifest.yaml", "stop", marks=HEAVY),
-    pytest.param("manifest.yaml", "kill", marks=HEAVY)])
+    heavy("last parts", "kill"), heavy("complete", "stop"), ("complete", "kill"),
+    heavy("manifest.yaml", "stop"), heavy("manifest.yaml", "kill")])
 def test_an_ova_ended_behind_its_last_byte(make_suite, make_vsphere, disk, small, fake, tmp_path,
                                            where, how):
     sim = make_vsphere([vm("web", disk, small)])
@@ -307,7 +306,7 @@ def test_an_ova_ended_behind_its_last_byte(make_suite, make_vsphere, disk, small
     check_nothing_is_here(suite, result)
 
 
-@pytest.mark.parametrize("lost", ["state", "upload", "journal", "note", "index"])
+@pytest.mark.parametrize("lost", ["state", *map(heavy, ("upload", "journal", "note", "index"))])
 def test_an_ova_of_which_something_is_lost_is_read_again(make_suite, make_vsphere, disk, small,
                                                          fake, tmp_path, lost):
     """In the second disk: then nothing is believed, and the package is right all the same."""
@@ -335,10 +334,10 @@ def test_an_ova_of_which_something_is_lost_is_read_again(make_suite, make_vspher
     check_nothing_is_here(suite, result)
 
 
-@pytest.mark.parametrize("where", ["last parts", "complete", "manifest.yaml"])
+@pytest.mark.parametrize("where", [heavy("last parts"), "complete", heavy("manifest.yaml")])
 @pytest.mark.parametrize("fields,name,image_format", [
     ({"format": "ovf"}, "web-disk1.vmdk", "vmdk"),
-    pytest.param({"format": "qcow2"}, "web-disk1.qcow2", "qcow2", marks=HEAVY)])
+    heavy({"format": "qcow2"}, "web-disk1.qcow2", "qcow2")])
 def test_ended_behind_the_last_byte(make_suite, make_vsphere, disk, fake, tmp_path, where, fields,
                                     name, image_format):
     """While the rest goes out, when the object is complete and nobody heard of it, and among the
@@ -395,6 +394,7 @@ def test_an_ova_is_killed_while_a_target_takes_it(make_suite, make_vsphere, disk
     check_nothing_is_here(suite, done["result"])
 
 
+@pytest.mark.heavy
 def test_killed_while_an_ssh_server_takes_it(make_suite, make_vsphere, disk, sshd):
     sim = make_vsphere([vm("web", disk)], rate=12 * MB)
     suite = start(make_suite, sim, {"nas": sshd.entry()})
@@ -432,7 +432,7 @@ def test_an_ssh_server_that_lost_bytes_gets_them_again(make_suite, make_vsphere,
     check_nothing_is_here(suite, done["result"])
 
 
-@pytest.mark.parametrize("image_format", ["raw", "qcow2"])
+@pytest.mark.parametrize("image_format", [heavy("raw"), "qcow2"])
 def test_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp_path,
                                              image_format):
     disk = random_disk(tmp_path / "large.raw", 416 * MB)
@@ -517,8 +517,8 @@ def test_the_second_disks_failure_takes_the_first_disks_object(make_suite, make_
     assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
 
 
-@pytest.mark.parametrize("lost", ["state", "upload", "journal", "index"])
-@pytest.mark.parametrize("image_format", ["vmdk", pytest.param("qcow2", marks=HEAVY)])
+@pytest.mark.parametrize("lost", [heavy("state"), "upload", heavy("journal"), heavy("index")])
+@pytest.mark.parametrize("image_format", ["vmdk", heavy("qcow2")])
 def test_what_one_side_lost_is_read_again(make_suite, make_vsphere, disk, fake, tmp_path, lost,
                                           image_format):
     """State file, the server's unfinished upload, the journal, or the image's index: without one of
@@ -545,6 +545,7 @@ def test_what_one_side_lost_is_read_again(make_suite, make_vsphere, disk, fake, 
     check_nothing_is_here(suite, result)
 
 
+@pytest.mark.heavy
 def test_the_server_forgets_the_upload_meanwhile(make_suite, make_vsphere, disk, fake, tmp_path):
     sim = make_vsphere([vm("web", disk)], rate=24 * MB)
     suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
