@@ -19,7 +19,7 @@ def start_gateways(make_suite, count=1, dev=True, ready=True, **options):
     """A suite of `count` gateways without any other service. With dev=False suite.client is the
     administrator."""
     suite = make_suite(services=["api-gateway"], start=False, dev=dev, **options)
-    apply_schema(suite)
+    apply_schema(suite.postgres, suite.database)
     for i in range(1, count + 1):
         suite.add("api-gateway" if i == 1 else f"api-gateway-{i}")
     for name in suite.processes if ready else []:

@@ -1,14 +1,18 @@
-"""Private PostgreSQL and Redis, by the scripts that `make run` uses."""
+"""Private PostgreSQL and Redis. PostgreSQL comes by the script that `make run` uses."""
 import os
 import pathlib
+import secrets
+import socket
 import subprocess
 
 import psycopg2
 
-from .process import ROOT
-from .wait import free_port
+from .process import ROOT, Process
+from .schema import apply_schema
+from .wait import GiveUp, free_port, wait_for
 
 LOCAL = ROOT / "deploy" / "local"
+TEMPLATE = "hypersdk_template"  # the database that others of a cluster are copies of
 
 
 def _script(name, *args, **env):
@@ -27,6 +31,7 @@ class Postgres:
         self.directory = pathlib.Path(directory)
         self.fsync = "on" if durable else "off"
         self.port = None
+        self.has_template = False
 
     def start(self):
         self.port = int(_script("postgres.sh", "start", self.directory, self.port or free_port(),
@@ -74,27 +79,58 @@ class Postgres:
             connection.close()
 
     def create_database(self, name):
-        self._administer(f'CREATE DATABASE "{name}" OWNER hypersdk_owner')
+        """One with the product's schema, as a first start leaves it: a copy is made sooner than
+        migrations are applied."""
+        if not self.has_template:
+            self._administer(f'CREATE DATABASE "{TEMPLATE}" OWNER hypersdk_owner')
+            apply_schema(self, TEMPLATE)
+            self.has_template = True
+        self._administer(f'CREATE DATABASE "{name}" OWNER hypersdk_owner TEMPLATE "{TEMPLATE}"')
 
     def drop_database(self, name):
         self._administer(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
 
 class Redis:
+    """One of 127.0.0.1 with a password and nothing on disk."""
+
     def __init__(self, directory):
         self.directory = pathlib.Path(directory)
         self.port = None
+        self.password = secrets.token_hex(16)
+        self.process = None
 
     def start(self):
-        self.port = int(_script("redis.sh", "start", self.directory, self.port or free_port()))
+        """On the same port after a stop."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.port = self.port or free_port()
+        path = self.directory / "redis.conf"  # arguments are visible to everybody
+        path.touch(mode=0o600)
+        path.write_text(f'bind 127.0.0.1\nport {self.port}\nrequirepass {self.password}\n'
+                        f'save ""\nappendonly no\ndir "{self.directory}"\nmaxmemory 256mb\n'
+                        "maxmemory-policy allkeys-lru\n")
+        self.process = Process("redis", ["redis-server", path], self.directory / "redis.log")
+        self.process.start()
+        wait_for(self._answers, 20, self.process.tail, interval=0.01)
         return self
 
-    def stop(self):
-        _script("redis.sh", "stop", self.directory)
+    def _answers(self):
+        if not self.process.alive():
+            raise GiveUp(self.process.tail())
+        with socket.create_connection(("127.0.0.1", self.port), 5) as s:
+            s.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
+            s.settimeout(5)
+            answer = b""
+            while not answer.endswith(b"+PONG\r\n"):
+                more = s.recv(100)
+                if not more:
+                    return False
+                answer += more
+        return True
 
-    @property
-    def password(self):
-        return (self.directory / "password").read_text().strip()
+    def stop(self):
+        if self.process is not None:
+            self.process.kill()
 
     def command(self, *words):
         """redis-cli's answer as text."""

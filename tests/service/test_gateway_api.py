@@ -21,7 +21,7 @@ OBJECT = "application/vnd.hypersdk.v1+json"
 def make_gateway(make_suite):
     def make(**options):
         suite = make_suite(services=["api-gateway"], start=False, **options)
-        apply_schema(suite)
+        apply_schema(suite.postgres, suite.database)
         suite.add("api-gateway")
         suite.client = Client(suite.url())
         suite.wait_ready()

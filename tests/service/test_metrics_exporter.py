@@ -17,7 +17,7 @@ DURATION = "hypersdk_job_duration_seconds"
 @pytest.fixture
 def exporter(make_suite):
     suite = make_suite(services=["metrics-exporter"], start=False)
-    apply_schema(suite)
+    apply_schema(suite.postgres, suite.database)
     suite.add("metrics-exporter")
     wait_for(lambda: suite.ready("metrics-exporter"), 30, lambda: suite.tails())
     return suite
@@ -163,7 +163,7 @@ def test_a_malformed_row_is_left_out_and_told(exporter):
 
 def test_without_the_database_the_target_is_down(make_suite):
     suite = make_suite(own_postgres=True, services=["metrics-exporter"], start=False)
-    apply_schema(suite)
+    apply_schema(suite.postgres, suite.database)
     suite.add("metrics-exporter")
     wait_for(lambda: suite.ready("metrics-exporter"), 30, lambda: suite.tails())
     suite.postgres.stop("immediate")

@@ -42,7 +42,7 @@ def notifier(make_suite):
     def make(count=1, **webhooks):
         suite = make_suite(services=["notifier"], start=False,
                            config={"webhooks": {"allow_private": True, **webhooks}})
-        apply_schema(suite)
+        apply_schema(suite.postgres, suite.database)
         for i in range(1, count + 1):
             suite.add("notifier" if i == 1 else f"notifier-{i}")
         for name in suite.processes:
@@ -303,7 +303,7 @@ def test_it_waits_for_the_database_and_outlives_it(make_suite, receivers):
         return answer.status_code == 503 and answer.json()["reason"]
 
     wait_for(lambda: "schema is not there yet" in reason(), 20, lambda: suite.tails())
-    apply_schema(suite)
+    apply_schema(suite.postgres, suite.database)
     wait_for(lambda: suite.ready("notifier"), 20)
     add_webhook(suite, receiver.url)
     suite.postgres.stop("immediate")

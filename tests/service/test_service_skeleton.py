@@ -59,7 +59,7 @@ def notifier(make_suite):
     def make(drain="5s"):
         suite = make_suite(services=["notifier"], start=False,
                            config={"daemon": {"drain_ms": drain}})
-        apply_schema(suite)
+        apply_schema(suite.postgres, suite.database)
         suite.add("notifier")
         wait_for(lambda: suite.ready("notifier"), 30, lambda: suite.tails())
         return suite
