@@ -4,7 +4,6 @@
 #include <string.h>
 
 #define BACKOFF_SHIFT_MAX 20 /* 2^20 initial delays is over any maximum */
-#define FINISH_GRACE_MS   INT64_C(120000)
 
 static const char *const job_names[] = {"pending",   "running", "paused",   "cancelling",
                                         "completed", "failed",  "cancelled"};
@@ -161,8 +160,6 @@ static struct job_decision on_renewed(const struct job_machine *row,
     if (!is_leased(row))
         return refuse(row, "the task is not leased");
     d.row.lease_until_ms = input->now_ms + input->lease_ms;
-    if (row->task == TASK_FINISHING)
-        d.row.lease_until_ms += FINISH_GRACE_MS;
     d.row.bytes_done = max_u64(row->bytes_done, input->bytes_done);
     return d;
 }
@@ -207,6 +204,10 @@ static struct job_decision on_failed(const struct job_machine *row,
     return d;
 }
 
+/* From here on a cancel comes too late. The lease is one like any other: what keeps two epochs from
+ * writing is that a worker stops before lease_until and the reaper waits until after it, the same
+ * in every state. A longer one would only hold a dead worker's task back: its finish can be
+ * repeated, so whoever gets the task next goes on with it. */
 static struct job_decision on_permitted(const struct job_machine *row,
                                         const struct job_event_input *input)
 {
@@ -217,7 +218,7 @@ static struct job_decision on_permitted(const struct job_machine *row,
     if (row->job == JOB_CANCELLING || row->task_cancel)
         return refuse(row, "the job was cancelled");
     d.row.task = TASK_FINISHING;
-    d.row.lease_until_ms = input->now_ms + input->lease_ms + FINISH_GRACE_MS;
+    d.row.lease_until_ms = input->now_ms + input->lease_ms;
     if (row->task != TASK_FINISHING) {
         d.effects = JOB_EFFECT_HISTORY;
         d.event = "job.finishing";

@@ -4,10 +4,9 @@
 
 #include "common/worker.h"
 
-#define WORKER_CALL_MS          5000            /* one request that is repeated until answered */
-#define WORKER_RENEW_CALL_MS    3000            /* shorter: several tries fit into a lease */
-#define WORKER_FINISH_MS        INT64_C(120000) /* after a permit nobody else gets the task this long */
-#define WORKER_RECORDS_MAX      256             /* as bus_check.c allows, so are the next three */
+#define WORKER_CALL_MS          5000 /* one request that is repeated until answered */
+#define WORKER_RENEW_CALL_MS    3000 /* shorter: several tries fit into a lease */
+#define WORKER_RECORDS_MAX      256  /* as bus_check.c allows, so are the next three */
 #define WORKER_RECORD_KEY_MAX   128
 #define WORKER_RECORD_VALUE_MAX 4096
 #define WORKER_PHASE_MAX        32
@@ -63,7 +62,7 @@ struct worker_task {
     atomic_bool stopped;
     atomic_int reason;                     /* enum worker_stop */
     atomic_int_fast64_t lease_deadline_ms; /* of writes, monotonic, by the last renewal */
-    atomic_bool permitted;                 /* adds WORKER_FINISH_MS to it */
+    atomic_bool permitted;                 /* asked for once */
     atomic_bool expired; /* lost by our own clock; the scheduler has not said so */
 
     pthread_mutex_t mutex;  /* guards all below; never held over I/O */

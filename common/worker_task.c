@@ -220,8 +220,7 @@ void worker_task_kick(struct worker_task *task)
 
 int64_t worker_task_deadline_ms(const struct worker_task *task)
 {
-    return atomic_load(&task->lease_deadline_ms) +
-           (atomic_load(&task->permitted) ? WORKER_FINISH_MS : 0);
+    return atomic_load(&task->lease_deadline_ms);
 }
 
 /* The first reason stays, but a lost lease beats all: nothing may be written any more. */

@@ -297,7 +297,8 @@ static bool tidy_files(struct export_run *run, bool worthless)
         return false;
     if (export_may_write(run, &err) < 0)
         return true;
-    if (run->plan != NULL && export_retreat(run->plan, run->dir, run->generation, &err) < 0) {
+    if (run->plan != NULL &&
+        export_retreat(run->task, run->plan, run->dir, run->generation, &err) < 0) {
         worker_task_log(run->task, LOG_LEVEL_ERROR, "files of the failed export remain: %s",
                         err.message);
         return true;

@@ -99,8 +99,8 @@ int export_tidy(struct export_run *run, struct error *err)
     return local_unclaim(run->dir, false, err);
 }
 
-int export_retreat(const struct export_record *plan, const char *dir, uint64_t generation,
-                   struct error *err)
+int export_retreat(const struct worker_task *task, const struct export_record *plan,
+                   const char *dir, uint64_t generation, struct error *err)
 {
     for (size_t i = 0; i < plan->file_count; i++) {
         const struct export_record_file *file = &plan->files[i];
@@ -108,7 +108,8 @@ int export_retreat(const struct export_record *plan, const char *dir, uint64_t g
         autofree char *final_path = xasprintf("%s/%s", dir, file->name);
         if (exists(partial) || !is_planned(file, final_path, NULL))
             continue;
-        if (local_rename_new(final_path, partial, err) < 0)
+        /* asked each time: is_planned read the whole file, and took as long as that takes */
+        if (worker_task_may_write(task, err) < 0 || local_rename_new(final_path, partial, err) < 0)
             return -1;
     }
     return local_sync_dir(dir, err);
@@ -163,7 +164,8 @@ static int discard_dir(struct worker_task *task, const char *dir, const char *ex
     }
     plan_path = local_partial_path(dir, EXPORT_RECORD_NAME, generation);
     if (export_record_load(plan_path, &plan, &none) == 0 &&
-        strcmp(plan->export_id, export_id) == 0 && export_retreat(plan, dir, generation, err) < 0)
+        strcmp(plan->export_id, export_id) == 0 &&
+        export_retreat(task, plan, dir, generation, err) < 0)
         return -1;
     if (worker_task_may_write(task, err) < 0 || local_sweep(dir, stem, NULL, err) < 0)
         return -1;

@@ -76,7 +76,7 @@ static int retreat_old(struct export_run *run, struct error *err)
     if (export_record_load(path, &plan, &load_error) < 0 ||
         strcmp(plan->export_id, run->export_id) != 0)
         return 0;
-    return export_retreat(plan, run->dir, run->generation, err);
+    return export_retreat(run->task, plan, run->dir, run->generation, err);
 }
 
 static int take_lock(struct export_run *run, int64_t wait_ms, struct error *err)

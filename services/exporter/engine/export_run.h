@@ -442,8 +442,8 @@ MUST_CHECK int export_commit(struct export_run *run, struct error *err);
 /* After export.json: journals, marks, old generations. */
 MUST_CHECK int export_tidy(struct export_run *run, struct error *err);
 /* Before export.json: files that have their final name already become partial again. */
-MUST_CHECK int export_retreat(const struct export_record *plan, const char *dir,
-                              uint64_t generation, struct error *err);
+MUST_CHECK int export_retreat(const struct worker_task *task, const struct export_record *plan,
+                              const char *dir, uint64_t generation, struct error *err);
 /* A fresh start in the same directory is possible afterwards. */
 MUST_CHECK int export_discard(struct export_run *run, struct error *err);
 

@@ -156,14 +156,17 @@ static void a_cancel_is_final_at_once_only_without_a_worker(void **state)
     assert_int_equal(decide(&d.row, JOB_EVENT_TASK_DONE, 0).row.job, JOB_COMPLETED);
 }
 
-static void a_permit_keeps_others_away_longer(void **state)
+static void a_permitted_task_has_a_lease_like_any_other(void **state)
 {
     struct job_machine row = leased();
     struct job_decision d = decide(&row, JOB_EVENT_PERMITTED, 5000);
 
     (void)state;
     assert_int_equal(d.row.task, TASK_FINISHING);
-    assert_int_equal(d.row.lease_until_ms, 5000 + LEASE_MS + 120000);
+    assert_int_equal(d.row.lease_until_ms, 5000 + LEASE_MS);
+    assert_int_equal(decide(&d.row, JOB_EVENT_RENEWED, 6000).row.lease_until_ms, 6000 + LEASE_MS);
+    assert_false(decide(&d.row, JOB_EVENT_LEASE_LOST, 5000 + LEASE_MS - 1).allowed);
+    assert_int_equal(decide(&d.row, JOB_EVENT_LEASE_LOST, 5000 + LEASE_MS).row.task, TASK_QUEUED);
     assert_true(decide(&d.row, JOB_EVENT_PERMITTED, 6000).allowed);
     assert_int_equal(decide(&d.row, JOB_EVENT_TASK_DONE, 6000).row.job, JOB_COMPLETED);
 }
@@ -442,7 +445,7 @@ int main(void)
         cmocka_unit_test(other_errors_end_the_job_at_once),
         cmocka_unit_test(losses_without_progress_end_the_job_and_progress_forgives),
         cmocka_unit_test(a_cancel_is_final_at_once_only_without_a_worker),
-        cmocka_unit_test(a_permit_keeps_others_away_longer),
+        cmocka_unit_test(a_permitted_task_has_a_lease_like_any_other),
         cmocka_unit_test(a_job_with_a_further_task_goes_on),
         cmocka_unit_test(a_retry_starts_counting_anew),
         cmocka_unit_test(a_pending_job_is_held_until_it_is_resumed),

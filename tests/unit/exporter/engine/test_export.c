@@ -737,6 +737,45 @@ static void finishing_can_be_repeated_after_every_step(void **state)
     assert_true(step > 9); /* every file had its turn */
 }
 
+/* ---- taking names back, interrupted ---- */
+
+static bool goes_back;
+static unsigned int asked;
+
+static void someone_else_finishes(struct worker_task *task)
+{
+    (void)task;
+    assert_int_equal(shell("web-03", "echo {} > \"$1\"/export.json"), 0);
+}
+
+static void note_release(struct worker_task *task, const char *line)
+{
+    goes_back = goes_back || (task->permits > 0 && strstr(line, "snapshot removed") != NULL);
+}
+
+static void lose_the_lease_while_a_file_is_read(struct worker_task *task)
+{
+    if (goes_back && asked++ > 0)
+        task->reason = WORKER_LOST;
+}
+
+/* Whoever has the task by then goes on by the names as they are. */
+static void names_are_not_taken_back_after_the_lease(void **state)
+{
+    (void)state;
+    goes_back = false;
+    asked = 0;
+    source_add_disk(PATTERN_TEXT, SMALL);
+    task_wants("ovf", false, "web-03");
+    world_task.on_permit = someone_else_finishes;
+    world_task.on_log = note_release;
+    world_task.on_write = lose_the_lease_while_a_file_is_read;
+    assert_fails_with(ERR_CONFLICT);
+    assert_int_equal(asked, 2);
+    assert_true(exists_below("web-03/web-03-disk1.vmdk"));
+    assert_false(exists_below("web-03/web-03-disk1.vmdk.partial"));
+}
+
 static void a_source_that_keeps_its_snapshot_does_not_spoil_the_export(void **state)
 {
     (void)state;
@@ -800,6 +839,7 @@ int main(void)
         TEST(verify_finds_a_digest_that_is_not_of_the_file),
         TEST(without_verify_nothing_is_read_back),
         TEST(finishing_can_be_repeated_after_every_step),
+        TEST(names_are_not_taken_back_after_the_lease),
         TEST(a_source_that_keeps_its_snapshot_does_not_spoil_the_export),
         TEST(a_spec_with_unknown_or_wrong_keys_is_refused),
     };
