@@ -70,11 +70,11 @@ static const struct field wait_fields[] = {
 static const struct field shutdown_fields[] = {
     TYPE, MAY, ONCE, MILLIS("timeout", 1000, SHUTDOWN_TIMEOUT_MS_MAX), BOOL("power_on_after"), {0}};
 static const struct field snapshot_fields[] = {
-    TYPE, MUST, ONCE, NO_END, TEXT("name", 80), BOOL("memory"), BOOL("quiesce"), {0}};
+    TYPE, MAY, ONCE, NO_END, TEXT("name", 80), BOOL("memory"), BOOL("quiesce"), {0}};
 static const struct field convert_fields[] = {
     TYPE, MAY, TRIES, MILLIS("timeout", 1000, CONVERT_MS_MAX), TEXT("format", 16), {0}};
 static const struct field upload_fields[] = {
-    TYPE, MUST, ONCE, NO_END, TEXT("destination", UPLOAD_URL_BYTES_MAX), {0}};
+    TYPE, MAY, ONCE, NO_END, TEXT("destination", UPLOAD_URL_BYTES_MAX), {0}};
 static const struct field import_fields[] = {TYPE, MAY, TRIES, NO_END, LIBVIRT_WISH_FIELDS, {0}};
 static const struct field cleanup_fields[] = {TYPE, MUST, ONCE, NO_END, CLEANUP_POLICY_FIELDS, {0}};
 static const struct field retry_fields[] = {
@@ -309,9 +309,10 @@ static int apply_snapshot(const struct apply *a)
 {
     if (ask(a, "type", a->job, "snapshot", json_true()) < 0 ||
         copy(a, "name", a->job, "snapshot_name") < 0 ||
-        copy(a, "memory", a->job, "snapshot_memory") < 0)
+        copy(a, "memory", a->job, "snapshot_memory") < 0 ||
+        copy(a, "quiesce", a->job, "snapshot_quiesce") < 0)
         return -1;
-    return copy(a, "quiesce", a->job, "snapshot_quiesce");
+    return copy(a, "on_error", a->job, "snapshot_on_error");
 }
 
 static int apply_convert(const struct apply *a)
@@ -332,7 +333,9 @@ static int apply_upload(const struct apply *a)
 {
     if (json_object_get(a->hook, "destination") == NULL)
         return fail(a, 400, "destination", ERR_INVALID, "an upload hook needs 'destination'");
-    return copy(a, "destination", a->job, "upload");
+    if (copy(a, "destination", a->job, "upload") < 0)
+        return -1;
+    return copy(a, "on_error", a->job, "upload_on_error");
 }
 
 /* All but what every hook has becomes the member `name` of the job. */

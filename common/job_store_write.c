@@ -207,6 +207,11 @@ static bool is_of_job(const struct store_change *change)
     return change->decision.allowed && change->row.job_id[0] != '\0';
 }
 
+static bool is_done(const struct store_change *change, const char *kind)
+{
+    return change->decision.row.task == TASK_DONE && strcmp(change->row.task_kind, kind) == 0;
+}
+
 static int store_jobs(struct db *db, const struct store_change *changes, size_t count,
                       PGresult **out, struct error *err)
 {
@@ -286,12 +291,38 @@ static json_t *event_row(const struct store_change *change)
                                             .detail = detail});
 }
 
+/* Steps of an export that it went on without are hooks that failed, though they are no tasks. */
+static void add_failed_steps(const struct store_change *change, json_t *events)
+{
+    const json_t *step;
+    size_t i;
+
+    if (!is_done(change, "export"))
+        return;
+    json_array_foreach(json_object_get(change->event.result, "hooks_failed"), i, step)
+    {
+        auto_json *detail = json_object();
+        json_set_text(detail, "hook", json_str(step, "when"));
+        json_set_text(detail, "task", json_str(step, "type"));
+        json_set_text(detail, "error", json_str(step, "error"));
+        json_set_text(detail, "error_code", json_str(step, "error_code"));
+        (void)json_array_append_new(
+            events, history_row(&(struct store_line){.job_id = change->row.job_id,
+                                                     .event = "job.hook_failed",
+                                                     .status = job_status_name(JOB_RUNNING),
+                                                     .phase = "",
+                                                     .detail = detail}));
+    }
+}
+
 static int store_events(struct db *db, const struct store_change *changes, size_t count,
                         struct error *err)
 {
     auto_json *events = json_array();
 
     for (size_t i = 0; i < count; i++) {
+        if (is_of_job(&changes[i]))
+            add_failed_steps(&changes[i], events);
         if (is_of_job(&changes[i]) && (changes[i].decision.effects & JOB_EFFECT_HISTORY) != 0)
             (void)json_array_append_new(events, event_row(&changes[i]));
     }
@@ -299,11 +330,6 @@ static int store_events(struct db *db, const struct store_change *changes, size_
 }
 
 /* ---- effects ---- */
-
-static bool is_done(const struct store_change *change, const char *kind)
-{
-    return change->decision.row.task == TASK_DONE && strcmp(change->row.task_kind, kind) == 0;
-}
 
 static int store_exports(struct db *db, const struct store_change *changes, size_t count,
                          struct metric_batch *totals, struct error *err)

@@ -13,6 +13,7 @@
 #include "common/parse.h"
 #include "common/paths.h"
 #include "common/shutdown_wish.h"
+#include "common/may_fail.h"
 #include "common/time_window.h"
 #include "common/upload_url.h"
 #include "common/libvirt_wish.h"
@@ -97,6 +98,7 @@ static const struct field job_fields[] = {
     LATER("email_notify", "false"),
     LATER("email", ""),
     TEXT("upload", UPLOAD_URL_BYTES_MAX),
+    MAY_FAIL_FIELDS,
     BOOL("keep_local"),
     BOOL("stream_upload"),
     OBJECT("encrypt"),
@@ -566,7 +568,8 @@ static int canonical_job(const struct submit_settings *settings, const json_t *e
         check_conversion(job, problem, err) < 0 || check_import(settings, job, problem, err) < 0 ||
         check_stream_upload(job, problem, err) < 0 || check_incremental(job, problem, err) < 0 ||
         check_compression(job, problem, err) < 0 || check_upload(job, problem, err) < 0 ||
-        check_encrypt(job, problem, err) < 0 || check_free_size(job, problem, err) < 0)
+        may_fail_check(job, problem, err) < 0 || check_encrypt(job, problem, err) < 0 ||
+        check_free_size(job, problem, err) < 0)
         return -1;
     *out = STEAL(job);
     return 0;
@@ -709,6 +712,7 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
     copy_member(spec, "upload", job, "upload");
     copy_member(spec, "keep_local", job, "keep_local");
     copy_member(spec, "stream_upload", job, "stream_upload");
+    may_fail_spec(job, request->submission.max_attempts, spec);
     if (bandwidth_is_given(job))
         (void)json_object_set_new(spec, "bandwidth", bandwidth_spec(job));
     copy_member(spec, "tags", job, "tags");

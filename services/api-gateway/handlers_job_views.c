@@ -40,20 +40,38 @@ static const char totals_sql[] =
     " ('hypersdk_vms_exported_total', 'hypersdk_bytes_exported_total') AND labels = '{}'"
     " GROUP BY name";
 
-/* What became of the hooks that are tasks; a job without any has no such member. */
+/* The export's own steps that it went on without. */
+static void add_failed_steps(const json_t *job, json_t *list)
+{
+    static const char *const keys[] = {"when", "type", "error"};
+    const json_t *step;
+    size_t i;
+
+    json_array_foreach(json_object_get(json_object_get(job, "result"), "hooks_failed"), i, step)
+    {
+        json_t *hook = json_object();
+        for (size_t k = 0; k < ARRAY_LEN(keys); k++)
+            json_set_text(hook, keys[k], json_str(step, keys[k]));
+        json_set_text(hook, "on_error", "continue");
+        json_set_text(hook, "state", "failed");
+        (void)json_array_append_new(list, hook);
+    }
+}
+
+/* What became of the hooks that are tasks, and of steps of the export that failed; a job with
+ * neither has no such member. */
 static int add_hooks(struct call *call, json_t *job, struct error *err)
 {
     auto_pgresult *rows = NULL;
-    json_t *list;
+    auto_json *list = json_array();
 
     if (db_exec(call->db, hooks_sql, DB_PARAMS(json_str(job, "job_id")), &rows, err) < 0)
         return -1;
-    if (PQntuples(rows) == 0)
-        return 0;
-    list = json_array();
     for (int i = 0; i < PQntuples(rows); i++)
         (void)json_array_append_new(list, cell_json(rows, i, 0));
-    json_put(job, "hooks", list);
+    add_failed_steps(job, list);
+    if (json_array_size(list) > 0)
+        json_put(job, "hooks", STEAL(list));
     return 0;
 }
 

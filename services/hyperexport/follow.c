@@ -347,6 +347,20 @@ static void show_success(const struct program *program, const json_t *job)
     output_text(&out);
 }
 
+/* What the job went on without, on standard error. */
+static void show_hooks_failed(const json_t *result)
+{
+    const json_t *hook;
+    size_t i;
+
+    json_array_foreach(json_object_get(result, "hooks_failed"), i, hook)
+    {
+        autofree char *text = xasprintf("the job went on without its %s: %s",
+                                        json_str(hook, "type"), json_str(hook, "error"));
+        output_error(text);
+    }
+}
+
 static int show_end(struct watch *watch, struct error *err)
 {
     const struct program *program = watch->program;
@@ -362,6 +376,7 @@ static int show_end(struct watch *watch, struct error *err)
     if (strcmp(status, "completed") == 0) {
         if (!program->json)
             show_success(program, job);
+        show_hooks_failed(json_object_get(job, "result"));
     } else if (strcmp(status, "cancelled") == 0) {
         output_error("the job was cancelled");
     } else {

@@ -77,6 +77,42 @@ def test_a_guest_that_does_not_shut_down(suite, sim):
     assert "was powered off" in log_of(suite, job) and sim.power("web") == "poweredOff"
 
 
+def test_a_guest_that_shuts_down_late_is_started_again(suite, sim):
+    sim.set_guest("deaf")
+    sim.set_rate(4 * MB)
+    job = suite.client.submit(vm_path="web", pre_hooks=[
+        {"type": "shutdown", "timeout": 1, "power_on_after": True, "on_error": "continue"}])
+    suite.wait_bytes(job, 8 * MB)
+    sim.look("web", lambda item: item.PowerOff())
+    powered(sim, "poweredOff")
+    sim.set_rate(0)
+    done = suite.wait_job(job, "completed", deadline=90)
+    assert sim.power("web") == "poweredOn" and "powered on again" in log_of(suite, job)
+    assert [(h["when"], h["type"], h["state"]) for h in done["hooks"]] == [
+        ("pre", "shutdown", "failed")]
+    assert "did not do so within 1 s" in done["hooks"][0]["error"]
+
+
+def test_a_snapshot_may_fail(suite, sim, disk):
+    """on_error: continue: a VM that is off is read without one, a running one cannot be."""
+    sim.set_snapshots("refuse")
+    hook = {"type": "snapshot", "name": "moved", "on_error": "continue"}
+    job = suite.client.submit(vm_path="off", format="qcow2", pre_hooks=[hook])
+    done = suite.wait_job(job, "completed")
+    images.compare(disk, pathlib.Path(done["result"]["output_path"]) / "off-disk1.qcow2", "qcow2")
+    manifest = pathlib.Path(done["result"]["manifest_path"]).read_text()
+    assert "its disks are read without one" in manifest
+    assert done["result"]["method"] == "folder"
+    assert [(h["when"], h["type"], h["state"]) for h in done["hooks"]] == [
+        ("pre", "snapshot", "failed")]
+    events = suite.client.get(f"/api/v1/jobs/{job}/history")["history"]
+    assert [e["detail"]["task"] for e in events if e["event"] == "job.hook_failed"] == ["snapshot"]
+    job = suite.client.submit(vm_path="web", pre_hooks=[hook])
+    failed = suite.wait_job(job, "failed")
+    assert "cannot be exported without a snapshot" in failed["error"]
+    assert "was refused" in failed["error"] and not list((suite.exports / "web").glob("*"))
+
+
 def test_a_guest_without_tools(suite, sim):
     sim.set_guest("notools")
     job = suite.client.submit(vm_path="web", options={"shutdown_vm": True})

@@ -203,6 +203,72 @@ def test_an_upload_that_fails_leaves_the_export_and_a_retry_only_uploads(make_su
     assert not list(suite.exports.rglob(".hypersdk-upload*"))
 
 
+def checker(suite, disk, fake):
+    """Function: the job went on without its upload, which failed so."""
+    def check(job, error, deadline=60):
+        done = suite.wait_job(job, "completed", deadline=deadline)
+        assert not done.get("error") and "uploaded_to" not in done["result"]
+        assert [(h["when"], h["type"], h["state"], h["on_error"]) for h in done["hooks"]] == [
+            ("post", "upload", "failed", "continue")]
+        assert error in done["hooks"][0]["error"]
+        assert any(error in w for w in done["result"]["warnings"])
+        told = suite.client.get(f"/api/v1/jobs/{job}/history")["history"]
+        failed = [e for e in told if e["event"] == "job.hook_failed"]
+        assert [(e["detail"]["hook"], e["detail"]["task"]) for e in failed] == [("post", "upload")]
+        assert error in failed[0]["detail"]["error"] and told[-1]["event"] == "job.completed"
+        assert "goes on without it, as asked" in suite.client.request(
+            "GET", f"/jobs/logs/{job}").text
+        artifacts = suite.client.get(f"/api/v1/jobs/{job}/artifacts")
+        assert "uploaded" not in artifacts
+        assert artifacts["export"]["path"] == done["result"]["output_path"]
+        images.compare(disk, pathlib.Path(done["result"]["output_path"]) / "web-disk1.raw", "raw")
+        # nothing of it is at the target, nothing unfinished here
+        assert fake.uploads == {} and fake.objects == {}
+        assert images.leftovers(suite.exports) == []
+        assert not list(suite.exports.rglob(".hypersdk-upload*"))
+        return done
+
+    return check
+
+
+def test_an_upload_may_fail(make_suite, sim, disk, fake):
+    """on_error: continue: the job ends complete and says everywhere that there is no upload."""
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    hook = {"type": "upload", "destination": "s3://bucket/p", "on_error": "continue"}
+    check = checker(suite, disk, fake)
+    # refused in the middle: no retry would help, and the local files stay after all
+    fake.fault("status", part=2, status=403, code="AccessDenied", times=1000)
+    job = suite.client.submit(vm_path="web", format="raw", keep_local=False, post_hooks=[hook])
+    assert check(job, "403")["attempt"] == 0
+    # at its last object, when the local export is finished already
+    fake.faults.clear()
+    fake.fault("status", key="export.json", status=403, code="AccessDenied", times=1000)
+    job = suite.client.submit(vm_path="web", format="raw", output_path="second", post_hooks=[hook])
+    check(job, "403")
+    # nobody has credentials for it: known before anything is read
+    job = suite.client.submit(vm_path="web", format="raw", output_path="third",
+                              upload="s3://elsewhere/p", upload_on_error="continue")
+    check(job, "elsewhere")
+    # and one that works says nothing of all this
+    fake.faults.clear()
+    job = suite.client.submit(vm_path="web", format="raw", output_path="fourth", post_hooks=[hook])
+    done = suite.wait_job(job, "completed")
+    assert "hooks" not in done and "hooks_failed" not in done["result"]
+    prefix = done["result"]["uploaded_to"].removeprefix("s3://bucket/")
+    check_objects(done["result"], lambda name: fake.objects[f"{prefix}/{name}"][0])
+
+
+@pytest.mark.heavy
+def test_an_upload_is_given_up_in_the_last_attempt_only(make_suite, sim, disk, fake):
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    fake.fault("status", part=2, status=503, times=1000)
+    job = suite.client.submit(vm_path="web", format="raw", upload="s3://bucket/p",
+                              upload_on_error="continue",
+                              retry={"max_attempts": 2, "initial_delay": "100ms"})
+    assert checker(suite, disk, fake)(job, "503", deadline=240)["attempt"] == 1
+    assert suite.explain(job).count("web-disk1.raw: 40.0 MiB") == 1, "the source was read again"
+
+
 def test_a_cancel_with_discard_aborts_the_upload(make_suite, sim, fake):
     suite = start(make_suite, sim, {"main": dict(fake.entry("s3://bucket"), parallel=1)})
     fake.hold = 2

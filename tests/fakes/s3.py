@@ -3,6 +3,7 @@
     fake = S3().start()
     fake.fault("cut", part=2)            # the connection ends in the middle of part 2, once
     fake.fault("status", part=1, status=503, times=2, retry_after=0)
+    fake.fault("status", key="x.json", status=503) # of objects whose key ends so
     fake.fault("etag", part=3)           # another ETag than that of the bytes
     fake.fault("complete-error")         # 200, then <Error>
     fake.fault("complete-lost")          # done, but no answer
@@ -77,11 +78,12 @@ class S3:
     def fault(self, kind, times=1, **where):
         self.faults.append(dict(where, kind=kind, times=times))
 
-    def take_fault(self, kinds, part=None):
+    def take_fault(self, kinds, part=None, key=""):
         with self.lock:
             for fault in self.faults:
                 if fault["kind"] in kinds and fault["times"] > 0 and \
-                        fault.get("part") in (None, part):
+                        fault.get("part") in (None, part) and \
+                        key.endswith(fault.get("key", "")):
                     fault["times"] -= 1
                     return fault
         return None
@@ -195,7 +197,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.fake.first_put = time.monotonic()
         part = int(self.query.get("partNumber", 0))
         self.fake.arrivals.append((part, time.monotonic()))
-        fault = self.fake.take_fault(("cut", "status", "etag", "damage"), part)
+        fault = self.fake.take_fault(("cut", "status", "etag", "damage"), part, self.key)
         if fault and fault["kind"] == "cut":
             self.rfile.read(self.length // 2)
             return self.cut()

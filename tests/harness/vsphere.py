@@ -117,6 +117,10 @@ class Vsphere:
         """"deaf": guests are asked to shut down and do not; "notools": they cannot be asked."""
         self._open(f"/_sim/guest?mode={mode}", "POST")
 
+    def set_snapshots(self, mode):
+        """"refuse": none can be made; "ok"."""
+        self._open(f"/_sim/snapshots?mode={mode}", "POST")
+
     def stats(self):
         """bytes, requests, ranges served by /folder; running requests."""
         return json.loads(self._open("/_sim/stats"))

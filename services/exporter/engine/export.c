@@ -210,6 +210,17 @@ static int keep_local_export(struct export_run *run, struct error *err)
     return error_wrap(err, "the export is complete in '%.200s', its upload failed", run->dir);
 }
 
+/* The export goes on without its upload when the job says so. */
+static int without_upload(struct export_run *run, struct error *err)
+{
+    struct error cause = *err;
+
+    if (!export_goes_on(run, run->options.upload_may_fail, err))
+        return keep_local_export(run, err);
+    error_clear(err);
+    return export_upload_give_up(run, &cause, err) < 0 ? -1 : finish(run, err);
+}
+
 /* From a verified plan to an export that is complete, here and at the target. */
 static int publish(struct export_run *run, struct error *err)
 {
@@ -222,10 +233,10 @@ static int publish(struct export_run *run, struct error *err)
                    : 0;
     }
     if (export_upload_files(run, err) < 0)
-        return keep_local_export(run, err);
+        return without_upload(run, err);
     if (finish(run, err) < 0)
         return -1;
-    return export_upload_record(run, err) < 0 ? keep_local_export(run, err) : 0;
+    return export_upload_record(run, err) < 0 ? without_upload(run, err) : 0;
 }
 
 static int make_result(struct export_run *run, json_t **out_result)
@@ -238,6 +249,7 @@ static int make_result(struct export_run *run, json_t **out_result)
         json_put(*out_result, "release_pending", json_true());
     if (run->uploaded)
         export_upload_result(run, *out_result);
+    export_steps_result(run, *out_result);
     worker_task_log(run->task, LOG_LEVEL_INFO, "export %s is complete: %zu files, %s in '%s'",
                     run->export_id, run->plan->file_count + 1,
                     export_size_text(json_u64(*out_result, "total_size"), size),

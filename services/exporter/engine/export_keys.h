@@ -14,5 +14,6 @@
 #define EXPORT_KEY_UPLOAD      "upload." /* and the file's number in the plan */
 #define EXPORT_KEY_UPLOAD_URL  "upload.url"
 #define EXPORT_KEY_UPLOAD_DONE "upload.done"
+#define EXPORT_KEY_FAILED      "failed." /* and the type of a step that the export went on without */
 
 #endif

@@ -9,6 +9,7 @@
  *   export_ova.c     the same as members of one OVA
  *   export_upload.c  the way to a target outside
  *   export_stream.c  the same for images while they are written
+ *   export_steps.c   steps that the export goes on without
  *   export_encrypt.c encryption at rest
  *   export_finish.c  final names, and back
  *   export_base.c    the earlier export that an incremental one goes on from
@@ -61,7 +62,10 @@ struct export_options {
     int64_t incremental_max_age_ms; /* of the last full one */
     const char *encrypt_key;        /* name below export.encryption_key_dir; NULL: none */
     const char *passphrase;         /* sealed, instead of encrypt_key; NULL: none */
-    json_t *tags;                   /* borrowed; may be NULL */
+    bool snapshot_may_fail;         /* the export goes on without what was asked for */
+    bool upload_may_fail;
+    uint64_t tries_max; /* attempts of the job: a step that may fail is given up in the last */
+    json_t *tags;       /* borrowed; may be NULL */
 };
 
 struct export_image { /* one output of one disk */
@@ -337,6 +341,18 @@ const char *export_shared_with(const struct export_run *run, const char *name);
 char *export_pending_path(const char *dir, const struct export_record_file *file,
                           uint64_t generation);
 
+/* export_steps.c */
+enum export_step { EXPORT_STEP_SHUTDOWN, EXPORT_STEP_SNAPSHOT, EXPORT_STEP_UPLOAD };
+/* Is a step that failed so, and that may (asked), given up now? Else the task fails, and maybe
+ * comes again. */
+bool export_goes_on(const struct export_run *run, bool asked, const struct error *cause);
+MUST_CHECK int export_step_failed(struct export_run *run, enum export_step step,
+                                  const struct error *cause, struct error *err);
+/* It worked; an earlier attempt may have gone on without it. */
+MUST_CHECK int export_step_done(struct export_run *run, enum export_step step, struct error *err);
+/* "hooks_failed" of the result (docs/tasks.md). */
+void export_steps_result(const struct export_run *run, json_t *result);
+
 /* export_upload.c; nothing to do unless an upload is wanted */
 /* Credentials and target, as early as possible: ERR_DENIED ... before anything is read. A target
  * that does not answer is no reason not to begin. */
@@ -356,6 +372,10 @@ void export_upload_forget(const char *dir);
 void export_upload_free(struct export_run *run);
 /* Of an export that failed for good: what it streamed is removed at the target. */
 void export_upload_discard(struct export_run *run);
+/* The export goes on without its upload, which failed so: what is at the target goes, as far as
+ * that can be, and run->upload is NULL. */
+MUST_CHECK int export_upload_give_up(struct export_run *run, const struct error *cause,
+                                     struct error *err);
 
 /* Uploads have numbers: files of the plan theirs, export.json the one behind them, then streams. */
 #define EXPORT_UPLOAD_STREAMS ((size_t)EXPORT_FILES_MAX + 1)

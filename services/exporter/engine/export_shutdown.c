@@ -43,6 +43,7 @@ int export_shut_down(struct export_run *run, struct error *err)
     const json_t *wish = json_object_get(worker_task_spec(run->task), "shutdown");
     struct shutdown_options options = {0};
     enum shutdown_end end = SHUTDOWN_WAS_OFF;
+    struct error cause;
     int64_t begin_ms = clock_mono_ms();
     bool goes_on = false;
 
@@ -62,11 +63,12 @@ int export_shut_down(struct export_run *run, struct error *err)
     if (provider->shut_down(run->session.session, run->vm_id, &options, &run->records.base, &end,
                             err) == 0) {
         tell(run, end, clock_mono_ms() - begin_ms);
-        return 0;
+        return export_step_done(run, EXPORT_STEP_SHUTDOWN, err);
     }
     if (!goes_on || err->code == ERR_CANCELLED || error_is_retryable(err))
         return -1;
-    worker_task_log(run->task, LOG_LEVEL_WARN, "%s; the export goes on, as asked", err->message);
+    cause = *err;
     error_clear(err);
-    return 0;
+    worker_task_log(run->task, LOG_LEVEL_WARN, "%s; the export goes on, as asked", cause.message);
+    return export_step_failed(run, EXPORT_STEP_SHUTDOWN, &cause, err);
 }

@@ -34,6 +34,9 @@ static const char *const spec_keys[] = {"job_id",
                                         "upload",
                                         "keep_local",
                                         "stream_upload",
+                                        "snapshot_on_error",
+                                        "upload_on_error",
+                                        "tries_max",
                                         "encrypt_key",
                                         EXPORT_SPEC_PASSPHRASE,
                                         "incremental",
@@ -133,6 +136,20 @@ static int read_incremental(const json_t *spec, struct export_options *options, 
     return 0;
 }
 
+static int read_on_error(const json_t *spec, struct export_options *options, struct error *err)
+{
+    const char *snapshot = "";
+    const char *upload = "";
+
+    if (json_get_string(spec, "snapshot_on_error", "fail", &snapshot, err) < 0 ||
+        json_get_string(spec, "upload_on_error", "fail", &upload, err) < 0 ||
+        json_get_u64(spec, "tries_max", 0, UINT32_MAX, 0, &options->tries_max, err) < 0)
+        return -1;
+    options->snapshot_may_fail = strcmp(snapshot, "continue") == 0;
+    options->upload_may_fail = strcmp(upload, "continue") == 0;
+    return 0;
+}
+
 int export_spec_read(struct export_run *run, struct error *err)
 {
     const json_t *spec = worker_task_spec(run->task);
@@ -161,7 +178,7 @@ int export_spec_read(struct export_run *run, struct error *err)
         json_get_bool(spec, "stream_upload", false, &options->stream, err) < 0 ||
         json_get_string(spec, "encrypt_key", "", &encrypt_key, err) < 0 ||
         json_get_string(spec, EXPORT_SPEC_PASSPHRASE, "", &passphrase, err) < 0 ||
-        read_incremental(spec, options, err) < 0 ||
+        read_incremental(spec, options, err) < 0 || read_on_error(spec, options, err) < 0 ||
         json_get_object(spec, "tags", &options->tags, err) < 0)
         return error_wrap(err, "export task");
     if (options->vm[0] == '\0' || options->output_path[0] == '\0')
@@ -324,14 +341,46 @@ int export_track(struct export_run *run, struct error *err)
     return 0;
 }
 
+/* The snapshot that was asked for failed. A VM that cannot be read without one fails with why. */
+static int freeze_without_snapshot(struct export_run *run, struct error *err)
+{
+    const struct provider *provider = run->exporter->provider;
+    struct prepare_options options = run->options.prepare;
+    struct error cause = *err;
+    struct error second = ERROR_NONE;
+
+    if (!export_goes_on(run, run->options.snapshot_may_fail, err))
+        return -1;
+    options.snapshot = false;
+    options.never_snapshot = true;
+    if (provider->prepare(run->session.session, run->vm_id, &options, &run->records.base,
+                          &run->frozen, &second) < 0) {
+        if (second.code != ERR_NOT_AVAILABLE) {
+            *err = second;
+            return -1;
+        }
+        return error_wrap(err, "this VM cannot be exported without a snapshot, which failed");
+    }
+    error_clear(err);
+    export_warn(run, "snapshotting",
+                "the snapshot failed, its disks are read without one, as asked; if anything writes "
+                "to them meanwhile the export fails: %s",
+                cause.message);
+    return export_step_failed(run, EXPORT_STEP_SNAPSHOT, &cause, err);
+}
+
 int export_freeze(struct export_run *run, struct error *err)
 {
     const struct provider *provider = run->exporter->provider;
 
     export_phase(run, "snapshotting");
     if (provider->prepare(run->session.session, run->vm_id, &run->options.prepare,
-                          &run->records.base, &run->frozen, err) < 0)
+                          &run->records.base, &run->frozen, err) == 0) {
+        if (export_step_done(run, EXPORT_STEP_SNAPSHOT, err) < 0)
+            return -1;
+    } else if (freeze_without_snapshot(run, err) < 0) {
         return -1;
+    }
     if (run->frozen->disk_count == 0 || run->frozen->disk_count > VM_DISKS_MAX) {
         return error_set(err, ERR_NOT_AVAILABLE,
                          "VM '%.128s' has no disk that can be exported (or more than %d)",

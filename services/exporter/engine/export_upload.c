@@ -92,14 +92,8 @@ static void sweep_stale(struct export_run *run)
     }
 }
 
-int export_upload_open(struct export_run *run, struct error *err)
+static int look_at_target(struct export_run *run, struct error *err)
 {
-    if (run->options.upload[0] == '\0')
-        return 0;
-    export_phase(run, "uploading");
-    /* The line also brings the phase to the scheduler, however soon the task fails in it. */
-    worker_task_log(run->task, LOG_LEVEL_INFO, "checking the upload's target");
-    run->upload = xcalloc(1, sizeof *run->upload);
     if (read_target(run->exporter, run->options.upload, run->upload, err) < 0)
         return -1;
     if (connect_target(run->upload, worker_task_stopped(run->task), run->rate, err) == 0) {
@@ -113,6 +107,25 @@ int export_upload_open(struct export_run *run, struct error *err)
                     err->message);
     error_clear(err);
     return 0;
+}
+
+int export_upload_open(struct export_run *run, struct error *err)
+{
+    struct error cause;
+
+    if (run->options.upload[0] == '\0')
+        return 0;
+    export_phase(run, "uploading");
+    /* The line also brings the phase to the scheduler, however soon the task fails in it. */
+    worker_task_log(run->task, LOG_LEVEL_INFO, "checking the upload's target");
+    run->upload = xcalloc(1, sizeof *run->upload);
+    if (look_at_target(run, err) == 0)
+        return 0;
+    if (!export_goes_on(run, run->options.upload_may_fail, err))
+        return -1;
+    cause = *err;
+    error_clear(err);
+    return export_upload_give_up(run, &cause, err);
 }
 
 /* ---- names, records ---- */
@@ -335,7 +348,7 @@ int export_upload_record(struct export_run *run, struct error *err)
         return -1;
     run->uploaded = true;
     worker_task_log(run->task, LOG_LEVEL_INFO, "upload complete and verified");
-    return 0;
+    return export_step_done(run, EXPORT_STEP_UPLOAD, err);
 }
 
 /* ---- afterwards ---- */
@@ -493,6 +506,53 @@ void export_upload_discard(struct export_run *run)
     }
     if (run->dir != NULL)
         export_upload_forget(run->dir);
+}
+
+/* Objects that are complete already. export.json goes first: with it the copy would count. */
+static int remove_sent(struct export_run *run, struct error *err)
+{
+    struct target *target = run->upload->target;
+    autofree char *record = export_upload_object(run, EXPORT_RECORD_NAME);
+
+    if (run->plan == NULL)
+        return 0;
+    if (target->base.class->remove(target, record, err) < 0)
+        return -1;
+    for (size_t i = 0; i < run->plan->file_count; i++) {
+        autofree char *object = export_upload_object(run, run->plan->files[i].name);
+        if (target->base.class->remove(target, object, err) < 0)
+            return -1;
+    }
+    return 0;
+}
+
+static int take_back(struct export_run *run, struct error *err)
+{
+    if (worker_task_record_get(run->task, EXPORT_KEY_UPLOAD_URL) == NULL)
+        return 0; /* nothing was begun */
+    if (connect_target(run->upload, worker_task_stopped(run->task), run->rate, err) < 0 ||
+        abort_all(run->task, run->upload, err) < 0)
+        return -1;
+    return remove_sent(run, err);
+}
+
+int export_upload_give_up(struct export_run *run, const struct error *cause, struct error *err)
+{
+    struct error left = ERROR_NONE;
+
+    worker_task_log(run->task, LOG_LEVEL_WARN,
+                    "the upload failed, the export goes on without it, as asked: %s",
+                    cause->message);
+    if (take_back(run, &left) < 0) {
+        worker_task_log(run->task, LOG_LEVEL_WARN,
+                        "parts of the upload may remain at the target: %s", left.message);
+    }
+    if (run->dir != NULL)
+        export_upload_forget(run->dir);
+    export_upload_free(run);
+    if (worker_task_check(run->task, err) < 0) /* it may go on elsewhere, and upload there */
+        return -1;
+    return export_step_failed(run, EXPORT_STEP_UPLOAD, cause, err);
 }
 
 /* A target that cannot be used any more (account gone) must not keep the release from ending. */

@@ -9,7 +9,8 @@
 // For tests: -rate limits /folder answers to so many bytes per second in total, POST
 // /_sim/rate?bytes=N changes it, GET /_sim/stats tells what was served. POST /_sim/rest?status=N makes
 // the REST API, and so the tags, answer that HTTP status; 0: as it should. POST /_sim/guest?mode=deaf
-// lets guests accept a shutdown and not do it, notools lets them refuse it; ok: as it should.
+// lets guests accept a shutdown and not do it, notools lets them refuse it; ok: as it should. POST
+// /_sim/snapshots?mode=refuse lets no snapshot be made; ok: as it should.
 package main
 
 import (
@@ -110,6 +111,7 @@ type throttle struct {
 	running  int64
 	rest     int64        // HTTP status of the REST API; 0: its own
 	guest    atomic.Value // of /_sim/guest
+	snapshot atomic.Value // of /_sim/snapshots
 }
 
 func (t *throttle) setRate(rate int64) {
@@ -186,22 +188,25 @@ func (t *throttle) wrap(inner http.Handler) http.Handler {
 			})
 		case r.URL.Path == "/_sim/guest" && r.Method == http.MethodPost:
 			t.guest.Store(r.URL.Query().Get("mode"))
-		case r.URL.Path == "/sdk" && t.shutdownAnswer() != "":
+		case r.URL.Path == "/_sim/snapshots" && r.Method == http.MethodPost:
+			t.snapshot.Store(r.URL.Query().Get("mode"))
+		case r.URL.Path == "/sdk" && (t.shutdownAnswer() != "" || t.snapshot.Load() == "refuse"):
 			body, err := io.ReadAll(r.Body)
 			if err != nil {
 				http.Error(w, err.Error(), http.StatusBadRequest)
 				return
 			}
-			if !bytes.Contains(body, []byte("<ShutdownGuest ")) {
+			answer := t.answer(body)
+			if answer == "" {
 				r.Body = io.NopCloser(bytes.NewReader(body))
 				inner.ServeHTTP(w, r)
 				return
 			}
 			w.Header().Set("Content-Type", "text/xml")
-			if t.guest.Load() == "notools" {
+			if strings.Contains(answer, "<Fault>") {
 				w.WriteHeader(http.StatusInternalServerError)
 			}
-			fmt.Fprint(w, t.shutdownAnswer())
+			fmt.Fprint(w, answer)
 		default:
 			inner.ServeHTTP(w, r)
 		}
@@ -209,6 +214,17 @@ func (t *throttle) wrap(inner http.Handler) http.Handler {
 }
 
 const envelope = `<?xml version="1.0" encoding="UTF-8"?><Envelope xmlns="http://schemas.xmlsoap.org/soap/envelope/"><Body>%s</Body></Envelope>`
+
+// What the server says to a call that it was told to answer otherwise; "": it was not.
+func (t *throttle) answer(body []byte) string {
+	switch {
+	case bytes.Contains(body, []byte("<ShutdownGuest ")):
+		return t.shutdownAnswer()
+	case bytes.Contains(body, []byte("<CreateSnapshot_Task ")) && t.snapshot.Load() == "refuse":
+		return fmt.Sprintf(envelope, `<Fault><faultcode>ServerFaultCode</faultcode><faultstring>The snapshot was refused.</faultstring><detail><SnapshotFault xmlns="urn:vim25" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" xsi:type="SnapshotDisabled"/></detail></Fault>`)
+	}
+	return ""
+}
 
 // What a guest that does not shut down makes the server say; "": it does.
 func (t *throttle) shutdownAnswer() string {

@@ -37,7 +37,8 @@ static void steps_set_the_fields_of_the_job(void **state)
 {
     auto_json *job = applied(
         "{\"pre_hooks\": [{\"type\": \"shutdown\", \"timeout\": 240}, {\"type\": \"snapshot\","
-        " \"name\": \"n\", \"quiesce\": false}], \"post_hooks\": [{\"type\": \"upload\","
+        " \"name\": \"n\", \"quiesce\": false, \"on_error\": \"continue\"}],"
+        " \"post_hooks\": [{\"type\": \"upload\", \"on_error\": \"continue\","
         " \"destination\": \"s3://b/x\"}, {\"type\": \"convert\", \"format\": \"raw\", "
         "\"timeout\": 90},"
         " {\"type\": \"import\", \"network\": \"lan\"}, {\"type\": \"cleanup\", \"max_count\": "
@@ -53,7 +54,9 @@ static void steps_set_the_fields_of_the_job(void **state)
     assert_true(json_is_true(json_object_get(conversion, "enabled")));
     assert_string_equal(json_str(conversion, "target_format"), "raw");
     assert_string_equal(json_str(conversion, "timeout"), "90000ms");
+    assert_string_equal(json_str(job, "snapshot_on_error"), "continue");
     assert_string_equal(json_str(job, "upload"), "s3://b/x");
+    assert_string_equal(json_str(job, "upload_on_error"), "continue");
     assert_string_equal(json_str(json_object_get(job, "libvirt"), "network"), "lan");
     assert_int_equal(json_u64(json_object_get(job, "cleanup"), "max_count"), 3);
 }
@@ -93,6 +96,12 @@ static void what_cannot_be_done_is_refused_with_its_place(void **state)
             "{\"upload\": \"s3://b/y\", \"post_hooks\": [{\"type\": \"upload\","
             " \"destination\": \"s3://b/x\"}]}",
             "post_hooks[0].destination", 400);
+    refused(&config,
+            "{\"upload_on_error\": \"fail\", \"post_hooks\": [{\"type\": \"upload\","
+            " \"destination\": \"s3://b/x\", \"on_error\": \"continue\"}]}",
+            "post_hooks[0].on_error", 400);
+    refused(&config, PRE("{\"type\": \"snapshot\", \"on_error\": \"power_off\"}"),
+            "pre_hooks[0].on_error", 400);
     refused(NULL, PRE(SCRIPT), "pre_hooks[0].command", 422);
 }
 

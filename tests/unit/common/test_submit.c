@@ -255,7 +255,19 @@ static void uploads_name_a_place_and_no_secret(void **state)
         {"{\"vm\": \"a\", \"upload\": \"s3://bkt\", \"stream_upload\": true, "
          "\"keep_local\": true}",
          "keep_local", 400, ERR_INVALID, "leave one of them out"},
+        {"{\"vm\": \"a\", \"upload\": \"s3://bkt\", \"stream_upload\": true, "
+         "\"upload_on_error\": \"continue\"}",
+         "upload_on_error", 422, ERR_NOT_AVAILABLE, "nothing is left"},
+        {"{\"vm\": \"a\", \"upload_on_error\": \"continue\"}", "upload_on_error", 400, ERR_INVALID,
+         "means nothing without 'upload'"},
+        {"{\"vm\": \"a\", \"snapshot_on_error\": \"continue\"}", "snapshot_on_error", 400,
+         ERR_INVALID, "means nothing without 'snapshot'"},
+        {"{\"vm\": \"a\", \"snapshot\": true, \"snapshot_on_error\": \"power_off\"}",
+         "snapshot_on_error", 400, ERR_INVALID, "fail or continue"},
     };
+    auto_submit_request *may_fail =
+        take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", \"upload_on_error\": \"continue\", "
+             "\"retry\": {\"max_attempts\": 7}}");
     auto_submit_request *streamed =
         take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", \"stream_upload\": true}");
     auto_submit_request *qcow2 = take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", "
@@ -266,6 +278,9 @@ static void uploads_name_a_place_and_no_secret(void **state)
         take("{\"vm\": \"a\", \"upload\": \"s3://bkt/p\", \"keep_local\": false}");
 
     (void)state;
+    assert_string_equal(json_str(may_fail->export_spec, "upload_on_error"), "continue");
+    assert_int_equal(json_u64(may_fail->export_spec, "tries_max"), 7);
+    assert_null(json_object_get(streamed->export_spec, "tries_max"));
     assert_true(json_is_true(json_object_get(qcow2->export_spec, "stream_upload")));
     assert_true(json_is_true(json_object_get(ova->export_spec, "stream_upload")));
     assert_string_equal(json_str(request->export_spec, "upload"), "s3://bkt/p");
