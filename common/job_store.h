@@ -9,7 +9,8 @@
 #include "common/db.h"
 #include "common/job_state.h"
 
-#define JOB_TASKS_MAX 64 /* a job's own three, and its hooks */
+#define JOB_TASKS_MAX        64  /* a job's own three, and its hooks */
+#define JOB_STORE_SUBMIT_MAX 500 /* jobs per statement: others wait for their locks so long */
 
 struct job_task { /* one of a job, in their order; borrowed */
     const char *kind;
@@ -63,8 +64,19 @@ struct job_submission {
     const uint8_t *idempotency_hash; /* 32 bytes: SHA-256 of the canonical body */
 };
 
-/* Durable on return. With a known idempotency key: same hash -> the old job's id, *out_existing
- * true; another hash -> ERR_CONFLICT. A taken id -> ERR_CONFLICT. */
+struct job_store_submitted { /* what became of a submission */
+    char id[64];
+    bool existing;      /* its idempotency key and hash are known: id is the old job's */
+    struct error error; /* why it was refused; ERR_NONE: it was not */
+};
+/* Up to JOB_STORE_SUBMIT_MAX jobs, durable on return, with as many statements as one takes. Each is
+ * decided alone, in their order, and none keeps the others out. ERR_CONFLICT: its id is taken, or
+ * its idempotency key by another hash. ERR_INVALID: it depends on a job that does not exist and is
+ * not among those before it. After an error of the whole nothing is stored. */
+MUST_CHECK int job_store_submit_all(struct db *db, const struct job_submission *submissions,
+                                    size_t count, struct job_store_submitted *out,
+                                    struct error *err);
+/* One; its own error is the error. */
 MUST_CHECK int job_store_submit(struct db *db, const struct job_submission *submission,
                                 char out_id[64], bool *out_existing, struct error *err);
 /* ERR_NOT_FOUND; ERR_CONFLICT when final. A pending job is cancelled at once (its records, if any,

@@ -12,6 +12,11 @@
 MUST_CHECK int store_begin(struct db *db, bool *out_own, struct error *err);
 MUST_CHECK int store_end(struct db *db, bool own, int rc, struct error *err);
 
+/* One statement for all rows, a JSON array and its $1; none for none. out may be NULL, and keeps
+ * what it has when there is no statement. */
+MUST_CHECK int store_rows(struct db *db, const char *sql, const json_t *rows, PGresult **out,
+                          struct error *err);
+
 struct store_row { /* job and task as they were when locked */
     char job_id[64];
     char task_id[64];
@@ -49,6 +54,9 @@ struct store_line {
     const json_t *detail; /* may be NULL */
 };
 MUST_CHECK int store_history(struct db *db, const struct store_line *line, struct error *err);
+/* The same for several, each made by store_history_row, which gives a new reference. */
+json_t *store_history_row(const struct store_line *line);
+MUST_CHECK int store_history_rows(struct db *db, const json_t *rows, struct error *err);
 /* job_store_final.c: what the end of a job or of its export leaves behind. */
 /* The catalogue's rows of what an export task made: exports_taken, disks_taken and totals grow. */
 MUST_CHECK int store_export_rows(const struct store_change *change, json_t *exports, json_t *disks,

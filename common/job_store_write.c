@@ -74,9 +74,8 @@ static void set_bool(json_t *row, const char *key, bool value)
     json_put(row, key, json_boolean(value));
 }
 
-/* One statement for all rows; none for none. */
-static int write_rows(struct db *db, const char *sql, const json_t *rows, PGresult **out,
-                      struct error *err)
+int store_rows(struct db *db, const char *sql, const json_t *rows, PGresult **out,
+               struct error *err)
 {
     autofree char *text = NULL;
 
@@ -132,7 +131,7 @@ static int store_tasks(struct db *db, const struct store_change *changes, size_t
         if (changes[i].decision.allowed)
             (void)json_array_append_new(tasks, task_row(&changes[i]));
     }
-    if (write_rows(db, STORE_TASKS, tasks, &stored, err) < 0)
+    if (store_rows(db, STORE_TASKS, tasks, &stored, err) < 0)
         return -1;
     if (stored != NULL && db_affected(stored) != json_array_size(tasks))
         return error_set(err, ERR_CONFLICT, "lost: the task changed meanwhile");
@@ -221,7 +220,7 @@ static int store_jobs(struct db *db, const struct store_change *changes, size_t 
         if (is_of_job(&changes[i]))
             (void)json_array_append_new(jobs, job_row(&changes[i]));
     }
-    return write_rows(db, STORE_JOBS, jobs, out, err);
+    return store_rows(db, STORE_JOBS, jobs, out, err);
 }
 
 /* The job's row among those that STORE_JOBS gave. */
@@ -250,7 +249,7 @@ static void add_hook(const struct store_change *change, json_t *detail)
         (void)json_object_set(detail, "exit_status", json_object_get(script, "exit_status"));
 }
 
-static json_t *history_row(const struct store_line *line)
+json_t *store_history_row(const struct store_line *line)
 {
     json_t *row = json_object();
 
@@ -264,12 +263,17 @@ static json_t *history_row(const struct store_line *line)
     return row;
 }
 
+int store_history_rows(struct db *db, const json_t *rows, struct error *err)
+{
+    return store_rows(db, INSERT_HISTORY, rows, NULL, err);
+}
+
 int store_history(struct db *db, const struct store_line *line, struct error *err)
 {
     auto_json *rows = json_array();
 
-    (void)json_array_append_new(rows, history_row(line));
-    return write_rows(db, INSERT_HISTORY, rows, NULL, err);
+    (void)json_array_append_new(rows, store_history_row(line));
+    return store_history_rows(db, rows, err);
 }
 
 static json_t *event_row(const struct store_change *change)
@@ -283,12 +287,13 @@ static json_t *event_row(const struct store_change *change)
     set_or_keep(detail, "worker", event->worker);
     set_or_keep(detail, "reason", event->detail);
     add_hook(change, detail);
-    return history_row(&(struct store_line){.job_id = change->row.job_id,
-                                            .event = change->decision.event,
-                                            .status = job_status_name(change->decision.row.job),
-                                            .phase = event->phase == NULL ? "" : event->phase,
-                                            .actor = event->actor,
-                                            .detail = detail});
+    return store_history_row(
+        &(struct store_line){.job_id = change->row.job_id,
+                             .event = change->decision.event,
+                             .status = job_status_name(change->decision.row.job),
+                             .phase = event->phase == NULL ? "" : event->phase,
+                             .actor = event->actor,
+                             .detail = detail});
 }
 
 /* Steps of an export that it went on without are hooks that failed, though they are no tasks. */
@@ -307,11 +312,11 @@ static void add_failed_steps(const struct store_change *change, json_t *events)
         json_set_text(detail, "error", json_str(step, "error"));
         json_set_text(detail, "error_code", json_str(step, "error_code"));
         (void)json_array_append_new(
-            events, history_row(&(struct store_line){.job_id = change->row.job_id,
-                                                     .event = "job.hook_failed",
-                                                     .status = job_status_name(JOB_RUNNING),
-                                                     .phase = "",
-                                                     .detail = detail}));
+            events, store_history_row(&(struct store_line){.job_id = change->row.job_id,
+                                                           .event = "job.hook_failed",
+                                                           .status = job_status_name(JOB_RUNNING),
+                                                           .phase = "",
+                                                           .detail = detail}));
     }
 }
 
@@ -326,7 +331,7 @@ static int store_events(struct db *db, const struct store_change *changes, size_
         if (is_of_job(&changes[i]) && (changes[i].decision.effects & JOB_EFFECT_HISTORY) != 0)
             (void)json_array_append_new(events, event_row(&changes[i]));
     }
-    return write_rows(db, INSERT_HISTORY, events, NULL, err);
+    return store_history_rows(db, events, err);
 }
 
 /* ---- effects ---- */
@@ -342,9 +347,9 @@ static int store_exports(struct db *db, const struct store_change *changes, size
             store_export_rows(&changes[i], exports, disks, totals, err) < 0)
             return -1;
     }
-    if (write_rows(db, store_insert_exports, exports, NULL, err) < 0)
+    if (store_rows(db, store_insert_exports, exports, NULL, err) < 0)
         return -1;
-    return write_rows(db, store_insert_disks, disks, NULL, err);
+    return store_rows(db, store_insert_disks, disks, NULL, err);
 }
 
 /* The tasks behind this one. */
@@ -402,7 +407,7 @@ static int store_outbox(struct db *db, const struct store_change *changes, size_
         if ((changes[i].decision.effects & JOB_EFFECT_OUTBOX) != 0)
             (void)json_array_append_new(outbox, store_outbox_row(&changes[i], stored, at));
     }
-    return write_rows(db, INSERT_OUTBOX, outbox, NULL, err);
+    return store_rows(db, INSERT_OUTBOX, outbox, NULL, err);
 }
 
 int store_changes(struct db *db, const struct store_change *changes, size_t count,

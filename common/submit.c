@@ -960,5 +960,6 @@ void submit_request_free(struct submit_request *request)
     json_decref(request->import_spec);
     hook_plan_release(&request->plan);
     free(request->output_path);
+    free(request->volume);
     free(request);
 }

@@ -50,6 +50,7 @@ struct submit_request {
     struct hook_plan plan; /* the tasks of a job with hooks */
     char *output_path;
     struct provider_row provider; /* submit_prepare fills it */
+    char *volume;                 /* submit_store does */
     char id[64];
 };
 /* vm_name: file name for the default output path; NULL: made from vm_path. The submission's

@@ -11,9 +11,9 @@
 #include "job_view.h"
 
 #define IDEMPOTENCY_KEY_MAX 200 /* with "/<index>" it stays well below an index entry's limit */
+#define ELEMENT_KEY_SIZE    (IDEMPOTENCY_KEY_MAX + 24)
 #define CANCEL_IDS_MAX      1000
 #define REASON_MAX          500
-#define STORE_GROUP         100 /* jobs per commit: others wait for its locks so long */
 
 static const char created_sql[] =
     "SELECT status, " SQL_TIME("created_at") " FROM jobs WHERE id = $1";
@@ -22,8 +22,8 @@ static const char created_sql[] =
 
 struct submit_run { /* one request while it is worked on */
     struct submit_batch batch;
-    struct submit_request *requests[SUBMIT_JOBS_MAX]; /* NULL: refused */
-    const char *idempotency_key;                      /* NULL: none */
+    struct submit_prepared *prepared; /* one for each element */
+    const char *idempotency_key;      /* NULL: none */
     uint8_t hash[SHA256_DIGEST_LENGTH];
     json_t *job_ids;
     json_t *errors;
@@ -32,8 +32,9 @@ struct submit_run { /* one request while it is worked on */
 
 static void submit_run_free(struct submit_run *run)
 {
-    for (size_t i = 0; i < run->batch.count; i++)
-        submit_request_free(run->requests[i]);
+    for (size_t i = 0; run->prepared != NULL && i < run->batch.count; i++)
+        submit_request_free(run->prepared[i].request);
+    free(run->prepared);
     json_decref(run->job_ids);
     json_decref(run->errors);
     free(run);
@@ -94,20 +95,47 @@ static int check_permissions(struct call *call, const struct submit_settings *se
     return submit_may(call, request, problem, err);
 }
 
-int submit_element(struct call *call, const json_t *element, struct submit_request **out,
-                   struct field_problem *problem, struct error *err)
+/* Of elements[0 .. count): permissions, then the database, then permissions of what templates say.
+ */
+static int prepare(struct call *call, const json_t *const *elements, size_t count,
+                   struct submit_prepared *out, struct error *err)
 {
     auto_seal_key *key = call->gateway->master == NULL
                              ? NULL
                              : seal_master_derive(call->gateway->master, SEAL_EXPORTS);
     struct submit_settings settings = submit_settings_of(call->gateway, key);
-    auto_submit_request *request = NULL;
+    autofree const json_t **allowed = xcalloc(count, sizeof(json_t *));
 
-    if (check_permissions(call, &settings, element, problem, err) < 0 ||
-        submit_prepare(&settings, call->db, element, &request, problem, err) < 0 ||
-        submit_may(call, request, problem, err) < 0)
+    for (size_t i = 0; i < count; i++) {
+        struct submit_prepared *one = &out[i];
+        if (check_permissions(call, &settings, elements[i], &one->problem, &one->error) == 0)
+            allowed[i] = elements[i];
+    }
+    if (submit_prepare_all(&settings, call->db, allowed, count, out, err) < 0)
         return -1;
-    *out = STEAL(request);
+    for (size_t i = 0; i < count; i++) {
+        struct submit_prepared *one = &out[i];
+        if (one->request != NULL && submit_may(call, one->request, &one->problem, &one->error) < 0)
+            submit_request_free(STEAL(one->request));
+    }
+    return 0;
+}
+
+int submit_element(struct call *call, const json_t *element, struct submit_request **out,
+                   struct field_problem *problem, struct error *err)
+{
+    struct submit_prepared one = {0};
+
+    if (prepare(call, &element, 1, &one, err) < 0) {
+        submit_request_free(one.request);
+        return -1;
+    }
+    if (one.request == NULL) {
+        *problem = one.problem;
+        *err = one.error;
+        return -1;
+    }
+    *out = one.request;
     return 0;
 }
 
@@ -138,95 +166,107 @@ static bool is_ours(const struct error *err)
 /* All elements are looked at before anything is stored. */
 static int prepare_all(struct call *call, struct submit_run *run, struct error *err)
 {
-    for (size_t i = 0; i < run->batch.count; i++) {
-        struct field_problem problem = {0};
-        struct error why = ERROR_NONE;
-        if (submit_element(call, run->batch.elements[i], &run->requests[i], &problem, &why) == 0)
+    size_t count = run->batch.count;
+
+    run->prepared = xcalloc(count, sizeof *run->prepared);
+    for (size_t i = 0; i < count; i += JOB_STORE_SUBMIT_MAX) {
+        if (prepare(call, &run->batch.elements[i], (size_t)min_u64(count - i, JOB_STORE_SUBMIT_MAX),
+                    &run->prepared[i], err) < 0)
+            return -1;
+    }
+    for (size_t i = 0; i < count; i++) {
+        const struct submit_prepared *one = &run->prepared[i];
+        if (one->request != NULL)
             continue;
-        *err = why;
-        if (run->batch.single && problem.status != 0)
-            return call_fail_field(call, &problem, err);
-        if (is_ours(&why) || run->batch.single)
-            return -1;
-        error_clear(err);
-        add_error(run, i, &problem, &why);
+        if (is_ours(&one->error) || run->batch.single) {
+            *err = one->error;
+            return run->batch.single && one->problem.status != 0
+                       ? call_fail_field(call, &one->problem, err)
+                       : -1;
+        }
+        add_error(run, i, &one->problem, &one->error);
     }
     return 0;
 }
 
-static int store_element(struct call *call, struct submit_run *run, size_t i, json_t *ids,
-                         struct error *err)
-{
-    struct submit_origin origin = {.submitted_by = call->identity.username,
-                                   .trace_id = call->trace_id};
-    autofree char *key = NULL;
-    char id[64];
-    bool existing = false;
+struct element { /* on its way into the store */
+    size_t index;
+    char key[ELEMENT_KEY_SIZE];
+};
 
-    if (run->idempotency_key != NULL) {
-        key = run->batch.single ? xstrdup(run->idempotency_key)
-                                : xasprintf("%s/%zu", run->idempotency_key, i);
-        origin.idempotency_key = key;
-        origin.idempotency_hash = run->hash;
-    }
-    if (submit_store(call->db, run->requests[i], &origin, id, &existing, err) < 0)
-        return -1;
-    run->existing = existing;
-    (void)json_array_append_new(ids, json_string(id));
-    return 0;
+struct store_group { /* what is stored with one call: elements that were not refused */
+    size_t count;
+    size_t count_max;
+    struct element *elements;
+    struct submit_item *items;
+    struct job_store_submitted *stored;
+};
+
+static void store_group_release(struct store_group *group)
+{
+    free(group->elements);
+    free(group->items);
+    free(group->stored);
 }
 
-/* Elements [first, end) in one transaction; nothing is stored when one of them fails. */
-static int store_group(struct call *call, struct submit_run *run, size_t first, size_t end,
-                       struct error *err)
+static void add_to_group(const struct call *call, const struct submit_run *run, size_t i,
+                         struct store_group *group)
 {
-    auto_json *ids = json_array();
+    struct element *element = &group->elements[group->count];
+    struct submit_item *item = &group->items[group->count++];
 
-    if (db_begin(call->db, err) < 0)
+    element->index = i;
+    *item = (struct submit_item){
+        .request = run->prepared[i].request,
+        .origin = {.submitted_by = call->identity.username, .trace_id = call->trace_id}};
+    if (run->idempotency_key == NULL)
+        return;
+    if (run->batch.single) {
+        (void)snprintf(element->key, sizeof element->key, "%s", run->idempotency_key);
+    } else {
+        (void)snprintf(element->key, sizeof element->key, "%s/%zu", run->idempotency_key, i);
+    }
+    item->origin.idempotency_key = element->key;
+    item->origin.idempotency_hash = run->hash;
+}
+
+/* Stores the next of the request, from *next on: the good ones into ids, the others into errors. */
+static int store_group(struct call *call, struct submit_run *run, size_t *next,
+                       struct store_group *group, json_t *ids, struct error *err)
+{
+    group->count = 0;
+    for (; *next < run->batch.count && group->count < group->count_max; ++*next) {
+        if (run->prepared[*next].request != NULL)
+            add_to_group(call, run, *next, group);
+    }
+    if (submit_store_all(call->db, group->items, group->count, group->stored, err) < 0)
         return -1;
-    for (size_t i = first; i < end; i++) {
-        if (run->requests[i] != NULL && store_element(call, run, i, ids, err) < 0) {
-            db_rollback(call->db);
+    for (size_t i = 0; i < group->count; i++) {
+        const struct job_store_submitted *stored = &group->stored[i];
+        if (stored->error.code == ERR_NONE) {
+            (void)json_array_append_new(ids, json_string(stored->id));
+            run->existing = stored->existing;
+        } else if (run->batch.single) {
+            *err = stored->error;
             return -1;
+        } else {
+            add_error(run, group->elements[i].index, &(struct field_problem){0}, &stored->error);
         }
     }
-    if (db_commit(call->db, err) < 0)
-        return -1;
-    (void)json_array_extend(run->job_ids, ids);
     return 0;
 }
 
-/* A group that fails is stored job by job: one that cannot be stored does not keep the others out.
- */
-static int store_alone(struct call *call, struct submit_run *run, size_t first, size_t end,
-                       struct error *err)
+static int store_each(struct call *call, struct submit_run *run, json_t *ids, struct error *err)
 {
-    for (size_t i = first; i < end; i++) {
-        struct field_problem problem = {0};
-        struct error why = ERROR_NONE;
-        if (store_group(call, run, i, i + 1, &why) == 0)
-            continue;
-        *err = why;
-        if (is_ours(&why) || run->batch.single)
-            return -1;
-        error_clear(err);
-        add_error(run, i, &problem, &why);
-    }
-    return 0;
-}
+    size_t count_max = (size_t)min_u64(run->batch.count, JOB_STORE_SUBMIT_MAX);
+    CLEANUP(store_group_release)
+    struct store_group group = {.count_max = count_max,
+                                .elements = xcalloc(count_max, sizeof *group.elements),
+                                .items = xcalloc(count_max, sizeof *group.items),
+                                .stored = xcalloc(count_max, sizeof *group.stored)};
 
-static int store_each(struct call *call, struct submit_run *run, struct error *err)
-{
-    for (size_t i = 0; i < run->batch.count; i += STORE_GROUP) {
-        size_t end = (size_t)min_u64(i + STORE_GROUP, run->batch.count);
-        struct error why = ERROR_NONE;
-        if (store_group(call, run, i, end, &why) == 0)
-            continue;
-        if (is_ours(&why)) {
-            *err = why;
-            return -1;
-        }
-        if (store_alone(call, run, i, end, err) < 0)
+    for (size_t next = 0; next < run->batch.count;) {
+        if (store_group(call, run, &next, &group, ids, err) < 0)
             return -1;
     }
     return 0;
@@ -241,18 +281,9 @@ static int store_atomic(struct call *call, struct submit_run *run, struct error 
         return 0;
     if (db_begin(call->db, err) < 0)
         return -1;
-    for (size_t i = 0; i < run->batch.count; i++) {
-        struct field_problem problem = {0};
-        struct error why = ERROR_NONE;
-        if (store_element(call, run, i, ids, &why) == 0)
-            continue;
+    if (store_each(call, run, ids, err) < 0 || json_array_size(run->errors) > 0) {
         db_rollback(call->db);
-        *err = why;
-        if (is_ours(&why))
-            return -1;
-        error_clear(err);
-        add_error(run, i, &problem, &why);
-        return 0;
+        return err->code == ERR_NONE ? 0 : -1;
     }
     if (db_commit(call->db, err) < 0)
         return -1;
@@ -359,7 +390,8 @@ int handle_job_submit(struct call *call, struct error *err)
         return call_fail_field(call, &problem, err);
     if (read_idempotency(call, run, err) < 0 || prepare_all(call, run, err) < 0)
         return -1;
-    if ((run->batch.atomic ? store_atomic(call, run, err) : store_each(call, run, err)) < 0)
+    if ((run->batch.atomic ? store_atomic(call, run, err)
+                           : store_each(call, run, run->job_ids, err)) < 0)
         return -1;
     if (json_array_size(run->job_ids) > 0)
         gateway_poke(call->gateway, json_string_value(json_array_get(run->job_ids, 0)));

@@ -163,33 +163,45 @@ static void *worker_main(void *arg)
 
 /* ---- submitters ---- */
 
-static int submit(struct db *db, uint64_t number, struct error *err)
+/* What all of them ask for; the numbers are in their ids. */
+static int submit(struct db *db, uint64_t first, size_t count, struct error *err)
 {
-    autofree char *id = xasprintf("%s-%" PRIu64, run_id, number);
     auto_json *definition = json_pack("{s:s, s:s}", "vm_path", "/DC0/vm/load", "format", "qcow2");
     auto_json *spec = json_pack("{s:s, s:s}", "vm_path", "/DC0/vm/load", "format", "qcow2");
-    struct job_submission s = {
-        .id = id,
-        .name = "",
-        .kind = "export",
-        .provider = "vsphere",
-        .provider_kind = "vsphere",
-        .vm_path = "/DC0/vm/load",
-        .output_path = "/exports/load",
-        .format = "qcow2",
-        .definition = definition,
-        .export_spec = spec,
-        .priority = 90, /* before what lies there already */
-        .max_attempts = 3,
-        .retry_initial_ms = 1000,
-        .retry_max_ms = 1000,
-        .submitted_by = "load",
-        .trace_id = "",
-    };
-    char out[64];
-    bool existing = false;
+    autofree struct job_submission *s = xcalloc(count, sizeof *s);
+    autofree struct job_store_submitted *out = xcalloc(count, sizeof *out);
+    autofree char(*ids)[64] = xcalloc(count, sizeof *ids);
 
-    return job_store_submit(db, &s, out, &existing, err);
+    for (size_t i = 0; i < count; i++) {
+        (void)snprintf(ids[i], sizeof ids[i], "%s-%" PRIu64, run_id, first + i);
+        s[i] = (struct job_submission){
+            .id = ids[i],
+            .name = "",
+            .kind = "export",
+            .provider = "vsphere",
+            .provider_kind = "vsphere",
+            .vm_path = "/DC0/vm/load",
+            .output_path = "/exports/load",
+            .format = "qcow2",
+            .definition = definition,
+            .export_spec = spec,
+            .priority = 90, /* before what lies there already */
+            .max_attempts = 3,
+            .retry_initial_ms = 1000,
+            .retry_max_ms = 1000,
+            .submitted_by = "load",
+            .trace_id = "",
+        };
+    }
+    if (job_store_submit_all(db, s, count, out, err) < 0)
+        return -1;
+    for (size_t i = 0; i < count; i++) {
+        if (out[i].error.code != ERR_NONE) {
+            *err = out[i].error;
+            return -1;
+        }
+    }
+    return 0;
 }
 
 static void poke(void)
@@ -212,10 +224,8 @@ static int commit_group(struct db *db, uint64_t first, uint64_t end, struct erro
 
     if (db_begin(db, err) < 0)
         return -1;
-    for (uint64_t i = first; i < end; i++) {
-        if (submit(db, i, err) < 0)
-            return -1;
-    }
+    if (submit(db, first, (size_t)(end - first), err) < 0)
+        return -1;
     before = clock_mono_ns();
     if (db_commit(db, err) < 0)
         return -1;
@@ -343,7 +353,7 @@ int main(int argc, char **argv)
 
     if (argc != 6 || parse_u64("workers", argv[3], 1, WORKERS_MAX, &workers, &err) < 0 ||
         parse_u64("jobs", argv[4], 1, JOBS_MAX, &jobs, &err) < 0 ||
-        parse_u64("number", argv[5], 1, 1000000, &last, &err) < 0 || open_all(argv[1], &err) < 0) {
+        parse_u64("number", argv[5], 1, JOBS_MAX, &last, &err) < 0 || open_all(argv[1], &err) < 0) {
         (void)fprintf(stderr, "queue_load: %s\n", argc == 6 ? err.message : "see the source");
         return 2;
     }

@@ -360,7 +360,7 @@ def test_batches_tell_every_elements_fault(gateway, api, provider):
 
 def test_ten_thousand_jobs_in_one_request(gateway, api, provider):
     jobs = [{"vm": f"vm-{i}", "id": f"bulk-{i}"} for i in range(10_000)]
-    jobs[4321] = {"vm": "again", "id": "bulk-17"}  # taken by then: its group is stored one by one
+    jobs[4321] = {"vm": "again", "id": "bulk-17"}  # taken by then
     jobs[9999] = {"vm": "odd", "nonsense": 1}
     answer = api.request("POST", "/api/v1/jobs", {"jobs": jobs}, timeout=120)
     body = answer.json()
@@ -371,6 +371,82 @@ def test_ten_thousand_jobs_in_one_request(gateway, api, provider):
                        " JOIN tasks t ON t.job_id = j.id WHERE t.state = 'queued'") == \
         [{"tasks": 9998, "jobs": 9998}]
     refused(api.request("POST", "/jobs/submit", jobs + jobs[:1]), 400, "jobs")
+
+
+def rows_of(gateway, job):
+    """Everything stored of a job but what differs between any two."""
+    own = {"id", "seq", "job_id", "at", "created_at", "updated_at", "not_before", "rank", "trace_id",
+           "timeout_at", "window_at"}
+    plain = lambda rows: [{k: v for k, v in row.items() if k not in own} for row in rows]
+    text = json.dumps([plain(gateway.sql(f"SELECT * FROM {table} WHERE {column} = %s ORDER BY {order}",
+                                         job))
+                       for table, column, order in (("jobs", "id", "seq"), ("tasks", "job_id", "ordinal"),
+                                                    ("job_events", "job_id", "id"),
+                                                    ("job_dependencies", "job_id", "on_job"))], default=str)
+    return json.loads(text.replace(job, "THIS"))
+
+
+def test_a_job_of_a_batch_is_stored_as_one_alone(gateway, api, provider):
+    inventory(gateway, "web 01", host="esx-1")
+    first = api.submit(vm_path="first")
+    kinds = [{"vm": "vm-1"},  # of the inventory: its name, its host
+             {"vm": "a", "priority": 70, "deadline": "2036-01-01T00:00:00Z",
+              "depends_on": [{"job_id": first, "required_state": "final", "timeout": "1h"}]},
+             {"vm": "b", "hyper2kvm_integration": {"enabled": True, "auto_convert": True},
+              "libvirt": {"define": True}, "retry": {"max_attempts": 7, "initial_delay": "2s"},
+              "pre_hooks": [{"type": "webhook", "url": "https://example.com/hook"}],
+              "metadata": {"text": "\u00fc \"quoted\" \\ 'x' {y}"}},
+             {"vm": "c", "time_windows": [{"days": ["mon"], "start": "01:00", "end": "02:00"}],
+              "on_window_end": "cancel"}]
+    alone = [api.post("/api/v1/jobs", kind, status=201)["job_id"] for kind in kinds]
+    together = api.post("/api/v1/jobs", kinds, status=200)["job_ids"]
+    for one, other in zip(alone, together):
+        assert rows_of(gateway, one) == rows_of(gateway, other)
+    assert [row["id"] for row in gateway.sql("SELECT id FROM jobs ORDER BY seq")] == \
+        [first] + alone + together
+    assert [row["job_id"] for row in gateway.sql("SELECT job_id FROM tasks WHERE source_host = 'esx-1'"
+                                                 " ORDER BY seq")] == [alone[0], together[0]]
+    assert [row["job_id"] for row in gateway.sql("SELECT job_id FROM job_events ORDER BY id")] == \
+        [first] + alone + together
+
+
+def test_each_job_of_a_batch_is_taken_or_refused_alone(gateway, api, provider):
+    api.submit(vm_path="x", id="old")
+    batch = [{"vm": "a", "id": "a"}, {"vm": "b", "id": "b", "depends_on": ["a", "old"]},
+             {"vm": "c", "id": "c", "depends_on": ["nobody"]},
+             {"vm": "d", "id": "d", "depends_on": ["c"]},    # refused as well, so not there
+             {"vm": "e", "id": "e", "depends_on": ["f"]},    # stands behind it
+             {"vm": "f", "id": "f"}, {"vm": "again", "id": "a"}, {"vm": "old", "id": "old"},
+             {"vm": "g", "id": "g", "depends_on": ["g"]}, {"vm": "h", "provider": "none"}]
+    answer = api.request("POST", "/api/v1/jobs", batch)
+    body = answer.json()
+    assert answer.status_code == 207 and body["job_ids"] == ["a", "b", "f"]
+    faults = {e["index"]: (e["code"], e["error"]) for e in body["errors"]}
+    assert {i: code for i, (code, _) in faults.items()} == \
+        {2: "invalid", 3: "invalid", 4: "invalid", 6: "conflict", 7: "conflict", 8: "invalid",
+         9: "invalid"}
+    for index, name in ((2, "'nobody'"), (3, "'c'"), (4, "'f'"), (6, "'a'"), (7, "'old'"), (8, "'g'"),
+                        (9, "'none'")):
+        assert name in faults[index][1]
+    assert gateway.sql("SELECT j.id, vm_path, hold, state, d.jobs FROM jobs j JOIN tasks t ON t.job_id ="
+                       " j.id LEFT JOIN LATERAL (SELECT string_agg(on_job, ' ' ORDER BY on_job) AS jobs"
+                       " FROM job_dependencies WHERE job_id = j.id) d ON true ORDER BY j.seq") == [
+        {"id": "old", "vm_path": "x", "hold": "", "state": "queued", "jobs": None},
+        {"id": "a", "vm_path": "a", "hold": "", "state": "queued", "jobs": None},
+        {"id": "b", "vm_path": "b", "hold": "depends", "state": "queued", "jobs": "a old"},
+        {"id": "f", "vm_path": "f", "hold": "", "state": "queued", "jobs": None}]
+    assert len(gateway.sql("SELECT * FROM job_events")) == 4
+    answer = api.request("POST", "/api/v1/jobs", {"jobs": batch[2:6], "atomic": True}).json()
+    assert answer["accepted"] == 0 and [e["index"] for e in answer["errors"]] == [0, 1, 3]
+    # again with a key: what was taken is not made twice, and another body is another request
+    key = {"Idempotency-Key": "k"}
+    batch = [{"vm": "n"}, {"vm": "o", "depends_on": ["nobody"]}, {"vm": "p", "id": "p", "depends_on": ["f"]}]
+    once = api.request("POST", "/api/v1/jobs", batch, headers=key).json()
+    again = api.request("POST", "/api/v1/jobs", batch, headers=key).json()
+    assert once["job_ids"] == again["job_ids"] and [e["index"] for e in again["errors"]] == [1]
+    other = api.request("POST", "/api/v1/jobs", batch[:1] + [{"vm": "q"}], headers=key).json()
+    assert [(e["index"], e["code"]) for e in other["errors"]] == [(0, "conflict")]
+    assert len(gateway.sql("SELECT * FROM jobs")) == 4 + 2 + 1
 
 
 def test_own_ids_are_unique(api, provider):

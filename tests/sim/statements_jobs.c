@@ -51,6 +51,31 @@ struct row *find_task(const struct statement *s, const char *id)
     return NULL;
 }
 
+/* ---- rows of JSON ---- */
+
+/* NULL: it is not there; a column that is changed then keeps what it has. */
+static const char *text_of(const json_t *row, const char *key)
+{
+    return json_string_value(json_object_get(row, key));
+}
+
+static int64_t int_of(const json_t *row, const char *key)
+{
+    return json_integer_value(json_object_get(row, key));
+}
+
+static bool bool_of(const json_t *row, const char *key)
+{
+    return json_is_true(json_object_get(row, key));
+}
+
+static const char *json_kept(const json_t *value)
+{
+    autofree char *text = json_text(value);
+
+    return keep(text);
+}
+
 /* ---- submit ---- */
 
 /* Who has the same id or key but has not committed yet is waited for, as a unique index does. */
@@ -68,34 +93,44 @@ static bool is_taken(struct statement *s, const char *id, const char *user, cons
     return s->failed;
 }
 
-static void insert_job(struct statement *s)
+static void insert_job(struct statement *s, const json_t *x)
 {
     static int64_t seq;
-    struct job_row *job;
+    struct job_row *job = insert(s, TABLE_JOBS);
 
-    result_columns(s, 1);
-    if (is_taken(s, s->params[0], s->params[13], s->params[15]))
-        return;
-    job = insert(s, TABLE_JOBS);
-    PUT(job->id, s->params[0]);
-    PUT(job->kind, s->params[2]);
-    PUT(job->provider, s->params[3]);
+    PUT(job->id, text_of(x, "id"));
+    PUT(job->kind, text_of(x, "kind"));
+    PUT(job->provider, text_of(x, "provider"));
     job->seq = ++seq;
-    job->vm_path = keep(s->params[4]);
-    job->vm_name = keep(s->params[5]);
-    job->output_path = keep(s->params[6]);
-    job->priority = param_i64(s, 10);
-    job->max_attempts = param_i64(s, 11);
-    job->retry_initial_ms = param_i64(s, 12);
-    job->retry_max_ms = param_i64(s, 13);
-    job->submitted_by = keep(s->params[13]);
-    job->trace_id = keep(s->params[14]);
-    job->key = keep(s->params[15]);
-    job->hash = keep(s->params[16]);
-    job->schedule_id = keep(s->params[17]);
+    job->vm_path = keep(text_of(x, "vm_path"));
+    job->vm_name = keep(text_of(x, "vm_name"));
+    job->output_path = keep(text_of(x, "output_path"));
+    job->priority = int_of(x, "priority");
+    job->max_attempts = int_of(x, "max_attempts");
+    job->retry_initial_ms = int_of(x, "retry_initial_ms");
+    job->retry_max_ms = int_of(x, "retry_max_ms");
+    job->submitted_by = keep(text_of(x, "submitted_by"));
+    job->trace_id = keep(text_of(x, "trace_id"));
+    job->key = keep(text_of(x, "key"));
+    job->hash = keep(text_of(x, "hash"));
+    job->schedule_id = keep(text_of(x, "schedule_id"));
     job->error = job->error_code = "";
     PUT(job->status, "pending");
-    RESULT_ROW(s, s->params[0]);
+    RESULT_ROW(s, text_of(x, "id"), text_of(x, "key"));
+}
+
+static void insert_jobs(struct statement *s)
+{
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+    json_t *x;
+    size_t i;
+
+    result_columns(s, 2);
+    json_array_foreach(rows, i, x)
+    {
+        if (!is_taken(s, text_of(x, "id"), text_of(x, "submitted_by"), text_of(x, "key")))
+            insert_job(s, x);
+    }
 }
 
 static struct task_row *new_task(struct statement *s)
@@ -110,40 +145,60 @@ static struct task_row *new_task(struct statement *s)
     return task;
 }
 
-static void insert_task(struct statement *s)
+static const char *number_of(const json_t *x, const char *key)
 {
-    struct task_row *task = new_task(s);
-
-    PUT(task->id, s->params[0]);
-    PUT(task->job_id, s->params[1]);
-    task->ordinal = param_i64(s, 3);
-    PUT(task->kind, s->params[3]);
-    PUT(task->task_class, "transfer");
-    PUT(task->role, s->params[4]);
-    PUT(task->provider_kind, s->params[5]);
-    PUT(task->provider, s->params[6]);
-    task->spec = keep(s->params[7]);
-    task->priority = param_i64(s, 9);
-    PUT(task->state, s->params[9]);
-    PUT(task->volume, s->params[10]);
-    PUT(task->hook, s->params[11]);
-    task->may_fail = param_bool(s, 13);
-    task->max_attempts = keep(s->params[13]);
-    task->retry_initial_ms = keep(s->params[14]);
-    task->retry_max_ms = keep(s->params[15]);
-    task->wait = keep(s->params[16]);
-    if (s->params[17] != NULL)
-        task->not_before_ms = param_i64(s, 18);
+    return json_object_get(x, key) == NULL ? NULL : keep(number(int_of(x, key)));
 }
 
-static void find_key(struct statement *s)
+static void insert_tasks(struct statement *s)
 {
-    result_columns(s, 2);
-    for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
-        const struct job_row *job = see(s, store_row(TABLE_JOBS, i));
-        if (job != NULL && job->key != NULL && is(job->key, s->params[1]) &&
-            is(job->submitted_by, s->params[0]))
-            RESULT_ROW(s, job->id, cell_bool(is(cell(job->hash), cell(s->params[2]))));
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+    json_t *x;
+    size_t i;
+
+    json_array_foreach(rows, i, x)
+    {
+        struct task_row *task = new_task(s);
+        PUT(task->id, text_of(x, "id"));
+        PUT(task->job_id, text_of(x, "job_id"));
+        task->ordinal = int_of(x, "ordinal");
+        PUT(task->kind, text_of(x, "kind"));
+        PUT(task->task_class, "transfer");
+        PUT(task->role, text_of(x, "role"));
+        PUT(task->provider_kind, text_of(x, "provider_kind"));
+        PUT(task->provider, text_of(x, "provider"));
+        task->spec = json_kept(json_object_get(x, "spec"));
+        task->priority = int_of(x, "priority");
+        PUT(task->state, text_of(x, "state"));
+        PUT(task->volume, text_of(x, "volume"));
+        PUT(task->hook, text_of(x, "hook"));
+        task->may_fail = bool_of(x, "may_fail");
+        task->max_attempts = number_of(x, "max_attempts");
+        task->retry_initial_ms = number_of(x, "retry_initial_ms");
+        task->retry_max_ms = number_of(x, "retry_max_ms");
+        if (json_object_get(x, "wait") != NULL)
+            task->wait = json_kept(json_object_get(x, "wait"));
+        if (json_object_get(x, "not_before") != NULL)
+            task->not_before_ms = int_of(x, "not_before");
+    }
+}
+
+static void find_keys(struct statement *s)
+{
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+    json_t *x;
+    size_t n;
+
+    result_columns(s, 3);
+    json_array_foreach(rows, n, x)
+    {
+        for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
+            const struct job_row *job = see(s, store_row(TABLE_JOBS, i));
+            if (job != NULL && job->key != NULL && is(job->key, text_of(x, "key")) &&
+                is(job->submitted_by, text_of(x, "submitted_by")))
+                RESULT_ROW(s, number(int_of(x, "n")), job->id,
+                           cell_bool(is(cell(job->hash), cell(text_of(x, "hash")))));
+        }
     }
 }
 
@@ -324,29 +379,6 @@ static void lock_tasks(struct statement *s)
                    cell_bool(t->may_fail), t->max_attempts, t->retry_initial_ms, t->retry_max_ms,
                    t->id, "f"); /* no clean-up is wished */
     }
-}
-
-/* NULL: the column keeps what it has. */
-static const char *text_of(const json_t *row, const char *key)
-{
-    return json_string_value(json_object_get(row, key));
-}
-
-static int64_t int_of(const json_t *row, const char *key)
-{
-    return json_integer_value(json_object_get(row, key));
-}
-
-static bool bool_of(const json_t *row, const char *key)
-{
-    return json_is_true(json_object_get(row, key));
-}
-
-static const char *json_kept(const json_t *value)
-{
-    autofree char *text = json_text(value);
-
-    return keep(text);
 }
 
 static void change_task(struct task_row *t, const json_t *x, int64_t now_ms)
@@ -597,9 +629,9 @@ static void add_totals(struct statement *s)
 }
 
 const struct statement_model statements_jobs[] = {
-    {"INSERT INTO jobs (id, name, kind", insert_job},
-    {"INSERT INTO tasks (id, job_id, ordinal", insert_task},
-    {"SELECT id, idempotency_hash = $3", find_key},
+    {"INSERT INTO jobs (id, name, kind", insert_jobs},
+    {"INSERT INTO tasks (id, job_id, ordinal", insert_tasks},
+    {"SELECT x.n, j.id, j.idempotency_hash = x.hash", find_keys},
     {"SELECT t.id FROM tasks t WHERE t.job_id = $1 ORDER BY (t.state", current_task},
     {"SELECT 1 FROM jobs WHERE id = $1 AND deadline", nothing}, /* there are none */
     {"SELECT 1 FROM jobs WHERE id = $1", job_exists},

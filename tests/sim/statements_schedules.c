@@ -351,6 +351,18 @@ static void switch_off(struct statement *s)
     }
 }
 
+/* VMs are named by path. */
+static void vm_names(struct statement *s)
+{
+    auto_json *rows = json_loads(s->params[0], 0, NULL);
+
+    result_columns(s, 2);
+    for (size_t i = 0; i < json_array_size(rows); i++) {
+        const json_t *n = json_object_get(json_array_get(rows, i), "n");
+        RESULT_ROW(s, number(json_integer_value(n)), NULL);
+    }
+}
+
 const struct statement_model statements_schedules[] = {
     {"FROM schedules s WHERE s.id = $1 AND enabled", take_schedule},
     {"FROM schedules s WHERE s.id = $1 FOR UPDATE", lock_schedule},
@@ -371,7 +383,7 @@ const struct statement_model statements_schedules[] = {
     {"SELECT r.schedule_id, cardinality(r.job_ids)", run_facts},
     {"UPDATE schedule_runs SET status = $2, reason = $3, completed_at", end_run},
     {"SELECT kind, enabled FROM providers", provider_of},
-    {"SELECT v.name FROM inventory_vms v", none}, /* VMs are named by path */
+    {"SELECT x.n, (SELECT v.name FROM inventory_vms v", vm_names},
     {STORE_SCHEDULES_OFF, switch_off},
     {0},
 };
