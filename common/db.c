@@ -16,6 +16,11 @@
 #define DB_CONNECT_TIMEOUT_S "5"
 #define DB_SETUP_SQL_MAX     512
 #define DB_LOCK_WAIT_MS      2000 /* our own transactions take milliseconds */
+/* SET or SET LOCAL: plans are kept, and read no more than an index leads to. */
+#define BY_INDEX(set)                                                             \
+    set " plan_cache_mode = force_generic_plan;" set " enable_seqscan = off;" set \
+        " enable_bitmapscan = off;" set " enable_hashjoin = off;" set             \
+        " enable_mergejoin = off;" set " enable_material = off"
 
 struct db {
     PGconn *connection;
@@ -124,10 +129,7 @@ static int fail(struct db *db, const PGresult *result, const char *what, struct 
 static int set_plans(struct db *db, PGresult **out)
 {
     static const char fresh[] = "SET plan_cache_mode = force_custom_plan";
-    static const char by_index[] = "SET plan_cache_mode = force_generic_plan;"
-                                   "SET enable_seqscan = off; SET enable_bitmapscan = off;"
-                                   "SET enable_hashjoin = off; SET enable_mergejoin = off;"
-                                   "SET enable_material = off";
+    static const char by_index[] = BY_INDEX("SET");
 
     *out = PQexec(db->connection, db->by_index ? by_index : fresh);
     return PQresultStatus(*out) == PGRES_COMMAND_OK ? 0 : -1;
@@ -277,13 +279,23 @@ static int simple(struct db *db, const char *sql, struct error *err)
     return 0;
 }
 
-int db_begin(struct db *db, struct error *err)
+static int begin(struct db *db, const char *sql, struct error *err)
 {
     assert(!db->transaction);
-    if (ensure_connection(db, err) < 0 || simple(db, "BEGIN", err) < 0)
+    if (ensure_connection(db, err) < 0 || simple(db, sql, err) < 0)
         return -1;
     db->transaction = true;
     return 0;
+}
+
+int db_begin(struct db *db, struct error *err)
+{
+    return begin(db, "BEGIN", err);
+}
+
+int db_begin_by_index(struct db *db, struct error *err)
+{
+    return begin(db, "BEGIN;" BY_INDEX("SET LOCAL"), err);
 }
 
 int db_commit(struct db *db, struct error *err)

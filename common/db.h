@@ -44,6 +44,8 @@ MUST_CHECK int db_exec(struct db *db, const char *sql, const char *const *params
     (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *)
 #define DB_NO_PARAMS NULL, 0
 MUST_CHECK int db_begin(struct db *db, struct error *err);
+/* As if db_set_by_index had been called, for this transaction; also what its foreign keys ask. */
+MUST_CHECK int db_begin_by_index(struct db *db, struct error *err);
 /* An error after COMMIT was sent is ERR_UNAVAILABLE: unknown outcome. */
 MUST_CHECK int db_commit(struct db *db, struct error *err);
 /* Always leaves the connection usable or closed. */

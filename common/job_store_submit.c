@@ -28,6 +28,14 @@ static const char INSERT_JOBS[] =
     " deadline timestamptz, time_windows jsonb, on_window_end text) ORDER BY n"
     " ON CONFLICT DO NOTHING RETURNING id, idempotency_key";
 
+/* Where the VM runs, if one VM only has that path, id or name; by one index each. */
+#define HOSTS                                                                               \
+    "SELECT v.id, v.vm->>'host' AS host FROM inventory_vms v WHERE v.provider = s.provider" \
+    " AND v.generation = s.generation AND x.vm_path = "
+#define HOST_OF_VM                                                                      \
+    "(SELECT min(f.host) FROM inventory_state s, LATERAL (" HOSTS "v.path UNION " HOSTS \
+    "v.id UNION " HOSTS "v.name) f WHERE s.provider = x.provider HAVING count(*) = 1)"
+
 static const char INSERT_TASKS[] =
     "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
     " priority, state, volume, hook, may_fail, max_attempts, retry_initial_ms, retry_max_ms, wait,"
@@ -35,11 +43,8 @@ static const char INSERT_TASKS[] =
     " SELECT id, job_id, ordinal, kind, 'transfer', role, provider_kind, provider, spec, priority,"
     " state, volume, hook, may_fail, max_attempts, retry_initial_ms, retry_max_ms, wait,"
     " coalesce(to_timestamp(not_before / 1000.0), now()), queue_rank(now(), priority),"
-    " coalesce((SELECT min(v.vm->>'host') FROM inventory_vms v"
-    "  JOIN inventory_state s ON s.provider = v.provider AND s.generation = v.generation"
-    "  WHERE v.provider = x.provider AND x.kind = 'export'"
-    "  AND (v.path = x.vm_path OR v.id = x.vm_path OR v.name = x.vm_path)"
-    "  HAVING count(*) = 1), ''), queue_group, queue_limit, hold"
+    " CASE WHEN kind = 'export' THEN coalesce(" HOST_OF_VM ", '') ELSE '' END,"
+    " queue_group, queue_limit, hold"
     " FROM jsonb_to_recordset($1::jsonb) AS x(n int, id text, job_id text, ordinal int, kind text,"
     " role text, provider_kind text, provider text, spec jsonb, priority int, state text,"
     " volume text, hook text, may_fail boolean, max_attempts int, retry_initial_ms bigint,"
@@ -448,10 +453,10 @@ int job_store_submit_all(struct db *db, const struct job_submission *submissions
 {
     autofree enum fate *fates = xcalloc(count + 1, sizeof *fates);
     struct submitting run = {db, submissions, count, out, fates};
-    bool own = false;
+    bool own = !db_in_transaction(db);
 
     assert(count <= JOB_STORE_SUBMIT_MAX);
-    if (store_begin(db, &own, err) < 0)
+    if (own && db_begin_by_index(db, err) < 0)
         return -1;
     return store_end(db, own, submit_all(&run, err), err);
 }

@@ -222,7 +222,7 @@ static int commit_group(struct db *db, uint64_t first, uint64_t end, struct erro
     int64_t before;
     int64_t now;
 
-    if (db_begin(db, err) < 0)
+    if (db_begin_by_index(db, err) < 0) /* as job_store_submit_all does without one */
         return -1;
     if (submit(db, first, (size_t)(end - first), err) < 0)
         return -1;

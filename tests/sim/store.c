@@ -544,6 +544,11 @@ int db_begin(struct db *db, struct error *err)
     return 0;
 }
 
+int db_begin_by_index(struct db *db, struct error *err)
+{
+    return db_begin(db, err);
+}
+
 int db_commit(struct db *db, struct error *err)
 {
     assert(db->transaction);

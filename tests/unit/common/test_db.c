@@ -131,6 +131,34 @@ static void a_rolled_back_transaction_leaves_nothing(void **state)
     assert_int_equal(db_i64(rows, 0, 0), 1);
 }
 
+static void expect_plans(struct db *db, const char *mode, const char *scans)
+{
+    static const char sql[] =
+        "SELECT current_setting('plan_cache_mode'), current_setting('enable_seqscan')";
+    struct error err = ERROR_NONE;
+    auto_pgresult *rows = NULL;
+
+    assert_ok(db_exec(db, sql, DB_NO_PARAMS, &rows, &err), err);
+    assert_string_equal(db_text(rows, 0, 0), mode);
+    assert_string_equal(db_text(rows, 0, 1), scans);
+}
+
+static void a_transaction_is_by_index_to_its_end_only(void **state)
+{
+    struct error err = ERROR_NONE;
+    auto_db *db = connect_app("hypersdk_gateway");
+
+    (void)state;
+    expect_plans(db, "force_custom_plan", "on");
+    assert_ok(db_begin_by_index(db, &err), err);
+    expect_plans(db, "force_generic_plan", "off");
+    assert_ok(db_commit(db, &err), err);
+    expect_plans(db, "force_custom_plan", "on");
+    assert_ok(db_begin(db, &err), err);
+    expect_plans(db, "force_custom_plan", "on");
+    db_rollback(db);
+}
+
 static void wait_gone(struct db *db, const char *pid)
 {
     static const char sql[] = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1::integer";
@@ -306,6 +334,7 @@ int main(void)
         cmocka_unit_test(parameters_and_cells_go_through),
         cmocka_unit_test(failures_have_the_code_that_says_what_to_do),
         cmocka_unit_test(a_rolled_back_transaction_leaves_nothing),
+        cmocka_unit_test(a_transaction_is_by_index_to_its_end_only),
         cmocka_unit_test(who_waits_too_long_for_a_lock_is_told),
         cmocka_unit_test(a_cut_connection_is_made_again_by_the_next_call),
         cmocka_unit_test(unreachable_servers_and_wrong_accounts_are_told),
