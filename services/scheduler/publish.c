@@ -13,16 +13,17 @@
 #include "live.h"
 #include "scheduler.h"
 
-#define TICK_MS     250
-#define EVENTS_MAX  500
-#define UPDATES_MAX 256
+#define TICK_MS       250
+#define EVENTS_MAX    500
+#define UPDATES_MAX   256
+#define ID_DIGITS_MAX 24 /* with what stands around it */
 
 /* Losing either on a crash costs nothing: events are published once more, and a final job keeps
  * what it showed last. */
 static const char PUBLISHED[] =
     "WITH off AS (SELECT set_config('synchronous_commit', 'off', true))"
     " UPDATE job_events SET published = true FROM off WHERE NOT published"
-    " AND id IN (SELECT jsonb_array_elements_text($1::jsonb)::bigint)";
+    " AND id = ANY ($1::bigint[])";
 
 static const char STORE_PROGRESS[] =
     "WITH off AS (SELECT set_config('synchronous_commit', 'off', true))"
@@ -65,11 +66,11 @@ static int publish(struct redis *redis, const char *text, struct error *err)
 static int publish_events(struct db *db, struct redis *redis, struct error *err)
 {
     auto_json *events = NULL;
-    auto_json *ids = json_array();
-    autofree char *list = NULL;
+    auto_strbuf ids;
     json_t *event;
     size_t i;
 
+    strbuf_init(&ids, EVENTS_MAX * ID_DIGITS_MAX);
     if (job_store_events(db, 0, true, EVENTS_MAX, &events, err) < 0)
         return -1;
     if (json_array_size(events) == 0)
@@ -79,12 +80,13 @@ static int publish_events(struct db *db, struct redis *redis, struct error *err)
         autofree char *text = json_text(event);
         if (publish(redis, text, err) < 0)
             return -1;
-        (void)json_array_append(ids, json_object_get(event, "seq"));
+        strbuf_addf(&ids, "%s%" JSON_INTEGER_FORMAT, i == 0 ? "{" : ",",
+                    json_integer_value(json_object_get(event, "seq")));
     }
+    strbuf_addf(&ids, "}");
     if (redis_flush(redis, err) < 0)
         return -1;
-    list = json_text(ids);
-    return db_exec(db, PUBLISHED, DB_PARAMS(list), NULL, err);
+    return db_exec(db, PUBLISHED, DB_PARAMS(ids.data), NULL, err);
 }
 
 /* ---- progress ---- */
@@ -153,7 +155,7 @@ static int publish_progress(struct scheduler *scheduler, struct db *db, struct r
 void *publish_main(void *arg)
 {
     struct scheduler *scheduler = arg;
-    auto_db *db = scheduler_db(scheduler, "scheduler publish");
+    auto_db *db = scheduler_queue_db(scheduler, "scheduler publish");
     struct redis *redis = redis_new(&scheduler->redis);
     struct log_throttle throttle = {0};
 

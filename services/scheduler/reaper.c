@@ -178,9 +178,9 @@ static int tidy(struct scheduler *scheduler, struct db *db, bool each_second, st
                                             watch_workers,
                                             scheduler_apply_rules,
                                             scheduler_apply_windows,
-                                            sweep,
                                             archive_run,
                                             cleanup_schedule_run,
+                                            each_second ? sweep : NULL,
                                             each_second ? scheduler_explain : NULL,
                                             each_second ? seal_audit : NULL};
 

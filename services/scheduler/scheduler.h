@@ -60,7 +60,7 @@ struct submit_settings scheduler_submit_settings(const struct scheduler *schedul
 
 /* A connection of this thread's own. */
 struct db *scheduler_db(const struct scheduler *scheduler, const char *thread);
-/* The same for leases and ends of tasks (db_set_by_index). */
+/* The same for leases, ends of tasks and their events (db_set_by_index). */
 struct db *scheduler_queue_db(const struct scheduler *scheduler, const char *thread);
 /* Until the next look at what lost messages left undone, with jitter; true: the process stops. */
 bool scheduler_wait_poll(const struct scheduler *scheduler);
