@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/json.h"
+#include "common/schedule_depends.h"
 
 #define DUES_KEPT (2 * SCHEDULE_MISSED_ROWS + SCHEDULE_CATCH_UP_MAX)
 #define DUES_MAX  600000                    /* more than a year of minutes */
@@ -73,12 +74,15 @@ static int check_time(struct schedule *schedule, struct field_problem *problem, 
     return -1;
 }
 
-int schedule_check(struct schedule *schedule, struct field_problem *problem, struct error *err)
+/* Members that are not a schedule's. Nobody is told of one schedule: who listens is told of all. */
+static int check_foreign(json_t *fields, struct field_problem *problem, struct error *err)
 {
     static const char *const of_job[] = {"priority", "retry"};
-    json_t *fields = schedule->fields;
-    unsigned int misfire = 0;
-    unsigned int overlap = 0;
+    static const char *const of_webhooks[][2] = {
+        {"notify_on_start", "schedule.triggered"},
+        {"notify_on_success", "job.completed"},
+        {"notify_on_failure", "job.failed and schedule.missed"},
+    };
 
     for (size_t i = 0; i < ARRAY_LEN(of_job); i++) {
         if (json_object_get(fields, of_job[i]) != NULL) {
@@ -87,11 +91,34 @@ int schedule_check(struct schedule *schedule, struct field_problem *problem, str
                               of_job[i]);
         }
     }
+    for (size_t i = 0; i < ARRAY_LEN(of_webhooks); i++) {
+        const char *name = of_webhooks[i][0];
+        if (field_bool(fields, name, false)) {
+            return field_fail(problem, 422, name, err, ERR_NOT_AVAILABLE,
+                              "'%s' is not available, a schedule knows no receivers: let a webhook "
+                              "(webhooks.endpoints of the configuration) have the events %s, whose "
+                              "'schedule_id' tells the schedule",
+                              name, of_webhooks[i][1]);
+        }
+        (void)json_object_del(fields, name);
+    }
+    return 0;
+}
+
+int schedule_check(struct schedule *schedule, struct field_problem *problem, struct error *err)
+{
+    json_t *fields = schedule->fields;
+    unsigned int misfire = 0;
+    unsigned int overlap = 0;
+
+    if (check_foreign(fields, problem, err) < 0)
+        return -1;
     if (json_object_get(fields, "name") == NULL)
         return field_fail(problem, 400, "name", err, ERR_INVALID, "'name' is missing");
     if (check_time(schedule, problem, err) < 0 ||
         word_index(fields, "misfire", misfires, &misfire, problem, err) < 0 ||
         word_index(fields, "overlap", overlaps, &overlap, problem, err) < 0 ||
+        schedule_depends_check(fields, problem, err) < 0 ||
         fields_member(fields, "retention", "retention.", retention_fields, problem, err) < 0)
         return -1;
     if (field_duration_ms(fields, "jitter", 0) % 1000 != 0) {

@@ -37,10 +37,10 @@ enum schedule_overlap { OVERLAP_SKIP, OVERLAP_QUEUE, OVERLAP_ALLOW };
         {"jitter", {NULL}, FIELD_DURATION, 0, SCHEDULE_JITTER_MAX_MS, NULL},      \
         {"time_windows", {NULL}, FIELD_ANY, 0, 0, NULL},                          \
         {"on_window_end", {NULL}, FIELD_TEXT, 1, 16, NULL},                       \
-        {"depends_on", {NULL}, FIELD_ANY, 0, 0, "[]"},                            \
-        {"notify_on_start", {NULL}, FIELD_ANY, 0, 0, "false"},                    \
-        {"notify_on_success", {NULL}, FIELD_ANY, 0, 0, "false"},                  \
-        {"notify_on_failure", {NULL}, FIELD_ANY, 0, 0, "false"},                  \
+        {"depends_on", {NULL}, FIELD_ANY, 0, 0, NULL},                            \
+        {"notify_on_start", {NULL}, FIELD_BOOL, 0, 0, NULL},                      \
+        {"notify_on_success", {NULL}, FIELD_BOOL, 0, 0, NULL},                    \
+        {"notify_on_failure", {NULL}, FIELD_BOOL, 0, 0, NULL},                    \
         {"priority", {NULL}, FIELD_ANY, 0, 0, NULL},                              \
     {                                                                             \
         "retry", {NULL}, FIELD_ANY, 0, 0, NULL                                    \

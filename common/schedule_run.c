@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "common/json.h"
 #include "common/policy.h"
+#include "common/schedule_depends.h"
 #include "common/vm_dir.h"
 
 #define NUMBER_SIZE  24
@@ -46,13 +47,18 @@ static const char INSERT_MISSED[] =
     " ON CONFLICT (schedule_id, due_at) DO NOTHING";
 
 static const char OLDEST_QUEUED[] =
-    "SELECT id, extract(epoch FROM due_at)::bigint, reason FROM schedule_runs WHERE schedule_id ="
-    " $1 AND status = 'queued' ORDER BY seq LIMIT 1";
+    "SELECT id, extract(epoch FROM due_at)::bigint, reason, manual, (extract(epoch FROM"
+    " now() - created_at) * 1000)::bigint FROM schedule_runs WHERE schedule_id = $1"
+    " AND status = 'queued' ORDER BY seq LIMIT 1";
+
+static const char SKIP[] = "UPDATE schedule_runs SET status = 'skipped', reason = $2,"
+                           " completed_at = now() WHERE id = $1";
 
 static const char WAITING[] =
     "SELECT coalesce(jsonb_agg(DISTINCT r.schedule_id), '[]') FROM schedule_runs r WHERE r.status ="
-    " 'queued' AND NOT EXISTS (SELECT 1 FROM schedule_runs a WHERE a.schedule_id = r.schedule_id"
-    "  AND a.status = 'running')";
+    " 'queued' AND (NOT EXISTS (SELECT 1 FROM schedule_runs a WHERE a.schedule_id = r.schedule_id"
+    "  AND a.status = 'running') OR EXISTS (SELECT 1 FROM schedules s WHERE s.id = r.schedule_id"
+    "  AND s.fields->>'overlap' = 'allow'))";
 
 static const char INSERT_OUTBOX[] =
     "INSERT INTO outbox (event, job_id, payload) VALUES ($1, $2, $3::jsonb)";
@@ -346,6 +352,25 @@ static int start_jobs(struct db *db, const struct submit_settings *settings,
 
 /* ---- begin ---- */
 
+/* Of a run that nothing else holds back. */
+static int decide_by_dependencies(struct db *db, const struct schedule *schedule,
+                                  const struct schedule_wish *wish, struct schedule_outcome *out,
+                                  struct error *err)
+{
+    enum schedule_wait wait = SCHEDULE_READY;
+    char why[ERROR_MESSAGE_MAX];
+
+    if (wish->manual) /* somebody wants it now */
+        return 0;
+    if (schedule_depends_look(db, schedule, 0, &wait, why, err) < 0)
+        return -1;
+    if (wait == SCHEDULE_READY)
+        return 0;
+    out->status = wait == SCHEDULE_WAITS ? "queued" : "skipped";
+    memcpy(out->reason, why, sizeof out->reason);
+    return 0;
+}
+
 /* Which status the row gets at first, and why. */
 static int decide(struct db *db, const struct schedule *schedule, const struct schedule_wish *wish,
                   struct schedule_outcome *out, struct error *err)
@@ -357,14 +382,16 @@ static int decide(struct db *db, const struct schedule *schedule, const struct s
     (void)snprintf(out->reason, sizeof out->reason, "%s",
                    wish->refused != NULL ? wish->refused : wish->reason);
     out->status = wish->refused != NULL ? "failed" : "running";
-    if (wish->refused != NULL || schedule->overlap == OVERLAP_ALLOW)
+    if (wish->refused != NULL)
         return 0;
+    if (schedule->overlap == OVERLAP_ALLOW)
+        return decide_by_dependencies(db, schedule, wish, out, err);
     if (db_exec(db, ACTIVE, DB_PARAMS(schedule->id), &rows, err) < 0)
         return -1;
     running = db_i64(rows, 0, 0);
     queued = db_i64(rows, 0, 1);
     if (running == 0 && queued == 0)
-        return 0;
+        return decide_by_dependencies(db, schedule, wish, out, err);
     if (schedule->overlap == OVERLAP_QUEUE && queued < SCHEDULE_RUNS_QUEUED) {
         out->status = "queued";
         return 0;
@@ -423,19 +450,51 @@ int schedule_run_begin(struct db *db, const struct submit_settings *settings,
         err);
 }
 
+/* The row of OLDEST_QUEUED: may it start? *out: not now, or not any more. */
+static int hold_back(struct db *db, const struct schedule *schedule, const PGresult *row,
+                     struct schedule_outcome *out, bool *out_held, struct error *err)
+{
+    enum schedule_wait wait = SCHEDULE_READY;
+    char why[ERROR_MESSAGE_MAX] = "";
+    bool ready = true;
+
+    *out_held = false;
+    if (!db_bool(row, 0, 3) &&
+        schedule_depends_look(db, schedule, db_i64(row, 0, 4), &wait, why, err) < 0)
+        return -1;
+    if (wait == SCHEDULE_READY && schedule->policy_id[0] != '\0' &&
+        policy_inventory_ready(db, schedule->fields, &ready, err) < 0)
+        return -1;
+    out->needs_inventory = !ready;
+    *out_held = wait != SCHEDULE_READY || !ready;
+    if (wait != SCHEDULE_HOPELESS)
+        return 0;
+    (void)snprintf(out->run_id, sizeof out->run_id, "%s", db_text(row, 0, 0));
+    memcpy(out->reason, why, sizeof out->reason);
+    out->status = "skipped";
+    if (db_exec(db, SKIP, DB_PARAMS(out->run_id, why), NULL, err) < 0)
+        return -1;
+    return add_event(db, schedule, &(struct run_event){"schedule.missed", "skipped", "", why}, err);
+}
+
 int schedule_run_dequeue(struct db *db, const struct submit_settings *settings,
                          const struct schedule *schedule, const char *refused,
                          struct schedule_outcome *out, struct error *err)
 {
     auto_pgresult *active = NULL;
     auto_pgresult *rows = NULL;
+    bool held = false;
 
     assert(db_in_transaction(db));
     *out = (struct schedule_outcome){.job_ids = json_array()};
     if (db_exec(db, ACTIVE, DB_PARAMS(schedule->id), &active, err) < 0 ||
         db_exec(db, OLDEST_QUEUED, DB_PARAMS(schedule->id), &rows, err) < 0)
         return -1;
-    if (db_i64(active, 0, 0) > 0 || PQntuples(rows) == 0)
+    if (PQntuples(rows) == 0 || (db_i64(active, 0, 0) > 0 && schedule->overlap != OVERLAP_ALLOW))
+        return 0;
+    if (refused == NULL && hold_back(db, schedule, rows, out, &held, err) < 0)
+        return -1;
+    if (held)
         return 0;
     (void)snprintf(out->run_id, sizeof out->run_id, "%s", db_text(rows, 0, 0));
     (void)snprintf(out->reason, sizeof out->reason, "%s",
@@ -444,6 +503,10 @@ int schedule_run_dequeue(struct db *db, const struct submit_settings *settings,
         out->status = "failed";
         return db_exec(db, STARTED, DB_PARAMS(out->run_id, out->status, out->reason, "[]", "[]"),
                        NULL, err);
+    }
+    if (json_object_get(schedule->fields, "depends_on") != NULL) {
+        (void)snprintf(out->reason, sizeof out->reason, "waited for %" PRId64 " s",
+                       db_i64(rows, 0, 4) / 1000);
     }
     return start_jobs(db, settings, schedule, db_i64(rows, 0, 1), out, err);
 }

@@ -22,7 +22,8 @@ struct schedule_outcome {
     char run_id[ID_SIZE]; /* "": this due time has its run already */
     const char *status;   /* "running", "queued", "skipped", "failed" */
     char reason[ERROR_MESSAGE_MAX];
-    json_t *job_ids; /* array; NULL as long as nothing was begun */
+    json_t *job_ids;      /* array; NULL as long as nothing was begun */
+    bool needs_inventory; /* of a policy: a worker reads it now, the run stays queued */
 };
 void schedule_outcome_release(struct schedule_outcome *outcome);
 #define auto_schedule_outcome CLEANUP(schedule_outcome_release) struct schedule_outcome
@@ -32,8 +33,8 @@ void schedule_outcome_release(struct schedule_outcome *outcome);
 MUST_CHECK int schedule_run_begin(struct db *db, const struct submit_settings *settings,
                                   const struct schedule *schedule, const struct schedule_wish *wish,
                                   struct schedule_outcome *out, struct error *err);
-/* Starts the oldest queued run if none is under way; *out stays empty when there is none. refused:
- * as in a wish. */
+/* Starts the oldest queued run if none is under way, or skips it when what it waits for will not
+ * come; *out stays empty when there is none, or when it waits on. refused: as in a wish. */
 MUST_CHECK int schedule_run_dequeue(struct db *db, const struct submit_settings *settings,
                                     const struct schedule *schedule, const char *refused,
                                     struct schedule_outcome *out, struct error *err);
@@ -45,7 +46,8 @@ MUST_CHECK int schedule_runs_missed(struct db *db, const struct schedule *schedu
  * did not export. schedule_id: NULL for all. */
 MUST_CHECK int schedule_runs_settle(struct db *db, const struct retry_config *retry,
                                     const char *schedule_id, struct error *err);
-/* Ids of schedules that have a queued run and none under way. New reference. */
+/* Ids of schedules that have a queued run and none under way that it has to wait for. New
+ * reference. */
 MUST_CHECK int schedule_runs_waiting(struct db *db, json_t **out, struct error *err);
 
 #define SCHEDULE_SAMPLE_RUN_DIR \

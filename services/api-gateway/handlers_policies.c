@@ -5,6 +5,7 @@
 
 #include "common/json.h"
 #include "common/policy.h"
+#include "common/schedule_depends.h"
 #include "common/schedule_run.h"
 #include "common/vm_filter.h"
 #include "control_task.h"
@@ -88,6 +89,7 @@ static int check_all(struct call *call, struct schedule *schedule, struct error 
     if (!identity_may(&call->identity, "vm.export"))
         return error_set(err, ERR_DENIED, "permission 'vm.export' is missing");
     if (schedule_check(schedule, &problem, err) < 0 ||
+        schedule_depends_known(call->db, schedule, &problem, err) < 0 ||
         policy_check(schedule->fields, &problem, err) < 0 ||
         check_options(call, schedule, &problem, err) < 0)
         return problem.status == 0 ? -1 : call_fail_field(call, &problem, err);
@@ -133,11 +135,11 @@ static int check_known(struct call *call, const json_t *fields, struct error *er
 
 static json_t *policy_view(const PGresult *rows, int row)
 {
-    static const char *const shown[] = {"description",  "schedule",       "timezone",
-                                        "vm_filter",    "retention",      "overlap",
-                                        "misfire",      "export_options", "hyper2kvm_integration",
-                                        "tags",         "max_parallel",   "time_windows",
-                                        "on_window_end"};
+    static const char *const shown[] = {"description",   "schedule",       "timezone",
+                                        "vm_filter",     "retention",      "overlap",
+                                        "misfire",       "export_options", "hyper2kvm_integration",
+                                        "tags",          "max_parallel",   "time_windows",
+                                        "on_window_end", "depends_on"};
     auto_json *fields = cell_json(rows, row, 3);
     json_t *view = json_object();
 

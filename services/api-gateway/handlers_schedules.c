@@ -5,6 +5,7 @@
 
 #include "common/clock.h"
 #include "common/json.h"
+#include "common/schedule_depends.h"
 #include "common/schedule_run.h"
 #include "handler_util.h"
 #include "handlers.h"
@@ -35,7 +36,7 @@ static int refuse_secret(const char *name, struct field_problem *problem, struct
 /* Members of a schedule that are checked with its job, because they become the job's. */
 static bool is_own(const struct schedule *schedule, const char *field)
 {
-    static const char *const names[] = {"retention", "time_windows", "on_window_end", "depends_on"};
+    static const char *const names[] = {"retention", "time_windows", "on_window_end"};
 
     for (size_t i = 0; i < ARRAY_LEN(names); i++) {
         size_t length = strlen(names[i]);
@@ -86,6 +87,7 @@ static int check_all(struct call *call, struct schedule *schedule, struct error 
     if (!identity_may(&call->identity, "vm.export"))
         return error_set(err, ERR_DENIED, "permission 'vm.export' is missing");
     if (schedule_check(schedule, &problem, err) < 0 ||
+        schedule_depends_known(call->db, schedule, &problem, err) < 0 ||
         check_template(call, schedule, &problem, err) < 0)
         return problem.status == 0 ? -1 : call_fail_field(call, &problem, err);
     return 0;
@@ -291,7 +293,9 @@ static int look(struct call *call, struct schedule *schedule, json_t *answer,
 {
     if (json_object_get(schedule->fields, "name") == NULL)
         json_set_text(schedule->fields, "name", "-");
-    if (schedule_check(schedule, problem, err) < 0 || next_runs(schedule, answer, err) < 0)
+    if (schedule_check(schedule, problem, err) < 0 ||
+        schedule_depends_known(call->db, schedule, problem, err) < 0 ||
+        next_runs(schedule, answer, err) < 0)
         return -1;
     if (json_object_get(schedule->fields, TEMPLATE) == NULL)
         return 0;

@@ -20,7 +20,7 @@
     " coalesce(s.fields->>'overlap', 'skip'), 'misfire', coalesce(s.fields->>'misfire',"        \
     " 'run_once'), 'jitter', coalesce((s.fields->>'jitter')::bigint, 0) / 1000) ||"             \
     " (SELECT coalesce(jsonb_object_agg(f.key, f.value), '{}') FROM jsonb_each(s.fields) f"     \
-    "  WHERE f.key IN ('misfire_limit', 'time_windows', 'on_window_end')) ||"                   \
+    "  WHERE f.key IN ('misfire_limit', 'time_windows', 'on_window_end', 'depends_on')) ||"     \
     " jsonb_build_object('next_run', " SQL_TIME("s.next_run_at") ", 'last_run', " SQL_TIME(     \
         "l.at") ", 'last_status', l.status, 'run_count', s.run_count, 'created_by',"            \
                 " s.created_by, 'created_at', " SQL_TIME(                                       \

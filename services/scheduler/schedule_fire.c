@@ -110,8 +110,11 @@ static int fire_queued(struct firing *firing, struct error *err)
         return -1;
     if (check(firing->schedule, err) < 0)
         return -1;
-    return schedule_run_dequeue(firing->db, &settings, firing->schedule, firing->refused,
-                                &firing->outcome, err);
+    if (schedule_run_dequeue(firing->db, &settings, firing->schedule, firing->refused,
+                             &firing->outcome, err) < 0)
+        return -1;
+    firing->waits = firing->outcome.needs_inventory;
+    return 0;
 }
 
 static int in_transaction(struct firing *firing, int (*step)(struct firing *, struct error *),

@@ -195,6 +195,35 @@ def test_a_policy_fires_over_a_fresh_inventory_and_tells_of_each_vm(policies):
     assert "no VM" in empty["error"]
 
 
+def test_policies_and_schedules_wait_for_each_other(policies):
+    b = policies
+    inventory(b)
+    plan = b.api.post("/schedules", {"name": "first", "cron": "0 0 1 1 *", "job_template": {
+        "vm_path": "web"}}, status=201)["schedule"]["id"]
+    made = b.api.post("/api/v1/backup-policies", dict(POLICY, vm_filter={"name": "web-1"}, depends_on=[
+        {"schedule_id": plan}]), status=201)
+    assert made["depends_on"][0]["schedule_id"] == plan
+    last = b.api.post("/schedules", {"name": "last", "cron": "0 0 1 1 *", "job_template": {
+        "vm_path": "db"}, "depends_on": [{"schedule_id": made["id"]}]}, status=201)["schedule"]["id"]
+    b.sql("UPDATE schedules SET next_run_at = date_trunc('second', now())")
+    lease = b.driver.take()
+    wait_for(lambda: [r["status"] for r in b.sql("SELECT status FROM schedule_runs ORDER BY status")]
+             == ["queued", "queued", "running"], 20, b.suite.tails)
+    b.sql("UPDATE inventory_state SET completed_at = now() - interval '1 hour'")
+    b.driver.finish(lease, export_result())
+    # the VMs are those that there are when it starts
+    scan = b.driver.take(transfer=False, kinds=["inventory"])
+    assert len(b.sql("SELECT 1 FROM jobs")) == 1
+    inventory(b)
+    b.driver.finish(scan, {"count": 4})
+    lease = b.driver.take()
+    assert b.job(lease["job_id"])["policy_id"] == made["id"]
+    result = export_result()
+    result["export"]["id"] = "exp-0000000000000002"
+    b.driver.finish(lease, result)
+    assert b.job(b.driver.take()["job_id"])["schedule_id"] == last
+
+
 def test_a_policy_keeps_to_its_share_of_the_queue(policies):
     b = policies
     inventory(b)

@@ -170,6 +170,14 @@ def test_what_is_wrong_is_refused_with_field_and_fix(plan):
     refused(plan, 400, "time_windows", "two times like", time_windows=[{"start_time": "22:00"}])
     refused(plan, 400, "on_window_end", "continue, pause", on_window_end="stop",
             time_windows=["daily 01:00-02:00"])
+    refused(plan, 400, "depends_on", "list of objects", depends_on=["sch-1"])
+    refused(plan, 400, "depends_on", "either 'schedule_id' or 'job_id'", depends_on=[{"timeout": 5}])
+    refused(plan, 400, "depends_on.required_state", "completed, failed or final",
+            depends_on=[{"schedule_id": "sch-1", "required_state": "running"}])
+    refused(plan, 422, "depends_on.schedule_id", "'sch-1' does not exist",
+            depends_on=[{"schedule_id": "sch-1"}])
+    refused(plan, 422, "depends_on.job_id", "job 'j' does not exist", depends_on=[{"job_id": "j"}])
+    refused(plan, 422, "notify_on_failure", "job.failed and schedule.missed", notify_on_failure=True)
     # the template, exactly as a submit
     refused(plan, 400, "job_template.vm_path", "missing", job_template={"format": "ova"})
     refused(plan, 400, "job_template.vm_pth", "unknown field",
@@ -190,6 +198,10 @@ def test_what_is_wrong_is_refused_with_field_and_fix(plan):
     taken = plan.client.request("POST", "/schedules", {"name": "one", "cron": "@daily",
                                                        "job_template": TEMPLATE})
     assert taken.status_code == 409 and "exists already" in taken.json()["error"]
+    one = plan.client.get("/schedules")["schedules"][0]["id"]
+    two = plan.create(depends_on=[{"schedule_id": one}], notify_on_failure=False)
+    refused(plan, 422, "depends_on.schedule_id", "wait for itself", method="PUT",
+            path=f"/schedules/{one}", depends_on=[{"schedule_id": two}], name="one")
 
 
 def test_validate_shows_the_next_five_and_what_is_wrong(plan):
@@ -361,6 +373,72 @@ def test_overlap_allow_runs_beside_it(plan):
     plan.due(schedule, "date_trunc('second', now()) + interval '1 second'")
     plan.wait_runs(schedule, "running", "running")
     assert len(plan.jobs(schedule)) == 2
+
+
+# ---- dependencies ----
+
+def test_a_run_waits_for_another_schedule(plan):
+    first = plan.create()
+    second = plan.create(depends_on=[{"schedule_id": first}])
+    last = plan.create(depends_on=[{"schedule_id": second, "required_state": "final", "timeout": "2h"}])
+    assert plan.client.get(f"/schedules/{last}")["depends_on"] == [
+        {"schedule_id": second, "required_state": "final", "timeout": "7200s"}]
+    # all due at the same time: whoever is looked at first, the order is that of the dependencies
+    ids = [last, second, first]
+    plan.sql("UPDATE schedules SET next_run_at = date_trunc('second', now()) WHERE id = ANY (%s)", ids)
+    plan.wait_runs(first, "running")
+    waits = plan.wait_runs(second, "queued")[0]
+    assert waits["job_ids"] == [] and f"waits for schedule {first} to be completed" in waits["reason"]
+    plan.wait_runs(last, "queued")
+    plan.finish()
+    assert plan.wait_runs(second, "running")[0]["reason"].startswith("waited for ")
+    assert [r["status"] for r in plan.runs(last)] == ["queued"]
+    plan.finish(fail=True)
+    plan.wait_runs(second, "failed")
+    plan.wait_runs(last, "running")
+    plan.finish()
+    plan.wait_runs(last, "ok")
+    # what failed before: the next run of who needs it completed is left out, and says why
+    plan.due(first)
+    plan.wait_runs(first, "ok", "running")
+    plan.finish(fail=True)
+    plan.wait_runs(first, "ok", "failed")
+    plan.due(second)
+    run = plan.wait_runs(second, "failed", "skipped")[1]
+    assert run["reason"] == f"it waits for schedule {first} to end as completed, but that is failed"
+    told = plan.sql("SELECT event, payload FROM outbox WHERE payload->>'schedule_id' = %s"
+                    " ORDER BY id DESC LIMIT 1", second)[0]
+    assert told["event"] == "schedule.missed" and told["payload"]["status"] == "skipped"
+    # who asks for a run gets it at once
+    assert plan.client.post(f"/schedules/{second}/trigger")["job_id"]
+
+
+def test_a_run_waits_for_a_job_and_not_for_ever(plan):
+    job = plan.client.submit(vm_path="web")
+    schedule = plan.create(overlap="allow", depends_on=[{"job_id": job, "timeout": 3600}])
+    plan.due(schedule)
+    plan.wait_runs(schedule, "queued")
+    plan.due(schedule)
+    plan.wait_runs(schedule, "queued", "queued")
+    plan.sql("UPDATE schedule_runs SET created_at = created_at - interval '1 hour' WHERE seq ="
+             " (SELECT min(seq) FROM schedule_runs)")
+    late = plan.wait_runs(schedule, "skipped", "queued")[0]
+    assert late["reason"].startswith(f"job {job} was not completed within 3600s: it is ")
+    assert late["completed_at"] and late["job_ids"] == []
+    plan.finish()
+    plan.wait_runs(schedule, "skipped", "running")
+    # without a run that could be looked at it waits; without the schedule there is no sense in it
+    other = plan.create()
+    schedule = plan.create(depends_on=[{"schedule_id": other}])
+    plan.due(schedule)
+    assert "it is without a run" in plan.wait_runs(schedule, "queued")[0]["reason"]
+    plan.client.delete(f"/schedules/{other}")
+    assert "was deleted" in plan.wait_runs(schedule, "skipped")[0]["reason"]
+    # nothing to wait for any more
+    changed = plan.client.put(f"/schedules/{schedule}", {"depends_on": []})["schedule"]
+    assert "depends_on" not in changed
+    plan.due(schedule)
+    plan.wait_runs(schedule, "skipped", "running")
 
 
 # ---- missed runs ----

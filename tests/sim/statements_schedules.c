@@ -227,12 +227,12 @@ static void run_started(struct statement *s)
 
 static void oldest_queued(struct statement *s)
 {
-    result_columns(s, 3);
+    result_columns(s, 5);
     for (size_t i = 0; i < store_count(TABLE_RUNS); i++) {
         const struct run_row *run = see(s, store_row(TABLE_RUNS, i));
         if (run == NULL || !is(run->schedule_id, s->params[0]) || !is(run->status, "queued"))
             continue;
-        RESULT_ROW(s, run->id, number(run->due_ms / 1000), run->reason);
+        RESULT_ROW(s, run->id, number(run->due_ms / 1000), run->reason, "f", "0");
         return;
     }
 }
