@@ -261,7 +261,8 @@ static struct job_decision on_cancel(const struct job_machine *row)
     return d;
 }
 
-/* A worker that has the task is told as of a cancel; the job fails when it has stopped. */
+/* A worker that has the task is told as of a cancel; the job fails when it has stopped. A task that
+ * ended since the rule chose it has handed the job on: the rule looks again, at the next one. */
 static struct job_decision on_doomed(const struct job_machine *row)
 {
     struct job_machine next = *row;
@@ -271,6 +272,8 @@ static struct job_decision on_doomed(const struct job_machine *row)
         return refuse(row, "the job has ended");
     if (row->job == JOB_CANCELLING)
         return refuse(row, "the job is being cancelled already");
+    if (row->task != TASK_QUEUED && !is_leased(row))
+        return refuse(row, "the task has ended, another one follows");
     next.doomed = true;
     if (!is_leased(row))
         return end_stopped(&next, TASK_CANCELLED);

@@ -273,6 +273,18 @@ static void a_rule_makes_a_job_fail_when_its_worker_has_stopped(void **state)
     assert_false(decide(&d.row, JOB_EVENT_RETRY_REQUESTED, 0).row.doomed);
 }
 
+static void a_rule_does_not_end_a_job_by_a_task_that_was_just_done(void **state)
+{
+    static const enum task_state ended[] = {TASK_DONE, TASK_FAILED, TASK_CANCELLED};
+
+    (void)state;
+    for (size_t i = 0; i < ARRAY_LEN(ended); i++) {
+        struct job_machine row = leased(); /* its next task is queued */
+        row.task = ended[i];
+        assert_false(decide(&row, JOB_EVENT_DOOMED, 0).allowed);
+    }
+}
+
 static uint64_t next_random(uint64_t *seed)
 {
     *seed = *seed * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
@@ -451,6 +463,7 @@ int main(void)
         cmocka_unit_test(a_pending_job_is_held_until_it_is_resumed),
         cmocka_unit_test(a_running_job_is_paused_by_its_worker_handing_it_back),
         cmocka_unit_test(a_rule_makes_a_job_fail_when_its_worker_has_stopped),
+        cmocka_unit_test(a_rule_does_not_end_a_job_by_a_task_that_was_just_done),
         cmocka_unit_test(random_walks_keep_the_rules),
         cmocka_unit_test(names_go_both_ways),
     };
