@@ -159,6 +159,7 @@ static void record(struct message *m)
     m->record.value = text_of(m->command, "value");
     m->body.record.ref = &m->ref;
     m->body.record.record = &m->record;
+    m->body.record.exclusive = json_is_true(json_object_get(m->command, "exclusive"));
     m->envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_RECORD;
     m->envelope.task_record = &m->body.record;
 }

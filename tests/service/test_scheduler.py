@@ -2,6 +2,7 @@
 scripted (tests/harness/driver.py) and speak the real bus; PostgreSQL and Redis are real."""
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 from tests.harness.driver import export_result
 from tests.harness.scheduler import bench  # noqa: F401
@@ -205,6 +206,43 @@ def test_records_reach_every_later_lease(bench):
     again = b.driver.take(instance="w2")
     assert again["records"] == {"snapshot": "snapshot-7", "export.dir": "/exports/x"}
     assert again["epoch"] == 2 and again["attempt"] == 0
+
+
+def claim(b, lease, wait=True):
+    """What the scheduler says to a claim; "again" is an answer here."""
+    pending = b.driver.send("record", key="import.name", value="web", exclusive=True,
+                            task_id=lease["task_id"], epoch=lease["epoch"], token=lease["token"],
+                            instance=lease["instance"])
+    return pending.get()["refused"] if wait else pending
+
+
+def test_a_claimed_name_has_one_holder_whatever_comes_back(bench):
+    b = bench()
+    taken = "another task holds it"
+    for _ in range(2):
+        b.driver.submit()
+    first, second = b.driver.take(), b.driver.take(instance="w2")
+    assert claim(b, first) == "" and claim(b, second) == taken
+    b.driver.on(first, "yield")
+    assert claim(b, second) == ""  # nobody works on the first
+    first = b.driver.take(instance="w3")
+    # The name is with the one that got it last, also when that asks again for a lost answer.
+    assert claim(b, first) == taken and claim(b, second) == ""
+
+    # "Last" is when the name was given, not when a transaction that had to wait began.
+    with closing(b.suite.postgres.connect(b.suite.database)) as connection:
+        connection.autocommit = False
+        connection.cursor().execute("SELECT 1 FROM tasks WHERE id = %s FOR UPDATE",
+                                    (first["task_id"],))
+        waiting = claim(b, first, wait=False)
+        wait_for(lambda: not waiting.waits() or b.sql(
+            "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+            " AND query LIKE 'SELECT provider FROM tasks WHERE id%'"), 20)
+        assert claim(b, second) == ""
+        b.driver.on(second, "yield")
+    assert waiting.get()["refused"] == "" or claim(b, first) == ""  # it may have waited in vain
+    second = b.driver.take(instance="w4")
+    assert claim(b, second) == taken and claim(b, first) == ""
 
 
 def test_too_many_records_are_refused(bench):
