@@ -9,16 +9,6 @@
 
 #define RENEWED_S 15 /* a worker that lives renews every 5 s */
 
-static bool is(const char *a, const char *b)
-{
-    return strcmp(a, b) == 0;
-}
-
-static bool is_final(const char *status)
-{
-    return is(status, "completed") || is(status, "failed") || is(status, "cancelled");
-}
-
 static bool is_held(const struct task_row *task)
 {
     return is(task->state, "leased") || is(task->state, "finishing");
@@ -47,6 +37,7 @@ static const char *const job_steps[][2] = {
     {"paused", "cancelling"},
     {"cancelling", "completed"},
     {"cancelling", "cancelled"},
+    {"cancelling", "failed"}, /* by a rule: check_rules.c */
     {"failed", "pending"},
     {"cancelled", "pending"},
 };
@@ -83,6 +74,7 @@ static void check_lease(const struct task_row *old, const struct task_row *task)
     if (task->epoch != old->epoch + 1)
         sim_fail("INVARIANT %s is leased with epoch %lld after %lld", task->id,
                  (long long)task->epoch, (long long)old->epoch);
+    check_rules_lease(task);
     if (task->token == NULL || (old->token != NULL && is(old->token, task->token)))
         sim_fail("INVARIANT %s is leased with an old token", task->id);
     if (task->job_id[0] != '\0' && !is(job_of(task->job_id)->status, "running"))
@@ -134,8 +126,11 @@ void check_commit(enum store_table table, const void *old, const void *new_row)
         return;
     if (table == TABLE_JOBS) {
         check_job(old, new_row);
+        check_rules_job(old, new_row);
     } else if (table == TABLE_TASKS) {
         check_task(old, new_row);
+    } else if (table == TABLE_DEPENDENCIES) {
+        check_dependency(new_row);
     }
 }
 
@@ -160,7 +155,7 @@ bool check_is_quiet(void)
 {
     for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
         const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));
-        if (job != NULL && !is_final(job->status))
+        if (job != NULL && !status_is_final(job->status))
             return false;
     }
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
@@ -183,7 +178,7 @@ void check_stuck(void)
     }
     for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
         const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));
-        if (job != NULL && !is_final(job->status))
+        if (job != NULL && !status_is_final(job->status))
             sim_fail("INVARIANT every job ends: %s is %s and has nothing to do", job->id,
                      job->status);
     }
@@ -451,7 +446,7 @@ void check_end(void)
     double end_count = 0;
 
     check_scheduled_jobs();
-
+    check_rules_end();
     for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
         const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));
         if (job == NULL)

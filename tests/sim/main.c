@@ -24,8 +24,9 @@ struct options {
 };
 
 static const char *const break_names[] = {
-    "nothing", "fencing", "early-lease", "write-deadline", "losses", "cancel", "twice",
-    "records", "commit",  "next",        "reaper",         "claim",  "names",  "cron"};
+    "nothing", "fencing", "early-lease", "write-deadline", "losses",   "cancel",
+    "twice",   "records", "commit",      "next",           "reaper",   "claim",
+    "names",   "cron",    "hold",        "depends",        "deadline", "window-end"};
 
 bool sim_break_parse(const char *name, enum sim_break *out)
 {

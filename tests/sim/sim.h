@@ -53,6 +53,10 @@ enum sim_break {
     BREAK_CLAIM,          /* two leaders choose tasks without locking them */
     BREAK_NAMES,          /* nobody asks whether a claimed name is another's */
     BREAK_CRON,           /* a schedule is not locked, its runs are not unique */
+    BREAK_HOLD,           /* tasks that are held are handed out */
+    BREAK_DEPENDS,        /* what a job depends on is not looked at */
+    BREAK_DEADLINE,       /* nobody looks at deadlines */
+    BREAK_WINDOW_END,     /* what should end with its window goes on */
 };
 extern enum sim_break sim_break;
 MUST_CHECK bool sim_break_parse(const char *name, enum sim_break *out);

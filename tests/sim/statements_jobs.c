@@ -1,23 +1,13 @@
 /* Models of the statements of common/job_store*.c. Columns and conditions as in the SQL there;
  * what only shows (phases, names of workers, metrics' labels) is left out. */
 #include <string.h>
+#include <time.h>
 
 #include "common/autos.h"
 #include "common/json.h"
 #include "tests/sim/store.h"
 
 #define TASK_MS 1000 /* of a microsecond stamp */
-
-static bool is(const char *a, const char *b)
-{
-    return strcmp(a, b) == 0;
-}
-
-static void put(char *out, size_t size, const char *text)
-{
-    (void)snprintf(out, size, "%s", text == NULL ? "" : text);
-}
-#define PUT(field, text) put((field), sizeof(field), (text))
 
 static const char *cell(const char *text)
 {
@@ -29,7 +19,6 @@ static const char *cell_bool(bool value)
     return value ? "t" : "f";
 }
 
-struct row *find_job(const struct statement *s, const char *id);
 struct row *find_job(const struct statement *s, const char *id)
 {
     for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
@@ -40,7 +29,6 @@ struct row *find_job(const struct statement *s, const char *id)
     return NULL;
 }
 
-struct row *find_task(const struct statement *s, const char *id);
 struct row *find_task(const struct statement *s, const char *id)
 {
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
@@ -93,6 +81,18 @@ static bool is_taken(struct statement *s, const char *id, const char *user, cons
     return s->failed;
 }
 
+/* "2026-03-01T02:00:00Z"; NULL: 0. */
+static int64_t time_ms(const char *text)
+{
+    struct tm tm = {0};
+
+    if (text == NULL)
+        return 0;
+    if (strptime(text, "%Y-%m-%dT%H:%M:%S", &tm) == NULL)
+        sim_fail("no time: %s", text);
+    return (int64_t)timegm(&tm) * 1000;
+}
+
 static void insert_job(struct statement *s, const json_t *x)
 {
     static int64_t seq;
@@ -114,6 +114,13 @@ static void insert_job(struct statement *s, const json_t *x)
     job->key = keep(text_of(x, "key"));
     job->hash = keep(text_of(x, "hash"));
     job->schedule_id = keep(text_of(x, "schedule_id"));
+    job->workflow_run_id = keep(text_of(x, "workflow_run_id"));
+    job->deadline_ms = time_ms(text_of(x, "deadline"));
+    if (json_object_get(x, "time_windows") != NULL)
+        job->windows = json_kept(json_object_get(x, "time_windows"));
+    PUT(job->on_window_end, text_of(x, "on_window_end"));
+    job->window_open = job->windows == NULL;
+    job->window_at_ms = job->windows == NULL ? 0 : s->now_ms;
     job->error = job->error_code = "";
     PUT(job->status, "pending");
     RESULT_ROW(s, text_of(x, "id"), text_of(x, "key"));
@@ -140,7 +147,7 @@ static struct task_row *new_task(struct statement *s)
 
     task->seq = ++seq;
     task->error = task->error_code = "";
-    task->not_before_ms = task->updated_ms = s->now_ms;
+    task->not_before_ms = task->updated_ms = task->created_ms = s->now_ms;
     PUT(task->state, "queued");
     return task;
 }
@@ -180,6 +187,9 @@ static void insert_tasks(struct statement *s)
             task->wait = json_kept(json_object_get(x, "wait"));
         if (json_object_get(x, "not_before") != NULL)
             task->not_before_ms = int_of(x, "not_before");
+        PUT(task->queue_group, text_of(x, "queue_group"));
+        task->queue_limit = int_of(x, "queue_limit");
+        PUT(task->hold, text_of(x, "hold"));
     }
 }
 
@@ -209,13 +219,13 @@ static bool is_over(const struct task_row *task)
     return is(task->state, "done") || (is(task->state, "failed") && task->may_fail);
 }
 
-static void current_task(struct statement *s)
+const struct task_row *find_current_task(const struct statement *s, const char *job_id)
 {
     const struct task_row *best = NULL;
 
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
         const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
-        if (task == NULL || !is(task->job_id, s->params[0]))
+        if (task == NULL || !is(task->job_id, job_id))
             continue;
         bool done = is_over(task);
         bool best_done = best != NULL && is_over(best);
@@ -223,9 +233,26 @@ static void current_task(struct statement *s)
             (best_done == done && task->ordinal < best->ordinal))
             best = task;
     }
+    return best;
+}
+
+static void current_task(struct statement *s)
+{
+    const struct task_row *task = find_current_task(s, s->params[0]);
+
     result_columns(s, 1);
-    if (best != NULL)
-        RESULT_ROW(s, best->id);
+    if (task != NULL)
+        RESULT_ROW(s, task->id);
+}
+
+static void is_late(struct statement *s)
+{
+    const struct row *row = find_job(s, s->params[0]);
+    const struct job_row *job = row == NULL ? NULL : see(s, row);
+
+    result_columns(s, 1);
+    if (job != NULL && job->deadline_ms != 0 && job->deadline_ms < s->now_ms)
+        RESULT_ROW(s, "1");
 }
 
 static void job_exists(struct statement *s)
@@ -311,6 +338,8 @@ static void clear_end(struct statement *s)
     job->completed_us = 0;
     job->error = job->error_code = "";
     job->cancel_discard = false;
+    job->window_open = job->windows == NULL;
+    job->window_at_ms = job->windows == NULL ? 0 : s->now_ms;
 }
 
 /* ---- job_store_apply.c ---- */
@@ -321,7 +350,7 @@ static void lock_jobs(struct statement *s)
     auto_json *ids = json_loads(s->params[0], 0, NULL);
     const char *after = "";
 
-    result_columns(s, 7); /* no rule of the simulator dooms a job */
+    result_columns(s, 7);
     for (;;) {
         const struct task_row *next = NULL;
         for (size_t i = 0; i < json_array_size(ids); i++) {
@@ -341,7 +370,8 @@ static void lock_jobs(struct statement *s)
             return;
         if (job != NULL)
             RESULT_ROW(s, task_id, job->id, job->status, number(job->max_attempts),
-                       number(job->retry_initial_ms), number(job->retry_max_ms), "f");
+                       number(job->retry_initial_ms), number(job->retry_max_ms),
+                       cell_bool(job->doomed));
     }
 }
 
@@ -378,6 +408,17 @@ static void lock_tasks(struct statement *s)
                    t->token, number(store_clock_ms()), cell_bool(is_last(s, t)), t->hook,
                    cell_bool(t->may_fail), t->max_attempts, t->retry_initial_ms, t->retry_max_ms,
                    t->id, "f"); /* no clean-up is wished */
+    }
+}
+
+/* Looks at the epoch that it had. */
+static void change_hold(const struct statement *s, struct task_row *t, bool paused)
+{
+    if (paused) {
+        PUT(t->hold, "paused");
+    } else if (is(t->hold, "paused")) {
+        PUT(t->hold,
+            t->ordinal == 0 && t->epoch == 0 && has_dependencies(s, t->job_id) ? "depends" : "");
     }
 }
 
@@ -425,6 +466,7 @@ static void store_tasks(struct statement *s)
         struct task_row *t = row == NULL ? NULL : hold(s, row);
         if (t == NULL || t->epoch != int_of(x, "old_epoch"))
             continue;
+        change_hold(s, t, bool_of(x, "paused"));
         change_task(t, x, s->now_ms);
         stored++;
     }
@@ -446,6 +488,9 @@ static void change_job(struct job_row *job, const json_t *x, int64_t now_ms)
         job->error_code = keep(text_of(x, "error_code"));
     if (json_object_get(x, "result") != NULL)
         job->result = json_kept(json_object_get(x, "result"));
+    job->doomed = bool_of(x, "doomed");
+    if (is(job->status, "running") && is(job->on_window_end, "continue"))
+        job->window_at_ms = 0;
 }
 
 static void store_jobs(struct statement *s)
@@ -483,6 +528,7 @@ static void insert_history(struct statement *s)
         PUT(event->job_id, text_of(x, "job_id"));
         event->event = keep(text_of(x, "event"));
         event->status = keep(text_of(x, "status"));
+        event->at_ms = s->now_ms;
     }
 }
 
@@ -542,7 +588,10 @@ static void queue_next(struct statement *s)
 
     if (task == NULL)
         return;
+    const struct row *job_row = find_job(s, task->job_id);
+    const struct job_row *job = job_row == NULL ? NULL : see(s, job_row);
     PUT(task->state, "queued");
+    PUT(task->hold, job != NULL && is(job->status, "paused") ? "paused" : "");
     task->not_before_ms = param_i64(s, 2);
 }
 
@@ -633,7 +682,7 @@ const struct statement_model statements_jobs[] = {
     {"INSERT INTO tasks (id, job_id, ordinal", insert_tasks},
     {"SELECT x.n, j.id, j.idempotency_hash = x.hash", find_keys},
     {"SELECT t.id FROM tasks t WHERE t.job_id = $1 ORDER BY (t.state", current_task},
-    {"SELECT 1 FROM jobs WHERE id = $1 AND deadline", nothing}, /* there are none */
+    {"SELECT 1 FROM jobs WHERE id = $1 AND deadline", is_late},
     {"SELECT 1 FROM jobs WHERE id = $1", job_exists},
     {"UPDATE jobs SET cancel_reason = $2", set_cancel},
     {"UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE kind = 'release'",

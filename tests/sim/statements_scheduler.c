@@ -12,20 +12,6 @@
 #define LEADER_ROW_MS 3000
 #define LEASES_MAX    32
 
-struct row *find_job(const struct statement *s, const char *id);
-struct row *find_task(const struct statement *s, const char *id);
-
-static bool is(const char *a, const char *b)
-{
-    return strcmp(a, b) == 0;
-}
-
-static void put(char *out, size_t size, const char *text)
-{
-    (void)snprintf(out, size, "%s", text == NULL ? "" : text);
-}
-#define PUT(field, text) put((field), sizeof(field), (text))
-
 static bool is_held_state(const struct task_row *task)
 {
     return is(task->state, "leased") || is(task->state, "finishing");
@@ -96,14 +82,33 @@ static int64_t busy_with(const struct statement *s, const char *provider)
     return count;
 }
 
+/* How many more the group of this task may have; any number: INT64_MAX. */
+static int64_t group_room(const struct statement *s, const struct task_row *like)
+{
+    int64_t room = like->queue_limit;
+
+    if (like->queue_group[0] == '\0' || like->queue_limit == 0)
+        return INT64_MAX;
+    for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
+        const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
+        if (task != NULL && is_held_state(task) && is(task->queue_group, like->queue_group))
+            room--;
+    }
+    return room;
+}
+
 static bool fits(const struct statement *s, const struct task_row *t, const struct wish *wish)
 {
     if (t == NULL || !is(t->state, "queued") || !is(t->task_class, wish->task_class) ||
         !is(t->role, wish->role) || t->not_before_ms > s->now_ms)
         return false;
+    if (t->hold[0] != '\0' && sim_break != BREAK_HOLD)
+        return false;
     if (!is(t->provider_kind, wish->kind) && !(wish->any_kind && t->provider_kind[0] == '\0'))
         return false;
     if (wish->limit > 0 && t->provider[0] != '\0' && busy_with(s, t->provider) >= wish->limit)
+        return false;
+    if (wish->limit > 0 && group_room(s, t) <= 0)
         return false;
     return json_has(wish->kinds, t->kind) &&
            (t->volume[0] == '\0' || json_has(wish->volumes, t->volume));
@@ -113,7 +118,10 @@ static bool job_runs(const struct statement *s, const struct row *job_row)
 {
     const struct job_row *job = job_row == NULL ? NULL : see(s, job_row);
 
-    return job != NULL && (is(job->status, "pending") || is(job->status, "running"));
+    if (job == NULL || !(is(job->status, "pending") || is(job->status, "running")))
+        return false;
+    return job->window_at_ms == 0 || (job->window_open && job->window_at_ms > s->now_ms) ||
+           sim_break == BREAK_HOLD;
 }
 
 static bool is_better(const struct task_row *a, const struct task_row *b)
@@ -171,7 +179,9 @@ static void candidates(struct statement *s, const struct wish *wish)
         if (n == 0 && wish->limit > 0 && task->provider[0] != '\0')
             most = (int64_t)min_u64((uint64_t)most,
                                     (uint64_t)(wish->limit - busy_with(s, task->provider)));
-        RESULT_ROW(s, task->id, task->provider, "", "");
+        if (n == 0 && wish->limit > 0)
+            most = (int64_t)min_u64((uint64_t)most, (uint64_t)group_room(s, task));
+        RESULT_ROW(s, task->id, task->provider, "", wish->limit > 0 ? task->queue_group : "");
     }
 }
 
@@ -300,7 +310,7 @@ static bool is_paused(const struct statement *s, const struct task_row *task)
     const struct row *row = find_job(s, task->job_id);
     const struct job_row *job = row == NULL ? NULL : see(s, row);
 
-    return job != NULL && is(job->status, "paused");
+    return job != NULL && (is(job->status, "paused") || waits_for_window(job));
 }
 
 static bool is_drained(const struct statement *s, const struct task_row *task)
@@ -631,13 +641,6 @@ const struct statement_model statements_scheduler[] = {
     {"SELECT s.value->>'interval_ms', s.value->'spec'", none}, /* no clean-up is repeated */
     {"INSERT INTO settings (key, value) VALUES ('queue.aging_ms'",
      none}, /* priority alone counts */
-    {"AND j.status IN ('pending', 'running', 'paused') ORDER BY j.deadline", none},
-    {"bad AS (SELECT DISTINCT ON (job_id)", none}, /* neither deadlines nor dependencies */
-    {"t.state = 'queued' AND t.hold = 'depends' AND NOT EXISTS", none},
-    {"SELECT DISTINCT time_windows", none}, /* no job has windows */
-    {"UPDATE tasks SET hold = 'window'", none},
-    {"AND t.hold = 'window'", none},
-    {"AND j.on_window_end = 'cancel'", none},
     {"INSERT INTO leader AS l", acquire},
     {"UPDATE leader SET until = clock_timestamp() + interval", renew_leader},
     {"UPDATE leader SET until = clock_timestamp() WHERE holder", release_leader},

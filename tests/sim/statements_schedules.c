@@ -6,17 +6,6 @@
 #include "common/json.h"
 #include "tests/sim/store.h"
 
-static bool is(const char *a, const char *b)
-{
-    return strcmp(a, b) == 0;
-}
-
-static void put(char *out, size_t size, const char *text)
-{
-    (void)snprintf(out, size, "%s", text == NULL ? "" : text);
-}
-#define PUT(field, text) put((field), sizeof(field), (text))
-
 /* extract(epoch FROM now())::bigint rounds. */
 static int64_t now_s(const struct statement *s)
 {

@@ -42,16 +42,24 @@ static struct {
 } tables[TABLE_COUNT];
 
 static const size_t row_sizes[TABLE_COUNT] = {
-    [TABLE_JOBS] = sizeof(struct job_row),         [TABLE_TASKS] = sizeof(struct task_row),
-    [TABLE_RECORDS] = sizeof(struct record_row),   [TABLE_EVENTS] = sizeof(struct event_row),
-    [TABLE_LINES] = sizeof(struct line_row),       [TABLE_OUTBOX] = sizeof(struct outbox_row),
-    [TABLE_EXPORTS] = sizeof(struct export_row),   [TABLE_TOTALS] = sizeof(struct total_row),
-    [TABLE_WORKERS] = sizeof(struct worker_row),   [TABLE_LEADER] = sizeof(struct leader_row),
-    [TABLE_SETTINGS] = sizeof(struct setting_row), [TABLE_SCHEDULES] = sizeof(struct schedule_row),
+    [TABLE_JOBS] = sizeof(struct job_row),
+    [TABLE_TASKS] = sizeof(struct task_row),
+    [TABLE_RECORDS] = sizeof(struct record_row),
+    [TABLE_EVENTS] = sizeof(struct event_row),
+    [TABLE_LINES] = sizeof(struct line_row),
+    [TABLE_OUTBOX] = sizeof(struct outbox_row),
+    [TABLE_EXPORTS] = sizeof(struct export_row),
+    [TABLE_TOTALS] = sizeof(struct total_row),
+    [TABLE_WORKERS] = sizeof(struct worker_row),
+    [TABLE_LEADER] = sizeof(struct leader_row),
+    [TABLE_SETTINGS] = sizeof(struct setting_row),
+    [TABLE_SCHEDULES] = sizeof(struct schedule_row),
     [TABLE_RUNS] = sizeof(struct run_row),
+    [TABLE_DEPENDENCIES] = sizeof(struct dependency_row),
 };
 
 int64_t store_offset_us;
+int64_t store_newest_ms;
 bool store_two_leaders;
 static struct db *databases; /* all connections, dead ones too */
 static int64_t outage_until_us;
@@ -59,7 +67,11 @@ static char lock_key; /* who waits for any lock waits on it */
 
 int64_t store_clock_ms(void)
 {
-    return WALL_BASE_MS + (sim_now_us + store_offset_us) / 1000;
+    int64_t now_ms = WALL_BASE_MS + (sim_now_us + store_offset_us) / 1000;
+
+    if (now_ms > store_newest_ms)
+        store_newest_ms = now_ms;
+    return now_ms;
 }
 
 /* ---- rows ---- */
@@ -436,7 +448,7 @@ static struct tx *tx_new(struct db *db)
 static statement_fn model_of(const char *sql)
 {
     static const struct statement_model *const lists[] = {statements_jobs, statements_scheduler,
-                                                          statements_schedules};
+                                                          statements_schedules, statements_rules};
 
     for (size_t l = 0; l < ARRAY_LEN(lists); l++) {
         for (const struct statement_model *m = lists[l]; m->piece != NULL; m++) {

@@ -5,6 +5,8 @@
 #ifndef SIM_STORE_H
 #define SIM_STORE_H
 
+#include <string.h>
+
 #include "common/db.h"
 #include "tests/sim/sim.h"
 
@@ -24,6 +26,7 @@ enum store_table {
     TABLE_SETTINGS,
     TABLE_SCHEDULES,
     TABLE_RUNS,
+    TABLE_DEPENDENCIES,
     TABLE_COUNT
 };
 
@@ -34,14 +37,21 @@ struct job_row {
     char kind[32];
     char provider[64];
     const char *vm_path, *vm_name, *output_path, *submitted_by, *trace_id;
-    const char *schedule_id; /* NULL: none */
-    const char *key;         /* idempotency; NULL: none */
+    const char *schedule_id;     /* "": none */
+    const char *workflow_run_id; /* "": none */
+    const char *key;             /* idempotency; NULL: none */
     const char *hash;
     char status[16];
     char phase[40];
     int64_t priority, max_attempts, retry_initial_ms, retry_max_ms;
     const char *error, *error_code, *result; /* result may be NULL */
     bool cancel_discard;
+    int64_t deadline_ms; /* 0: none */
+    bool doomed;
+    const char *windows; /* NULL: none */
+    char on_window_end[16];
+    bool window_open;
+    int64_t window_at_ms;             /* 0: NULL */
     int64_t started_us, completed_us; /* 0: NULL */
 };
 
@@ -71,6 +81,10 @@ struct task_row {
     int64_t updated_ms;
     char hook[16];
     bool may_fail; /* the job goes on without it */
+    char hold[16];
+    char queue_group[STORE_ID];
+    int64_t queue_limit;
+    int64_t created_ms;
     const char *wait;
     const char *max_attempts, *retry_initial_ms, *retry_max_ms; /* its own; NULL: the job's */
 };
@@ -83,6 +97,7 @@ struct record_row {
 struct event_row {
     char job_id[STORE_ID];
     const char *event, *status;
+    int64_t at_ms;
 };
 struct line_row {
     char task_id[STORE_ID];
@@ -115,6 +130,7 @@ struct leader_row {
 };
 struct schedule_row {
     char id[STORE_ID];
+    char policy_id[STORE_ID]; /* "": none */
     const char *fields;
     bool enabled;
     int64_t first_s, next_s, delay_ms, run_count;
@@ -125,6 +141,12 @@ struct run_row {
     int64_t due_ms;
     char status[16];
     const char *reason, *job_ids, *errors; /* the last two: JSON arrays */
+};
+
+struct dependency_row {
+    char job_id[STORE_ID], on_job[STORE_ID];
+    char required[16];
+    int64_t timeout_ms; /* 0: none */
 };
 
 struct tx;
@@ -148,6 +170,7 @@ struct statement {
 
 extern int64_t store_offset_us; /* of the database's clock */
 int64_t store_clock_ms(void);
+extern int64_t store_newest_ms; /* the newest time that its clock has shown */
 
 size_t store_count(enum store_table table);
 struct row *store_row(enum store_table table, size_t i);
@@ -175,8 +198,29 @@ const char *number(int64_t value);
 const char *keep(const char *text); /* a copy that is never freed; NULL stays NULL */
 int64_t param_i64(const struct statement *s, size_t i);
 bool param_bool(const struct statement *s, size_t i);
+static inline bool is(const char *a, const char *b)
+{
+    return strcmp(a, b) == 0;
+}
+static inline void put(char *out, size_t size, const char *text)
+{
+    (void)snprintf(out, size, "%s", text == NULL ? "" : text);
+}
+#define PUT(field, text) put((field), sizeof(field), (text))
 /* Is text an element of the JSON array of strings? */
 bool json_has(const char *array, const char *text);
+
+/* Of several files' models (statements_jobs.c, statements_rules.c). */
+struct row *find_job(const struct statement *s, const char *id);
+struct row *find_task(const struct statement *s, const char *id);
+/* Of a job the task that its state is about. */
+const struct task_row *find_current_task(const struct statement *s, const char *job_id);
+bool has_dependencies(const struct statement *s, const char *job_id);
+bool status_is_final(const char *status);
+bool status_meets(const char *status, const char *required);
+/* Its window is over; the same of jobs that then wait as if they were paused. */
+bool is_closed(const struct job_row *job);
+bool waits_for_window(const struct job_row *job);
 
 typedef void (*statement_fn)(struct statement *s);
 struct statement_model {
@@ -184,10 +228,14 @@ struct statement_model {
     statement_fn fn;
 };
 extern const struct statement_model statements_jobs[], statements_scheduler[],
-    statements_schedules[]; /* end with {0} */
+    statements_schedules[], statements_rules[]; /* end with {0} */
 
 /* check.c: looks at every row that a commit changes; old NULL: it is new. */
 void check_commit(enum store_table table, const void *old, const void *new_row);
+/* check_rules.c, for check_commit() */
+void check_dependency(const struct dependency_row *d);
+void check_rules_job(const struct job_row *old, const struct job_row *job);
+void check_rules_lease(const struct task_row *task);
 
 /* What users do by SQL of the gateway that has no function in common/: statements of our own. */
 #define STORE_PAUSE_QUEUE   "sim: the queue is paused"

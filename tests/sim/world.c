@@ -14,6 +14,8 @@
 #define STUCK_S        2400 /* after the healing everything is over, or never will be */
 #define WATCH_US       (500 * SIM_MS)
 #define STOPS_S        70 /* after the healing: a lease, its margins, the longest step of a task */
+#define BACK_MS_MAX    60000
+#define BACK_MS_LITTLE 1000 /* time windows mean little by a clock that jumps */
 #define AHEAD_MS_MAX   4000 /* a jump of the database's clock: lease margins allow less than 10 s */
 #define AHEAD_EVERY_US (45 * SIM_S)
 #define PER_CENT       10000U
@@ -117,6 +119,7 @@ struct request {
     json_t *wait;           /* in front of the export, behind a hook */
     uint32_t priority, attempts;
     uint8_t hash[32];
+    struct world_wishes wishes;
 };
 static struct request requests[WORLD_JOBS_MAX];
 
@@ -141,6 +144,10 @@ static void draw_request(struct world_job *job, struct request *request)
         request->wait = json_pack("[{s:i}]", "ms", (int)sim_between(0, 20000));
     if (sim_chance(20 * PER_CENT))
         request->after = hook_spec();
+    if (world.theme == THEME_RULES)
+        wishes_draw(&request->wishes);
+    if (request->wishes.windows != NULL && sim_chance(30 * PER_CENT))
+        (void)json_object_set_new(request->export, "chunks", json_integer(sim_between(10, 50)));
     memset(request->hash, (int)(job - world.jobs), sizeof request->hash);
     if (sim_chance(40 * PER_CENT))
         request->convert = json_pack("{s:i}", "chunks", (int)sim_between(1, 4));
@@ -207,6 +214,10 @@ static int submit(struct db *db, struct world_job *job, struct error *err)
         .trace_id = "",
         .idempotency_key = job->key,
         .idempotency_hash = request->hash,
+        .deadline = request->wishes.deadline[0] == '\0' ? NULL : request->wishes.deadline,
+        .depends_on = request->wishes.depends_on,
+        .time_windows = request->wishes.windows,
+        .on_window_end = request->wishes.on_window_end,
     };
     submission.task_count = tasks_of(request, tasks);
     if (job_store_submit(db, &submission, job->id, &existing, err) < 0)
@@ -357,7 +368,7 @@ static void *supervise(void *arg)
 static void move_database_clock(void)
 {
     if (sim_chance(50 * PER_CENT)) {
-        int64_t back_ms = sim_between(0, 60000);
+        int64_t back_ms = sim_between(0, world.back_ms_max);
         store_offset_us -= back_ms * SIM_MS;
         sim_trace("the database's clock goes back by %lld ms", (long long)back_ms);
     } else if (sim_now_us - ahead_us > AHEAD_EVERY_US) {
@@ -430,8 +441,13 @@ static void draw_faults(void)
 static void heal(void)
 {
     sim_faults = (struct sim_faults){0};
-    for (size_t i = 0; i < world.proc_count; i++)
+    world.calm_us = sim_now_us;
+    for (size_t i = 0; i < world.proc_count; i++) {
         world.procs[i].cut_until_us = 0;
+        if (world.procs[i].frozen_until_us > world.calm_us)
+            world.calm_us = world.procs[i].frozen_until_us;
+    }
+    world.calm_ms = store_clock_ms() + (world.calm_us - sim_now_us) / SIM_MS;
     sim_trace("everything is healed");
 }
 
@@ -464,6 +480,7 @@ static void *watch(void *arg)
         sim_sleep(WATCH_US);
         if (sim_now_us < world.heal_us)
             continue;
+        check_windows();
         if (!world.held && sim_now_us > world.heal_us + world.stops_us) {
             if (world.stops_us > 0)
                 check_stops();
@@ -497,15 +514,20 @@ static void add_proc(const char *name, void (*fn)(struct sim_proc *))
 void world_start(void)
 {
     static const int64_t leases_ms[] = {15000, 20000, 30000};
+    static const enum world_theme themes[] = {THEME_JOBS, THEME_RULES};
     int64_t exporters = sim_between(2, 4);
 
     json_object_seed(1); /* else the order inside objects would be chance of another kind */
+    world.theme = themes[sim_below(ARRAY_LEN(themes))];
+    world.back_ms_max =
+        world.theme == THEME_RULES && sim_chance(70 * PER_CENT) ? BACK_MS_LITTLE : BACK_MS_MAX;
     world.lease_ms = leases_ms[sim_below(ARRAY_LEN(leases_ms))];
     world.losses_max = (uint32_t)sim_between(3, 5);
     world.provider_limit = (uint32_t)sim_between(1, 4);
-    world.job_count = (size_t)sim_between(2, 16);
+    world.job_count = (size_t)sim_between(2, world.theme == THEME_JOBS ? 16 : 8);
     world.heal_us = sim_between(FAULTS_S_MIN, FAULTS_S_MAX) * SIM_S;
-    world.schedules_wanted = sim_chance(60 * PER_CENT) ? (int)sim_between(1, 2) : 0;
+    if (world.theme == THEME_JOBS && sim_chance(60 * PER_CENT))
+        world.schedules_wanted = (int)sim_between(1, 2);
     world.stops_us = sim_chance(40 * PER_CENT) ? STOPS_S * SIM_S : 0; /* takes a while */
     store_init();
     store_two_leaders = sim_chance(20 * PER_CENT);

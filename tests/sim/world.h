@@ -3,6 +3,9 @@
 #ifndef SIM_WORLD_H
 #define SIM_WORLD_H
 
+#include <jansson.h>
+
+#include "common/clock.h"
 #include "common/worker.h"
 #include "tests/sim/sim.h"
 
@@ -33,7 +36,11 @@ struct world_job { /* what a user knows */
     bool poison;
 };
 
+/* What a seed is about besides jobs and what goes wrong. */
+enum world_theme { THEME_JOBS, THEME_RULES };
+
 struct world {
+    enum world_theme theme;
     struct sim_proc procs[WORLD_PROCS_MAX];
     size_t proc_count;
     struct world_task tasks[WORLD_TASKS_MAX];
@@ -44,6 +51,9 @@ struct world {
     uint32_t losses_max;
     uint32_t provider_limit;
     int64_t heal_us;      /* nothing goes wrong any more */
+    int64_t calm_us;      /* and nobody is frozen any more; known from the healing on */
+    int64_t calm_ms;      /* the same by the database's clock */
+    int64_t back_ms_max;  /* how far the database's clock may go back at once */
     int schedules_wanted; /* not made yet */
     int64_t leased_us;    /* the newest lease of a transfer */
     int64_t stops_us;     /* when that is looked at, after the healing; 0: not at all */
@@ -55,6 +65,14 @@ extern struct world world;
 void world_start(void);
 bool world_is_finished(void);
 struct world_task *world_task(const char *id);
+
+/* wishes.c: when a job may run. */
+struct world_wishes {
+    char deadline[CLOCK_RFC3339_SIZE]; /* "": none */
+    json_t *depends_on, *windows;      /* NULL: none */
+    const char *on_window_end;
+};
+void wishes_draw(struct world_wishes *out);
 
 /* service.c */
 struct service *sim_service_new(struct sim_proc *proc);
@@ -69,5 +87,8 @@ bool check_is_quiet(void); /* every job is final and nothing is to be done */
 void check_stuck(void);    /* says what is not, and fails */
 void check_stops(void);    /* what users stopped before the healing has stopped by now */
 void check_end(void);
+/* check_rules.c */
+void check_windows(void); /* once all is well nothing is worked on outside of its windows */
+void check_rules_end(void);
 
 #endif
