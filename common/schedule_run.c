@@ -206,21 +206,58 @@ static int add_rules(const struct schedule *schedule, json_t *element,
     return 0;
 }
 
+/* The elements as the schedule gives them; NULL: refused. */
+static void with_rules(const struct schedule_source *source, const json_t *const *given,
+                       size_t count, json_t **out_elements, struct submit_prepared *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        auto_json *element = json_deep_copy(given[i]);
+        out[i] = (struct submit_prepared){0};
+        if (add_rules(source->schedule, element, &out[i].problem, &out[i].error) == 0)
+            out_elements[i] = STEAL(element);
+    }
+}
+
+/* The directory of each is known when its VM's is. */
+static void with_directories(const struct schedule_source *source, size_t count, json_t **elements,
+                             struct submit_prepared *out)
+{
+    for (size_t i = 0; i < count; i++) {
+        auto_json *element = STEAL(elements[i]);
+        if (out[i].request == NULL)
+            continue;
+        autofree char *dir = output_below(source, element, out[i].request);
+        elements[i] = element_in(source->schedule, element, dir);
+        submit_request_free(STEAL(out[i].request));
+    }
+}
+
+int schedule_run_prepare_all(const struct schedule_source *source, const json_t *const *given,
+                             size_t count, struct submit_prepared *out, struct error *err)
+{
+    autofree json_t **elements = xcalloc(count + 1, sizeof(json_t *));
+    const json_t *const *read = (const json_t *const *)elements;
+    int rc;
+
+    with_rules(source, given, count, elements, out);
+    rc = submit_prepare_all(source->settings, source->db, read, count, out, err);
+    if (rc == 0) {
+        with_directories(source, count, elements, out);
+        rc = submit_prepare_all(source->settings, source->db, read, count, out, err);
+    }
+    for (size_t i = 0; i < count; i++)
+        json_decref(elements[i]);
+    return rc;
+}
+
 int schedule_run_prepare(const struct schedule_source *source, const json_t *given,
                          struct submit_request **out, struct field_problem *problem,
                          struct error *err)
 {
-    auto_json *element = json_deep_copy(given);
-    auto_submit_request *request = NULL;
-    autofree char *dir = NULL;
-    auto_json *copy = NULL;
+    struct submit_prepared one;
+    int rc = schedule_run_prepare_all(source, &given, 1, &one, err);
 
-    if (add_rules(source->schedule, element, problem, err) < 0 ||
-        submit_prepare(source->settings, source->db, element, &request, problem, err) < 0)
-        return -1;
-    dir = output_below(source, element, request);
-    copy = element_in(source->schedule, element, dir);
-    return submit_prepare(source->settings, source->db, copy, out, problem, err);
+    return submit_prepared_take(&one, rc, out, problem, err);
 }
 
 struct making { /* a run whose jobs are being made */
@@ -245,37 +282,86 @@ static void add_failure(const struct making *making, const json_t *element,
     }
 }
 
-static int make_job(const struct making *making, const json_t *element, struct error *err)
+/* As far as it was not refused; else what is wrong is noted, or ends the run. */
+static int add_item(const struct making *making, const json_t *element,
+                    const struct submit_prepared *prepared, struct submit_item *items,
+                    size_t *count, struct error *err)
 {
     const struct schedule *schedule = making->source.schedule;
-    struct submit_origin origin = {.submitted_by = schedule->created_by,
-                                   .trace_id = making->trace_id,
-                                   .schedule_id = schedule->id};
-    auto_submit_request *request = NULL;
-    struct field_problem problem = {0};
-    struct error why = ERROR_NONE;
-    bool existing = false;
-    char id[64];
+    bool of_policy = schedule->policy_id[0] != '\0';
+    const struct error *why = &prepared->error;
 
-    if (schedule->policy_id[0] != '\0')
-        origin.policy_id = schedule->policy_id;
-    if (schedule_run_prepare(&making->source, element, &request, &problem, &why) < 0) {
-        if (error_is_retryable(&why) || why.code == ERR_INTERNAL) {
-            *err = why;
-            return -1;
-        }
-        add_failure(making, element, &problem, &why);
+    if (prepared->request == NULL && (error_is_retryable(why) || why->code == ERR_INTERNAL)) {
+        *err = *why;
+        return -1;
+    }
+    if (prepared->request == NULL) {
+        add_failure(making, element, &prepared->problem, why);
         return 0;
     }
-    if (schedule->policy_id[0] != '\0') {
-        request->submission.queue_group = schedule->policy_id;
-        request->submission.queue_limit =
+    if (of_policy) {
+        prepared->request->submission.queue_group = schedule->policy_id;
+        prepared->request->submission.queue_limit =
             (uint32_t)field_number(schedule->fields, "max_parallel", 0);
     }
-    if (submit_store(making->source.db, request, &origin, id, &existing, err) < 0)
-        return -1;
-    (void)json_array_append_new(making->job_ids, json_string(id));
+    items[(*count)++] =
+        (struct submit_item){.request = prepared->request,
+                             .origin = {.submitted_by = schedule->created_by,
+                                        .trace_id = making->trace_id,
+                                        .schedule_id = schedule->id,
+                                        .policy_id = of_policy ? schedule->policy_id : NULL}};
     return 0;
+}
+
+static int store_items(const struct making *making, const struct submit_item *items, size_t count,
+                       struct error *err)
+{
+    autofree struct job_store_submitted *stored = xcalloc(count + 1, sizeof *stored);
+
+    if (submit_store_all(making->source.db, items, count, stored, err) < 0)
+        return -1;
+    for (size_t i = 0; i < count; i++) {
+        if (stored[i].error.code != ERR_NONE) {
+            *err = stored[i].error;
+            return -1;
+        }
+        (void)json_array_append_new(making->job_ids, json_string(stored[i].id));
+    }
+    return 0;
+}
+
+/* Of elements[first .. first + count). */
+static int make_some(const struct making *making, const json_t *elements, size_t first,
+                     size_t count, struct submit_prepared *prepared, struct error *err)
+{
+    autofree struct submit_item *items = xcalloc(count, sizeof *items);
+    autofree const json_t **given = xcalloc(count, sizeof(json_t *));
+    size_t good = 0;
+
+    for (size_t i = 0; i < count; i++)
+        given[i] = json_array_get(elements, first + i);
+    if (schedule_run_prepare_all(&making->source, given, count, prepared, err) < 0)
+        return -1;
+    for (size_t i = 0; i < count; i++) {
+        if (add_item(making, given[i], &prepared[i], items, &good, err) < 0)
+            return -1;
+    }
+    return store_items(making, items, good, err);
+}
+
+static int make_jobs(const struct making *making, const json_t *elements, struct error *err)
+{
+    size_t all = json_array_size(elements);
+    int rc = 0;
+
+    for (size_t first = 0; first < all && rc == 0; first += JOB_STORE_SUBMIT_MAX) {
+        size_t count = (size_t)min_u64(all - first, JOB_STORE_SUBMIT_MAX);
+        autofree struct submit_prepared *prepared = xcalloc(count, sizeof *prepared);
+        rc = make_some(making, elements, first, count, prepared, err);
+        for (size_t i = 0; i < count; i++)
+            submit_request_free(prepared[i].request);
+    }
+    return rc;
 }
 
 /* What the run does: a list of jobs as a submit takes them. */
@@ -332,8 +418,6 @@ static int start_jobs(struct db *db, const struct submit_settings *settings,
                             .errors = errors,
                             .job_ids = out->job_ids};
     char parent[TRACEPARENT_SIZE];
-    json_t *element;
-    size_t i;
 
     traceparent_new(NULL, parent);
     (void)traceparent_trace_id(parent, making.trace_id);
@@ -342,11 +426,8 @@ static int start_jobs(struct db *db, const struct submit_settings *settings,
         return -1;
     names = count_names(elements);
     making.source.names = names;
-    json_array_foreach(elements, i, element)
-    {
-        if (make_job(&making, element, err) < 0)
-            return -1;
-    }
+    if (make_jobs(&making, elements, err) < 0)
+        return -1;
     return store_started(&making, out, err);
 }
 

@@ -66,6 +66,10 @@ struct schedule_source { /* what a run's jobs are made from; borrowed */
 MUST_CHECK int schedule_run_prepare(const struct schedule_source *source, const json_t *element,
                                     struct submit_request **out, struct field_problem *problem,
                                     struct error *err);
+/* The same for many, each decided alone, as submit_prepare_all does. */
+MUST_CHECK int schedule_run_prepare_all(const struct schedule_source *source,
+                                        const json_t *const *elements, size_t count,
+                                        struct submit_prepared *out, struct error *err);
 /* Retention needs files on the server: 422 when the prepared job leaves none there. */
 MUST_CHECK int schedule_check_retention(const struct schedule *schedule,
                                         const struct submit_request *request,

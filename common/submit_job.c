@@ -199,22 +199,29 @@ int submit_prepare_all(const struct submit_settings *settings, struct db *db,
     return rc;
 }
 
+int submit_prepared_take(struct submit_prepared *one, int rc, struct submit_request **out,
+                         struct field_problem *problem, struct error *err)
+{
+    if (rc < 0) {
+        submit_request_free(STEAL(one->request));
+        return -1;
+    }
+    if (one->request == NULL) {
+        *problem = one->problem;
+        *err = one->error;
+        return -1;
+    }
+    *out = STEAL(one->request);
+    return 0;
+}
+
 int submit_prepare(const struct submit_settings *settings, struct db *db, const json_t *element,
                    struct submit_request **out, struct field_problem *problem, struct error *err)
 {
     struct submit_prepared one = {0};
+    int rc = submit_prepare_all(settings, db, &element, 1, &one, err);
 
-    if (submit_prepare_all(settings, db, &element, 1, &one, err) < 0) {
-        submit_request_free(one.request);
-        return -1;
-    }
-    if (one.request == NULL) {
-        *problem = one.problem;
-        *err = one.error;
-        return -1;
-    }
-    *out = one.request;
-    return 0;
+    return submit_prepared_take(&one, rc, out, problem, err);
 }
 
 /* ---- storing ---- */

@@ -31,6 +31,11 @@ struct submit_prepared {            /* of one element */
 MUST_CHECK int submit_prepare_all(const struct submit_settings *settings, struct db *db,
                                   const json_t *const *elements, size_t count,
                                   struct submit_prepared *out, struct error *err);
+/* What became of one: its request, or its refusal as the error; rc: of the call that prepared it.
+ */
+MUST_CHECK int submit_prepared_take(struct submit_prepared *one, int rc,
+                                    struct submit_request **out, struct field_problem *problem,
+                                    struct error *err);
 /* One. problem->status stays 0 when it is not the request's fault. */
 MUST_CHECK int submit_prepare(const struct submit_settings *settings, struct db *db,
                               const json_t *element, struct submit_request **out,

@@ -125,18 +125,9 @@ int submit_element(struct call *call, const json_t *element, struct submit_reque
                    struct field_problem *problem, struct error *err)
 {
     struct submit_prepared one = {0};
+    int rc = prepare(call, &element, 1, &one, err);
 
-    if (prepare(call, &element, 1, &one, err) < 0) {
-        submit_request_free(one.request);
-        return -1;
-    }
-    if (one.request == NULL) {
-        *problem = one.problem;
-        *err = one.error;
-        return -1;
-    }
-    *out = one.request;
-    return 0;
+    return submit_prepared_take(&one, rc, out, problem, err);
 }
 
 static void add_error(struct submit_run *run, size_t index, const struct field_problem *problem,
