@@ -524,6 +524,7 @@ static void *on_feed_thread(void *arg)
                         .redis = redis_new(&hub->gateway->redis)};
     bool waiting = false;
 
+    db_set_by_index(feed.db); /* the newest events, all the time */
     while (!atomic_load(&hub->stop)) {
         wait_for_work(hub, waiting);
         turn(&feed, &waiting);
