@@ -433,7 +433,7 @@ def test_an_ssh_server_that_lost_bytes_gets_them_again(make_suite, make_vsphere,
     check_nothing_is_here(suite, done["result"])
 
 
-@pytest.mark.parametrize("image_format", [heavy("raw"), "qcow2"])
+@pytest.mark.parametrize("image_format", [heavy("raw"), "qcow2", heavy("ovf"), heavy("ova")])
 def test_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp_path,
                                              image_format):
     disk = random_disk(tmp_path / "large.raw", 416 * MB)
@@ -442,11 +442,17 @@ def test_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp
     job = stream(suite, "s3://bucket", format=image_format)
     wait_for(lambda: suite.client.job(job)["progress"]["limited_by"] == "target", 60,
              lambda: suite.explain(job))
-    over = 0 if image_format == "raw" else PART + 4 * (CHUNK + 8 * MB)
+    over = {"qcow2": PART + 4 * (CHUNK + 8 * MB), "ova": 2 * PART}.get(image_format, 0)
     assert WINDOW <= spool(suite) <= WINDOW + 2 * PART + MB + over
     fake.release()
     result = suite.wait_job(job, "completed", deadline=120)["result"]
-    compare(tmp_path, fake_reader(fake, result), f"web-disk1.{image_format}", disk, image_format)
+    read = fake_reader(fake, result)
+    if image_format == "ova":
+        (tmp_path / "web.ova").write_bytes(read("web.ova"))
+        compare_ova(tmp_path, tmp_path / "web.ova", [disk])
+    else:
+        suffix = "vmdk" if image_format == "ovf" else image_format
+        compare(tmp_path, read, f"web-disk1.{suffix}", disk, suffix)
     check_nothing_is_here(suite, result)
 
 
@@ -463,7 +469,7 @@ def test_killed_while_a_slow_target_holds_the_source_back(make_suite, make_vsphe
     def waits():
         return suite.client.job(job)["progress"]["limited_by"] == "target"
     job = stream(suite, "s3://bucket", format=image_format)
-    over = 2 * PART + 4 * (CHUNK + 8 * MB)
+    over = {"qcow2": 2 * PART + 4 * (CHUNK + 8 * MB), "ova": 2 * PART}.get(image_format, 0)
     for _ in range(2):
         wait_for(waits, 60, lambda: suite.explain(job))
         assert spool(suite) <= WINDOW + 2 * PART + MB + over

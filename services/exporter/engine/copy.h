@@ -58,8 +58,9 @@ struct copy_follower {
     /* The file is open, and nothing written by this run; final_bytes 0: it begins anew. */
     int (*begin)(void *arg, uint64_t final_bytes, struct error *err);
     void (*advance)(void *arg, uint64_t final_bytes); /* after each checkpoint */
-    /* *out: may the disk be read up to disk_end? Called by any thread, never two at a time. */
-    int (*has_room)(void *arg, uint64_t disk_end, bool *out, struct error *err);
+    /* *out: may the disk be read up to disk_end? claimed: the bytes of the disk that an ordered
+     * output will get then and has not got yet. Called by any thread, never two at a time. */
+    int (*has_room)(void *arg, uint64_t disk_end, uint64_t claimed, bool *out, struct error *err);
     void *arg;
 };
 

@@ -158,6 +158,13 @@ static void unit_of_chunk(struct copy_run *run, struct copy_unit *unit)
         run->claim_chunk = NULL;
 }
 
+/* Bytes that readers have claimed and that are not in the ordered output yet. */
+static uint64_t claimed_bytes(struct copy_run *run)
+{
+    LOCK_SCOPE(&run->mutex);
+    return run->ordered ? (run->claim_ticket - run->next_ticket) * SINK_PIECE_BYTES : 0;
+}
+
 /* Until the follower has room for the next chunk, before it is claimed: so whatever is claimed gets
  * through, and what is through gives the follower more to take. false: the run has ended, or err.
  */
@@ -169,7 +176,8 @@ static bool wait_for_room(struct copy_run *run, struct error *err)
 
     while (!room) {
         int64_t start = clock_mono_ns();
-        if (follower->has_room(follower->arg, end, &room, err) < 0)
+        if (follower->has_room(follower->arg, end, claimed_bytes(run) + end - run->claim_offset,
+                               &room, err) < 0)
             return false;
         if (room)
             break;

@@ -81,24 +81,23 @@ static uint64_t grown(uint64_t bytes)
     return bytes + bytes / GROWTH_DIVISOR + GROWTH_BYTES;
 }
 
-/* Besides what the window allows: the first part, chunks that were claimed and are not in the file
- * yet, the index. */
+/* Besides what the window allows, of a qcow2: the first part, what was claimed and is not in the
+ * file yet, the index. */
 static uint64_t appended_room(const struct export_run *run, uint64_t bytes, uint64_t part)
 {
     if (export_is_ova(run))
         return 2 * part; /* the first, and the one with the present disk's header */
     if (strcmp(run->options.format, "qcow2") != 0)
         return 0;
-    return part + run->options.parallel * run->exporter->export.chunk_size + bytes / INDEX_DIVISOR;
+    return part + run->options.parallel * (run->exporter->export.chunk_size + PIECES_BYTES) +
+           bytes / INDEX_DIVISOR;
 }
 
 uint64_t export_stream_room(const struct export_run *run, uint64_t bytes)
 {
     uint64_t part = export_upload_target(run)->base.class->part_size(grown(bytes));
 
-    return min_u64(bytes, UPLOAD_STREAM_WINDOW_BYTES + 2 * part +
-                              run->options.parallel * PIECES_BYTES +
-                              appended_room(run, bytes, part));
+    return min_u64(bytes, UPLOAD_STREAM_WINDOW_BYTES + 2 * part + appended_room(run, bytes, part));
 }
 
 /* ---- the upload's callbacks ---- */
@@ -150,8 +149,9 @@ static void advance(void *arg, uint64_t final_bytes)
     upload_stream_advance(stream->upload, final_bytes);
 }
 
-/* Of all formats but raw, pieces go to the end of the file, wherever on the disk they are from. */
-static int has_room(void *arg, uint64_t disk_end, bool *out, struct error *err)
+/* Of all formats but raw, pieces go to the end of the file, wherever on the disk they are from. An
+ * ordered one grows by what is claimed and no more; of the others each reader is let in alone. */
+static int has_room(void *arg, uint64_t disk_end, uint64_t claimed, bool *out, struct error *err)
 {
     const struct export_stream *stream = arg;
     uint64_t end = disk_end;
@@ -162,6 +162,8 @@ static int has_room(void *arg, uint64_t disk_end, bool *out, struct error *err)
             return error_set_errno(err, errno, "'%.200s'", stream->image->path);
         end = (uint64_t)st.st_size;
     }
+    if ((stream->image->format->flags & SINK_ORDERED) != 0)
+        end += claimed;
     return upload_stream_has_room(stream->upload, end, out, err);
 }
 

@@ -708,6 +708,74 @@ static void a_held_first_piece_bounds_what_waits_behind_it(void **state)
     }
 }
 
+#define WINDOW_BYTES (20 * MIB)
+
+struct spool {
+    const char *path;
+    atomic_bool held; /* the first piece */
+    uint64_t allowed; /* the file's bytes, by what was let in */
+    uint64_t largest, over;
+    unsigned int calls;
+    bool full; /* all that was let in is there; the rest may come */
+};
+
+static int spool_begin(void *arg, uint64_t final_bytes, struct error *err)
+{
+    (void)arg, (void)final_bytes, (void)err;
+    return 0;
+}
+
+static void spool_advance(void *arg, uint64_t final_bytes)
+{
+    (void)arg, (void)final_bytes;
+}
+
+static int spool_has_room(void *arg, uint64_t disk_end, uint64_t claimed, bool *out,
+                          struct error *err)
+{
+    struct spool *spool = arg;
+    struct stat st;
+
+    (void)disk_end;
+    if (stat(spool->path, &st) < 0)
+        return error_set_errno(err, errno, "'%s'", spool->path);
+    spool->largest = (uint64_t)st.st_size;
+    if (spool->largest > spool->allowed + spool->allowed / 100 + MIB / 8 && !spool->full)
+        spool->over = spool->largest;
+    *out = spool->full || spool->largest + claimed <= WINDOW_BYTES;
+    if (!*out || ++spool->calls > WINDOW_BYTES / (3 * MIB))
+        atomic_store(&spool->held, false);
+    if (spool->full)
+        return 0;
+    if (*out) {
+        spool->allowed = max_u64(spool->allowed, spool->largest + claimed);
+        return 0;
+    }
+    spool->full = claimed <= 3 * MIB; /* of the next chunk alone */
+    return 0;
+}
+
+/* What readers hold, and what waits behind a late piece, counts as if it were in the file. */
+static void a_follower_hears_how_far_an_ordered_output_will_grow(void **state)
+{
+    (void)state;
+    struct one one;
+    struct spool spool = {.held = true};
+    const struct copy_follower follower = {spool_begin, spool_advance, spool_has_room, &spool};
+
+    need_qemu_img();
+    one_make(&one, &file_provider, 60 * MIB, "vmdk");
+    spool.path = one.setup.paths[0];
+    one.session.held = &spool.held;
+    one.session.hold_below = 1;
+    one.setup.options.follower = &follower;
+    one_works(&one, false);
+    assert_true(spool.full);
+    assert_int_equal(spool.over, 0);
+    assert_in_range(spool.allowed, WINDOW_BYTES - 4 * MIB, WINDOW_BYTES);
+    one_remove(&one);
+}
+
 struct seen {
     int64_t first_ms, last_ms;
     unsigned int calls;
@@ -910,6 +978,7 @@ int main(void)
         cmocka_unit_test(a_lost_lease_ends_the_copy_before_the_next_write),
         cmocka_unit_test(a_blocked_output_holds_the_readers_within_the_bound),
         cmocka_unit_test(a_held_first_piece_bounds_what_waits_behind_it),
+        cmocka_unit_test(a_follower_hears_how_far_an_ordered_output_will_grow),
         cmocka_unit_test(progress_tells_what_limits),
         cmocka_unit_test(without_journal_the_disk_writes_while_the_copy_goes_on),
         cmocka_unit_test(wrong_options_are_refused),
