@@ -1,4 +1,5 @@
 """Private PostgreSQL and Redis. PostgreSQL comes by the script that `make run` uses."""
+import contextlib
 import os
 import pathlib
 import secrets
@@ -48,7 +49,8 @@ class Postgres:
         children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(main)], capture_output=True,
                                   text=True).stdout.split()
         for pid in [main] + [int(c) for c in children]:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # one that ended meanwhile
+                os.kill(pid, number)
 
     def password(self, user):
         for line in (self.directory / "pgpass").read_text().splitlines():
