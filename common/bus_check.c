@@ -303,11 +303,6 @@ static int check_body(const bus_envelope *m, struct error *err)
         if (check_text("holder", m->scheduler_changed->holder, 1, ID_MAX, err) < 0)
             return -1;
         return check_text("state", m->scheduler_changed->state, 1, 32, err);
-    case HYPERSDK__V1__ENVELOPE__BODY_SCHEDULE_FIRED:
-        if (check_text("schedule id", m->schedule_fired->schedule_id, 1, ID_MAX, err) < 0 ||
-            check_text("run id", m->schedule_fired->run_id, 1, ID_MAX, err) < 0)
-            return -1;
-        return check_text("status", m->schedule_fired->status, 1, 32, err);
     default:
         return check_body_to_scheduler(m, err);
     }

@@ -43,13 +43,14 @@ static const char CLEAR_END[] =
 static const char EVENTS[] =
     "SELECT e.id, e.event, e.status, e.phase, j.id, j.vm_name, j.provider, j.error, j.progress,"
     " to_char(e.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), e.actor, e.detail"
-    " FROM job_events e JOIN jobs j ON j.id = e.job_id WHERE e.id > $1::bigint"
+    " FROM job_events e LEFT JOIN jobs j ON j.id = e.job_id WHERE e.id > $1::bigint"
     " ORDER BY e.id LIMIT $2::int";
 
 static const char EVENTS_UNPUBLISHED[] =
     "SELECT e.id, e.event, e.status, e.phase, j.id, j.vm_name, j.provider, j.error, j.progress,"
     " to_char(e.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), e.actor, e.detail"
-    " FROM job_events e JOIN jobs j ON j.id = e.job_id WHERE NOT e.published AND e.id > $1::bigint"
+    " FROM job_events e LEFT JOIN jobs j ON j.id = e.job_id WHERE NOT e.published AND e.id > "
+    "$1::bigint"
     " ORDER BY e.id LIMIT $2::int";
 
 int store_begin(struct db *db, bool *out_own, struct error *err)
@@ -182,7 +183,19 @@ int job_store_retry(struct db *db, const char *job_id, const char *actor, struct
 
 /* ---- live events ---- */
 
-static json_t *event_json(const PGresult *rows, int row)
+/* Of a schedule's run, without a job: what stands in its detail. */
+static json_t *run_event_json(const PGresult *rows, int row)
+{
+    json_t *event = json_loads(db_text(rows, row, 11), 0, NULL);
+
+    json_set_text(event, "type", db_text(rows, row, 1));
+    (void)json_object_set_new(event, "seq", json_integer(db_i64(rows, row, 0)));
+    json_set_text(event, "timestamp", db_text(rows, row, 9));
+    json_set_text(event, "status", db_text(rows, row, 2));
+    return event;
+}
+
+static json_t *job_event_json(const PGresult *rows, int row)
 {
     json_t *event = json_object();
     json_t *progress = json_loads(db_text(rows, row, 8), 0, NULL);
@@ -221,7 +234,8 @@ int job_store_events(struct db *db, int64_t after_id, bool unpublished_only, uin
         return -1;
     events = json_array();
     for (int i = 0; i < PQntuples(rows); i++)
-        (void)json_array_append_new(events, event_json(rows, i));
+        (void)json_array_append_new(events, db_is_null(rows, i, 4) ? run_event_json(rows, i)
+                                                                   : job_event_json(rows, i));
     *out = events;
     return 0;
 }

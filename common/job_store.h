@@ -138,7 +138,8 @@ MUST_CHECK int job_store_apply_all(struct db *db, const struct job_store_event *
 
 /* Live events, as WebSocket and SSE clients get them (rest-api.md section 11): one JSON object per
  * job_events row, "type" = its event, "seq" = its id, with job_id, status, phase, vm_name,
- * provider, error, progress and percentage at top level. Rows with id > after_id in rising order,
+ * provider, error, progress and percentage at top level; of a schedule's run schedule_id, name,
+ * run_id, job_ids, status and reason. Rows with id > after_id in rising order,
  * at most limit; unpublished_only: those that are not on Redis yet. *out: array, new reference. */
 MUST_CHECK int job_store_events(struct db *db, int64_t after_id, bool unpublished_only,
                                 uint32_t limit, json_t **out, struct error *err);

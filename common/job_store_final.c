@@ -304,6 +304,8 @@ static json_t *payload(const struct store_change *change, const PGresult *end, i
     json_set_text(json, "provider", db_text(end, end_row, 3));
     if (db_text(end, end_row, 4)[0] != '\0')
         json_set_text(json, "error", db_text(end, end_row, 4));
+    if (db_text(end, end_row, 8)[0] != '\0')
+        json_set_text(json, "schedule_id", db_text(end, end_row, 8));
     if (json_object_get(result, "total_size") != NULL)
         (void)json_object_set(json, "total_size", json_object_get(result, "total_size"));
     if (json_object_get(result, "manifest_path") != NULL)

@@ -50,7 +50,8 @@ static const char STORE_JOBS[] =
     " RETURNING j.id, j.vm_name, j.vm_path, j.provider, j.error, coalesce(j.result, '{}'::jsonb),"
     " extract(epoch FROM now() - j.started_at)::float8, CASE WHEN x.final THEN coalesce("
     "  (SELECT e.manifest->'vm'->>'os_hint' FROM exports e WHERE e.job_id = j.id"
-    "   ORDER BY e.created_at DESC LIMIT 1), 'unknown') ELSE '' END";
+    "   ORDER BY e.created_at DESC LIMIT 1), 'unknown') ELSE '' END,"
+    " coalesce(j.schedule_id, '')";
 
 static const char INSERT_HISTORY[] =
     "INSERT INTO job_events (job_id, event, status, phase, actor, detail)"

@@ -63,6 +63,11 @@ static const char WAITING[] =
 static const char INSERT_OUTBOX[] =
     "INSERT INTO outbox (event, job_id, payload) VALUES ($1, $2, $3::jsonb)";
 
+/* For live clients. Nothing when the run got no row, because its due time has one. */
+static const char INSERT_LIVE[] =
+    "INSERT INTO job_events (run_id, event, status, detail) SELECT id, $2, $3, $4::jsonb"
+    " FROM schedule_runs WHERE id = $1";
+
 void schedule_outcome_release(struct schedule_outcome *outcome)
 {
     json_decref(outcome->job_ids);
@@ -72,14 +77,36 @@ void schedule_outcome_release(struct schedule_outcome *outcome)
 struct run_event {
     const char *name;
     const char *status;
-    const char *job_id; /* "": none */
+    const char *run_id;
+    const json_t *job_ids; /* NULL: none */
     const char *why;
 };
+
+static int add_live(struct db *db, const struct schedule *schedule, const struct run_event *event,
+                    struct error *err)
+{
+    auto_json *detail = json_object();
+    autofree char *text = NULL;
+
+    json_set_text(detail, "schedule_id", schedule->id);
+    json_set_text(detail, "name", field_text(schedule->fields, "name", ""));
+    if (schedule->policy_id[0] != '\0')
+        json_set_text(detail, "policy_id", schedule->policy_id);
+    json_set_text(detail, "run_id", event->run_id);
+    json_put(detail, "job_ids",
+             event->job_ids == NULL ? json_array() : json_deep_copy(event->job_ids));
+    json_set_text(detail, "reason", event->why);
+    text = json_text(detail);
+    return db_exec(db, INSERT_LIVE, DB_PARAMS(event->run_id, event->name, event->status, text),
+                   NULL, err);
+}
 
 /* What the seven keys of a webhook's body can say about a run (rest-api.md section 7). */
 static int add_event(struct db *db, const struct schedule *schedule, const struct run_event *event,
                      struct error *err)
 {
+    const char *first = json_string_value(json_array_get(event->job_ids, 0));
+    const char *job_id = first == NULL ? "" : first;
     auto_json *payload = json_object();
     autofree char *text = NULL;
     char now[CLOCK_RFC3339_SIZE];
@@ -87,13 +114,15 @@ static int add_event(struct db *db, const struct schedule *schedule, const struc
     clock_rfc3339_now(now);
     json_set_text(payload, "event", event->name);
     json_set_text(payload, "timestamp", now);
-    json_set_text(payload, "job_id", event->job_id);
+    json_set_text(payload, "job_id", job_id);
     json_set_text(payload, "status", event->status);
     json_set_text(payload, "schedule_id", schedule->id);
     if (event->why[0] != '\0')
         json_set_text(payload, "error", event->why);
     text = json_text(payload);
-    return db_exec(db, INSERT_OUTBOX, DB_PARAMS(event->name, event->job_id, text), NULL, err);
+    if (add_live(db, schedule, event, err) < 0)
+        return -1;
+    return db_exec(db, INSERT_OUTBOX, DB_PARAMS(event->name, job_id, text), NULL, err);
 }
 
 /* ---- jobs of a run ---- */
@@ -400,9 +429,8 @@ static int store_started(const struct making *making, struct schedule_outcome *o
                                  DB_PARAMS(making->source.schedule->id), NULL, err) < 0)
         return -1;
     return add_event(making->source.db, making->source.schedule,
-                     &(struct run_event){"schedule.triggered", out->status,
-                                         first == NULL ? "" : first,
-                                         first == NULL ? out->reason : ""},
+                     &(struct run_event){"schedule.triggered", out->status, out->run_id,
+                                         making->job_ids, first == NULL ? out->reason : ""},
                      err);
 }
 
@@ -527,7 +555,7 @@ int schedule_run_begin(struct db *db, const struct submit_settings *settings,
     return add_event(
         db, schedule,
         &(struct run_event){wish->refused != NULL ? "schedule.triggered" : "schedule.missed",
-                            out->status, "", out->reason},
+                            out->status, out->run_id, NULL, out->reason},
         err);
 }
 
@@ -555,7 +583,9 @@ static int hold_back(struct db *db, const struct schedule *schedule, const PGres
     out->status = "skipped";
     if (db_exec(db, SKIP, DB_PARAMS(out->run_id, why), NULL, err) < 0)
         return -1;
-    return add_event(db, schedule, &(struct run_event){"schedule.missed", "skipped", "", why}, err);
+    return add_event(db, schedule,
+                     &(struct run_event){"schedule.missed", "skipped", out->run_id, NULL, why},
+                     err);
 }
 
 int schedule_run_dequeue(struct db *db, const struct submit_settings *settings,
@@ -582,8 +612,13 @@ int schedule_run_dequeue(struct db *db, const struct submit_settings *settings,
                    refused != NULL ? refused : db_text(rows, 0, 2));
     if (refused != NULL) {
         out->status = "failed";
-        return db_exec(db, STARTED, DB_PARAMS(out->run_id, out->status, out->reason, "[]", "[]"),
-                       NULL, err);
+        if (db_exec(db, STARTED, DB_PARAMS(out->run_id, out->status, out->reason, "[]", "[]"), NULL,
+                    err) < 0)
+            return -1;
+        return add_event(
+            db, schedule,
+            &(struct run_event){"schedule.triggered", out->status, out->run_id, NULL, out->reason},
+            err);
     }
     if (json_object_get(schedule->fields, "depends_on") != NULL) {
         (void)snprintf(out->reason, sizeof out->reason, "waited for %" PRId64 " s",
@@ -614,6 +649,7 @@ int schedule_runs_missed(struct db *db, const struct schedule *schedule,
     autofree char *text = NULL;
     autofree char *why = NULL;
     uint64_t unlisted = plan->missed_total - plan->missed_count;
+    const char *newest;
 
     if (plan->missed_count == 0)
         return 0;
@@ -635,7 +671,9 @@ int schedule_runs_missed(struct db *db, const struct schedule *schedule,
     if (db_exec(db, INSERT_MISSED, DB_PARAMS(schedule->id, text), NULL, err) < 0)
         return -1;
     why = xasprintf("%" PRIu64 " times: %s", plan->missed_total, missed_reason(schedule));
-    return add_event(db, schedule, &(struct run_event){"schedule.missed", "missed", "", why}, err);
+    newest = json_str(json_array_get(list, plan->missed_count - 1), "id");
+    return add_event(db, schedule,
+                     &(struct run_event){"schedule.missed", "missed", newest, NULL, why}, err);
 }
 
 int schedule_runs_waiting(struct db *db, json_t **out, struct error *err)

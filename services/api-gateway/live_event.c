@@ -17,6 +17,7 @@ struct live_event {
     enum live_kind kind;
     int64_t seq;
     char job_id[LIVE_JOB_ID_SIZE];
+    bool schedule;
     bool final;
     uint8_t *frame;
     size_t frame_size;
@@ -24,14 +25,21 @@ struct live_event {
     size_t sse_size;
 };
 
+static bool is_schedule(const char *type)
+{
+    return strncmp(type, "schedule.", 9) == 0;
+}
+
 static enum live_kind kind_of(const char *type, int64_t seq)
 {
     if (strcmp(type, "job.progress") == 0)
         return LIVE_PROGRESS;
     if (strcmp(type, "status") == 0)
         return LIVE_STATUS;
-    return strncmp(type, "job.", 4) == 0 && seq > 0 && strcmp(type, "job.log") != 0 ? LIVE_STATE
-                                                                                    : LIVE_OTHER;
+    return (strncmp(type, "job.", 4) == 0 || is_schedule(type)) && seq > 0 &&
+                   strcmp(type, "job.log") != 0
+               ? LIVE_STATE
+               : LIVE_OTHER;
 }
 
 /* RFC 6455 section 5.2: FIN, text, not masked. */
@@ -102,8 +110,10 @@ int live_event_new(const json_t *object, struct live_event **out, struct error *
     atomic_init(&event->refs, 1);
     event->seq = json_integer_value(json_object_get(object, "seq"));
     event->kind = kind_of(type, event->seq);
-    event->final = strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 ||
-                   strcmp(status, "cancelled") == 0;
+    event->schedule = is_schedule(type);
+    event->final =
+        !event->schedule && (strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 ||
+                             strcmp(status, "cancelled") == 0);
     (void)snprintf(event->job_id, sizeof event->job_id, "%s", job_id);
     encode_frame(event, text, size);
     if (encode_sse(event, type, text, err) < 0)
@@ -140,6 +150,11 @@ int64_t live_event_seq(const struct live_event *event)
 const char *live_event_job(const struct live_event *event)
 {
     return event->job_id;
+}
+
+bool live_event_is_schedule(const struct live_event *event)
+{
+    return event->schedule;
 }
 
 bool live_event_is_final(const struct live_event *event)

@@ -10,7 +10,7 @@
 #define LIVE_JOB_ID_SIZE     65                  /* ids chosen by clients have at most 64 */
 
 enum live_kind {
-    LIVE_STATE,    /* a row of job_events: never dropped */
+    LIVE_STATE,    /* a row of job_events, of a job or a schedule: never dropped */
     LIVE_PROGRESS, /* newest value of a job: replaces an older one */
     LIVE_STATUS,   /* newest value of the suite: replaces an older one */
     LIVE_OTHER,    /* answers to a client, log lines: never dropped */
@@ -28,7 +28,9 @@ DEFINE_AUTO(live_event, struct live_event, live_event_unref)
 enum live_kind live_event_kind(const struct live_event *event);
 int64_t live_event_seq(const struct live_event *event);
 const char *live_event_job(const struct live_event *event); /* "" when of no job */
-/* "status" of the object is completed, failed or cancelled. */
+/* It tells of a schedule, not of a job. */
+bool live_event_is_schedule(const struct live_event *event);
+/* "status" of the object, a job's, is completed, failed or cancelled. */
 bool live_event_is_final(const struct live_event *event);
 /* As a WebSocket text frame / as a text/event-stream block. */
 const void *live_event_frame(const struct live_event *event, size_t *size);

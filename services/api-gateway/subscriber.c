@@ -244,6 +244,8 @@ static bool wants(const struct subscriber *subscriber, const struct live_event *
         return false;
     if (live_event_kind(event) == LIVE_STATUS)
         return topics->status;
+    if (live_event_is_schedule(event))
+        return topics->schedules;
     if (topics->jobs)
         return true;
     for (size_t i = 0; i < topics->jobs_of_count; i++) {
@@ -396,6 +398,12 @@ int subscriber_topic_add(struct subscriber *subscriber, const char *topic, struc
         topics->status = true;
         return 0;
     }
+    if (strcmp(topic, "schedules") == 0) {
+        if (!subscriber->may_schedules)
+            return error_set(err, ERR_DENIED, "permission 'schedule.view' is missing");
+        topics->schedules = true;
+        return 0;
+    }
     if (!subscriber->may_jobs)
         return error_set(err, ERR_DENIED, "permission 'job.view' is missing");
     if (strcmp(topic, "jobs") == 0) {
@@ -406,7 +414,8 @@ int subscriber_topic_add(struct subscriber *subscriber, const char *topic, struc
         return add_id(topics->logs_of, &topics->logs_of_count, topic + 5, err);
     } else {
         return error_set(err, ERR_INVALID,
-                         "topic '%.64s' is not jobs, status, job:<id> or logs:<id>", topic);
+                         "topic '%.64s' is not jobs, schedules, status, job:<id> or logs:<id>",
+                         topic);
     }
     return 0;
 }
@@ -417,6 +426,8 @@ void subscriber_topic_remove(struct subscriber *subscriber, const char *topic)
 
     if (strcmp(topic, "status") == 0) {
         topics->status = false;
+    } else if (strcmp(topic, "schedules") == 0) {
+        topics->schedules = false;
     } else if (strcmp(topic, "jobs") == 0) {
         topics->jobs = false;
     } else if (strncmp(topic, "job:", 4) == 0) {
@@ -444,6 +455,8 @@ json_t *subscriber_topics_json(const struct subscriber *subscriber)
         (void)json_array_append_new(list, json_string("jobs"));
     if (topics->status)
         (void)json_array_append_new(list, json_string("status"));
+    if (topics->schedules)
+        (void)json_array_append_new(list, json_string("schedules"));
     add_topics(list, "job:", topics->jobs_of, topics->jobs_of_count);
     add_topics(list, "logs:", topics->logs_of, topics->logs_of_count);
     return list;
@@ -461,8 +474,13 @@ void subscriber_permit(struct subscriber *subscriber, const struct identity *ide
     subscriber->dev = identity->dev;
     subscriber->may_jobs = identity_may(identity, "job.view");
     subscriber->may_status = identity_may(identity, "status.view");
+    subscriber->may_schedules = identity_may(identity, "schedule.view");
     if (!subscriber->may_status)
         subscriber->topics.status = false;
-    if (!subscriber->may_jobs)
-        subscriber->topics = (struct subscriber_topics){.status = subscriber->topics.status};
+    if (!subscriber->may_schedules)
+        subscriber->topics.schedules = false;
+    if (!subscriber->may_jobs) {
+        subscriber->topics = (struct subscriber_topics){.status = subscriber->topics.status,
+                                                        .schedules = subscriber->topics.schedules};
+    }
 }

@@ -30,6 +30,7 @@ enum subscriber_close { /* also the WebSocket close code */
 struct subscriber_topics {
     bool jobs;
     bool status;
+    bool schedules;
     char jobs_of[SUBSCRIBER_TOPICS_MAX][LIVE_JOB_ID_SIZE]; /* "job:<id>" */
     size_t jobs_of_count;
     char logs_of[SUBSCRIBER_TOPICS_MAX][LIVE_JOB_ID_SIZE]; /* "logs:<id>" */
@@ -52,6 +53,7 @@ struct subscriber {
     bool dev;
     bool may_jobs;
     bool may_status;
+    bool may_schedules;
     bool by_session;
     uint8_t token[TOKEN_HASH_BYTES];
     /* what waits */

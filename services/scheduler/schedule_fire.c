@@ -28,7 +28,7 @@ static void announce(struct scheduler *scheduler, const struct schedule *schedul
     LOG(INFO, "schedule_fired", F_STR("schedule_id", schedule->id),
         F_STR("run_id", outcome->run_id), F_STR("status", outcome->status),
         F_U64("jobs", json_array_size(outcome->job_ids)), F_STR("reason", outcome->reason));
-    scheduler_announce_run(scheduler, schedule->id, outcome->run_id, outcome->status);
+    publish_wake(); /* live clients are told */
     json_array_foreach(outcome->job_ids, i, id)
     {
         scheduler_announce_job(scheduler, json_string_value(id), "job.created");

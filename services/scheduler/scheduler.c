@@ -159,23 +159,6 @@ void scheduler_announce_worker(struct scheduler *scheduler, const char *instance
     bus_publish(scheduler->publisher, "worker", &envelope);
 }
 
-void scheduler_announce_run(struct scheduler *scheduler, const char *schedule_id,
-                            const char *run_id, const char *status)
-{
-    Hypersdk__V1__ScheduleFired body;
-    struct bus_envelope_store store;
-    bus_envelope envelope;
-
-    hypersdk__v1__schedule_fired__init(&body);
-    body.schedule_id = (char *)(uintptr_t)schedule_id;
-    body.run_id = (char *)(uintptr_t)run_id;
-    body.status = (char *)(uintptr_t)status;
-    bus_envelope_init(&envelope, &store, service_instance(scheduler->service), NULL);
-    envelope.body_case = HYPERSDK__V1__ENVELOPE__BODY_SCHEDULE_FIRED;
-    envelope.schedule_fired = &body;
-    bus_publish(scheduler->publisher, "schedule", &envelope);
-}
-
 static void on_request(void *arg, struct bus_request *request)
 {
     struct scheduler *scheduler = arg;

@@ -67,8 +67,6 @@ bool scheduler_wait_poll(const struct scheduler *scheduler);
 /* Announces to workers and others; may be lost. */
 void scheduler_announce_job(struct scheduler *scheduler, const char *job_id, const char *event);
 void scheduler_announce_control(struct scheduler *scheduler, Hypersdk__V1__TaskControl *control);
-void scheduler_announce_run(struct scheduler *scheduler, const char *schedule_id,
-                            const char *run_id, const char *status);
 void scheduler_announce_worker(struct scheduler *scheduler, const char *instance,
                                const char *worker_state);
 

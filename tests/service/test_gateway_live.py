@@ -288,8 +288,10 @@ def test_permissions_bound_the_topics(gateway):
     header = [f"Authorization: {client.session.headers['Authorization']}"]
     s = Socket(suite.url(), header=header)
     assert s.next()["subscription"] == ["jobs"]
-    s.send(action="subscribe", topics=["status"])
-    assert s.until("error")["code"] == "denied"
+    for topic, permission in (("status", "status.view"), ("schedules", "schedule.view")):
+        s.send(action="subscribe", topics=[topic])
+        refused = s.until("error")
+        assert refused["code"] == "denied" and permission in refused["error"]
     nobody = add_user(suite, "uma", "users").session.headers["Authorization"]
     with pytest.raises(websocket.WebSocketBadStatusException) as refused:
         Socket(suite.url(), header=[f"Authorization: {nobody}"])

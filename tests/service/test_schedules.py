@@ -7,7 +7,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from tests.harness.driver import Driver, export_result
-from tests.harness.gateways import add_user, admin_password, login
+from tests.fakes.receiver import Receiver
+from tests.harness.gateways import Socket, add_user, admin_password, login, wait_subscribed
 from tests.harness.client import Client
 from tests.harness.wait import free_port, wait_for
 
@@ -439,6 +440,60 @@ def test_a_run_waits_for_a_job_and_not_for_ever(plan):
     assert "depends_on" not in changed
     plan.due(schedule)
     plan.wait_runs(schedule, "skipped", "running")
+
+
+# ---- who is told ----
+
+def test_live_clients_and_webhooks_are_told(make):
+    receiver = Receiver()
+    plan = make(config={"webhooks": {"allow_private": True, "endpoints": [
+        {"url": receiver.url, "events": ["schedule.triggered", "schedule.missed", "job.completed"]}]}})
+    plan.suite.add("notifier")
+    wait_subscribed(plan.suite)
+    watcher = Socket(plan.suite.url(), "/ws?topics=schedules")
+    assert watcher.next()["subscription"] == ["schedules"]
+    schedule = plan.create(name="told")
+    plan.due(schedule)
+    fired = watcher.until("schedule.triggered", schedule_id=schedule)
+    run = plan.wait_runs(schedule, "running")[0]
+    assert (fired["run_id"], fired["job_ids"], fired["name"], fired["status"], fired["reason"]) == (
+        run["run_id"], run["job_ids"], "told", "running", "")
+    assert fired["seq"] > 0 and fired["timestamp"].endswith("Z") and "job_id" not in fired
+    plan.due(schedule)
+    missed = watcher.until("schedule.missed", status="skipped")
+    assert missed["job_ids"] == [] and f"run {run['run_id']} is still under way" in missed["reason"]
+    # nothing of jobs; and who comes back gets what it missed, by hand or not
+    assert [m["type"] for m in watcher.seen if m["type"] not in ("hello", "status")] == [
+        "schedule.triggered", "schedule.missed"]
+    watcher.close()
+    plan.finish()
+    plan.wait_runs(schedule, "ok", "skipped")
+    asked = plan.client.post(f"/schedules/{schedule}/trigger")
+    again = Socket(plan.suite.url(), f"/ws?topics=schedules&resume_from={fired['seq']}")
+    again.until("schedule.triggered", run_id=asked["run_id"], job_ids=asked["job_ids"])
+    assert [(m["type"], m["status"]) for m in again.seen if m["type"].startswith("schedule.")] == [
+        ("schedule.missed", "skipped"), ("schedule.triggered", "running")]
+    # those who did not ask for it are told of jobs only
+    other = Socket(plan.suite.url(), f"/ws?resume_from={fired['seq'] - 1}")
+    other.until("job.completed", job_id=run["job_ids"][0])
+    assert not [m for m in other.seen if m["type"].startswith("schedule.")]
+
+    def told():
+        got = [r.json for r in receiver.requests]
+        return sorted(got, key=lambda b: b["timestamp"]) if len(got) == 4 else None
+
+    bodies = wait_for(told, 30, lambda: [r.json for r in receiver.requests])
+    receiver.stop()
+    assert sorted(b["event"] for b in bodies) == ["job.completed", "schedule.missed",
+                                                  "schedule.triggered", "schedule.triggered"]
+    assert {b["schedule_id"] for b in bodies} == {schedule}
+    by_event = {b["event"]: b for b in bodies}
+    assert by_event["job.completed"]["job_id"] == run["job_ids"][0]
+    assert by_event["schedule.missed"]["status"] == "skipped"
+    assert "still under way" in by_event["schedule.missed"]["error"]
+    # a run that is forgotten takes what was told of it along
+    plan.client.delete(f"/schedules/{schedule}")
+    assert plan.sql("SELECT 1 FROM job_events WHERE run_id IS NOT NULL") == []
 
 
 # ---- missed runs ----

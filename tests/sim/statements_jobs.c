@@ -499,7 +499,7 @@ static void store_jobs(struct statement *s)
     json_t *x;
     size_t i;
 
-    result_columns(s, 8);
+    result_columns(s, 9);
     json_array_foreach(rows, i, x)
     {
         struct row *row = find_job(s, text_of(x, "id"));
@@ -512,7 +512,7 @@ static void store_jobs(struct statement *s)
                    job->started_us == 0
                        ? NULL
                        : number(s->now_ms / TASK_MS - job->started_us / (TASK_MS * TASK_MS)),
-                   "unknown");
+                   "unknown", job->schedule_id == NULL ? "" : job->schedule_id);
     }
 }
 

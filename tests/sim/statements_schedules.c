@@ -365,7 +365,8 @@ const struct statement_model statements_schedules[] = {
     {"INSERT INTO schedule_runs (id, schedule_id, due_at, status, reason, completed_at)",
      insert_missed},
     {"UPDATE schedule_runs SET status = $2, reason = $3, errors", run_started},
-    {"DELETE FROM schedule_runs", none}, /* a thousand runs are kept */
+    {"INSERT INTO job_events (run_id, event", none}, /* for live clients only */
+    {"DELETE FROM schedule_runs", none},             /* a thousand runs are kept */
     {"AND status = 'queued' ORDER BY seq LIMIT 1", oldest_queued},
     {"SELECT coalesce(jsonb_agg(DISTINCT r.schedule_id)", waiting_schedules},
     {"SELECT r.id FROM schedule_runs r WHERE r.status = 'running'", ended_runs},
