@@ -56,6 +56,15 @@ def test_the_example_is_stored_rendered_and_submitted(suite):
     assert pathlib.Path(done["result"]["conversion"]["output_files"][0]).suffix == ".qcow2"
     spec = suite.sql("SELECT spec FROM tasks WHERE job_id = %s AND kind = 'export'", job)[0]["spec"]
     assert spec["parallel"] == 2
+    # with its upload, for which nobody has credentials here: the job goes on without it
+    uploading = EXAMPLE.replace("\n#  - type: upload ", "\n  - type: upload ").replace("\n#   ", "\n   ")
+    suite.client.request("PUT", path, uploading, headers=YAML)
+    job = suite.client.submit(template="linux-vm-export", vm_path="web", output_path="again")
+    done = suite.wait_job(job, "completed")
+    assert done["definition"]["upload"] == "s3://vm-exports/web"
+    assert [(h["type"], h["state"]) for h in done["hooks"]] == [("upload", "failed")]
+    assert "s3://vm-exports/web" in done["hooks"][0]["error"] and "uploaded_to" not in done["result"]
+    assert done["result"]["conversion"]["output_files"]
     # nothing is left of it in what comes later
     suite.client.delete(path)
     gone = refused(suite, 422, "POST", "/api/v1/jobs", {"template": "linux-vm-export", "vm_path": "web"})
