@@ -21,14 +21,18 @@ static const char JOB_EXISTS[] = "SELECT 1 FROM jobs WHERE id = $1";
 static const char SET_CANCEL[] = "UPDATE jobs SET cancel_reason = $2, cancel_discard = $3::boolean"
                                  " WHERE id = $1";
 
+static const char LOCK_JOB[] = "SELECT coalesce(deadline < now(), false) FROM jobs WHERE id = $1"
+                               " FOR UPDATE";
+
 /* A release of the old attempt must not take the new attempt's snapshot away. */
 static const char DROP_RELEASES[] =
     "UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE kind = 'release'"
     " AND state = 'queued' AND spec->>'task_id' = $1";
 
-static const char RELEASE_RUNS[] =
-    "SELECT 1 FROM tasks WHERE kind = 'release' AND state IN ('leased', 'finishing')"
-    " AND spec->>'task_id' = $1 LIMIT 1";
+/* Locked: one that waits is not begun meanwhile. */
+static const char LOCK_RELEASES[] =
+    "SELECT state FROM tasks WHERE kind = 'release' AND state IN ('queued', 'leased', 'finishing')"
+    " AND spec->>'task_id' = $1 FOR UPDATE";
 
 static const char BLOCK_LATER[] =
     "UPDATE tasks SET state = 'blocked', cancel = false, updated_at = now()"
@@ -131,42 +135,53 @@ int job_store_cancel(struct db *db, const char *job_id, const char *actor, const
     return store_end(db, own, cancel(db, job_id, actor, reason, discard, err), err);
 }
 
-/* The release's row is locked by its own update, so it is either dropped or seen as leased. */
-static int stop_releases(struct db *db, const char *job_id, const char *task, struct error *err)
+/* Those that wait are the caller's then. */
+static int lock_releases(struct db *db, const char *job_id, const char *task, struct error *err)
 {
     auto_pgresult *rows = NULL;
 
-    if (db_exec(db, DROP_RELEASES, DB_PARAMS(task), NULL, err) < 0 ||
-        db_exec(db, RELEASE_RUNS, DB_PARAMS(task), &rows, err) < 0)
+    if (db_exec(db, LOCK_RELEASES, DB_PARAMS(task), &rows, err) < 0)
         return -1;
-    if (PQntuples(rows) > 0) {
-        return error_set(err, ERR_CONFLICT,
-                         "job '%.64s': a worker still removes what the last attempt left; try "
-                         "again in a moment",
-                         job_id);
+    for (int i = 0; i < PQntuples(rows); i++) {
+        if (strcmp(db_text(rows, i, 0), "queued") != 0) {
+            return error_set(err, ERR_CONFLICT,
+                             "job '%.64s': a worker still removes what the last attempt left; try "
+                             "again in a moment",
+                             job_id);
+        }
     }
     return 0;
 }
 
-static int retry(struct db *db, const char *job_id, const char *actor, struct error *err)
+/* All that can be refused is, before anything is changed: a run of a workflow goes on in the same
+ * transaction. The job's row is locked first, so its end leaves no further release behind. */
+static int check_retry(struct db *db, const char *job_id, char out_task[64], struct error *err)
 {
-    static const char late_sql[] = "SELECT 1 FROM jobs WHERE id = $1 AND deadline < now()";
     auto_pgresult *late = NULL;
-    struct job_decision decision;
-    char task[64];
 
-    if (db_exec(db, late_sql, DB_PARAMS(job_id), &late, err) < 0)
+    if (db_exec(db, LOCK_JOB, DB_PARAMS(job_id), &late, err) < 0)
         return -1;
-    if (PQntuples(late) > 0) {
+    if (PQntuples(late) > 0 && db_bool(late, 0, 0)) {
         return error_set(err, ERR_CONFLICT,
                          "job '%.64s': its deadline has passed; submit it anew with another one",
                          job_id);
     }
-    if (store_wish(
+    if (current_task(db, job_id, out_task, err) < 0)
+        return -1;
+    return lock_releases(db, job_id, out_task, err);
+}
+
+static int retry(struct db *db, const char *job_id, const char *actor, struct error *err)
+{
+    struct job_decision decision;
+    char task[64];
+
+    if (check_retry(db, job_id, task, err) < 0 ||
+        store_wish(
             db, job_id,
             (struct job_store_event){.input = {.event = JOB_EVENT_RETRY_REQUESTED}, .actor = actor},
             &decision, task, err) < 0 ||
-        stop_releases(db, job_id, task, err) < 0 ||
+        db_exec(db, DROP_RELEASES, DB_PARAMS(task), NULL, err) < 0 ||
         db_exec(db, BLOCK_LATER, DB_PARAMS(job_id, task), NULL, err) < 0)
         return -1;
     return db_exec(db, CLEAR_END, DB_PARAMS(job_id), NULL, err);

@@ -12,7 +12,7 @@
 #define NUMBER_SIZE 24
 
 static const char WAITING_ITEMS[] =
-    "SELECT g, coalesce(i.job_id, ''), coalesce(j.status, '')"
+    "SELECT g, coalesce(i.job_id, ''), coalesce(j.status, ''), coalesce(j.deadline < now(), false)"
     " FROM generate_series(0, $3::int - 1) g LEFT JOIN workflow_items i ON i.run_id = $1"
     "  AND i.step = $2::int AND i.item = g LEFT JOIN jobs j ON j.id = i.job_id"
     " WHERE i.item IS NULL OR (i.state = 'failed' AND i.attempt < $4::int)"
@@ -63,6 +63,7 @@ struct item { /* one that is started */
     const char *number;
     const char *old_job; /* of an earlier attempt; "": none */
     const char *old_status;
+    bool old_late; /* its deadline has passed: it cannot be tried again, ever */
     /* of the new one */
     char job_id[64];
     struct field_problem problem;
@@ -171,9 +172,18 @@ static int start_new(struct item *item, bool *out_started, struct error *err)
 /* The user may have tried the job again himself: then what became of that counts. */
 static int start_again(struct item *item, bool *out_started, struct error *err)
 {
+    bool ended =
+        strcmp(item->old_status, "failed") == 0 || strcmp(item->old_status, "cancelled") == 0;
     struct error why = ERROR_NONE;
 
-    if (strcmp(item->old_status, "failed") == 0 || strcmp(item->old_status, "cancelled") == 0) {
+    if (ended && item->old_late) {
+        return store_item(
+            item, item->old_job, "failed",
+            "the deadline of its job has passed: start the workflow anew with another "
+            "one",
+            err);
+    }
+    if (ended) {
         if (job_store_retry(item->s->db, item->old_job, item->s->submitted_by, &why) < 0) {
             if (why.code == ERR_CONFLICT)
                 return 0;
@@ -208,7 +218,8 @@ int workflow_starter_run(struct workflow_starter *s, const struct workflow_start
                             .start = start,
                             .number = db_text(rows, i, 0),
                             .old_job = db_text(rows, i, 1),
-                            .old_status = db_text(rows, i, 2)};
+                            .old_status = db_text(rows, i, 2),
+                            .old_late = db_bool(rows, i, 3)};
         int rc = item.old_status[0] == '\0' ? start_new(&item, out_started, err)
                                             : start_again(&item, out_started, err);
         if (rc < 0)

@@ -254,6 +254,29 @@ def test_a_failure_takes_its_way_and_a_retry_begins_there(flows):
     assert "nothing in it failed" in refused["error"]
 
 
+def test_a_retry_waits_for_what_a_worker_still_removes_and_not_for_a_deadline_that_passed(flows):
+    f = flows()
+    run = f.start(batch("a", "x"))
+    lease = f.take("x")
+    f.driver.on(lease, "record", key="snapshot", value="snapshot-7")
+    f.driver.on(lease, "fail", code="corrupt", message="x", retryable=False)
+    f.wait(run, "failed")
+    release = f.driver.take(transfer=False, kinds=["release"])
+    f.api.post(f"/workflows/runs/{run}/retry", status=200)
+    f.wait_steps(run, a="running")  # the look that says so has tried the job, too
+    assert f.bench.task(lease["task_id"])["state"] == "failed", "its snapshot is being removed"
+    f.driver.finish(release, {"released": True})
+    assert f.export("x") == lease["job_id"]
+    f.wait(run, "completed")
+
+    late = f.start(batch("a", "y", job={"deadline": "2026-01-01T00:00:00Z"}), name="w2")
+    f.wait(late, "failed")
+    f.api.post(f"/workflows/runs/{late}/retry", status=200)
+    wait_for(lambda: f.run(late)["status"] == "failed" and f.step(late, "a")["attempt"] == 2, 20,
+             lambda: json.dumps(f.run(late)))
+    assert "deadline of its job has passed" in f.step(late, "a")["error"]
+
+
 def test_cancel_ends_jobs_and_what_waits(flows):
     f = flows()
     run = f.start(batch("b", "x1", "x2", "x3", max_parallel=2), batch("c", "y", depends_on=["b"]))

@@ -245,14 +245,14 @@ static void current_task(struct statement *s)
         RESULT_ROW(s, task->id);
 }
 
-static void is_late(struct statement *s)
+static void lock_job(struct statement *s)
 {
-    const struct row *row = find_job(s, s->params[0]);
-    const struct job_row *job = row == NULL ? NULL : see(s, row);
+    struct row *row = find_job(s, s->params[0]);
+    const struct job_row *job = row == NULL ? NULL : hold(s, row);
 
     result_columns(s, 1);
-    if (job != NULL && job->deadline_ms != 0 && job->deadline_ms < s->now_ms)
-        RESULT_ROW(s, "1");
+    if (job != NULL)
+        RESULT_ROW(s, cell_bool(job->deadline_ms != 0 && job->deadline_ms < s->now_ms));
 }
 
 static void job_exists(struct statement *s)
@@ -298,15 +298,17 @@ static void drop_releases(struct statement *s)
     }
 }
 
-static void release_runs(struct statement *s)
+static void lock_releases(struct statement *s)
 {
     result_columns(s, 1);
-    for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
-        const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
-        if (task != NULL && is_held_state(task) && releases(task, s->params[0])) {
-            RESULT_ROW(s, "1");
-            return;
-        }
+    for (size_t i = 0; i < store_count(TABLE_TASKS) && !s->failed; i++) {
+        const struct task_row *seen = see(s, store_row(TABLE_TASKS, i));
+        if (seen == NULL || !(is(seen->state, "queued") || is_held_state(seen)) ||
+            !releases(seen, s->params[0]))
+            continue;
+        const struct task_row *task = hold(s, store_row(TABLE_TASKS, i));
+        if (task != NULL && (is(task->state, "queued") || is_held_state(task)))
+            RESULT_ROW(s, task->state);
     }
 }
 
@@ -682,12 +684,12 @@ const struct statement_model statements_jobs[] = {
     {"INSERT INTO tasks (id, job_id, ordinal", insert_tasks},
     {"SELECT x.n, j.id, j.idempotency_hash = x.hash", find_keys},
     {"SELECT t.id FROM tasks t WHERE t.job_id = $1 ORDER BY (t.state", current_task},
-    {"SELECT 1 FROM jobs WHERE id = $1 AND deadline", is_late},
+    {"SELECT coalesce(deadline < now(), false) FROM jobs", lock_job},
     {"SELECT 1 FROM jobs WHERE id = $1", job_exists},
     {"UPDATE jobs SET cancel_reason = $2", set_cancel},
     {"UPDATE tasks SET state = 'cancelled', updated_at = now() WHERE kind = 'release'",
      drop_releases},
-    {"SELECT 1 FROM tasks WHERE kind = 'release' AND state IN", release_runs},
+    {"SELECT state FROM tasks WHERE kind = 'release' AND state IN", lock_releases},
     {"UPDATE tasks SET state = 'blocked'", block_later},
     {"UPDATE jobs SET completed_at = NULL", clear_end},
     {"UPDATE jobs SET pending_reason = ", nothing}, /* only shows why it waits */
