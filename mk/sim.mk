@@ -6,7 +6,7 @@ SIM_SRC := $(wildcard tests/sim/*.c)
 SIM_WRAPS := clock_gettime nanosleep getrandom execv pthread_create pthread_join pthread_detach \
              pthread_mutex_lock pthread_mutex_unlock pthread_cond_wait pthread_cond_timedwait \
              pthread_cond_signal pthread_cond_broadcast PQcmdTuples PQgetvalue log_write \
-             job_decide job_store_apply job_store_apply_all
+             job_decide job_store_apply job_store_apply_all workflow_decide
 # A process that is killed leaves what it had; its frames have no fake stack.
 SIM_ENV := ASAN_OPTIONS=detect_leaks=0:detect_stack_use_after_return=0
 SEEDS ?= 2000

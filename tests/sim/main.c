@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "common/job_store.h"
+#include "common/workflow_state.h"
 #include "tests/sim/world.h"
 
 #define JOBS_MAX    64
@@ -24,9 +25,9 @@ struct options {
 };
 
 static const char *const break_names[] = {
-    "nothing", "fencing", "early-lease", "write-deadline", "losses",   "cancel",
-    "twice",   "records", "commit",      "next",           "reaper",   "claim",
-    "names",   "cron",    "hold",        "depends",        "deadline", "window-end"};
+    "nothing", "fencing", "early-lease", "write-deadline", "losses",   "cancel",    "twice",
+    "records", "commit",  "next",        "reaper",         "claim",    "names",     "cron",
+    "hold",    "depends", "deadline",    "window-end",     "run-lock", "run-pause", "when"};
 
 bool sim_break_parse(const char *name, enum sim_break *out)
 {
@@ -100,6 +101,25 @@ int __wrap_job_store_apply(struct db *db, const struct job_store_event *event,
         return -1;
     *out = outcome.decision;
     return 0;
+}
+
+void __real_workflow_decide(struct workflow_run_state *run, enum workflow_event event,
+                            int64_t now_ms);
+void __wrap_workflow_decide(struct workflow_run_state *run, enum workflow_event event,
+                            int64_t now_ms);
+void __wrap_workflow_decide(struct workflow_run_state *run, enum workflow_event event,
+                            int64_t now_ms)
+{
+    bool paused = sim_break == BREAK_RUN_PAUSE && run->status == WORKFLOW_PAUSED &&
+                  event == WORKFLOW_EVENT_LOOK;
+
+    for (uint32_t i = 0; sim_break == BREAK_WHEN && i < run->step_count; i++)
+        run->steps[i].when = WORKFLOW_WHEN_ALWAYS;
+    if (paused)
+        run->status = WORKFLOW_RUNNING;
+    __real_workflow_decide(run, event, now_ms);
+    if (paused && run->status == WORKFLOW_RUNNING)
+        run->status = WORKFLOW_PAUSED;
 }
 
 /* ---- seeds ---- */

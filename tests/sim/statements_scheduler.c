@@ -645,6 +645,5 @@ const struct statement_model statements_scheduler[] = {
     {"UPDATE leader SET until = clock_timestamp() + interval", renew_leader},
     {"UPDATE leader SET until = clock_timestamp() WHERE holder", release_leader},
     {"INSERT INTO services (name, instance, seen_at)", none},
-    {"SELECT id FROM workflow_runs WHERE status IN", none}, /* nobody starts one */
     {0},
 };

@@ -56,6 +56,9 @@ static const size_t row_sizes[TABLE_COUNT] = {
     [TABLE_SCHEDULES] = sizeof(struct schedule_row),
     [TABLE_RUNS] = sizeof(struct run_row),
     [TABLE_DEPENDENCIES] = sizeof(struct dependency_row),
+    [TABLE_WORKFLOWS] = sizeof(struct workflow_row),
+    [TABLE_STEPS] = sizeof(struct step_row),
+    [TABLE_ITEMS] = sizeof(struct item_row),
 };
 
 int64_t store_offset_us;
@@ -448,7 +451,8 @@ static struct tx *tx_new(struct db *db)
 static statement_fn model_of(const char *sql)
 {
     static const struct statement_model *const lists[] = {statements_jobs, statements_scheduler,
-                                                          statements_schedules, statements_rules};
+                                                          statements_schedules, statements_rules,
+                                                          statements_workflows};
 
     for (size_t l = 0; l < ARRAY_LEN(lists); l++) {
         for (const struct statement_model *m = lists[l]; m->piece != NULL; m++) {

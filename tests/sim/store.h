@@ -27,6 +27,9 @@ enum store_table {
     TABLE_SCHEDULES,
     TABLE_RUNS,
     TABLE_DEPENDENCIES,
+    TABLE_WORKFLOWS,
+    TABLE_STEPS,
+    TABLE_ITEMS,
     TABLE_COUNT
 };
 
@@ -149,6 +152,26 @@ struct dependency_row {
     int64_t timeout_ms; /* 0: none */
 };
 
+struct workflow_row { /* a run of one */
+    char id[STORE_ID];
+    char status[16];
+    const char *definition, *submitted_by, *trace_id;
+};
+struct step_row {
+    char run_id[STORE_ID];
+    int64_t ordinal, depends;
+    char kind[16], when[16], status[16];
+    int64_t attempt, wait_ms, parallel_max, item_count;
+    int64_t started_ms, ended_ms; /* 0: NULL */
+};
+struct item_row {
+    char run_id[STORE_ID];
+    int64_t step, item, attempt;
+    char job_id[STORE_ID];
+    char state[16];
+    const char *error;
+};
+
 struct tx;
 struct row {
     enum store_table table;
@@ -228,7 +251,7 @@ struct statement_model {
     statement_fn fn;
 };
 extern const struct statement_model statements_jobs[], statements_scheduler[],
-    statements_schedules[], statements_rules[]; /* end with {0} */
+    statements_schedules[], statements_rules[], statements_workflows[]; /* end with {0} */
 
 /* check.c: looks at every row that a commit changes; old NULL: it is new. */
 void check_commit(enum store_table table, const void *old, const void *new_row);
@@ -236,6 +259,10 @@ void check_commit(enum store_table table, const void *old, const void *new_row);
 void check_dependency(const struct dependency_row *d);
 void check_rules_job(const struct job_row *old, const struct job_row *job);
 void check_rules_lease(const struct task_row *task);
+/* check_workflows.c, the same */
+void check_workflow(const struct workflow_row *old, const struct workflow_row *run);
+void check_step(const struct step_row *old, const struct step_row *step);
+void check_item(const struct item_row *old, const struct item_row *item);
 
 /* What users do by SQL of the gateway that has no function in common/: statements of our own. */
 #define STORE_PAUSE_QUEUE   "sim: the queue is paused"

@@ -98,7 +98,8 @@ static int copy(struct worker_task *task, struct world_task *outside, struct err
     bool plain = json_object_get(spec, "chunks") == NULL; /* a schedule's */
     uint32_t chunks = plain ? 2 : (uint32_t)json_u64(spec, "chunks");
     int64_t chunk_ms = plain ? 3000 : (int64_t)json_u64(spec, "chunk_ms");
-    uint32_t errors = (uint32_t)json_u64(spec, "errors");
+    bool bad = strstr(json_str(spec, "vm"), "bad") != NULL; /* a workflow's */
+    uint32_t errors = bad ? 70 : (uint32_t)json_u64(spec, "errors");
 
     worker_task_phase(task, "exporting");
     while (outside->chunks < chunks) {
@@ -231,6 +232,18 @@ static int run_convert(struct worker_task *task, void *arg, json_t **out_result,
     return 0;
 }
 
+static int run_webhook(struct worker_task *task, void *arg, json_t **out_result, struct error *err)
+{
+    bool bad = strstr(json_str(worker_task_spec(task), "url"), "bad") != NULL;
+
+    (void)arg;
+    (void)out_result;
+    work(3000);
+    if (bad && sim_chance(PER_MILLION(60)))
+        return error_set(err, ERR_UNAVAILABLE, "the receiver says no");
+    return plain_work(task, err);
+}
+
 static int run_script(struct worker_task *task, void *arg, json_t **out_result, struct error *err)
 {
     uint32_t errors = (uint32_t)json_u64(worker_task_spec(task), "errors");
@@ -286,8 +299,10 @@ static int run_import(struct worker_task *task, void *arg, json_t **out_result, 
 
 static const struct worker_kind exporter_kinds[] = {{"export", false, run_export},
                                                     {"release", true, run_release}};
-static const struct worker_kind bridge_kinds[] = {
-    {"convert", false, run_convert}, {"import", false, run_import}, {"script", false, run_script}};
+static const struct worker_kind bridge_kinds[] = {{"convert", false, run_convert},
+                                                  {"import", false, run_import},
+                                                  {"script", false, run_script},
+                                                  {"webhook", false, run_webhook}};
 
 static void worker_main(struct sim_proc *proc, const struct worker_description *description)
 {

@@ -7,8 +7,8 @@
 #define PER_CENT   10000U
 #define DAY_MINUTE 1440
 #define EARLY_MAX  2 /* windows of a minute or two, soon */
-#define OPEN_MIN   3 /* and one that stays open, so that every job can end */
-#define OPEN_MAX   5
+#define OPEN_MIN   4 /* and one that stays open, so that every job can end */
+#define OPEN_MAX   6
 #define HOURS_10   600
 
 static json_t *window(int64_t from_minute, int64_t until_minute)
@@ -30,8 +30,8 @@ static json_t *draw_windows(void)
     struct error err = ERROR_NONE;
     json_t *windows = NULL;
 
-    for (int64_t i = sim_between(0, EARLY_MAX); i > 0; i--) {
-        int64_t from = minute + sim_between(-1, EARLY_MAX);
+    for (int64_t i = sim_between(0, EARLY_MAX + 1); i > 0; i--) {
+        int64_t from = minute + sim_between(-1, EARLY_MAX + 1);
         (void)json_array_append_new(given, window(from, from + sim_between(1, 2)));
     }
     (void)json_array_append_new(given, window(open, open + HOURS_10));
@@ -73,7 +73,7 @@ void wishes_draw(struct world_wishes *out)
         clock_rfc3339(store_clock_ms() + sim_between(5000, 150000), out->deadline);
     if (sim_chance(50 * PER_CENT))
         out->depends_on = draw_dependencies();
-    if (sim_chance(40 * PER_CENT)) {
+    if (sim_chance(50 * PER_CENT)) {
         out->windows = draw_windows();
         out->on_window_end = ends[sim_below(ARRAY_LEN(ends))];
     }

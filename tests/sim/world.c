@@ -146,8 +146,8 @@ static void draw_request(struct world_job *job, struct request *request)
         request->after = hook_spec();
     if (world.theme == THEME_RULES)
         wishes_draw(&request->wishes);
-    if (request->wishes.windows != NULL && sim_chance(30 * PER_CENT))
-        (void)json_object_set_new(request->export, "chunks", json_integer(sim_between(10, 50)));
+    if (request->wishes.windows != NULL && sim_chance(40 * PER_CENT)) /* longer than they are */
+        (void)json_object_set_new(request->export, "chunks", json_integer(sim_between(15, 50)));
     memset(request->hash, (int)(job - world.jobs), sizeof request->hash);
     if (sim_chance(40 * PER_CENT))
         request->convert = json_pack("{s:i}", "chunks", (int)sim_between(1, 4));
@@ -268,6 +268,8 @@ static void user_acts(struct db *db, const char *instance)
     struct world_job *job = &world.jobs[sim_below(world.job_count)];
     struct error err = ERROR_NONE;
 
+    if (world.theme == THEME_WORKFLOWS)
+        workflows_act(db, instance);
     if (!job->acknowledged) {
         if (submit(db, job, &err) < 0)
             sim_trace("%s is not submitted: %s", job->key, err.message);
@@ -312,6 +314,8 @@ static bool settle(struct db *db, const char *instance)
             sim_trace("%s goes on", world.jobs[i].id);
         settled = settled && world.jobs[i].acknowledged && err.code != ERR_UNAVAILABLE;
     }
+    if (world.held)
+        settled = workflows_settle(db, instance) && settled;
     return settled && db_exec(db, STORE_SCHEDULES_OFF, DB_NO_PARAMS, NULL, &why) == 0 &&
            db_exec(db, STORE_RESUME_QUEUE, DB_NO_PARAMS, NULL, &why) == 0 &&
            db_exec(db, STORE_UNDRAIN, DB_NO_PARAMS, NULL, &why) == 0;
@@ -514,7 +518,8 @@ static void add_proc(const char *name, void (*fn)(struct sim_proc *))
 void world_start(void)
 {
     static const int64_t leases_ms[] = {15000, 20000, 30000};
-    static const enum world_theme themes[] = {THEME_JOBS, THEME_RULES};
+    static const enum world_theme themes[] = {THEME_JOBS, THEME_RULES, THEME_WORKFLOWS};
+    static const int64_t jobs_max[] = {[THEME_JOBS] = 16, [THEME_RULES] = 8, [THEME_WORKFLOWS] = 4};
     int64_t exporters = sim_between(2, 4);
 
     json_object_seed(1); /* else the order inside objects would be chance of another kind */
@@ -524,11 +529,13 @@ void world_start(void)
     world.lease_ms = leases_ms[sim_below(ARRAY_LEN(leases_ms))];
     world.losses_max = (uint32_t)sim_between(3, 5);
     world.provider_limit = (uint32_t)sim_between(1, 4);
-    world.job_count = (size_t)sim_between(2, world.theme == THEME_JOBS ? 16 : 8);
+    world.job_count = (size_t)sim_between(2, jobs_max[world.theme]);
     world.heal_us = sim_between(FAULTS_S_MIN, FAULTS_S_MAX) * SIM_S;
     if (world.theme == THEME_JOBS && sim_chance(60 * PER_CENT))
         world.schedules_wanted = (int)sim_between(1, 2);
     world.stops_us = sim_chance(40 * PER_CENT) ? STOPS_S * SIM_S : 0; /* takes a while */
+    if (world.theme == THEME_WORKFLOWS)
+        workflows_draw();
     store_init();
     store_two_leaders = sim_chance(20 * PER_CENT);
     if (store_two_leaders)

@@ -37,7 +37,7 @@ struct world_job { /* what a user knows */
 };
 
 /* What a seed is about besides jobs and what goes wrong. */
-enum world_theme { THEME_JOBS, THEME_RULES };
+enum world_theme { THEME_JOBS, THEME_RULES, THEME_WORKFLOWS };
 
 struct world {
     enum world_theme theme;
@@ -74,6 +74,13 @@ struct world_wishes {
 };
 void wishes_draw(struct world_wishes *out);
 
+/* users_workflows.c */
+struct db;
+void workflows_draw(void);
+void workflows_act(struct db *db, const char *actor);
+/* Those that are wanted are started, and nothing is paused; false: not yet. */
+bool workflows_settle(struct db *db, const char *actor);
+
 /* service.c */
 struct service *sim_service_new(struct sim_proc *proc);
 void sim_terminate(struct sim_proc *proc); /* SIGTERM */
@@ -90,5 +97,8 @@ void check_end(void);
 /* check_rules.c */
 void check_windows(void); /* once all is well nothing is worked on outside of its windows */
 void check_rules_end(void);
+/* check_workflows.c */
+bool check_workflows_are_over(void);
+void check_workflows_end(void);
 
 #endif
