@@ -16,6 +16,10 @@
 #define DB_CONNECT_TIMEOUT_S "5"
 #define DB_SETUP_SQL_MAX     512
 #define DB_LOCK_WAIT_MS      2000 /* our own transactions take milliseconds */
+/* Its migrations make tables and roles: until then one waits, and does not give up. */
+#define WAITING       "waiting for the schema: the scheduler applies it"
+#define NO_SUCH_TABLE "42P01"
+#define NO_SUCH_ROLE  "22023" /* of SET ROLE; CREATE and GRANT say 42704 */
 /* SET or SET LOCAL: plans are kept, and read no more than an index leads to. */
 #define BY_INDEX(set)                                                             \
     set " plan_cache_mode = force_generic_plan;" set " enable_seqscan = off;" set \
@@ -24,6 +28,7 @@
 
 struct db {
     PGconn *connection;
+    char sqlstate[6]; /* of the last failure; "": the server said none */
     char *conninfo;
     char *password;
     char *application;
@@ -117,7 +122,12 @@ static int fail(struct db *db, const PGresult *result, const char *what, struct 
 
     first_line(result == NULL ? PQerrorMessage(db->connection) : PQresultErrorMessage(result),
                line);
-    (void)error_set(err, code_of_sqlstate(state), "database: %s: %s", what, line);
+    (void)snprintf(db->sqlstate, sizeof db->sqlstate, "%s", state == NULL ? "" : state);
+    if (strcmp(db->sqlstate, NO_SUCH_TABLE) == 0) {
+        (void)error_set(err, ERR_UNAVAILABLE, WAITING " (%s)", line);
+    } else {
+        (void)error_set(err, code_of_sqlstate(state), "database: %s: %s", what, line);
+    }
     if (PQstatus(db->connection) != CONNECTION_OK)
         drop_connection(db);
     return -1;
@@ -176,8 +186,11 @@ static int set_up(struct db *db, struct error *err)
     if (PQresultStatus(role) != PGRES_COMMAND_OK) {
         (void)fail(db, role, "set role", err);
         drop_connection(db);
-        /* the scheduler's migration makes the roles: until then wait, do not give up */
-        err->code = ERR_UNAVAILABLE;
+        if (strcmp(db->sqlstate, NO_SUCH_ROLE) == 0) {
+            error_clear(err);
+            return error_set(err, ERR_UNAVAILABLE, WAITING ", and makes role '%.64s'", db->role);
+        }
+        err->code = ERR_UNAVAILABLE; /* they also grant it */
         return -1;
     }
     return 0;
@@ -345,18 +358,19 @@ int db_check(struct db *db, struct error *err)
     auto_pgresult *rows = NULL;
     int64_t have;
 
+    db->sqlstate[0] = '\0';
     if (db_exec(db, sql, DB_NO_PARAMS, &rows, err) < 0) {
-        /* 42P01: the scheduler has not applied the migrations yet */
-        if (err->code != ERR_INTERNAL)
+        if (strcmp(db->sqlstate, NO_SUCH_TABLE) != 0)
             return -1;
-        err->code = ERR_UNAVAILABLE;
-        return error_wrap(err, "schema is not there yet (the scheduler applies it)");
+        error_clear(err);
+        return error_set(err, ERR_UNAVAILABLE, WAITING);
     }
     have = db_i64(rows, 0, 0);
     if (have < (int64_t)schema_files_count) {
         return error_set(
             err, ERR_UNAVAILABLE,
-            "schema is at version %lld, this build wants %zu (the scheduler applies it)",
+            "waiting for the schema: it is at version %lld, this build wants %zu (the scheduler "
+            "applies it)",
             (long long)have, schema_files_count);
     }
     return 0;
@@ -376,6 +390,8 @@ static int apply_schema_file(struct db *db, const struct schema_file *file, stru
 
     if (status != PGRES_COMMAND_OK && status != PGRES_TUPLES_OK) {
         (void)fail(db, result, "migration", err);
+        if (strcmp(db->sqlstate, NO_SUCH_TABLE) == 0)
+            err->code = ERR_INTERNAL; /* nobody else makes it */
         return error_wrap(err, "schema file %s", file->name);
     }
     (void)snprintf(version, sizeof version, "%u", file->version);

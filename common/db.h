@@ -34,9 +34,10 @@ DEFINE_AUTO(db, struct db, db_free)
 MUST_CHECK int db_check(struct db *db, struct error *err);
 /* Runs one statement. Parameters: count text values (NULL = SQL NULL), text format in and out.
  * Errors: unique/foreign key/check violation ERR_CONFLICT, serialization or deadlock or connection
- * ERR_UNAVAILABLE, statement timeout ERR_TIMEOUT, insufficient privilege ERR_DENIED, else
- * ERR_INTERNAL. *out is NULL-safe to ignore: pass NULL when no rows are wanted. Named constants
- * only: `sql` must be a string that lives for ever (statements are prepared by its address). */
+ * or a table that is still to come ERR_UNAVAILABLE, statement timeout ERR_TIMEOUT, insufficient
+ * privilege ERR_DENIED, else ERR_INTERNAL. *out is NULL-safe to ignore: pass NULL when no rows are
+ * wanted. Named constants only: `sql` must be a string that lives for ever (statements are prepared
+ * by its address). */
 MUST_CHECK int db_exec(struct db *db, const char *sql, const char *const *params, size_t count,
                        PGresult **out, struct error *err);
 /* Convenience: params as an array literal: DB_PARAMS(a, b). */

@@ -41,6 +41,18 @@ static void *on_heartbeat_thread(void *arg)
     return NULL;
 }
 
+bool service_wait_schema(const struct service *service, struct db *db)
+{
+    for (;;) {
+        struct error err = ERROR_NONE;
+        if (service_stopping(service))
+            return false;
+        if (db_check(db, &err) == 0)
+            return true;
+        (void)service_wait(service, RETRY_MS);
+    }
+}
+
 int service_heartbeat_start(struct service *service, const struct database_config *config,
                             const char *role, struct error *err)
 {

@@ -6,6 +6,8 @@
 #include "common/config_schema.h"
 #include "common/service.h"
 
+struct db;
+
 #define SERVICE_HEARTBEAT_MS      5000
 #define SERVICE_HEARTBEAT_GONE_MS 15000 /* three missed: the process counts as gone */
 
@@ -15,5 +17,10 @@
 MUST_CHECK int service_heartbeat_start(struct service *service,
                                        const struct database_config *config, const char *role,
                                        struct error *err);
+
+/* Until that is so for db's server; false: the process stops first. Silent: the condition tells
+ * why. For loops that would only fail, each in its own words, while the scheduler is still to come.
+ */
+MUST_CHECK bool service_wait_schema(const struct service *service, struct db *db);
 
 #endif

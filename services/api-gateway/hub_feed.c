@@ -14,6 +14,7 @@
 #include "common/job_store.h"
 #include "common/json.h"
 #include "common/log.h"
+#include "common/service_heartbeat.h"
 #include "gateway.h"
 #include "handlers.h"
 #include "hub_internal.h"
@@ -525,6 +526,8 @@ static void *on_feed_thread(void *arg)
     bool waiting = false;
 
     db_set_by_index(feed.db); /* the newest events, all the time */
+    if (!service_wait_schema(hub->gateway->service, feed.db))
+        return NULL; /* nobody was let in before the first look */
     while (!atomic_load(&hub->stop)) {
         wait_for_work(hub, waiting);
         turn(&feed, &waiting);

@@ -155,8 +155,11 @@ int notifier_run(struct service *service, struct error *err)
     wake_init(&notifier.outbox);
     wake_init(&notifier.deliveries);
     if (service_heartbeat_start(service, &config.database, ROLE, err) < 0 ||
-        bus_subscriber_start(&config.bus, topics, on_announcement, on_gap, &notifier, err) < 0 ||
-        start_senders(&notifier, err) < 0)
+        bus_subscriber_start(&config.bus, topics, on_announcement, on_gap, &notifier, err) < 0)
+        return -1;
+    if (!service_wait_schema(service, db))
+        return 0;
+    if (start_senders(&notifier, err) < 0)
         return -1;
     if (!config.webhooks.enabled)
         LOG(INFO, "webhooks_off");

@@ -302,7 +302,7 @@ def test_it_waits_for_the_database_and_outlives_it(make_suite, receivers):
         answer = suite.admin("notifier").request("GET", "/readyz")
         return answer.status_code == 503 and answer.json()["reason"]
 
-    wait_for(lambda: "schema is not there yet" in reason(), 20, lambda: suite.tails())
+    wait_for(lambda: "waiting for the schema" in reason(), 20, lambda: suite.tails())
     apply_schema(suite.postgres, suite.database)
     wait_for(lambda: suite.ready("notifier"), 20)
     add_webhook(suite, receiver.url)

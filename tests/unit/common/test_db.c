@@ -16,7 +16,7 @@ static void migrations_are_applied_once_by_whoever_comes_first(void **state)
     auto_pgresult *rows = NULL;
 
     (void)state;
-    assert_fails(db_check(early, &err), err, ERR_UNAVAILABLE, "schema is not there yet");
+    assert_fails(db_check(early, &err), err, ERR_UNAVAILABLE, "waiting for the schema: the scheduler applies it");
     assert_ok(db_migrate(db, &err), err);
     assert_ok(db_migrate(db, &err), err);
     assert_ok(db_exec(db, count_sql, DB_NO_PARAMS, &rows, &err), err);
