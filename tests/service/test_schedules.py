@@ -410,7 +410,20 @@ def test_a_run_waits_for_another_schedule(plan):
     told = plan.sql("SELECT event, payload FROM outbox WHERE payload->>'schedule_id' = %s"
                     " ORDER BY id DESC LIMIT 1", second)[0]
     assert told["event"] == "schedule.missed" and told["payload"]["status"] == "skipped"
+    # that is long ago, though, for one whose turn comes with the other's: that run counts
+    wait_for(lambda: plan.sql("SELECT 1 FROM schedule_runs HAVING max(due_at) < now() -"
+                              " interval '2 seconds'"), 20, "all of it is past")
+    plan.sql("UPDATE schedules SET next_run_at = (SELECT max(due_at) FROM schedule_runs) + CASE id"
+             " WHEN %s THEN interval '1 second' ELSE interval '2 seconds' END WHERE id = ANY (%s)",
+             second, [first, second])
+    plan.wait_runs(second, "failed", "skipped", "queued")
+    plan.finish()
+    plan.wait_runs(second, "failed", "skipped", "running")
+    plan.finish()
+    plan.wait_runs(second, "failed", "skipped", "ok")
     # who asks for a run gets it at once
+    plan.due(first)
+    plan.wait_runs(first, "ok", "failed", "ok", "running")
     assert plan.client.post(f"/schedules/{second}/trigger")["job_id"]
 
 
