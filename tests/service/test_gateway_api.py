@@ -1083,7 +1083,9 @@ def test_providers_and_webhooks_of_the_file_become_rows(make_gateway, tmp_path, 
     ({"webhooks": {"endpoints": [{"url": "ftp://x"}]}}, "http"),
     ({"webhooks": {"endpoints": [{"url": "https://u:p@x/"}]}}, "user name"),
     ({"webhooks": {"endpoints": [{"url": "https://x/", "events": ["job.complete"]}]}},
-     "job.completed"),
+     "did you mean job.completed"),
+    ({"webhooks": {"endpoints": [{"url": "https://x/", "events": ["vm.discovered"]}]}},
+     "is not sent"),
     ({"webhooks": {"endpoints": [{"url": "https://x/", "headers": {"A b": "c"}}]}}, "header name"),
 ])
 def test_check_config_finds_wrong_sections(make_suite, section, text):
