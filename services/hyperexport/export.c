@@ -80,11 +80,13 @@ static json_t *job_body(const struct command_line *line)
     body_add_text(body, "snapshot_name", line, FLAG_SNAPSHOT_NAME);
     body_add_bool(body, "snapshot_memory", line, FLAG_SNAPSHOT_MEMORY);
     body_add_bool(body, "snapshot_quiesce", line, FLAG_SNAPSHOT_QUIESCE);
+    body_add_text(body, "snapshot_on_error", line, FLAG_SNAPSHOT_ON_ERROR);
     body_add_bool(body, "delete_snapshot", line, FLAG_DELETE_SNAPSHOT);
     body_add_bool(body, "consolidate_snapshots", line, FLAG_CONSOLIDATE_SNAPSHOTS);
     body_add_text(body, "upload", line, FLAG_UPLOAD);
     body_add_bool(body, "keep_local", line, FLAG_KEEP_LOCAL);
     body_add_bool(body, "stream_upload", line, FLAG_STREAM_UPLOAD);
+    body_add_text(body, "upload_on_error", line, FLAG_UPLOAD_ON_ERROR);
     body_add_number(body, "bandwidth_limit_mbps", line, FLAG_BANDWIDTH_LIMIT);
     body_add_bandwidth(body, line);
     body_add_text(body, "deadline", line, FLAG_DEADLINE);

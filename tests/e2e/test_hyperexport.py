@@ -61,6 +61,11 @@ def test_from_provider_to_export(cli, sim, suite, disk):
     ready = {v["name"]: v for v in json.loads(cli("vms", "list", "--json").stdout)}
     assert ready["DC0_C0_RP0_VM0"]["cluster"] == "DC0_C0" and ready["DC0_C0_RP0_VM0"]["tags"] == {}
     assert ready["web"]["tags"] == {"env": ["production"]}
+    tagged = cli("vms", "list", "--tag", "env:production").stdout.splitlines()
+    assert len(tagged) == 2 and tagged[1].startswith("web ") and "env:production" in tagged[1]
+    assert len(cli("vms", "list", "--tag", "production", "--tag", "pci").stdout.splitlines()) == 1
+    clustered = json.loads(cli("vms", "list", "--cluster", "DC0_C0", "--json").stdout)
+    assert clustered and {v["cluster"] for v in clustered} == {"DC0_C0"}
     done = cli("--vm", "web", "--format", "qcow2", "--quiet")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"success: web exported to {suite.exports}/web (")

@@ -46,6 +46,7 @@ def exports_below(directory):
 def test_a_daily_export_by_the_command_line_keeps_as_many_as_it_should(suite):
     by_hand = suite.wait_job(suite.client.submit(vm_path="web", format="raw"), "completed")["result"]
     made = hyperexport(suite, "--vm", "web", "--format", "raw", "--snapshot", "--bandwidth-limit", "50",
+                       "--snapshot-on-error", "continue",
                        "--daemon-schedule", "daily: 0 1 * * *", "--timezone", "Europe/Berlin",
                        "--cleanup-schedule", "24h", "--cleanup-max-count", "30", "--quiet")
     assert made.returncode == 0, made.stderr
@@ -55,7 +56,7 @@ def test_a_daily_export_by_the_command_line_keeps_as_many_as_it_should(suite):
     schedule, = suite.client.get("/schedules")["schedules"]
     assert schedule["timezone"] == "Europe/Berlin" and schedule["name"] == "daily"
     assert schedule["job_template"] == {"vm_path": "web", "format": "raw", "snapshot": True,
-                                        "bandwidth_limit_mbps": 50}
+                                        "snapshot_on_error": "continue", "bandwidth_limit_mbps": 50}
     again = hyperexport(suite, "--vm", "web", "--daemon-schedule", "daily:@daily")
     assert again.returncode != 0 and "exists already" in again.stderr
     suite.client.put(f"/schedules/{schedule['id']}", {"retention": {"count": 2}})
@@ -64,7 +65,9 @@ def test_a_daily_export_by_the_command_line_keeps_as_many_as_it_should(suite):
     assert "daily" in listed.stdout and "Europe/Berlin" in listed.stdout, listed.stderr
     triggered = hyperexport(suite, "schedule", "trigger", "daily")
     assert triggered.stdout.startswith("job-id: job-"), triggered.stderr
-    made = [suite.wait_job(wait_ended(suite, schedule["id"], 1)["job_ids"][0], "completed")["result"]]
+    first = suite.wait_job(wait_ended(suite, schedule["id"], 1)["job_ids"][0], "completed")
+    assert first["definition"]["snapshot_on_error"] == "continue"
+    made = [first["result"]]
     for count in (2, 3, 4):
         run = fire(suite, schedule["id"], count)
         made.append(suite.wait_job(run["job_ids"][0], "completed")["result"])

@@ -293,6 +293,13 @@ def test_the_command_line_tells_where_the_copy_is(make_suite, sim, fake, tmp_pat
             if x.startswith("uploaded: ")]
     assert {u.removeprefix("s3://bucket/") for u in urls} == set(fake.objects)
     assert done.stdout.startswith("success: web exported to s3://bucket/p/web/exp-")
+    done = subprocess.run([BIN / "hyperexport", "--vm", "web", "--format", "raw", "--quiet",
+                           "--output", "kept", "--upload", "s3://elsewhere/p", "--upload-on-error",
+                           "continue"], capture_output=True, text=True, timeout=90, env=env)
+    assert done.returncode == 0 and done.stdout.startswith(
+        f"success: web exported to {suite.exports}/kept"), done.stderr
+    assert "went on without its upload" in done.stderr and "elsewhere" in done.stderr
+    assert "uploaded: " not in done.stdout
 
 
 def test_an_upload_keeps_the_jobs_bandwidth_limit(make_suite, sim, fake):

@@ -104,6 +104,13 @@ def test_tags_and_cluster_are_shown(cli, gateway):
     assert heading.split()[-2:] == ["CLUSTER", "TAGS"]
     assert first.rstrip().endswith("C0       env:pci, env:production, owner:ops")
     assert second.rstrip().endswith("unknown")
+    gateway.answers["GET", "/api/v1/vms"] = lambda r: {
+        "vms": [tagged] if r.query.get("tags") == "env:pci,a b" else []}
+    done = cli("vms", "list", "--cluster", "C 0", "--tag", "env:pci", "--tag", "a b", "--json")
+    assert [v["name"] for v in json.loads(done.stdout)] == ["web-03"]
+    assert gateway.asked("GET", "/api/v1/vms")[-1].query["cluster"] == "C 0"
+    done = cli("vms", "info", "--vm", "web-03", "--tag", "env:pci")
+    assert done.returncode == 64 and "--tag belongs to 'vms list'" in done.stderr
 
 
 def test_vm_info_waits_while_all_workers_are_busy(cli, gateway):
@@ -127,11 +134,12 @@ def test_an_export_sends_what_was_typed_and_nothing_else(cli, gateway):
     assert done.stdout.splitlines()[0] == "success: web-03 exported to /exports/web-03 (42.0 MB)"
     cli("-vm", "web-03", "-format=qcow2", "--output", "x/y", "--provider", "lab",
         "--verify=false", "--convert", "--parallel", "8", "--snapshot", "--snapshot-name", "s",
-        "--quiet")
+        "--upload", "s3://b", "--upload-on-error", "continue", "--snapshot-on-error=continue", "--quiet")
     assert gateway.asked("POST", "/api/v1/jobs")[1].body == {
         "vm_path": "web-03", "format": "qcow2", "output_path": "x/y", "provider": "lab",
         "verify": False, "options": {"parallel_downloads": 8}, "snapshot": True,
-        "snapshot_name": "s", "hyper2kvm_integration": {
+        "snapshot_name": "s", "snapshot_on_error": "continue", "upload": "s3://b",
+        "upload_on_error": "continue", "hyper2kvm_integration": {
             "enabled": True, "daemon_mode": False, "auto_convert": True}}
 
 

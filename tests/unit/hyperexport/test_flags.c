@@ -241,6 +241,26 @@ static void help_lists_what_works_and_hides_what_comes_later(void **state)
     }
 }
 
+static void what_may_fail_is_one_of_two_words_and_belongs_to_exports(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("--vm web --upload-on-error continue --snapshot-on-error=fail"), 0);
+    assert_string_equal(flag_text(&line, FLAG_UPLOAD_ON_ERROR), "continue");
+    assert_string_equal(flag_text(&line, FLAG_SNAPSHOT_ON_ERROR), "fail");
+    fails("--vm web --upload-on-error ignore", ERR_INVALID, "none of fail, continue");
+    fails("--vm web --snapshot-on-error power_off", ERR_INVALID, "none of fail, continue");
+    fails("jobs list --upload-on-error continue", ERR_INVALID, "does not apply");
+}
+
+static void tags_are_joined_and_belong_to_lists_of_vms(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("vms list --tag env:pci --tag owner --cluster C0"), 0);
+    assert_string_equal(flag_text(&line, FLAG_TAG), "env:pci,owner");
+    assert_string_equal(flag_text(&line, FLAG_CLUSTER), "C0");
+    fails("--vm web --tag x", ERR_INVALID, "--tag does not apply");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -261,6 +281,8 @@ int main(void)
         cmocka_unit_test_teardown(snapshot_modifiers_need_a_snapshot, forget),
         cmocka_unit_test_teardown(vm_info_needs_a_vm_and_tasks_exclude_each_other, forget),
         cmocka_unit_test_teardown(words_are_commands_with_their_own_flags, forget),
+        cmocka_unit_test_teardown(what_may_fail_is_one_of_two_words_and_belongs_to_exports, forget),
+        cmocka_unit_test_teardown(tags_are_joined_and_belong_to_lists_of_vms, forget),
         cmocka_unit_test_teardown(help_wins_over_everything_else_typed, forget),
         cmocka_unit_test_teardown(help_lists_what_works_and_hides_what_comes_later, forget),
     };
