@@ -179,7 +179,7 @@ static int tidy(struct scheduler *scheduler, struct db *db, bool each_second, st
                                             scheduler_apply_rules,
                                             scheduler_apply_windows,
                                             archive_run,
-                                            cleanup_schedule_run,
+                                            each_second ? cleanup_schedule_run : NULL,
                                             each_second ? sweep : NULL,
                                             each_second ? scheduler_explain : NULL,
                                             each_second ? seal_audit : NULL};

@@ -4,11 +4,13 @@
 #include "scheduler.h"
 
 static const char REASONS[] =
-    "WITH waiting AS (SELECT j.id, j.seq, t.role, t.provider_kind, t.provider, t.volume,"
+    "WITH waiting AS (SELECT j.id, t.role, t.provider_kind, t.provider, t.volume,"
     "  t.source_host, t.queue_group, t.queue_limit, t.hold,"
-    "  t.not_before, t.error, j.window_at, j.window_open FROM jobs j JOIN tasks t ON t.job_id = "
-    "j.id AND t.state = 'queued'"
-    "  WHERE j.status = 'pending' ORDER BY j.seq LIMIT 1000),"
+    "  t.not_before, t.error, j.window_at, j.window_open FROM tasks t JOIN jobs j ON j.id = "
+    "t.job_id"
+    /* in the order of tasks_waiting: by the order of jobs all that are finished were passed over */
+    "  WHERE t.state = 'queued' AND t.class = 'transfer' AND j.status = 'pending'"
+    "  ORDER BY t.seq LIMIT 1000),"
     " busy AS MATERIALIZED (SELECT b.worker, b.provider, b.role, b.source_host, b.queue_group FROM "
     "tasks b WHERE b.class = "
     "'transfer'"

@@ -636,7 +636,7 @@ const struct statement_model statements_scheduler[] = {
     {"DELETE FROM workers WHERE state = 'down'", none}, /* a day is not simulated */
     {"DELETE FROM tasks WHERE id IN (SELECT t.id FROM tasks t WHERE t.expires_at", none},
     {"DELETE FROM tasks WHERE id IN (SELECT id FROM tasks WHERE kind = 'release'", sweep_released},
-    {"WITH waiting AS (SELECT j.id, j.seq", none}, /* only shows why jobs wait */
+    {"WITH waiting AS (SELECT j.id, t.role", none}, /* only shows why jobs wait */
     {"INSERT INTO audit.audit_seal", none},
     {"SELECT s.value->>'interval_ms', s.value->'spec'", none}, /* no clean-up is repeated */
     {"INSERT INTO settings (key, value) VALUES ('queue.aging_ms'",
