@@ -67,6 +67,21 @@ static const struct job_row *job_of(const char *id)
     return NULL;
 }
 
+/* So many of a policy's are worked on at a time; two leaders do not know of each other's. */
+static void check_group(const struct task_row *task)
+{
+    int64_t count = 0;
+
+    for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
+        const struct task_row *other = see(NULL, store_row(TABLE_TASKS, i));
+        count += other != NULL && is_held(other) && is(other->queue_group, task->queue_group);
+    }
+    if (task->queue_group[0] != '\0' && task->queue_limit > 0 && count > task->queue_limit &&
+        !store_two_leaders)
+        sim_fail("INVARIANT %lld tasks of %s are leased, the limit is %lld", (long long)count,
+                 task->queue_group, (long long)task->queue_limit);
+}
+
 /* A new lease has a new epoch and a new token; nothing else touches the epoch. */
 static void check_lease(const struct task_row *old, const struct task_row *task)
 {
@@ -76,6 +91,7 @@ static void check_lease(const struct task_row *old, const struct task_row *task)
         sim_fail("INVARIANT %s is leased with epoch %lld after %lld", task->id,
                  (long long)task->epoch, (long long)old->epoch);
     check_rules_lease(task);
+    check_group(task);
     if (task->token == NULL || (old->token != NULL && is(old->token, task->token)))
         sim_fail("INVARIANT %s is leased with an old token", task->id);
     if (task->job_id[0] != '\0' && !is(job_of(task->job_id)->status, "running"))
@@ -419,29 +435,63 @@ static void check_dues(const struct schedule_row *row)
                  count);
 }
 
-/* A run that began has its one job, and says what became of it. */
-static void check_run(const struct run_row *run)
+static const struct schedule_row *schedule_of(const struct run_row *run)
 {
-    bool began = is(run->status, "ok") || (is(run->status, "failed") && !is(run->job_ids, "[]"));
+    for (size_t i = 0; i < store_count(TABLE_SCHEDULES); i++) {
+        const struct schedule_row *schedule = see(NULL, store_row(TABLE_SCHEDULES, i));
+        if (schedule != NULL && is(schedule->id, run->schedule_id))
+            return schedule;
+    }
+    sim_fail("INVARIANT %s is of no schedule", run->id);
+}
+
+static size_t jobs_of_vm(const struct run_row *run, const char *vm_path)
+{
     size_t jobs = 0;
 
     for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
         const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));
-        if (job == NULL || !json_has(run->job_ids, job->id))
-            continue;
-        jobs++;
-        if (is(run->status, "ok") != is(job->status, "completed"))
-            sim_fail("INVARIANT %s is %s, its %s is %s", run->id, run->status, job->id,
-                     job->status);
+        jobs += job != NULL && (vm_path == NULL || is(job->vm_path, vm_path)) &&
+                json_has(run->job_ids, job->id);
     }
-    if (jobs != (began ? 1 : 0))
-        sim_fail("INVARIANT %s is %s and has %zu jobs", run->id, run->status, jobs);
+    return jobs;
+}
+
+static bool all_completed(const struct run_row *run)
+{
+    for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
+        const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));
+        if (job != NULL && json_has(run->job_ids, job->id) && !is(job->status, "completed"))
+            return false;
+    }
+    return true;
+}
+
+/* A run that began has its one job, or one of each VM, and says what became of them. */
+static void check_run(const struct run_row *run)
+{
+    bool began = is(run->status, "ok") || (is(run->status, "failed") && !is(run->job_ids, "[]"));
+    bool policy = schedule_of(run)->policy_id[0] != '\0';
+    size_t wanted = !began ? 0 : policy ? world.vm_count : 1;
+
+    if (jobs_of_vm(run, NULL) != wanted)
+        sim_fail("INVARIANT %s is %s and has %zu jobs", run->id, run->status,
+                 jobs_of_vm(run, NULL));
+    for (size_t i = 0; began && policy && i < world.vm_count; i++) {
+        if (jobs_of_vm(run, world.vms[i]) != 1)
+            sim_fail("INVARIANT %s has %zu jobs of %s", run->id, jobs_of_vm(run, world.vms[i]),
+                     world.vms[i]);
+    }
+    if (began && is(run->status, "ok") != all_completed(run))
+        sim_fail("INVARIANT %s is %s, its jobs say the opposite", run->id, run->status);
 }
 
 static void check_scheduled_jobs(void)
 {
     int64_t jobs = 0;
-    int64_t runs = 0;
+    int64_t known = 0;
+    int64_t begun = 0;
+    int64_t counted = 0;
 
     for (size_t i = 0; i < store_count(TABLE_JOBS); i++) {
         const struct job_row *job = see(NULL, store_row(TABLE_JOBS, i));
@@ -452,16 +502,20 @@ static void check_scheduled_jobs(void)
         if (schedule == NULL)
             continue;
         check_dues(schedule);
-        runs += schedule->run_count;
+        counted += schedule->run_count;
     }
     for (size_t i = 0; i < store_count(TABLE_RUNS); i++) {
         const struct run_row *run = see(NULL, store_row(TABLE_RUNS, i));
-        if (run != NULL)
-            check_run(run);
+        if (run == NULL)
+            continue;
+        check_run(run);
+        known += (int64_t)jobs_of_vm(run, NULL);
+        begun += !is(run->job_ids, "[]");
     }
-    if (jobs != runs)
-        sim_fail("INVARIANT %lld runs have begun and %lld jobs come from schedules",
-                 (long long)runs, (long long)jobs);
+    if (jobs != known || begun != counted)
+        sim_fail("INVARIANT %lld runs have begun, %lld are counted; they have %lld jobs, and %lld "
+                 "come from schedules",
+                 (long long)begun, (long long)counted, (long long)known, (long long)jobs);
 }
 
 void check_end(void)

@@ -65,7 +65,8 @@ static bool is_open_at(const struct job_row *job, int64_t at_s, int64_t *out_cha
     return state.open;
 }
 
-/* Open when the lease's transaction began, or when it was committed. The product looks at whole
+/* Open when the lease's transaction began, or when it was committed, by the clock before it was set
+ * back. The product looks at whole
  * seconds, so a window that begins counts from half a second before. After the database's clock was
  * set back nothing is said: what was open then has not happened yet. */
 static void check_window(const struct task_row *task, const struct job_row *job)
@@ -76,7 +77,7 @@ static void check_window(const struct task_row *task, const struct job_row *job)
     if (is(job->on_window_end, "continue") && (task->ordinal > 0 || task->epoch > 1))
         return;
     if (at_ms < store_newest_ms - BACK_MS || is_open_at(job, at_ms / 1000, &change_s) ||
-        is_open_at(job, (store_clock_ms() + 1000) / 1000, &change_s))
+        is_open_at(job, (store_newest_ms + 1000) / 1000, &change_s))
         return;
     sim_fail("INVARIANT %s of %s is leased at %lld outside of its time windows %s ('%s')", task->id,
              job->id, (long long)at_ms, job->windows, job->on_window_end);

@@ -27,7 +27,8 @@ struct options {
 static const char *const break_names[] = {
     "nothing", "fencing", "early-lease", "write-deadline", "losses",   "cancel",    "twice",
     "records", "commit",  "next",        "reaper",         "claim",    "names",     "cron",
-    "hold",    "depends", "deadline",    "window-end",     "run-lock", "run-pause", "when"};
+    "hold",    "depends", "deadline",    "window-end",     "run-lock", "run-pause", "group",
+    "when"};
 
 bool sim_break_parse(const char *name, enum sim_break *out)
 {

@@ -57,8 +57,9 @@ enum sim_break {
     BREAK_DEPENDS,        /* what a job depends on is not looked at */
     BREAK_DEADLINE,       /* nobody looks at deadlines */
     BREAK_WINDOW_END,     /* what should end with its window goes on */
-    BREAK_RUN_LOCK,       /* two leaders look at the same run of a workflow */
+    BREAK_RUN_LOCK,       /* a run of a workflow is not locked */
     BREAK_RUN_PAUSE,      /* a paused run goes on */
+    BREAK_GROUP,          /* a policy's limit is not looked at */
     BREAK_WHEN,           /* steps run whatever became of those before them */
 };
 extern enum sim_break sim_break;

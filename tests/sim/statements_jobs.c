@@ -140,7 +140,7 @@ static void insert_jobs(struct statement *s)
     }
 }
 
-static struct task_row *new_task(struct statement *s)
+struct task_row *new_task(struct statement *s)
 {
     static int64_t seq;
     struct task_row *task = insert(s, TABLE_TASKS);

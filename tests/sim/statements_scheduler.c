@@ -87,7 +87,7 @@ static int64_t group_room(const struct statement *s, const struct task_row *like
 {
     int64_t room = like->queue_limit;
 
-    if (like->queue_group[0] == '\0' || like->queue_limit == 0)
+    if (like->queue_group[0] == '\0' || like->queue_limit == 0 || sim_break == BREAK_GROUP)
         return INT64_MAX;
     for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
         const struct task_row *task = see(s, store_row(TABLE_TASKS, i));

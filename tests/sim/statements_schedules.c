@@ -1,10 +1,15 @@
-/* Models of the statements of common/schedule_*.c, and of those by which any job request looks up
- * provider and VM. */
+/* Models of the statements of common/schedule_*.c, of common/policy.c, and of those by which any
+ * job request looks up provider and VM. Which VMs a policy takes is SQL, pinned by
+ * tests/service/test_policies.py: here it takes them all. */
 #include <string.h>
 
 #include "common/autos.h"
 #include "common/json.h"
 #include "tests/sim/store.h"
+#include "tests/sim/world.h"
+
+#define INVENTORY_ASKED_MS  300000 /* POLICY_INVENTORY_AGE_S */
+#define INVENTORY_SILENT_MS 40000
 
 /* extract(epoch FROM now())::bigint rounds. */
 static int64_t now_s(const struct statement *s)
@@ -44,8 +49,8 @@ static void show(struct statement *s, const struct schedule_row *schedule)
 {
     result_columns(s, 6);
     if (schedule != NULL)
-        RESULT_ROW(s, schedule->id, "", "scheduler", schedule->fields, number(schedule->next_s),
-                   number(now_s(s)));
+        RESULT_ROW(s, schedule->id, schedule->policy_id, "scheduler", schedule->fields,
+                   number(schedule->next_s), number(now_s(s)));
 }
 
 static void lock_schedule(struct statement *s)
@@ -95,6 +100,7 @@ static void insert_schedule(struct statement *s)
 
     PUT(schedule->id, s->params[0]);
     schedule->fields = keep(s->params[2]);
+    PUT(schedule->policy_id, s->params[3]);
     schedule->enabled = param_bool(s, 6);
     schedule->next_s = schedule->first_s = param_i64(s, 7);
     schedule->delay_ms = param_i64(s, 8);
@@ -315,6 +321,50 @@ static void end_run(struct statement *s)
     run->reason = keep(s->params[2]);
 }
 
+/* ---- policy.c ---- */
+
+/* Workers of the simulator send no pages, so an inventory is never young; only whether one was
+ * asked for it counts. */
+static void inventory_facts(struct statement *s)
+{
+    bool tried = false;
+    bool asked = false;
+
+    for (size_t i = 0; i < store_count(TABLE_TASKS); i++) {
+        const struct task_row *task = see(s, store_row(TABLE_TASKS, i));
+        bool over;
+        if (task == NULL || !is(task->kind, "inventory") || !is(task->provider, s->params[0]))
+            continue;
+        over = is(task->state, "done") || is(task->state, "failed") || is(task->state, "cancelled");
+        asked = asked || !over;
+        tried = tried || (task->created_ms > s->now_ms - INVENTORY_ASKED_MS &&
+                          (over || task->created_ms < s->now_ms - INVENTORY_SILENT_MS));
+    }
+    result_columns(s, 3);
+    RESULT_ROW(s, "f", tried ? "t" : "f", asked ? "t" : "f");
+}
+
+static void ask_for_inventory(struct statement *s)
+{
+    struct task_row *task = new_task(s);
+
+    PUT(task->id, s->params[0]);
+    PUT(task->kind, "inventory");
+    PUT(task->task_class, "control");
+    PUT(task->role, "exporter");
+    PUT(task->provider_kind, "sim");
+    PUT(task->provider, s->params[1]);
+    task->spec = "{}";
+    task->priority = 90;
+}
+
+static void policy_vms(struct statement *s)
+{
+    result_columns(s, 4);
+    for (size_t i = 0; i < world.vm_count; i++)
+        RESULT_ROW(s, number((int64_t)i), world.vms[i], world.vms[i], "poweredOn");
+}
+
 /* ---- job requests ---- */
 
 static void provider_of(struct statement *s)
@@ -372,6 +422,9 @@ const struct statement_model statements_schedules[] = {
     {"SELECT r.id FROM schedule_runs r WHERE r.status = 'running'", ended_runs},
     {"SELECT r.schedule_id, cardinality(r.job_ids)", run_facts},
     {"UPDATE schedule_runs SET status = $2, reason = $3, completed_at", end_run},
+    {"SELECT coalesce((SELECT completed_at > now() - make_interval", inventory_facts},
+    {"expires_at) SELECT $1, 'inventory', 'control'", ask_for_inventory},
+    {"SELECT v.id, v.name, v.path, v.power_state FROM inventory_vms", policy_vms},
     {"SELECT kind, enabled FROM providers", provider_of},
     {"SELECT x.n, (SELECT v.name FROM inventory_vms v", vm_names},
     {STORE_SCHEDULES_OFF, switch_off},

@@ -90,23 +90,28 @@ static void show_run(struct statement *s, const struct workflow_row *run)
                    number(store_clock_ms()));
 }
 
+static void lock(struct statement *s, struct row *row)
+{
+    if (sim_break == BREAK_RUN_LOCK) {
+        show_run(s, row == NULL ? NULL : see(s, row));
+        sim_sleep(sim_between(0, 1000) * SIM_MS); /* time for others */
+    } else {
+        show_run(s, row == NULL ? NULL : hold(s, row));
+    }
+}
+
 static void lock_run(struct statement *s)
 {
-    struct row *row = find_run(s, s->params[0]);
-
-    show_run(s, row == NULL ? NULL : hold(s, row));
+    lock(s, find_run(s, s->params[0]));
 }
 
 /* FOR UPDATE SKIP LOCKED. */
 static void lock_run_free(struct statement *s)
 {
     struct row *row = find_run(s, s->params[0]);
+    bool passed = row != NULL && sim_break != BREAK_RUN_LOCK && !is_free(s, row);
 
-    if (sim_break == BREAK_RUN_LOCK) {
-        show_run(s, row == NULL ? NULL : see(s, row));
-    } else {
-        show_run(s, row == NULL || !is_free(s, row) ? NULL : hold(s, row));
-    }
+    lock(s, passed ? NULL : row);
 }
 
 static void settle(struct item_row *item, const struct job_row *job)

@@ -238,6 +238,7 @@ struct row *find_job(const struct statement *s, const char *id);
 struct row *find_task(const struct statement *s, const char *id);
 /* Of a job the task that its state is about. */
 const struct task_row *find_current_task(const struct statement *s, const char *job_id);
+struct task_row *new_task(struct statement *s); /* queued */
 bool has_dependencies(const struct statement *s, const char *job_id);
 bool status_is_final(const char *status);
 bool status_meets(const char *status, const char *required);

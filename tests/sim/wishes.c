@@ -67,7 +67,7 @@ static json_t *draw_dependencies(void)
 
 void wishes_draw(struct world_wishes *out)
 {
-    static const char *const ends[] = {"continue", "pause", "cancel"};
+    static const char *const ends[] = {"continue", "pause", "cancel", "cancel"};
 
     if (sim_chance(35 * PER_CENT))
         clock_rfc3339(store_clock_ms() + sim_between(5000, 150000), out->deadline);

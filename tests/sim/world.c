@@ -5,6 +5,7 @@
 
 #include "common/job_store.h"
 #include "common/json.h"
+#include "common/policy.h"
 #include "common/schedule_store.h"
 #include "services/scheduler/scheduler.h"
 #include "tests/sim/store.h"
@@ -62,23 +63,45 @@ static void scheduler_main(struct sim_proc *proc)
 /* ---- users, by way of a gateway ---- */
 
 /* Every minute, or every second one: what is missed, what overlaps, what is late. */
-static void add_schedule(struct db *db, int number)
+static json_t *draw_schedule(int number)
 {
     static const char *const misfires[] = {"run_once", "skip", "run_all"};
     static const char *const overlaps[] = {"skip", "queue", "allow"};
+
+    return json_pack("{s:o, s:s, s:s, s:s, s:s, s:s}", "name", json_sprintf("schedule-%d", number),
+                     "schedule", sim_chance(50 * PER_CENT) ? "* * * * *" : "*/2 * * * *",
+                     "timezone", "UTC", "misfire", misfires[sim_below(ARRAY_LEN(misfires))],
+                     "overlap", overlaps[sim_below(ARRAY_LEN(overlaps))], "jitter",
+                     sim_chance(50 * PER_CENT) ? "0s" : "20s");
+}
+
+/* One job, or one of each VM. */
+static void add_work(struct schedule *schedule, int number)
+{
+    if (world.theme == THEME_POLICIES) {
+        (void)snprintf(schedule->policy_id, sizeof schedule->policy_id, "pol-%d", number);
+        json_put(schedule->fields, "vm_filter",
+                 json_pack("{s:s, s:s}", "provider", "sim-0", "name", "*"));
+        json_put(schedule->fields, "export_options",
+                 json_pack("{s:s}", "output_path", "/exports/policy"));
+        json_put(schedule->fields, "max_parallel", json_integer(sim_between(1, WORLD_VMS_MAX)));
+        return;
+    }
+    json_put(schedule->fields, "job_template",
+             json_pack("{s:s, s:s, s:s}", "vm_path", "/dc/vm", "provider", "sim-0", "output_path",
+                       "/exports/scheduled"));
+}
+
+static void add_schedule(struct db *db, int number)
+{
     auto_schedule *schedule = xcalloc(1, sizeof *schedule);
     struct field_problem problem = {0};
     struct error err = ERROR_NONE;
 
-    schedule->fields =
-        json_pack("{s:o, s:s, s:s, s:s, s:s, s:s, s:{s:s, s:s, s:s}}", "name",
-                  json_sprintf("schedule-%d", number), "schedule",
-                  sim_chance(50 * PER_CENT) ? "* * * * *" : "*/2 * * * *", "timezone", "UTC",
-                  "misfire", misfires[sim_below(ARRAY_LEN(misfires))], "overlap",
-                  overlaps[sim_below(ARRAY_LEN(overlaps))], "jitter",
-                  sim_chance(50 * PER_CENT) ? "0s" : "20s", "job_template", "vm_path", "/dc/vm",
-                  "provider", "sim-0", "output_path", "/exports/scheduled");
-    if (schedule_check(schedule, &problem, &err) < 0)
+    schedule->fields = draw_schedule(number);
+    add_work(schedule, number);
+    if (schedule_check(schedule, &problem, &err) < 0 ||
+        (schedule->policy_id[0] != '\0' && policy_check(schedule->fields, &problem, &err) < 0))
         sim_fail("schedule: %s", err.message);
     while (schedule_store_insert(db, schedule, &err) < 0) {
         if (err.code != ERR_UNAVAILABLE)
@@ -146,8 +169,10 @@ static void draw_request(struct world_job *job, struct request *request)
         request->after = hook_spec();
     if (world.theme == THEME_RULES)
         wishes_draw(&request->wishes);
-    if (request->wishes.windows != NULL && sim_chance(40 * PER_CENT)) /* longer than they are */
-        (void)json_object_set_new(request->export, "chunks", json_integer(sim_between(15, 50)));
+    if (request->wishes.windows != NULL && sim_chance(60 * PER_CENT)) { /* longer than they are */
+        json_put(request->export, "chunks", json_integer(sim_between(15, 50)));
+        json_put(request->export, "chunk_ms", json_integer(6000));
+    }
     memset(request->hash, (int)(job - world.jobs), sizeof request->hash);
     if (sim_chance(40 * PER_CENT))
         request->convert = json_pack("{s:i}", "chunks", (int)sim_between(1, 4));
@@ -515,11 +540,23 @@ static void add_proc(const char *name, void (*fn)(struct sim_proc *))
     sim_after(NULL, sim_between(0, 3000) * SIM_MS, revive, proc);
 }
 
+static void draw_vms(void)
+{
+    world.schedules_wanted = 1;
+    world.vm_count = (size_t)sim_between(1, WORLD_VMS_MAX);
+    for (size_t i = 0; i < world.vm_count; i++)
+        (void)snprintf(world.vms[i], sizeof world.vms[i], "/dc/%s-%zu",
+                       sim_chance(10 * PER_CENT) ? "bad" : "vm", i);
+}
+
 void world_start(void)
 {
     static const int64_t leases_ms[] = {15000, 20000, 30000};
-    static const enum world_theme themes[] = {THEME_JOBS, THEME_RULES, THEME_WORKFLOWS};
-    static const int64_t jobs_max[] = {[THEME_JOBS] = 16, [THEME_RULES] = 8, [THEME_WORKFLOWS] = 4};
+    static const enum world_theme themes[] = {THEME_JOBS,    THEME_JOBS,      THEME_RULES,
+                                              THEME_RULES,   THEME_WORKFLOWS, THEME_WORKFLOWS,
+                                              THEME_POLICIES};
+    static const int64_t jobs_max[] = {
+        [THEME_JOBS] = 16, [THEME_RULES] = 8, [THEME_WORKFLOWS] = 4, [THEME_POLICIES] = 3};
     int64_t exporters = sim_between(2, 4);
 
     json_object_seed(1); /* else the order inside objects would be chance of another kind */
@@ -536,6 +573,8 @@ void world_start(void)
     world.stops_us = sim_chance(40 * PER_CENT) ? STOPS_S * SIM_S : 0; /* takes a while */
     if (world.theme == THEME_WORKFLOWS)
         workflows_draw();
+    if (world.theme == THEME_POLICIES)
+        draw_vms();
     store_init();
     store_two_leaders = sim_chance(20 * PER_CENT);
     if (store_two_leaders)

@@ -12,6 +12,7 @@
 #define WORLD_TASKS_MAX 512
 #define WORLD_PROCS_MAX 16
 #define WORLD_JOBS_MAX  32
+#define WORLD_VMS_MAX   5
 
 /* The outside of one task: it outlives every process. */
 struct world_task {
@@ -37,7 +38,7 @@ struct world_job { /* what a user knows */
 };
 
 /* What a seed is about besides jobs and what goes wrong. */
-enum world_theme { THEME_JOBS, THEME_RULES, THEME_WORKFLOWS };
+enum world_theme { THEME_JOBS, THEME_RULES, THEME_WORKFLOWS, THEME_POLICIES };
 
 struct world {
     enum world_theme theme;
@@ -50,10 +51,12 @@ struct world {
     int64_t lease_ms;
     uint32_t losses_max;
     uint32_t provider_limit;
-    int64_t heal_us;      /* nothing goes wrong any more */
-    int64_t calm_us;      /* and nobody is frozen any more; known from the healing on */
-    int64_t calm_ms;      /* the same by the database's clock */
-    int64_t back_ms_max;  /* how far the database's clock may go back at once */
+    int64_t heal_us;             /* nothing goes wrong any more */
+    int64_t calm_us;             /* and nobody is frozen any more; known from the healing on */
+    int64_t calm_ms;             /* the same by the database's clock */
+    int64_t back_ms_max;         /* how far the database's clock may go back at once */
+    char vms[WORLD_VMS_MAX][32]; /* paths of those that a policy takes */
+    size_t vm_count;
     int schedules_wanted; /* not made yet */
     int64_t leased_us;    /* the newest lease of a transfer */
     int64_t stops_us;     /* when that is looked at, after the healing; 0: not at all */
