@@ -67,13 +67,23 @@ bool cleanup_is_repeated(const struct command_line *line);
 MUST_CHECK int cleanup_body(const struct command_line *line, json_t **out, struct error *err);
 int cleanup_command(struct program *program, struct error *err);
 void cleanup_show(const json_t *result); /* of the finished job */
+/* depends.c: depends_on of a schedule or policy from --depends-on; asks the gateway for names. It
+ * takes the place of what the body has. */
+MUST_CHECK int body_add_dependencies(struct program *program, json_t *body, struct error *err);
 /* schedules.c */
+/* The id of the schedule with this name; NULL: there is none. Caller frees. */
+MUST_CHECK int schedule_find(struct program *program, const char *name, char **out,
+                             struct error *err);
 /* The runs of a schedule or policy as a table. */
 int schedule_output_runs(const struct program *program, const json_t *runs);
 int schedule_command(struct program *program, struct error *err);
 /* --daemon-schedule: the job of the other flags again and again. */
 int schedule_create(struct program *program, json_t *job_taken, struct error *err);
-int policy_command(struct program *program, struct error *err);   /* policies.c */
+/* policies.c */
+int policy_command(struct program *program, struct error *err);
+/* The id of the policy with this name or id; NULL: there is none. Caller frees. */
+MUST_CHECK int policy_find(struct program *program, const char *word, char **out,
+                           struct error *err);
 int template_command(struct program *program, struct error *err); /* templates.c */
 /* queue.c */
 int queue_command(struct program *program, struct error *err);

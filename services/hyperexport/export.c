@@ -90,7 +90,8 @@ static json_t *job_body(const struct command_line *line)
     body_add_number(body, "bandwidth_limit_mbps", line, FLAG_BANDWIDTH_LIMIT);
     body_add_bandwidth(body, line);
     body_add_text(body, "deadline", line, FLAG_DEADLINE);
-    body_add_list(body, "depends_on", line, FLAG_DEPENDS_ON, ',');
+    if (!flag_given(line, FLAG_DAEMON_SCHEDULE)) /* else it is the schedule's */
+        body_add_list(body, "depends_on", line, FLAG_DEPENDS_ON, ',');
     body_add_list(body, "time_windows", line, FLAG_TIME_WINDOWS, ';');
     body_add_text(body, "on_window_end", line, FLAG_ON_WINDOW_END);
     add_options(body, line);

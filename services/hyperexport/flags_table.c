@@ -88,8 +88,10 @@ const struct flag flags_table[] = {
      9, "of compressed disks [6]"},
     TEXT("deadline", FLAG_DEADLINE, EXPORT, "TIME", NULL,
          "the job fails when it is not done by then, like 2026-03-01T02:00:00Z"),
-    {"depends-on", FLAG_DEPENDS_ON, FLAG_TEXT, EXPORT, FLAG_IS_LIST, "IDS", NULL, NULL, NULL, 0, 0,
-     "wait until these jobs are completed"},
+    {"depends-on", FLAG_DEPENDS_ON, FLAG_TEXT, EXPORT | FLAG_IN_POLICY, FLAG_IS_LIST, "IDS", NULL,
+     NULL, NULL, 0, 0,
+     "wait until these jobs are completed; --daemon-schedule, policy create and update: each run "
+     "waits for schedules, policies (names, too) or jobs, ID[:STATE[:TIMEOUT]]"},
     TEXT("time-windows", FLAG_TIME_WINDOWS, EXPORT, "WINDOWS", NULL,
          "start only then: names of the server's windows, or \"mon-fri 22:00-06:00; sat,sun "
          "00:00-24:00\""),

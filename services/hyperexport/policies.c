@@ -9,24 +9,34 @@
 #define PATH_PREFIX   PATH_POLICIES "/"
 #define WATCH_MS      1000
 
-/* By name or by id; *out: the id. Caller frees. */
-static int find(struct program *program, const char *word, char **out, struct error *err)
+int policy_find(struct program *program, const char *word, char **out, struct error *err)
 {
     auto_json *answer = NULL;
     const json_t *policy;
     size_t i;
 
-    if (api_check(program->api, err) < 0 || api_get(program->api, PATH_POLICIES, &answer, err) < 0)
+    if (api_get(program->api, PATH_POLICIES, &answer, err) < 0)
         return -1;
+    *out = NULL;
     json_array_foreach(json_object_get(answer, "policies"), i, policy)
     {
         if (strcmp(json_str(policy, "name"), word) == 0 ||
-            strcmp(json_str(policy, "id"), word) == 0)
+            strcmp(json_str(policy, "id"), word) == 0) {
             *out = xstrdup(json_str(policy, "id"));
-        if (*out != NULL)
             return 0;
+        }
     }
-    return error_set(err, ERR_NOT_FOUND, "there is no backup policy '%.64s' (policy list)", word);
+    return 0;
+}
+
+/* By name or by id; *out: the id. Caller frees. */
+static int find(struct program *program, const char *word, char **out, struct error *err)
+{
+    if (api_check(program->api, err) < 0 || policy_find(program, word, out, err) < 0)
+        return -1;
+    return *out != NULL ? 0
+                        : error_set(err, ERR_NOT_FOUND,
+                                    "there is no backup policy '%.64s' (policy list)", word);
 }
 
 static int get(struct program *program, const char *id, json_t **out, struct error *err)
@@ -71,6 +81,7 @@ static int create(struct program *program, struct error *err)
 
     if (file == NULL || command_words_max(program, 3, err) < 0 ||
         command_file(file, &body, err) < 0 || api_check(program->api, err) < 0 ||
+        body_add_dependencies(program, body, err) < 0 ||
         api_call(program->api,
                  &(struct api_request){.method = "POST", .path = PATH_POLICIES, .body = body},
                  &answer, err) < 0)
@@ -100,6 +111,7 @@ static int update(struct program *program, const char *id, struct error *err)
     if (program->line->word_count < 4)
         return error_set(err, ERR_INVALID, "'policy update' needs a policy and a file");
     if (command_file(program->line->words[3], &body, err) < 0 ||
+        body_add_dependencies(program, body, err) < 0 ||
         api_call(program->api, &(struct api_request){.method = "PUT", .path = path, .body = body},
                  &answer, err) < 0)
         return -1;
@@ -216,6 +228,11 @@ int policy_command(struct program *program, struct error *err)
     };
     const char *what = program->line->word_count > 1 ? program->line->words[1] : "list";
 
+    if (flag_given(program->line, FLAG_DEPENDS_ON) && strcmp(what, "create") != 0 &&
+        strcmp(what, "update") != 0) {
+        return error_set(err, ERR_INVALID,
+                         "--depends-on belongs to 'policy create' and 'policy update'");
+    }
     if (strcmp(what, "list") == 0)
         return list(program, err);
     if (strcmp(what, "create") == 0)

@@ -31,10 +31,7 @@ int schedule_create(struct program *program, json_t *job_taken, struct error *er
     static const struct {
         enum flag_id id;
         const char *name;
-    } not_here[] = {{FLAG_RESUME, "resume"},
-                    {FLAG_WATCH, "watch"},
-                    {FLAG_DEADLINE, "deadline"},
-                    {FLAG_DEPENDS_ON, "depends-on"}};
+    } not_here[] = {{FLAG_RESUME, "resume"}, {FLAG_WATCH, "watch"}, {FLAG_DEADLINE, "deadline"}};
     const struct command_line *line = program->line;
     auto_json *body = json_object();
     auto_json *answer = NULL;
@@ -52,7 +49,7 @@ int schedule_create(struct program *program, json_t *job_taken, struct error *er
     if (add_name(line, body, err) < 0)
         return -1;
     body_add_text(body, "timezone", line, FLAG_TIMEZONE);
-    if (api_check(program->api, err) < 0 ||
+    if (api_check(program->api, err) < 0 || body_add_dependencies(program, body, err) < 0 ||
         api_call(program->api,
                  &(struct api_request){.method = "POST", .path = "/api/v1/schedules", .body = body},
                  &answer, err) < 0)
@@ -74,23 +71,32 @@ int schedule_create(struct program *program, json_t *job_taken, struct error *er
 
 /* ---- those that exist ---- */
 
-/* By name or by id; *out: the id. Caller frees. */
-static int find(struct program *program, char **out, struct error *err)
+int schedule_find(struct program *program, const char *name, char **out, struct error *err)
 {
-    const char *word = command_argument(program, "a schedule's name or id", err);
     auto_json *page = NULL;
     auto_strbuf path;
     const char *id;
 
     strbuf_init(&path, API_URL_BYTES_MAX);
-    if (word == NULL || command_words_max(program, 3, err) < 0 || api_check(program->api, err) < 0)
-        return -1;
     strbuf_add(&path, "/api/v1/schedules?limit=1");
-    api_path_add(&path, "name", word);
+    api_path_add(&path, "name", name);
     if (api_get(program->api, path.data, &page, err) < 0)
         return -1;
     id = json_str(json_array_get(json_object_get(page, "schedules"), 0), "id");
-    *out = xstrdup(id[0] == '\0' ? word : id);
+    *out = id[0] == '\0' ? NULL : xstrdup(id);
+    return 0;
+}
+
+/* By name or by id; *out: the id. Caller frees. */
+static int find(struct program *program, char **out, struct error *err)
+{
+    const char *word = command_argument(program, "a schedule's name or id", err);
+
+    if (word == NULL || command_words_max(program, 3, err) < 0 ||
+        api_check(program->api, err) < 0 || schedule_find(program, word, out, err) < 0)
+        return -1;
+    if (*out == NULL)
+        *out = xstrdup(word);
     return 0;
 }
 

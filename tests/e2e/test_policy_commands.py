@@ -63,9 +63,18 @@ def test_a_policy_from_its_file_to_its_results(suite, cli, tmp_path):
         "failed", "ok"]
     changes = tmp_path / "changes.json"
     changes.write_text('{"vm_filter": {"name": "a"}, "enabled": false}')
-    assert "matching VMs: 1" in cli("policy", "update", "nightly-production", changes)
+    job = shown[0]["job_id"]
+    assert "matching VMs: 1" in cli("policy", "update", "nightly-production", changes, "--depends-on",
+                                    f"{job}:final")
     policy = json.loads(cli("policy", "show", id))
     assert policy["enabled"] is False and policy["retention"] == {"count": 7}
+    assert policy["depends_on"] == [{"job_id": job, "required_state": "final", "timeout": "86400s"}]
+    second = tmp_path / "second.json"
+    second.write_text('{"name": "second", "schedule": "@yearly", "vm_filter": {"name": "a"},'
+                      ' "depends_on": [{"job_id": "replaced"}]}')
+    cli("policy", "create", second, "--depends-on", "nightly-production::2h")
+    assert json.loads(cli("policy", "show", "second"))["depends_on"] == [
+        {"schedule_id": id, "required_state": "completed", "timeout": "7200s"}]
     assert "was not deleted (--yes deletes it)" in cli("policy", "delete", id, code=2)
     assert cli("policy", "delete", "nightly-production", "--yes") == f"deleted: {id}\n"
     assert "there is no backup policy" in cli("policy", "show", id, code=2)

@@ -60,7 +60,11 @@ def test_windows_dependencies_and_the_deadline_of_an_export(suite):
     (("--deadline", "2099-01-01T00:00:00Z", "--daemon-schedule", "nightly:@daily"),
      "--deadline belongs to one export"),
     (("--depends-on", "job-0000000000000000", "--daemon-schedule", "nightly:@daily"),
-     "--depends-on belongs to one export")])
+     "job 'job-0000000000000000' does not exist"),
+    (("--depends-on", "a week/ly", "--daemon-schedule", "nightly:@daily"),
+     "schedule or policy 'a week/ly' does not exist"),
+    (("--depends-on", "job-1:running", "--daemon-schedule", "nightly:@daily"),
+     "must be completed, failed or final")])
 def test_what_cannot_be_is_refused(suite, flags, text):
     refused = hyperexport(suite, "--vm", "web", "--detach", *flags)
     assert refused.returncode != 0 and text in refused.stderr, refused.stderr

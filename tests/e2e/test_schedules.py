@@ -44,7 +44,7 @@ def exports_below(directory):
 
 
 def test_a_daily_export_by_the_command_line_keeps_as_many_as_it_should(suite):
-    by_hand = suite.wait_job(suite.client.submit(vm_path="web", format="raw"), "completed")["result"]
+    by_hand = suite.wait_job(suite.client.submit(vm_path="web", format="raw"), "completed")
     made = hyperexport(suite, "--vm", "web", "--format", "raw", "--snapshot", "--bandwidth-limit", "50",
                        "--snapshot-on-error", "continue",
                        "--daemon-schedule", "daily: 0 1 * * *", "--timezone", "Europe/Berlin",
@@ -57,6 +57,14 @@ def test_a_daily_export_by_the_command_line_keeps_as_many_as_it_should(suite):
     assert schedule["timezone"] == "Europe/Berlin" and schedule["name"] == "daily"
     assert schedule["job_template"] == {"vm_path": "web", "format": "raw", "snapshot": True,
                                         "snapshot_on_error": "continue", "bandwidth_limit_mbps": 50}
+    later = hyperexport(suite, "--vm", "web", "--daemon-schedule", "later:@yearly", "--depends-on",
+                        f"daily:final:6h,{by_hand['job_id']}", "--json")
+    assert later.returncode == 0, later.stderr
+    awaited, = suite.sql("SELECT fields->'depends_on' AS d FROM schedules WHERE name = 'later'")
+    assert awaited["d"] == [
+        {"schedule_id": schedule["id"], "required_state": "final", "timeout": "21600s"},
+        {"job_id": by_hand["job_id"], "required_state": "completed", "timeout": "86400s"}]
+    assert hyperexport(suite, "schedule", "delete", "later", "--yes").returncode == 0
     again = hyperexport(suite, "--vm", "web", "--daemon-schedule", "daily:@daily")
     assert again.returncode != 0 and "exists already" in again.stderr
     suite.client.put(f"/schedules/{schedule['id']}", {"retention": {"count": 2}})
@@ -74,9 +82,9 @@ def test_a_daily_export_by_the_command_line_keeps_as_many_as_it_should(suite):
     place = suite.exports / "web" / schedule["id"]
     kept = [pathlib.Path(r["output_path"]) for r in made[-2:]]
     assert exports_below(place) == sorted(kept)
-    assert (pathlib.Path(by_hand["output_path"]) / "export.json").exists()
+    assert (pathlib.Path(by_hand["result"]["output_path"]) / "export.json").exists()
     catalogue = {e["path"] for e in suite.client.get("/api/v1/exports")["exports"]}
-    assert catalogue == {str(p) for p in kept} | {by_hand["output_path"]}
+    assert catalogue == {str(p) for p in kept} | {by_hand["result"]["output_path"]}
 
     shown = hyperexport(suite, "schedule", "runs", "daily", "--quiet").stdout.splitlines()
     assert len(shown) == 4 and all(line.endswith("=ok") for line in shown)

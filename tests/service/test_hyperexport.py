@@ -447,6 +447,8 @@ def test_a_schedule_carries_the_flags_of_the_export(cli, gateway):
     (["policy", "update", "x"], "needs a policy and a file"),
     (["template", "create", "x"], "needs a name and a YAML or JSON file"),
     (["template", "explode"], "unknown command 'template explode'"),
+    (["policy", "runs", "x", "--depends-on", "y"], "--depends-on belongs to 'policy create'"),
+    (["--vm", "x", "--daemon-schedule", "a:@daily", "--depends-on", ":final"], "must be ID[:STATE"),
     (["export", "web"], "--help lists what can be done"),
     (["schedule", "show"], "name or id")])
 def test_wrong_calls_of_schedules_are_told_what_is_right(cli, gateway, args, text):
@@ -465,3 +467,20 @@ def test_schedules_are_meant_by_name_or_id(cli, gateway):
         done = cli("schedule", action, word, "--yes")
         assert done.returncode == 0 and "sch-9" in done.stdout, done.stderr
     assert cli("schedule", "trigger", "nobody").returncode != 0
+
+
+def test_what_the_runs_wait_for_may_be_named(cli, gateway):
+    gateway.answers["GET", "/api/v1/schedules"] = lambda r: {
+        "schedules": [{"id": "sch-9"}] if r.query.get("name") == "nightly" else []}
+    gateway.answers["GET", "/api/v1/backup-policies"] = {"policies": [{"id": "pol-1", "name": "all"}]}
+    gateway.answers["GET", "/api/v1/jobs/own"] = {"job_id": "own"}
+    gateway.answers["POST", "/api/v1/schedules"] = (201, {"schedule": {"id": "sch-1"}})
+    done = cli("--vm", "web", "--daemon-schedule", "n:@daily", "--depends-on",
+               "nightly:final:6h, all,pol-1::90m", "--depends-on", "job-1:failed,own,sch-7")
+    assert done.returncode == 0, done.stderr
+    sent = gateway.requests[-1].body
+    assert sent["depends_on"] == [
+        {"schedule_id": "sch-9", "required_state": "final", "timeout": "6h"}, {"schedule_id": "pol-1"},
+        {"schedule_id": "pol-1", "timeout": "90m"}, {"job_id": "job-1", "required_state": "failed"},
+        {"job_id": "own"}, {"schedule_id": "sch-7"}]
+    assert "depends_on" not in sent["job_template"]

@@ -252,6 +252,14 @@ static void what_may_fail_is_one_of_two_words_and_belongs_to_exports(void **stat
     fails("jobs list --upload-on-error continue", ERR_INVALID, "does not apply");
 }
 
+static void what_is_awaited_may_be_typed_again(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("policy create f --depends-on a:final --depends-on=b,c"), 0);
+    assert_string_equal(flag_text(&line, FLAG_DEPENDS_ON), "a:final,b,c");
+    fails("schedule list --depends-on a", ERR_INVALID, "--depends-on does not apply");
+}
+
 static void tags_are_joined_and_belong_to_lists_of_vms(void **state)
 {
     (void)state;
@@ -282,6 +290,7 @@ int main(void)
         cmocka_unit_test_teardown(vm_info_needs_a_vm_and_tasks_exclude_each_other, forget),
         cmocka_unit_test_teardown(words_are_commands_with_their_own_flags, forget),
         cmocka_unit_test_teardown(what_may_fail_is_one_of_two_words_and_belongs_to_exports, forget),
+        cmocka_unit_test_teardown(what_is_awaited_may_be_typed_again, forget),
         cmocka_unit_test_teardown(tags_are_joined_and_belong_to_lists_of_vms, forget),
         cmocka_unit_test_teardown(help_wins_over_everything_else_typed, forget),
         cmocka_unit_test_teardown(help_lists_what_works_and_hides_what_comes_later, forget),
