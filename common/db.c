@@ -20,11 +20,13 @@
 #define WAITING       "waiting for the schema: the scheduler applies it"
 #define NO_SUCH_TABLE "42P01"
 #define NO_SUCH_ROLE  "22023" /* of SET ROLE; CREATE and GRANT say 42704 */
-/* SET or SET LOCAL: plans are kept, and read no more than an index leads to. */
+/* SET or SET LOCAL: plans are kept, and read no more than an index leads to; a plan that does not
+ * know its parameters would start processes to read a third of a large table. */
 #define BY_INDEX(set)                                                             \
     set " plan_cache_mode = force_generic_plan;" set " enable_seqscan = off;" set \
         " enable_bitmapscan = off;" set " enable_hashjoin = off;" set             \
-        " enable_mergejoin = off;" set " enable_material = off"
+        " enable_mergejoin = off;" set " enable_material = off;" set              \
+        " max_parallel_workers_per_gather = 0"
 
 struct db {
     PGconn *connection;

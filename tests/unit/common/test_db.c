@@ -16,7 +16,8 @@ static void migrations_are_applied_once_by_whoever_comes_first(void **state)
     auto_pgresult *rows = NULL;
 
     (void)state;
-    assert_fails(db_check(early, &err), err, ERR_UNAVAILABLE, "waiting for the schema: the scheduler applies it");
+    assert_fails(db_check(early, &err), err, ERR_UNAVAILABLE,
+                 "waiting for the schema: the scheduler applies it");
     assert_ok(db_migrate(db, &err), err);
     assert_ok(db_migrate(db, &err), err);
     assert_ok(db_exec(db, count_sql, DB_NO_PARAMS, &rows, &err), err);
@@ -134,13 +135,15 @@ static void a_rolled_back_transaction_leaves_nothing(void **state)
 static void expect_plans(struct db *db, const char *mode, const char *scans)
 {
     static const char sql[] =
-        "SELECT current_setting('plan_cache_mode'), current_setting('enable_seqscan')";
+        "SELECT current_setting('plan_cache_mode'), current_setting('enable_seqscan'),"
+        " current_setting('max_parallel_workers_per_gather') = '0'";
     struct error err = ERROR_NONE;
     auto_pgresult *rows = NULL;
 
     assert_ok(db_exec(db, sql, DB_NO_PARAMS, &rows, &err), err);
     assert_string_equal(db_text(rows, 0, 0), mode);
     assert_string_equal(db_text(rows, 0, 1), scans);
+    assert_int_equal(db_bool(rows, 0, 2), strcmp(scans, "off") == 0);
 }
 
 static void a_transaction_is_by_index_to_its_end_only(void **state)
