@@ -71,6 +71,8 @@ static void take_schedule(struct statement *s)
         return;
     }
     show(s, sim_break == BREAK_CRON ? schedule : hold(s, row));
+    if (sim_break == BREAK_CRON)
+        sim_sleep(sim_between(0, 1000) * SIM_MS); /* time for others */
 }
 
 static void due_schedules(struct statement *s)
