@@ -18,8 +18,9 @@ static const char CURRENT_TASK[] =
 
 static const char JOB_EXISTS[] = "SELECT 1 FROM jobs WHERE id = $1";
 
+/* Not of a job that refuses it: the transaction may be a workflow's, which goes on. */
 static const char SET_CANCEL[] = "UPDATE jobs SET cancel_reason = $2, cancel_discard = $3::boolean"
-                                 " WHERE id = $1";
+                                 " WHERE id = $1 AND status IN ('pending', 'running', 'paused')";
 
 static const char LOCK_JOB[] = "SELECT coalesce(deadline < now(), false) FROM jobs WHERE id = $1"
                                " FOR UPDATE";

@@ -282,9 +282,13 @@ def test_cancel_ends_jobs_and_what_waits(flows):
     run = f.start(batch("b", "x1", "x2", "x3", max_parallel=2), batch("c", "y", depends_on=["b"]))
     wait_for(lambda: len(f.jobs(run)) == 2, 10, f.suite.tails)
     lease = f.take("x1")
+    first = next(r["id"] for r in f.jobs(run))
+    f.api.request("POST", f"/api/v1/jobs/{first}/cancel", {"reason": "disk is bad"})
     view = f.api.post(f"/workflows/runs/{run}/cancel", status=200)
     assert view["status"] == "cancelling"
     assert [r["status"] for r in f.jobs(run)] == ["cancelling", "cancelled"]
+    assert [r["cancel_reason"] for r in f.jobs(run)] == \
+        ["disk is bad", "its workflow was cancelled"], "the second cancel changes nothing"
     f.api.post(f"/workflows/runs/{run}/cancel", status=409)
     refused = f.api.delete("/workflows/w1", status=409)
     assert "under way" in refused["error"]

@@ -267,7 +267,8 @@ static void set_cancel(struct statement *s)
     struct row *row = find_job(s, s->params[0]);
     struct job_row *job = row == NULL ? NULL : hold(s, row);
 
-    if (job != NULL)
+    if (job != NULL &&
+        (is(job->status, "pending") || is(job->status, "running") || is(job->status, "paused")))
         job->cancel_discard = param_bool(s, 3);
 }
 
