@@ -297,8 +297,6 @@ def test_what_cannot_be_done_is_refused(make):
         (400, {"post_hooks": [{"type": "upload", "destination": "s3://bkt/x"}],
                "upload": "s3://bkt/y"}, "post_hooks[0].destination", "something else"),
         (400, {"post_hooks": [{"type": "webhook", "url": "ftp://h"}]}, "post_hooks[0].url", "http"),
-        (422, {"pre_hooks": [{"type": "snapshot", "on_error": "continue"}]},
-         "pre_hooks[0].on_error", "not available"),
     ]
     for status, fields, field, words in wrong:
         answer = refused(suite, status, **fields)

@@ -197,6 +197,11 @@ def test_to_an_ssh_server(make_suite, make_vsphere, disk, small, sshd, tmp_path,
     check_nothing_is_here(suite, result)
 
 
+def assert_front_last(fake):
+    """The file's last part is complete as late as its front, and both are sent at once."""
+    assert 1 in [p for p in fake.puts if isinstance(p, int)][-2:]
+
+
 def end_worker(suite, how):
     """kill: -9; stop: SIGTERM, the task is handed back."""
     if how == "kill":
@@ -240,8 +245,7 @@ def test_ended_again_and_again_it_goes_on(make_suite, make_vsphere, disk, soft, 
         compare(tmp_path, read, name, disk, image_format)
     assert fake.puts[-1].endswith("/export.json"), "the commit mark came last"
     if image_format == "qcow2":
-        # the disks' last part is complete as late as the front, and both are sent at once
-    assert 1 in [p for p in fake.puts if isinstance(p, int)][-2:], "the front came last"
+        assert_front_last(fake)
         assert 1 not in fake.puts[:sent]
     assert fake.uploads == {}
     check_nothing_is_here(suite, result)
@@ -272,8 +276,7 @@ def test_an_ova_ended_again_and_again(make_suite, make_vsphere, disk, fake, tmp_
     check_objects(result, read)
     (tmp_path / "web.ova").write_bytes(read("web.ova"))
     compare_ova(tmp_path, tmp_path / "web.ova", [disk, second])
-    # the disks' last part is complete as late as the front, and both are sent at once
-    assert 1 in [p for p in fake.puts if isinstance(p, int)][-2:], "the front came last"
+    assert_front_last(fake)
     assert fake.puts[-1].endswith("/export.json") and fake.uploads == {}
     check_nothing_is_here(suite, result)
 
