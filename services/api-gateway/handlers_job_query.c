@@ -5,11 +5,13 @@
 
 #include "common/json.h"
 #include "common/parse.h"
+#include "common/strbuf.h"
 #include "handlers.h"
 #include "job_view.h"
 
-#define NUMBER_TEXT 24
-#define IDS_MAX     1000
+#define NUMBER_TEXT       24
+#define IDS_MAX           1000
+#define STATUSES_TEXT_MAX 128 /* all seven need 63 bytes */
 
 static const char *const shown_statuses[] = {
     "pending", "running", "completed", "failed", "cancelled", "paused", "cancelling", "all", NULL};
@@ -47,55 +49,45 @@ static const struct field parameter_fields[] = {
     {0},
 };
 
-/* Filters $1..$9: ids, statuses, provider, vm, submitted_by, since, until, kind, schedule. Several
- * forms of one statement, so that each has an index to go by whatever the plan's parameters are:
- * given ids, one VM, one schedule, jobs that are not finished, one provider, and the rest in order.
- */
-#define IN_LIST(column, n) column " = ANY (ARRAY(SELECT jsonb_array_elements_text(" n "::jsonb)))"
-#define IS_VM              "(j.vm_path = $4::text OR j.vm_name = $4::text)"
-#define FILTERS                                                                               \
-    " AND ($2::jsonb IS NULL OR " IN_LIST(                                                    \
-        "j.status", "$2") ")"                                                                 \
-                          " AND ($3::text IS NULL OR j.provider = $3)"                        \
-                          " AND ($4::text IS NULL OR " IS_VM ")"                              \
-                          " AND ($5::text IS NULL OR j.submitted_by = $5)"                    \
-                          " AND ($6::timestamptz IS NULL OR j.created_at >= $6::timestamptz)" \
-                          " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"  \
-                          " AND ($8::text IS NULL OR j.kind = $8)"                            \
-                          " AND ($9::text IS NULL OR j.schedule_id = $9)"
-#define FROM_JOBS(table, condition) \
-    " FROM " table " j WHERE ($1::jsonb IS NULL OR true) AND " condition FILTERS
-#define BY_IDS(table)      FROM_JOBS(table, IN_LIST("j.id", "$1"))
-#define BY_VM(table)       FROM_JOBS(table, IS_VM)
-#define BY_SCHEDULE(table) FROM_JOBS(table, "j.schedule_id <> '' AND j.schedule_id = $9::text")
-#define BY_ACTIVE(table)   FROM_JOBS(table, "j.status IN ('pending','running','paused','cancelling')")
-#define BY_PROVIDER(table) FROM_JOBS(table, "j.provider = $3::text")
-#define BY_ORDER(table)    FROM_JOBS(table, "true")
-#define NEWEST             " AND ($10::bigint IS NULL OR j.seq < $10) ORDER BY j.seq DESC LIMIT $11 OFFSET $12"
-#define OLDEST             " AND ($10::bigint IS NULL OR j.seq > $10) ORDER BY j.seq LIMIT $11 OFFSET $12"
-#define COUNT(form)        "SELECT count(*) FROM (SELECT 1" form " LIMIT 10001) few"
-static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNT");
-#define FORM(form)                                                                        \
-    {                                                                                     \
-        "SELECT " JOB_COLUMNS form NEWEST, "SELECT " JOB_COLUMNS form OLDEST, COUNT(form) \
-    }
-
-#define FORMS(table)                                                                               \
-    {                                                                                              \
-        FORM(BY_IDS(table)), FORM(BY_VM(table)), FORM(BY_SCHEDULE(table)), FORM(BY_ACTIVE(table)), \
-            FORM(BY_PROVIDER(table)), FORM(BY_ORDER(table))                                        \
+/* Filters $1..$9: ids, statuses, provider, vm, submitted_by, since, until, kind, schedule. Each
+ * call's plan is made for its parameters (db.h): a filter not given is no part of it, and a state
+ * is known to it. So it sees which index answers, and that one state's jobs stand in jobs_status or
+ * jobs_final in the order asked for; states that come out of a sub-select had it read the whole
+ * table. */
+#define IS_STATUS                                                       \
+    "CASE WHEN $2::text[] IS NULL THEN true"                            \
+    " WHEN cardinality($2::text[]) = 1 THEN j.status = ($2::text[])[1]" \
+    " ELSE j.status = ANY ($2::text[]) END"
+#define FROM_JOBS(table)                                                \
+    " FROM " table " j WHERE ($1::jsonb IS NULL OR j.id = ANY (ARRAY("  \
+    "SELECT jsonb_array_elements_text($1::jsonb))))"                    \
+    " AND " IS_STATUS " AND ($3::text IS NULL OR j.provider = $3)"      \
+    " AND ($4::text IS NULL OR j.vm_path = $4 OR j.vm_name = $4)"       \
+    " AND ($5::text IS NULL OR j.submitted_by = $5)"                    \
+    " AND ($6::timestamptz IS NULL OR j.created_at >= $6::timestamptz)" \
+    " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"  \
+    " AND ($8::text IS NULL OR j.kind = $8)"                            \
+    " AND ($9::text IS NULL OR j.schedule_id = $9)"
+#define NEWEST " AND ($10::bigint IS NULL OR j.seq < $10) ORDER BY j.seq DESC LIMIT $11 OFFSET $12"
+#define OLDEST " AND ($10::bigint IS NULL OR j.seq > $10) ORDER BY j.seq LIMIT $11 OFFSET $12"
+/* The newest, which the list has just read; below a time all newer ones would be passed over. */
+#define COUNTED " ORDER BY CASE WHEN $7::timestamptz IS NULL THEN j.seq END DESC LIMIT 10001"
+static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNTED");
+#define STATEMENTS(table)                                                     \
+    {                                                                         \
+        "SELECT " JOB_COLUMNS FROM_JOBS(table) NEWEST,                        \
+            "SELECT " JOB_COLUMNS FROM_JOBS(table) OLDEST,                    \
+            "SELECT count(*) FROM (SELECT 1" FROM_JOBS(table) COUNTED ") few" \
     }
 
 static const struct {
     const char *newest, *oldest, *count;
-} forms[][6] = {FORMS("jobs"), FORMS("archived_jobs")};
-enum { FORM_IDS, FORM_VM, FORM_SCHEDULE, FORM_ACTIVE, FORM_PROVIDER, FORM_ORDER };
+} statements[] = {STATEMENTS("jobs"), STATEMENTS("archived_jobs")}; /* [archived] */
 
 struct job_query {
     json_t *canonical;
     json_t *ids;      /* array; NULL: any */
     json_t *statuses; /* array of stored states; NULL: any */
-    bool active;      /* only states of jobs that are not finished */
     bool oldest_first;
     const char *kind; /* NULL: any */
     struct page page;
@@ -138,6 +130,20 @@ static int list_of(struct call *call, const json_t *canonical, const char *name,
     return 0;
 }
 
+/* Once each: a single one has a plan of its own. */
+static void add_status(json_t *statuses, const char *status)
+{
+    json_t *known;
+    size_t i;
+
+    json_array_foreach(statuses, i, known)
+    {
+        if (strcmp(json_string_value(known), status) == 0)
+            return;
+    }
+    (void)json_array_append_new(statuses, json_string(status));
+}
+
 /* States as the API names them become the stored ones: running covers paused and cancelling. */
 static int read_statuses(struct call *call, struct job_query *query, struct error *err)
 {
@@ -152,7 +158,6 @@ static int read_statuses(struct call *call, struct job_query *query, struct erro
     if (named == NULL || json_array_size(named) == 0)
         return 0;
     query->statuses = json_array();
-    query->active = true;
     json_array_foreach(named, i, item)
     {
         const char *status = json_string_value(item);
@@ -160,19 +165,15 @@ static int read_statuses(struct call *call, struct job_query *query, struct erro
             return call_bad_field(call, "status", err, "'status': '%s' is not known", status);
         if (strcmp(status, "all") == 0)
             all = true;
-        (void)json_array_append(query->statuses, item);
+        add_status(query->statuses, status);
         if (strcmp(status, "running") == 0) {
-            (void)json_array_append_new(query->statuses, json_string("paused"));
-            (void)json_array_append_new(query->statuses, json_string("cancelling"));
+            add_status(query->statuses, "paused");
+            add_status(query->statuses, "cancelling");
         }
-        if (strcmp(status, "completed") == 0 || strcmp(status, "failed") == 0 ||
-            strcmp(status, "cancelled") == 0)
-            query->active = false;
     }
     if (all) {
         json_decref(query->statuses);
         query->statuses = NULL;
-        query->active = false;
     }
     return 0;
 }
@@ -248,32 +249,38 @@ static void add_total(int64_t total, json_t *answer)
     }
 }
 
-static int form_of(const struct job_query *query)
+/* "{running,paused}": known words, so nothing needs quoting. NULL: any. */
+static int statuses_text(const json_t *statuses, char **out, struct error *err)
 {
-    if (query->ids != NULL)
-        return FORM_IDS;
-    if (field_text(query->canonical, "vm", NULL) != NULL)
-        return FORM_VM;
-    if (field_text(query->canonical, "schedule_id", NULL) != NULL)
-        return FORM_SCHEDULE;
-    if (query->active)
-        return FORM_ACTIVE;
-    return field_text(query->canonical, "provider", NULL) != NULL ? FORM_PROVIDER : FORM_ORDER;
+    auto_strbuf sb;
+    json_t *status;
+    size_t i;
+
+    *out = NULL;
+    if (statuses == NULL)
+        return 0;
+    strbuf_init(&sb, STATUSES_TEXT_MAX);
+    strbuf_addc(&sb, '{');
+    json_array_foreach(statuses, i, status)
+        strbuf_addf(&sb, "%s%s", i == 0 ? "" : ",", json_string_value(status));
+    strbuf_addc(&sb, '}');
+    return strbuf_finish(&sb, out, err);
 }
 
 static int run_query(struct call *call, const struct job_query *query, json_t *answer,
                      struct error *err)
 {
-    int form = form_of(query);
     bool archived = field_bool(query->canonical, "archived", false);
     autofree char *ids = query->ids == NULL ? NULL : json_text(query->ids);
-    autofree char *statuses = query->statuses == NULL ? NULL : json_text(query->statuses);
+    autofree char *statuses = NULL;
     auto_pgresult *rows = NULL;
     auto_pgresult *total = NULL;
     char limit[NUMBER_TEXT];
     char offset[NUMBER_TEXT];
     const json_t *c = query->canonical;
 
+    if (statuses_text(query->statuses, &statuses, err) < 0)
+        return -1;
     (void)snprintf(limit, sizeof limit, "%" PRIu32, query->page.limit + 1);
     (void)snprintf(offset, sizeof offset, "%" PRIu32, query->page.offset);
     const char *params[] = {ids,
@@ -289,9 +296,9 @@ static int run_query(struct call *call, const struct job_query *query, json_t *a
                             limit,
                             offset};
     if (db_exec(call->db,
-                query->oldest_first ? forms[archived][form].oldest : forms[archived][form].newest,
+                query->oldest_first ? statements[archived].oldest : statements[archived].newest,
                 params, ARRAY_LEN(params), &rows, err) < 0 ||
-        db_exec(call->db, forms[archived][form].count, params, 9, &total, err) < 0)
+        db_exec(call->db, statements[archived].count, params, 9, &total, err) < 0)
         return -1;
     add_page(call, query, rows, answer);
     add_total(db_i64(total, 0, 0), answer);

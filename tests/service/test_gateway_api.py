@@ -534,6 +534,54 @@ def test_query_filters_alike_by_parameters_and_body(gateway, api, provider):
     refused(api.request("POST", "/jobs/query", {"stauts": []}), 400, "stauts")
 
 
+RARE_JOBS = """
+INSERT INTO jobs (id, provider, vm_path, definition, kind, status)
+SELECT s || '-' || lpad(i::text, 2, '0'), 'vsphere', '/DC0/vm/a', '{}',
+    CASE WHEN i = 7 THEN 'import' ELSE 'export' END, s
+FROM generate_series(1, 12) i, unnest(ARRAY['failed', 'running', 'cancelling', 'pending']) s ORDER BY i, s DESC;
+INSERT INTO jobs (id, provider, vm_path, definition, status)
+SELECT 'new-' || i, 'vsphere', '/DC0/vm/b', '{}', 'completed' FROM generate_series(1, 20000) i;
+"""
+
+
+def test_a_list_reads_no_more_than_its_jobs(gateway, api):
+    """Few jobs of a state below many newer ones: the same pages, and no passing over the many."""
+    def pages(query):
+        seen, cursor = [], ""
+        while cursor is not None:
+            page = api.get(f"/api/v1/jobs?limit=5&{query}" + (f"&cursor={cursor}" if cursor else ""))
+            assert page["total"] in (12, 24)
+            seen += [j["job_id"] for j in page["jobs"]]
+            cursor = page.get("next_cursor")
+        return seen
+
+    def work():
+        row = gateway.sql("SELECT seq_scan + idx_scan AS scans, seq_tup_read + idx_tup_fetch AS rows"
+                          " FROM pg_stat_user_tables WHERE relname = 'jobs'")[0]
+        return row["scans"], row["rows"]
+
+    gateway.sql(RARE_JOBS)
+    gateway.sql("ANALYZE jobs")
+    before = work()
+    numbers = [f"{i:02}" for i in range(1, 13)]
+    for status in ("failed", "pending", "cancelling"):
+        assert pages(f"status={status}&sort=created_at") == [f"{status}-{n}" for n in numbers]
+        assert pages(f"status={status}&status={status}") == [f"{status}-{n}" for n in numbers[::-1]]
+    both = [f"{s}-{n}" for n in numbers for s in ("running", "cancelling")]
+    assert pages("status=running&sort=created_at") == both
+    assert pages("status=running") == both[::-1]
+    assert [j["job_id"] for j in api.get("/api/v1/imports?status=failed")["jobs"]] == ["failed-07"]
+
+    def counted():
+        """What a connection has read stands in the statistics a second later."""
+        assert len(pages("status=running")) == 24 and len(pages("status=failed")) == 12
+        assert api.get("/api/v1/imports")["total"] == 4
+        return work()[0] - before[0] >= 20
+    wait_for(counted, 30)
+    scans, rows = (b - a for a, b in zip(before, work()))
+    assert rows < 100 * scans
+
+
 def progress_document(done=5, total=20, **more):
     return {"phase": "exporting", "percentage": 100.0 * done / total, "bytes_transferred": done - 1,
             "bytes_done": done, "total_bytes": total, "rate_bytes_per_second": 1048576,
