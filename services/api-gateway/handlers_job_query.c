@@ -252,7 +252,7 @@ static void add_total(int64_t total, json_t *answer)
 /* "{running,paused}": known words, so nothing needs quoting. NULL: any. */
 static int statuses_text(const json_t *statuses, char **out, struct error *err)
 {
-    auto_strbuf sb;
+    auto_strbuf sb = {0};
     json_t *status;
     size_t i;
 
