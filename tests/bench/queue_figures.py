@@ -8,6 +8,7 @@ import subprocess
 import tempfile
 import time
 
+from tests.bench.figures import figure, show
 from tests.harness.process import BIN
 from tests.harness.suite import Suite
 
@@ -64,12 +65,6 @@ def load(suite, mode, jobs, number, workers=WORKERS):
     return json.loads(done.stdout)
 
 
-def figure(name, value, unit, reference, goal, digits=1):
-    ratio = value / reference if reference else 0
-    return {"name": name, "value": f"{value:.{digits}f}", "unit": unit,
-            "reference": f"{reference:.{digits}f}", "ratio": f"{ratio:.2f}", "goal": goal}
-
-
 def p99(samples):
     return sorted(samples)[int(len(samples) * 0.99) - 1]
 
@@ -114,29 +109,69 @@ def processor_seconds(pid, with_ended_children=False):
     return sum(map(int, own)) / os.sysconf("SC_CLK_TCK")
 
 
-def commits_and_time(suite):
-    """Commits, times that the log of the database was made durable, and seconds of processor time of
-    PostgreSQL and of the scheduler."""
-    rows = suite.sql("SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname ="
-                     " current_database()) AS commits, wal_sync AS syncs FROM pg_stat_wal")[0]
+def database_seconds(suite):
     main = (suite.postgres.directory / "postgres/data/postmaster.pid").read_text().split()[0]
-    database = processor_seconds(main, with_ended_children=True)
+    seconds = processor_seconds(main, with_ended_children=True)
     for child in subprocess.run(["ps", "-o", "pid=", "--ppid", main], capture_output=True, text=True,
                                 check=True).stdout.split():
         try:
-            database += processor_seconds(child)
+            seconds += processor_seconds(child)
         except FileNotFoundError:
             continue  # it ended meanwhile
-    return rows["commits"], rows["syncs"], database, processor_seconds(suite["scheduler"].pid)
+    return seconds
 
 
-def profile(before, after, jobs, syncs_per_second):
+def usage(suite):
+    """Commits, times that the log of the database was made durable, and seconds: of the clock, of all
+    processors when they were busy, and what of that PostgreSQL, the scheduler and the load took."""
+    rows = suite.sql("SELECT (SELECT xact_commit FROM pg_stat_database WHERE datname ="
+                     " current_database()) AS commits, wal_sync AS syncs FROM pg_stat_wal")[0]
+    machine = pathlib.Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, machine)
+    times = os.times()
+    return {"commits": rows["commits"], "syncs": rows["syncs"], "clock": time.monotonic(),
+            "busy": (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"),
+            "database": database_seconds(suite), "scheduler": processor_seconds(suite["scheduler"].pid),
+            "load": times.children_user + times.children_system}
+
+
+def measured(suite, mode, jobs, number):
+    """What load() found, and what it used."""
+    before = usage(suite)
+    found = load(suite, mode, jobs, number)
+    after = usage(suite)
+    return found, {key: after[key] - before[key] for key in before}
+
+
+def per_job(used, jobs, syncs_per_second):
     """What a job costs: says whether the disk or the processors are the limit."""
-    commits, syncs, database, scheduler = (b - a for a, b in zip(before, after))
-    return (f"per job: {commits / jobs:.2f} commits, {syncs / jobs:.2f} syncs of the log"
-            f" ({syncs / jobs / syncs_per_second * 1e6:.0f} us of the disk),"
-            f" {database / jobs * 1e6:.0f} us of processor time in PostgreSQL,"
-            f" {scheduler / jobs * 1e6:.0f} us in the scheduler; {os.cpu_count()} processors")
+    return (f"per job: {used['commits'] / jobs:.2f} commits, {used['syncs'] / jobs:.2f} syncs of the log"
+            f" ({used['syncs'] / jobs / syncs_per_second * 1e6:.0f} us of the disk),"
+            f" {used['database'] / jobs * 1e6:.0f} us of processor time in PostgreSQL,"
+            f" {used['scheduler'] / jobs * 1e6:.0f} us in the scheduler")
+
+
+def shares(used):
+    """Who had the processors."""
+    whole = used["clock"] * os.cpu_count()
+    rest = max(0, used["busy"] - used["database"] - used["scheduler"] - used["load"])
+    return (f"{os.cpu_count()} processors {used['busy'] / whole:.0%} busy: PostgreSQL"
+            f" {used['database'] / whole:.0%}, scheduler {used['scheduler'] / whole:.0%}, workers and"
+            f" submitters {used['load'] / whole:.0%}, the system and others {rest / whole:.0%}")
+
+
+def started(paced):
+    return (f"a start: {paced['start_p50_ms']:.1f} ms at the median; a commit: {paced['commit_p50_ms']:.1f}"
+            f" ms at the median, {paced['commit_p99_ms']:.1f} ms at the 99th percentile")
+
+
+def processor_limit(used, jobs, syncs_per_second):
+    """Jobs per second if the processors did nothing else than PostgreSQL's and the scheduler's part."""
+    seconds = used["database"] + used["scheduler"]
+    disk = jobs / used["syncs"] * syncs_per_second if used["syncs"] else 0
+    processors = os.cpu_count() * jobs / seconds
+    return figure("queue_throughput_batch50_limit", processors, "jobs/s", syncs_per_second, "-",
+                  notes=[f"that is the processors' limit, the disk's is {disk:.0f} jobs/s", shares(used)])
 
 
 def fill(suite, first, last):
@@ -157,15 +192,14 @@ def queue_figures():
             suite.wait_ready()
             suite.sql("INSERT INTO providers (name, kind) VALUES ('vsphere', 'vsphere')")
             syncs = fdatasync_rate(directory)
-            before = commits_and_time(suite)
-            empty = load(suite, "throughput", JOBS, 50)
-            note = profile(before, commits_and_time(suite), JOBS, syncs)
-            yield dict(figure("queue_throughput_batch50", empty["jobs_per_second"], "jobs/s", syncs,
-                              ">=3"), note=note)
+            empty, used = measured(suite, "throughput", JOBS, 50)
+            yield figure("queue_throughput_batch50", empty["jobs_per_second"], "jobs/s", syncs, ">=3",
+                         notes=[per_job(used, JOBS, syncs)])
+            yield processor_limit(used, JOBS, syncs)
             rate = int(min(1000, empty["jobs_per_second"] / 2))  # half of what the machine carries
-            paced = load(suite, "latency", rate * 5, rate)
+            paced, used = measured(suite, "latency", rate * 5, rate)
             yield figure(f"enqueue_to_start_p99_at_{rate}", paced["start_p99_ms"], "ms",
-                         paced["commit_p50_ms"], "<=3", 2)
+                         paced["commit_p50_ms"], "<=3", 2, notes=[started(paced), shares(used)])
             suite.sql(FINISHED_JOBS, FINISHED, FINISHED, FINISHED, FINISHED)
             fill(suite, 1, 10000)
             slow = load(suite, "latency", rate * 5, max(1, min(100, rate // 2)), workers=16)
@@ -182,4 +216,4 @@ def queue_figures():
 
 if __name__ == "__main__":  # the figures of the queue alone
     for f in queue_figures():
-        print(*f.values(), flush=True)
+        show(f)

@@ -1,6 +1,5 @@
 """Runs the benchmark programs given as arguments, then measures what needs the whole suite, and
-writes build/bench.json. One line per figure: name value unit reference ratio goal; what limits it
-stands below."""
+writes build/bench.json."""
 import json
 import pathlib
 import subprocess
@@ -9,12 +8,12 @@ import tempfile
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from tests.bench.chaos_figures import chaos_figures  # noqa: E402
+from tests.bench.figures import FIELDS, show  # noqa: E402
 from tests.bench.queue_figures import queue_figures  # noqa: E402
 from tests.harness.suite import SERVICES, Suite  # noqa: E402
 from tests.harness.vsphere import Vsphere, make_image, vm  # noqa: E402
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-FIELDS = ("name", "value", "unit", "reference", "ratio", "goal")
 
 
 def figures_of(text):
@@ -93,9 +92,7 @@ def main(programs):
     figures += queue_figures()
     figures += chaos_figures()
     for figure in figures:
-        print(*(figure[field] for field in FIELDS))
-        for note in figure.get("notes", ()):
-            print("   ", note)
+        show(figure)
     (ROOT / "build").mkdir(exist_ok=True)
     (ROOT / "build" / "bench.json").write_text(json.dumps(figures, indent=1) + "\n")
     return 1 if failed else 0
