@@ -6,8 +6,8 @@
 
 #include "common/base.h"
 
-#define SEEN_WINDOW    65536 /* ids remembered one by one */
-#define SEEN_SETTLE_MS 60000 /* no transaction stays open longer (statement timeout 30 s) */
+#define SEEN_WINDOW    1048576 /* ids remembered one by one: 17,000 a second until they settle */
+#define SEEN_SETTLE_MS 60000   /* no transaction stays open longer (statement timeout 30 s) */
 #define SEEN_MARKS     64
 
 struct seen {
