@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "common/autos.h"
+#include "common/clock.h"
 #include "common/job_store.h"
 #include "common/json.h"
 #include "common/restore_points.h"
@@ -14,6 +15,10 @@
 
 #define NUMBER_SIZE      24
 #define SEALED_BYTES_MAX ((size_t)(128 * KIB))
+#define EXPORT_PARAMS    8
+#define LANE_PARAMS      6    /* the first of them */
+#define LANES_KNOWN_MS   1000 /* so late a task below the floor is found */
+#define LANES_EMPTY_PART 4    /* of the time, for the search when nothing was found */
 #define OVERHEAD_BYTES   ((size_t)(16 * KIB)) /* of a lease: tags, lengths, short fields */
 
 /* Of workers that ask all the time one row is not written all the time. $1: what they say. */
@@ -55,39 +60,63 @@ static const char UPSERT_WORKERS[] =
  * with what stands before the first of the next lane; tasks that are locked are passed over. Tasks
  * on files that exist need no source: their provider and kind are ''. $4: exports per provider,
  * unless its settings say it; $5: per host, 0 = any; $6: how many. Rows of another lane than the
- * first row's are not for the caller: one lane fills up the other's limits. */
+ * first row's are not for the caller: one lane fills up the other's limits.
+ *
+ * Rows that an old snapshot still sees stay in the indexes, before those that wait: they are passed
+ * over once, for the floor of the lane, below which nothing waits. */
 #define EXPORT_QUEUE WAITS " AND class = 'transfer' AND role = 'exporter'"
 #define LANE                                                                               \
     " t.state = 'queued' AND t.hold = '' AND t.class = 'transfer' AND t.role = 'exporter'" \
     " AND t.provider = o.provider AND t.source_host = o.source_host"                       \
-    " AND t.queue_group = o.queue_group AND t.provider_kind IN ($1, '')"
-static const char EXPORT_CANDIDATES[] =
-    "WITH RECURSIVE lanes AS ((SELECT provider, source_host, queue_group, queue_limit FROM tasks"
-    "  WHERE " EXPORT_QUEUE " ORDER BY provider, source_host, queue_group LIMIT 1)"
-    " UNION ALL SELECT n.* FROM lanes w CROSS JOIN LATERAL (SELECT provider, source_host,"
-    "  queue_group, queue_limit FROM tasks WHERE " EXPORT_QUEUE
-    "  AND (provider, source_host, queue_group) > (w.provider, w.source_host, w.queue_group)"
-    "  ORDER BY provider, source_host, queue_group LIMIT 1) n),"
-    " busy AS MATERIALIZED (SELECT provider, source_host, queue_group FROM tasks WHERE"
-    "  class = 'transfer' AND role = 'exporter' AND state IN ('leased', 'finishing')),"
-    " o AS MATERIALIZED (SELECT l.*, least(" /* NULL: no limit */
-    "   CASE WHEN l.provider <> '' THEN coalesce((p.settings->>'export_limit')::int, $4::int)"
-    "    - (SELECT count(*) FROM busy b WHERE b.provider = l.provider) END,"
-    "   CASE WHEN l.source_host <> '' AND $5::int > 0 THEN $5::int - (SELECT count(*) FROM busy b"
-    "    WHERE b.provider = l.provider AND b.source_host = l.source_host) END,"
-    "   CASE WHEN l.queue_group <> '' AND l.queue_limit > 0 THEN l.queue_limit - (SELECT count(*)"
-    "    FROM busy b WHERE b.queue_group = l.queue_group) END) AS room"
-    "  FROM lanes l LEFT JOIN providers p ON p.name = l.provider WHERE coalesce(p.enabled, true)),"
-    " heads AS MATERIALIZED (SELECT o.*, h.rank, h.seq, lead(h.rank) OVER w AS next_rank,"
-    "  lead(h.seq) OVER w AS next_seq FROM o CROSS JOIN LATERAL (SELECT t.rank,"
-    "  t.seq FROM tasks t WHERE" LANE FITS " ORDER BY t.rank, t.seq LIMIT 1) h"
-    "  WHERE coalesce(o.room, 1) > 0 WINDOW w AS (ORDER BY h.rank, h.seq) ORDER BY h.rank, h.seq)"
-    " SELECT c.id, o.provider, o.source_host, o.queue_group FROM heads o"
-    " CROSS JOIN LATERAL (SELECT t.id FROM tasks t JOIN jobs j"
-    "  ON j.id = t.job_id WHERE" LANE FITS LIVE_JOB
-    "  AND (o.next_rank IS NULL OR (t.rank, t.seq) < (o.next_rank, o.next_seq))"
-    "  ORDER BY t.rank, t.seq LIMIT least(o.room, $6::int) FOR UPDATE OF j, t SKIP LOCKED) c"
-    " LIMIT $6::int";
+    " AND t.queue_group = o.queue_group AND t.rank >= o.floor AND t.provider_kind IN ($1, '')"
+#define LANES                                                                                 \
+    "WITH RECURSIVE lanes AS ((SELECT provider, source_host, queue_group, queue_limit,"       \
+    "  rank AS floor FROM tasks WHERE " EXPORT_QUEUE                                          \
+    "  ORDER BY provider, source_host, queue_group, rank LIMIT 1)"                            \
+    " UNION ALL SELECT n.* FROM lanes w CROSS JOIN LATERAL (SELECT provider, source_host,"    \
+    "  queue_group, queue_limit, rank FROM tasks WHERE " EXPORT_QUEUE                         \
+    "  AND (provider, source_host, queue_group) > (w.provider, w.source_host, w.queue_group)" \
+    "  ORDER BY provider, source_host, queue_group, rank LIMIT 1) n)"
+/* A lease that ran out a minute ago has no worker any more, whether it was taken back or not. */
+#define BUSY                                                                               \
+    ", busy AS MATERIALIZED (SELECT provider, source_host, queue_group, count(*) AS n"     \
+    "  FROM tasks WHERE class = 'transfer' AND role = 'exporter'"                          \
+    "  AND state IN ('leased', 'finishing') AND lease_until > now() - interval '1 minute'" \
+    "  GROUP BY provider, source_host, queue_group)"
+#define USED "(SELECT coalesce(sum(b.n), 0)::int FROM busy b WHERE"
+#define FROM_LANES                                                                                 \
+    ","                                                                                            \
+    " o AS MATERIALIZED (SELECT l.*, least(" /* NULL: no limit */                                  \
+    "   CASE WHEN l.provider <> '' THEN coalesce((p.settings->>'export_limit')::int, $4::int)"     \
+    "    - " USED " b.provider = l.provider) END,"                                                 \
+    "   CASE WHEN l.source_host <> '' AND $5::int > 0 THEN $5::int - " USED                        \
+    "    b.provider = l.provider AND b.source_host = l.source_host) END,"                          \
+    "   CASE WHEN l.queue_group <> '' AND l.queue_limit > 0 THEN l.queue_limit - " USED            \
+    "    b.queue_group = l.queue_group) END) AS room"                                              \
+    "  FROM lanes l LEFT JOIN providers p ON p.name = l.provider WHERE coalesce(p.enabled, "       \
+    "true)),"                                                                                      \
+    " heads AS MATERIALIZED (SELECT o.*, h.rank, h.seq, lead(h.rank) OVER w AS next_rank,"         \
+    "  lead(h.seq) OVER w AS next_seq FROM o CROSS JOIN LATERAL (SELECT t.rank,"                   \
+    "  t.seq FROM tasks t WHERE" LANE FITS " ORDER BY t.rank, t.seq LIMIT 1) h"                    \
+    "  WHERE coalesce(o.room, 1) > 0 WINDOW w AS (ORDER BY h.rank, h.seq) ORDER BY h.rank, h.seq)" \
+    " SELECT c.id, o.provider, o.source_host, o.queue_group FROM heads o"                          \
+    " CROSS JOIN LATERAL (SELECT t.id FROM tasks t JOIN jobs j"                                    \
+    "  ON j.id = t.job_id WHERE" LANE FITS LIVE_JOB                                                \
+    "  AND (o.next_rank IS NULL OR (t.rank, t.seq) < (o.next_rank, o.next_seq))"                   \
+    "  ORDER BY t.rank, t.seq LIMIT least(o.room, $6::int) FOR UPDATE OF j, t SKIP LOCKED) c"      \
+    " LIMIT $6::int"
+static const char EXPORT_CANDIDATES[] = LANES BUSY FROM_LANES;
+
+static const char FIND_LANES[] =
+    LANES BUSY " SELECT (SELECT coalesce(jsonb_agg(lanes), '[]') FROM lanes),"
+               " (SELECT coalesce(jsonb_agg(busy), '[]') FROM busy)";
+
+/* $7, $8: what FIND_LANES found a moment ago, and what was leased since. */
+static const char EXPORT_CANDIDATES_OF[] =
+    "WITH lanes AS (SELECT * FROM jsonb_to_recordset($7::jsonb) AS x(provider text,"
+    "  source_host text, queue_group text, queue_limit int, floor bigint)),"
+    " busy AS MATERIALIZED (SELECT * FROM jsonb_to_recordset($8::jsonb) AS x(provider text,"
+    "  source_host text, queue_group text, n int))" FROM_LANES;
 
 static const char BRIDGE_CANDIDATES[] =
     "SELECT t.id, '', '', '' FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state = 'queued'"
@@ -382,10 +411,94 @@ static int load_leases(struct db *db, struct claims *claims, char out_task[64], 
     return 0;
 }
 
+/* ---- the lanes of exports ---- */
+
+static void forget_lanes(struct claim_lanes *lanes)
+{
+    free(lanes->known);
+    lanes->known = NULL;
+    json_decref(lanes->busy);
+    lanes->busy = NULL;
+}
+
+static int find_lanes(struct claim_lanes *lanes, struct db *db, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    int64_t began_ms = clock_mono_ms();
+
+    forget_lanes(lanes);
+    if (db_exec(db, FIND_LANES, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    lanes->busy = json_loads(db_text(rows, 0, 1), 0, NULL);
+    lanes->known = xstrdup(db_text(rows, 0, 0));
+    whole_look_done(&lanes->look, began_ms, clock_mono_ms());
+    return 0;
+}
+
+static int find_everywhere(struct claim_lanes *lanes, struct db *db, const char *const *params,
+                           PGresult **out, struct error *err)
+{
+    int64_t began_ms = clock_mono_ms();
+
+    if (db_exec(db, EXPORT_CANDIDATES, params, LANE_PARAMS, out, err) < 0)
+        return -1;
+    if (clock_mono_ms() - began_ms <= WHOLE_LOOK_QUICK_MS)
+        return 0;
+    return find_lanes(lanes, db, err);
+}
+
+static int find_in_lanes(struct claim_lanes *lanes, int64_t most_ms, struct db *db,
+                         const char **params, PGresult **out, struct error *err)
+{
+    autofree char *busy = NULL;
+
+    if (whole_look_is_due(&lanes->look, clock_mono_ms(), most_ms) && find_lanes(lanes, db, err) < 0)
+        return -1;
+    busy = json_text(lanes->busy);
+    params[LANE_PARAMS] = lanes->known;
+    params[LANE_PARAMS + 1] = busy;
+    return db_exec(db, EXPORT_CANDIDATES_OF, params, EXPORT_PARAMS, out, err);
+}
+
+/* While the lanes are found quickly, each look finds them itself. Else it starts from those that
+ * were found a moment ago: a task that came in below the floor or in a new lane, and the room that
+ * an end makes, wait for the next search, a second at most. Who would get nothing waits less. */
+static int find_exports(struct claim_lanes *lanes, struct db *db, const char **params,
+                        PGresult **out, struct error *err)
+{
+    if (lanes->known == NULL) {
+        if (find_everywhere(lanes, db, params, out, err) < 0)
+            return -1;
+    } else if (find_in_lanes(lanes, LANES_KNOWN_MS, db, params, out, err) < 0) {
+        return -1;
+    } else if (PQntuples(*out) == 0) {
+        PQclear(STEAL(*out));
+        if (find_in_lanes(lanes, lanes->look.took_ms * LANES_EMPTY_PART, db, params, out, err) < 0)
+            return -1;
+    }
+    if (whole_look_is_quick(&lanes->look))
+        forget_lanes(lanes);
+    return 0;
+}
+
+/* What is leased counts against the limits, also if the commit fails: then for a moment. */
+static void note_leased(struct claim_lanes *lanes, const PGresult *found, size_t count)
+{
+    json_t *row;
+
+    if (lanes->known == NULL || count == 0)
+        return;
+    row = json_object();
+    json_set_text(row, "provider", db_text(found, 0, 1));
+    json_set_text(row, "source_host", db_text(found, 0, 2));
+    json_set_text(row, "queue_group", db_text(found, 0, 3));
+    json_set_i64(row, "n", (int64_t)count);
+    (void)json_array_append_new(lanes->busy, row);
+}
+
 /* At most `most` tasks that a worker with this wish may have, locked. */
-static int find(const struct scheduler *scheduler, struct db *db,
-                const Hypersdk__V1__LeaseRequest *wish, size_t most, PGresult **out,
-                struct error *err)
+static int find(struct scheduler *scheduler, struct db *db, const Hypersdk__V1__LeaseRequest *wish,
+                size_t most, PGresult **out, struct error *err)
 {
     autofree char *kinds = kinds_json(wish);
     autofree char *volumes = volume_ids_json(wish);
@@ -404,8 +517,10 @@ static int find(const struct scheduler *scheduler, struct db *db,
         return db_exec(db, BRIDGE_CANDIDATES, DB_PARAMS(wish->provider, kinds, volumes, count), out,
                        err);
     }
-    return db_exec(db, EXPORT_CANDIDATES,
-                   DB_PARAMS(wish->provider, kinds, volumes, limit, host_limit, count), out, err);
+    return find_exports(
+        &scheduler->lanes, db,
+        (const char *[EXPORT_PARAMS]){wish->provider, kinds, volumes, limit, host_limit, count},
+        out, err);
 }
 
 static bool same_lane(const PGresult *rows, int a, int b)
@@ -467,6 +582,8 @@ int claim_tasks(struct scheduler *scheduler, struct db *db, const struct claim_w
     if (find(scheduler, db, wish->requests[0], wish->count, &found, err) < 0)
         return -1;
     take_lane(found, claims);
+    if (is_transfer(wish->requests[0]) && strcmp(wish->requests[0]->role, "exporter") == 0)
+        note_leased(&scheduler->lanes, found, claims->count);
     if (claims->count == 1)
         (void)snprintf(out_task, 64, "%s", claims->items[0].task_id);
     if (lease(scheduler, db, wish, claims, err) < 0 || load_leases(db, claims, out_task, err) < 0)

@@ -12,8 +12,10 @@
 #include "common/redis.h"
 #include "live.h"
 #include "scheduler.h"
+#include "whole_look.h"
 
 #define TICK_MS       250
+#define WHOLE_MS      5000 /* so late a row is found that was committed long after its id was drawn */
 #define EVENTS_MAX    500
 #define UPDATES_MAX   256
 #define ID_DIGITS_MAX 24 /* with what stands around it */
@@ -63,15 +65,51 @@ static int publish(struct redis *redis, const char *text, struct error *err)
 
 /* ---- history ---- */
 
-static int publish_events(struct db *db, struct redis *redis, struct error *err)
+/* Published rows that an old snapshot still sees stay in the index of the unpublished. Most looks
+ * start behind them; ids are drawn in another order than commits come, so not right behind, and
+ * what is later still is found by the next whole look. */
+struct history {
+    struct whole_look look;
+    int64_t floor;  /* `newest` as it was one or two ticks ago */
+    int64_t before; /* as it was at moved_ms */
+    int64_t newest; /* that was published */
+    int64_t moved_ms;
+};
+
+static void published(struct history *history, int64_t newest, int64_t now_ms)
 {
+    if (newest > history->newest)
+        history->newest = newest;
+    if (now_ms - history->moved_ms < TICK_MS)
+        return;
+    history->floor = history->before;
+    history->before = history->newest;
+    history->moved_ms = now_ms;
+}
+
+static int read_events(struct history *history, struct db *db, json_t **out, struct error *err)
+{
+    int64_t began_ms = clock_mono_ms();
+    bool whole = whole_look_is_due(&history->look, began_ms, WHOLE_MS);
+
+    if (job_store_events(db, whole ? 0 : history->floor, true, EVENTS_MAX, out, err) < 0)
+        return -1;
+    if (whole)
+        whole_look_done(&history->look, began_ms, clock_mono_ms());
+    return 0;
+}
+
+static int publish_events(struct history *history, struct db *db, struct redis *redis,
+                          struct error *err)
+{
+    int64_t newest = 0;
     auto_json *events = NULL;
     auto_strbuf ids;
     json_t *event;
     size_t i;
 
     strbuf_init(&ids, EVENTS_MAX * ID_DIGITS_MAX);
-    if (job_store_events(db, 0, true, EVENTS_MAX, &events, err) < 0)
+    if (read_events(history, db, &events, err) < 0)
         return -1;
     if (json_array_size(events) == 0)
         return 0;
@@ -80,13 +118,16 @@ static int publish_events(struct db *db, struct redis *redis, struct error *err)
         autofree char *text = json_text(event);
         if (publish(redis, text, err) < 0)
             return -1;
-        strbuf_addf(&ids, "%s%" JSON_INTEGER_FORMAT, i == 0 ? "{" : ",",
-                    json_integer_value(json_object_get(event, "seq")));
+        newest = json_integer_value(json_object_get(event, "seq"));
+        strbuf_addf(&ids, "%s%" PRId64, i == 0 ? "{" : ",", newest);
     }
     strbuf_addf(&ids, "}");
     if (redis_flush(redis, err) < 0)
         return -1;
-    return db_exec(db, PUBLISHED, DB_PARAMS(ids.data), NULL, err);
+    if (db_exec(db, PUBLISHED, DB_PARAMS(ids.data), NULL, err) < 0)
+        return -1;
+    published(history, newest, clock_mono_ms());
+    return 0;
 }
 
 /* ---- progress ---- */
@@ -158,6 +199,7 @@ void *publish_main(void *arg)
     auto_db *db = scheduler_queue_db(scheduler, "scheduler publish");
     struct redis *redis = redis_new(&scheduler->redis);
     struct log_throttle throttle = {0};
+    struct history history = {.floor = 0};
 
     for (;;) {
         struct error err = ERROR_NONE;
@@ -166,7 +208,7 @@ void *publish_main(void *arg)
         int rc;
         wait_tick();
         rc = publish_progress(scheduler, db, redis, &err);
-        if (publish_events(db, redis, &other) < 0 && rc == 0) {
+        if (publish_events(&history, db, redis, &other) < 0 && rc == 0) {
             err = other;
             rc = -1;
         }

@@ -1,5 +1,6 @@
 /* What lost messages would leave undone: leases that ran out, cancels that nobody heard, workers
  * that are gone, control tasks that nobody fetched; the chain over the audit log. */
+#include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -12,19 +13,27 @@
 #include "live.h"
 #include "park.h"
 
-#define SECOND_MS 1000
+#define SECOND_MS         1000
+#define EVER_MS           INT64_C(1000000000000) /* 31 years */
+#define EXPIRED_WHOLE_MS  10000
+#define EXPIRED_RECENT_MS 5000
+#define EXPIRED_MAX       200
+#define STOPPED_MS        1000 /* so late those are told again that must stop */
 
 /* $1: as long after lease_until as a worker stops writing before it, clocks of one machine each.
+ * $2: not longer ago: from the beginning all that an old snapshot still sees is passed over.
  * What someone else holds locked is looked at in the next round: each would be waited for. */
 static const char EXPIRED[] = "SELECT id FROM tasks WHERE state IN ('leased', 'finishing')"
                               " AND lease_until < now() - $1::bigint * interval '1 millisecond'"
-                              " ORDER BY lease_until LIMIT 200 FOR NO KEY UPDATE SKIP LOCKED";
+                              " AND lease_until > now() - $2::bigint * interval '1 millisecond'"
+                              " ORDER BY lease_until LIMIT $3::int FOR NO KEY UPDATE SKIP LOCKED";
 
 static const char STOPPED[] =
     "SELECT t.id, t.cancel, coalesce(j.status = 'paused' OR " SCHEDULER_SQL_WINDOW_OVER
     ", false) FROM tasks t"
     " LEFT JOIN jobs j ON j.id = t.job_id LEFT JOIN workers w ON w.instance = t.worker"
-    " WHERE t.state IN ('leased', 'finishing') AND (t.cancel OR j.status = 'paused'"
+    " WHERE t.state IN ('leased', 'finishing') AND t.lease_until > now() - interval '1 minute'"
+    " AND (t.cancel OR j.status = 'paused'"
     "  OR " SCHEDULER_SQL_WINDOW_OVER
     " OR (t.class = 'transfer' AND w.drained_at IS NOT NULL)) LIMIT 500";
 
@@ -32,7 +41,8 @@ static const char STOPPED[] =
 static const char LIMITED[] =
     "SELECT t.id, " SCHEDULER_SQL_BANDWIDTH " FROM tasks t WHERE state IN ('leased', 'finishing')"
     " AND (t.spec->'bandwidth'->>'stamp_ms')::bigint"
-    "     > extract(epoch FROM now() - interval '5 seconds') * 1000 LIMIT 500";
+    "     > extract(epoch FROM now() - interval '5 seconds') * 1000"
+    " AND lease_until > now() - interval '1 minute' LIMIT 500";
 
 /* A parked request comes again every 20 s, a renewal every 5 s. */
 static const char WORKERS_DOWN[] = "UPDATE workers SET state = 'down' WHERE state <> 'down'"
@@ -106,11 +116,20 @@ static void note(struct error *first, int rc, const struct error *err)
 static int reap(struct scheduler *scheduler, struct db *db, struct error *err)
 {
     auto_pgresult *rows = NULL;
+    int64_t began_ms = clock_mono_ms();
+    bool whole = whole_look_is_due(&scheduler->expired, began_ms, EXPIRED_WHOLE_MS);
     char margin[24];
+    char longest[24];
+    char most[24];
 
     (void)snprintf(margin, sizeof margin, "%d", WORKER_LEASE_MARGIN_MS);
-    if (db_exec(db, EXPIRED, DB_PARAMS(margin), &rows, err) < 0)
+    (void)snprintf(most, sizeof most, "%d", EXPIRED_MAX);
+    (void)snprintf(longest, sizeof longest, "%" PRId64,
+                   whole ? EVER_MS : WORKER_LEASE_MARGIN_MS + EXPIRED_RECENT_MS);
+    if (db_exec(db, EXPIRED, DB_PARAMS(margin, longest, most), &rows, err) < 0)
         return -1;
+    if (whole && PQntuples(rows) < EXPIRED_MAX) /* else there are more: again */
+        whole_look_done(&scheduler->expired, began_ms, clock_mono_ms());
     for (int i = 0; i < PQntuples(rows); i++) {
         struct error why = ERROR_NONE;
         note(err, reap_one(scheduler, db, db_text(rows, i, 0), &why), &why);
@@ -123,10 +142,14 @@ int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db, struct
     auto_pgresult *stopped = NULL;
     auto_pgresult *limited = NULL;
     Hypersdk__V1__TaskControl control;
+    int64_t began_ms = clock_mono_ms();
 
+    if (!whole_look_is_due(&scheduler->stopped, began_ms, STOPPED_MS))
+        return 0;
     if (db_exec(db, STOPPED, DB_NO_PARAMS, &stopped, err) < 0 ||
         db_exec(db, LIMITED, DB_NO_PARAMS, &limited, err) < 0)
         return -1;
+    whole_look_done(&scheduler->stopped, began_ms, clock_mono_ms());
     for (int i = 0; i < PQntuples(stopped); i++) {
         scheduler_control(&control,
                           db_bool(stopped, i, 1)   ? HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL

@@ -1,7 +1,10 @@
 /* Why jobs wait: for users, in the job's row and in /status. What is true of many is asked once. */
 #include <stdio.h>
 
+#include "common/clock.h"
 #include "scheduler.h"
+
+#define EXPLAIN_MS 10000 /* so old a reason may be that takes long to find */
 
 static const char REASONS[] =
     "WITH waiting AS (SELECT j.id, t.role, t.provider_kind, t.provider, t.volume,"
@@ -84,8 +87,14 @@ int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *
 {
     char limit[24];
     char host_limit[24];
+    int64_t began_ms = clock_mono_ms();
 
+    if (!whole_look_is_due(&scheduler->explained, began_ms, EXPLAIN_MS))
+        return 0;
     (void)snprintf(limit, sizeof limit, "%u", scheduler->export.provider_limit);
     (void)snprintf(host_limit, sizeof host_limit, "%u", scheduler->export.host_limit);
-    return db_exec(db, REASONS, DB_PARAMS(limit, host_limit), NULL, err);
+    if (db_exec(db, REASONS, DB_PARAMS(limit, host_limit), NULL, err) < 0)
+        return -1;
+    whole_look_done(&scheduler->explained, began_ms, clock_mono_ms());
+    return 0;
 }

@@ -17,12 +17,19 @@
 #include "common/service.h"
 #include "common/submit_job.h"
 #include "common/worker_bandwidth.h"
+#include "whole_look.h"
 
 #define SCHEDULER_DB_ROLE "hypersdk_scheduler"
 
 struct park;
 struct requests;
 struct live;
+
+struct claim_lanes { /* claim.c */
+    char *known;     /* JSON; NULL: they are found anew with every claim */
+    json_t *busy;    /* what counts against their limits: it, and what was leased since */
+    struct whole_look look;
+};
 
 struct scheduler {
     struct service *service;
@@ -42,9 +49,13 @@ struct scheduler {
     struct config_list bases;
     struct bus_server *server;
     struct bus_publisher *publisher;
-    struct park *park;                  /* park.h */
-    struct requests *requests;          /* requests.h */
-    struct live *live;                  /* live.h: who holds which lease, newest progress */
+    struct park *park;         /* park.h */
+    struct requests *requests; /* requests.h */
+    struct live *live;         /* live.h: who holds which lease, newest progress */
+    struct claim_lanes lanes;  /* the dispatcher's */
+    struct whole_look stopped; /* the dispatcher's */
+    struct whole_look expired; /* the reaper's, as the next */
+    struct whole_look explained;
     atomic_int_fast64_t leads_until_ms; /* monotonic: the leader's row is ours at least so long */
 };
 

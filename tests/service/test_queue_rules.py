@@ -277,6 +277,64 @@ def test_a_claim_is_quick_with_50000_tasks_before_it(bench):
     assert spent[len(spent) // 2] < 0.25, spent
 
 
+def behind_an_old_snapshot(b, gone):
+    """A transaction that still sees so many tasks waiting, before all others, that are done, and as many
+    events that are published."""
+    b.sql("INSERT INTO tasks (id, kind, class, role, provider_kind, provider, spec, rank) SELECT"
+          " 't' || i, 'export', 'transfer', 'exporter', 'vsphere', 'vsphere', '{}', i"
+          " FROM generate_series(1, %s) i", gone)
+    b.sql("INSERT INTO job_events (job_id, event, status) SELECT %s, 'job.created', 'pending'"
+          " FROM generate_series(1, %s)", b.driver.submit(provider="other"), gone)
+    old = b.suite.postgres.connect(b.suite.database)
+    old.cursor().execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM settings")
+    b.sql("UPDATE job_events SET published = true")
+    b.sql("UPDATE tasks SET state = 'done'")
+    b.sql("ANALYZE tasks")
+    return old
+
+
+def test_behind_an_old_snapshot_nothing_is_lost_and_limits_hold(bench):
+    """Also what comes in before the place where most looks start then."""
+    b = bench(config={"export": {"provider_limit": 1000}})
+    b.sql("UPDATE providers SET settings = '{\"export_limit\": 1}' WHERE name = 'other'")
+    gone, leases = 40000, []
+
+    def take():
+        leases.append(b.driver.take(slot=len(leases) % 50, slots=60))
+        return leases[-1]
+
+    def take_until(job):
+        """There is always something else to hand out."""
+        while take()["job_id"] != job:
+            b.driver.submit()
+            assert len(leases) < 3000, "it was never found"
+        return leases[-1]
+
+    old = behind_an_old_snapshot(b, gone)
+    late = b.suite.postgres.connect(b.suite.database)
+    try:
+        late.cursor().execute("BEGIN; INSERT INTO job_events (job_id, event, status) SELECT id,"
+                              " 'job.late', 'pending' FROM jobs LIMIT 1")
+        jobs = [b.driver.submit() for _ in range(40)]
+        assert [take()["job_id"] for _ in range(30)] == jobs[:30]
+        take_until(b.driver.submit(priority=90))
+        b.driver.on(leases[0], "yield")
+        take_until(jobs[0])
+        first, second = (b.driver.submit(provider="other", priority=99) for _ in range(2))
+        lease = take_until(first)
+        for _ in range(20):
+            b.driver.submit()
+            assert take()["job_id"] != second, "over the limit"
+        b.driver.finish(lease, export_result())
+        take_until(second)
+        late.cursor().execute("COMMIT")
+        wait_for(lambda: b.sql("SELECT 1 FROM job_events WHERE event = 'job.late' AND published"),
+                 20, "an event of a lower id than others is published")
+    finally:
+        late.close()
+        old.close()
+
+
 # ---- deadlines and dependencies ----
 
 def soon(b, seconds):

@@ -197,6 +197,13 @@ static void export_candidates(struct statement *s)
                                  .most = param_i64(s, 6)});
 }
 
+/* The model of the claim looks at all of them, whatever was found before. */
+static void known_lanes(struct statement *s)
+{
+    result_columns(s, 2);
+    RESULT_ROW(s, "[]", "[]");
+}
+
 static void bridge_candidates(struct statement *s)
 {
     candidates(s, &(struct wish){.role = "bridge",
@@ -606,7 +613,9 @@ static void release_leader(struct statement *s)
 
 const struct statement_model statements_scheduler[] = {
     {"INSERT INTO workers AS w", upsert_workers},
+    {"SELECT (SELECT coalesce(jsonb_agg(lanes), '[]')", known_lanes},
     {"WITH RECURSIVE lanes AS", export_candidates},
+    {"WITH lanes AS", export_candidates},
     {"t.class = 'transfer' AND t.role = 'bridge'", bridge_candidates},
     {"t.state = 'queued' AND t.class = 'control'", control_candidates},
     {"SELECT coalesce(t.job_id, ''), t.kind, t.attempt", load_leases},

@@ -1,0 +1,45 @@
+/* When an index is looked at from its beginning again. */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "services/scheduler/whole_look.h"
+
+static void every_look_is_whole_while_that_is_quick(void **state)
+{
+    struct whole_look look = {0};
+
+    (void)state;
+    assert_true(whole_look_is_due(&look, 0, 1000));
+    whole_look_done(&look, 100, 100 + WHOLE_LOOK_QUICK_MS);
+    assert_true(whole_look_is_quick(&look));
+    assert_true(whole_look_is_due(&look, 100 + WHOLE_LOOK_QUICK_MS, 1000));
+}
+
+static void a_long_one_waits_for_its_part_of_the_time(void **state)
+{
+    struct whole_look look = {0};
+
+    (void)state;
+    whole_look_done(&look, 1000, 1010);
+    assert_false(whole_look_is_quick(&look));
+    assert_false(whole_look_is_due(&look, 1209, 1000));
+    assert_true(whole_look_is_due(&look, 1210, 1000));
+    assert_true(whole_look_is_due(&look, 1060, 50)); /* the caller waits no longer */
+    whole_look_done(&look, 2000, 3000);
+    assert_false(whole_look_is_due(&look, 3999, 1000));
+    assert_true(whole_look_is_due(&look, 4000, 1000));
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(every_look_is_whole_while_that_is_quick),
+        cmocka_unit_test(a_long_one_waits_for_its_part_of_the_time),
+    };
+
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
