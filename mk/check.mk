@@ -62,7 +62,7 @@ test-full: test ## make test, then everything that takes long
 	@$(MAKE) --no-print-directory sim SEEDS=20000 SEED_START=100000
 	@VARIANT=asan /usr/bin/python3 tests/run.py service e2e
 	@deploy/local/packages.sh full
-	@HSDK_HEAVY=1 /usr/bin/python3 -m pytest -q -m heavy tests/e2e
+	@HSDK_HEAVY=1 /usr/bin/python3 -m pytest -q -m heavy tests/service tests/e2e
 	@HSDK_BOOTS=all /usr/bin/python3 -m pytest -q tests/e2e/test_boot.py tests/e2e/test_into_libvirt.py tests/heavy
 	@for t in $(FUZZ_NAMES); do $(MAKE) --no-print-directory fuzz T=$$t TIME=60 || exit 1; done
 	@$(MAKE) --no-print-directory $(JOBS) lint

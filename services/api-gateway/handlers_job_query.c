@@ -262,7 +262,9 @@ static int statuses_text(const json_t *statuses, char **out, struct error *err)
     strbuf_init(&sb, STATUSES_TEXT_MAX);
     strbuf_addc(&sb, '{');
     json_array_foreach(statuses, i, status)
+    {
         strbuf_addf(&sb, "%s%s", i == 0 ? "" : ",", json_string_value(status));
+    }
     strbuf_addc(&sb, '}');
     return strbuf_finish(&sb, out, err);
 }

@@ -8,7 +8,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#define WHOLE_LOOK_QUICK_MS 20
+#define WHOLE_LOOK_QUICK_MS 50 /* more than a busy machine takes for a quick one */
 #define WHOLE_LOOK_PART     20
 
 struct whole_look {

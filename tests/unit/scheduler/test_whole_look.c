@@ -24,11 +24,11 @@ static void a_long_one_waits_for_its_part_of_the_time(void **state)
     struct whole_look look = {0};
 
     (void)state;
-    whole_look_done(&look, 1000, 1030);
+    whole_look_done(&look, 1000, 1060);
     assert_false(whole_look_is_quick(&look));
-    assert_false(whole_look_is_due(&look, 1629, 1000));
-    assert_true(whole_look_is_due(&look, 1630, 1000));
-    assert_true(whole_look_is_due(&look, 1080, 50)); /* the caller waits no longer */
+    assert_false(whole_look_is_due(&look, 2259, 5000));
+    assert_true(whole_look_is_due(&look, 2260, 5000));
+    assert_true(whole_look_is_due(&look, 1110, 50)); /* the caller waits no longer */
     whole_look_done(&look, 2000, 3000);
     assert_false(whole_look_is_due(&look, 3999, 1000));
     assert_true(whole_look_is_due(&look, 4000, 1000));
