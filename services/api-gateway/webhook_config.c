@@ -10,6 +10,7 @@
 #include "common/json.h"
 #include "common/log.h"
 #include "common/paths.h"
+#include "common/strbuf.h"
 #include "common/webhook_post.h"
 #include "config_sync.h"
 #include "common/fields.h"
@@ -24,6 +25,7 @@
 #define ID_HEX           16
 #define NUMBER_TEXT      24
 #define SECRET_BYTES_MAX 4096
+#define EVENTS_TEXT_MAX  512 /* all names that are known */
 
 static const struct field endpoint_fields[] = {
     {"url", {NULL}, FIELD_TEXT, 1, WEBHOOK_URL_BYTES_MAX, NULL},
@@ -131,6 +133,17 @@ static int read_secret(struct endpoint *endpoint, struct error *err)
     return 0;
 }
 
+static int unknown_event(const char *event, const char *near, struct error *err)
+{
+    auto_strbuf known = {0};
+
+    strbuf_init(&known, EVENTS_TEXT_MAX);
+    for (size_t i = 0; events_known[i] != NULL; i++)
+        strbuf_addf(&known, "%s%s", i == 0 ? "" : ", ", events_known[i]);
+    return error_set(err, ERR_INVALID, "event '%.64s' is not sent (there are %s)%s%s", event,
+                     known.data, near == NULL ? "" : ", did you mean ", near == NULL ? "" : near);
+}
+
 static int read_events(struct endpoint *endpoint, struct error *err)
 {
     json_t *events = json_object_get(endpoint->canonical, "events");
@@ -148,11 +161,7 @@ static int read_events(struct endpoint *endpoint, struct error *err)
         if (word_in(json_string_value(event), events_known))
             continue;
         near = nearest_word(json_string_value(event), events_known);
-        return error_set(err, ERR_INVALID,
-                         "event '%.64s' is not sent (there are *, job.started, job.completed, "
-                         "job.failed, job.cancelled, schedule.triggered, schedule.missed)%s%s",
-                         json_string_value(event), near == NULL ? "" : ", did you mean ",
-                         near == NULL ? "" : near);
+        return unknown_event(json_string_value(event), near, err);
     }
     return 0;
 }
