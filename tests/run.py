@@ -103,7 +103,7 @@ def pytest_counts(xml_file):
     results, seconds = {}, {}
     for case in xml.etree.ElementTree.parse(xml_file).getroot().iter("testcase"):
         # a file that cannot be read has no class, its module is the name
-        name = case.get("classname") or case.get("name")
+        name = case.get("classname") or case.get("name") or "?"
         folder = name.replace("/", ".").split(".")[1] if name.startswith("tests") else "?"
         result = results.setdefault(folder, Result())
         seconds[folder] = seconds.get(folder, 0) + float(case.get("time", 0))
