@@ -35,7 +35,7 @@ class Receiver:
                     answers = receiver.answers
                     status = answers.pop(0) if len(answers) > 1 else answers[0]
                 if receiver.hold is not None:
-                    receiver.hold.wait(60)
+                    receiver.hold.wait(600)
                 try:
                     self.send_response(status)
                     self.send_header("Content-Length", "0")

@@ -3,6 +3,7 @@ import json
 import queue
 import subprocess
 import threading
+import time
 
 from .process import BIN
 from .wait import wait_for
@@ -14,11 +15,12 @@ ROLE = "hypersdk_gateway"
 class Pending:
     """The answer to one command, sooner or later."""
 
-    def __init__(self, command):
+    def __init__(self, command, driver):
         self.command = command
+        self.driver = driver
         self.box = queue.Queue()
 
-    def get(self, deadline=30):
+    def get(self, deadline=60):
         try:
             return self.box.get(timeout=deadline)
         except queue.Empty:
@@ -28,7 +30,20 @@ class Pending:
         return f"Pending({self.command})"
 
     def waits(self):
-        return self.box.empty()
+        """No answer so far, or sent away without a task, as after 20 s."""
+        with self.box.mutex:
+            return all(answer.get("reply") == "no_task" for answer in self.box.queue)
+
+    def lease(self, deadline=60):
+        """What a parked request gets in the end: who is sent away without a task asks again."""
+        end = time.monotonic() + deadline
+        command = {k: v for k, v in self.command.items() if k not in ("id", "op")}
+        answer = self.get(deadline)
+        while answer.get("reply") == "no_task" and time.monotonic() < end:
+            answer = self.driver.send("lease", **command).get(deadline)
+        assert answer.get("reply") == "task_lease", answer
+        answer["instance"] = command["instance"]
+        return answer
 
 
 class Driver:
@@ -54,24 +69,24 @@ class Driver:
         with self.lock:
             self.number += 1
             command = dict(fields, id=self.number, op=op)
-            pending = self.pending[self.number] = Pending(command)
+            pending = self.pending[self.number] = Pending(command, self)
             self.child.stdin.write(json.dumps(command) + "\n")
             self.child.stdin.flush()
         return pending
 
-    def call(self, op, deadline=30, **fields):
+    def call(self, op, deadline=60, **fields):
         return self.send(op, **fields).get(deadline)
 
     def kill(self):
         """As kill -9 of a worker: its connections end, its parked requests stay behind."""
         self.child.kill()
-        self.child.wait(10)
+        self.child.wait(60)
         self.child.stdin.close()
 
     def stop(self):
         if self.child.poll() is None:
             self.child.stdin.close()
-            self.child.wait(10)
+            self.child.wait(60)
 
     # ---- workers ----
 
@@ -89,12 +104,15 @@ class Driver:
         return self.send("lease", kinds=list(kinds), slot=slot, timeout_ms=timeout_ms, **fields,
                          **more)
 
-    def take(self, deadline=20, **more):
+    def parked(self, **more):
+        """A request that waits at the scheduler: of two for the same slot the first is sent away."""
+        pair = [self.ask(**more), self.ask(**more)]
+        wait_for(lambda: any(not p.box.empty() for p in pair), what="one of two requests is sent away")
+        return next(p for p in pair if p.box.empty())
+
+    def take(self, deadline=60, **more):
         """A lease."""
-        answer = self.ask(**more).get(deadline)
-        assert answer.get("reply") == "task_lease", answer
-        answer["instance"] = more.get("instance", "w1")
-        return answer
+        return self.ask(**more).lease(deadline)
 
     def on(self, lease, op, **fields):
         """A message under the lease's authority, repeated while the scheduler says "again"."""
@@ -105,7 +123,7 @@ class Driver:
                 return None  # as a worker would: once more, with what it has
             assert "error" not in answer, answer
             return answer
-        return wait_for(once, 40, f"an answer to {op}")
+        return wait_for(once, what=f"an answer to {op}")
 
     def finish(self, lease, result, **more):
         return self.on(lease, "finish", result=json.dumps(result), **more)

@@ -23,7 +23,7 @@ def start_gateways(make_suite, count=1, dev=True, ready=True, **options):
     for i in range(1, count + 1):
         suite.add("api-gateway" if i == 1 else f"api-gateway-{i}")
     for name in suite.processes if ready else []:
-        wait_for(lambda n=name: suite.ready(n), 30, lambda: suite.tails())
+        wait_for(lambda n=name: suite.ready(n), 60, lambda: suite.tails())
     suite.client = Client(suite.url())
     if not dev:
         suite.client = login(suite, "admin", admin_password(suite))
@@ -33,7 +33,7 @@ def start_gateways(make_suite, count=1, dev=True, ready=True, **options):
 def admin_password(suite):
     """The one that was printed at the first start."""
     found = wait_for(lambda: [m.group(1) for p in suite.processes.values()
-                              for m in [PASSWORD.search(p.output())] if m], 20,
+                              for m in [PASSWORD.search(p.output())] if m], 60,
                      lambda: "the administrator's password\n" + suite.tails())
     assert len(found) == 1
     return found[0]
@@ -74,13 +74,13 @@ def publish(suite, **event):
 
 def wait_subscribed(suite, count=1):
     wait_for(lambda: int(suite.redis.command("PUBSUB", "NUMSUB", CHANNEL).split()[-1]) == count,
-             20, "gateways subscribed to Redis")
+             60, "gateways subscribed to Redis")
 
 
 class Socket:
     """One WebSocket client; messages are kept in the order of their arrival."""
 
-    def __init__(self, url, path="/websocket", timeout=20, **options):
+    def __init__(self, url, path="/websocket", timeout=60, **options):
         self.socket = websocket.create_connection(url.replace("http", "ws", 1) + path,
                                                   timeout=timeout, **options)
         self.seen = []

@@ -47,7 +47,7 @@ class Process:
         """kill -9 and reap."""
         if self.alive():
             self.child.send_signal(signal.SIGKILL)
-        return self.child.wait(10) if self.child is not None else None
+        return self.child.wait(60) if self.child is not None else None
 
     def pause(self):
         self.child.send_signal(signal.SIGSTOP)
@@ -55,7 +55,7 @@ class Process:
     def resume(self):
         self.child.send_signal(signal.SIGCONT)
 
-    def stop(self, deadline=40):
+    def stop(self, deadline=90):
         """SIGTERM; the exit status. Takes longer than `deadline`: AssertionError, and it is killed."""
         if self.child is None:
             return None
@@ -91,7 +91,7 @@ class Process:
                 found.append(item)
         return found
 
-    def wait_event(self, name, deadline=30):
+    def wait_event(self, name, deadline=60):
         return wait_for(lambda: self.events(name), deadline,
                         lambda: f"event {name} of {self.name}\n{self.tail()}")
 

@@ -42,7 +42,7 @@ class Driver:
             return self._command(dict(arguments, op=op))
         return call
 
-    def _command(self, command, deadline=60):
+    def _command(self, command, deadline=120):
         self.child.stdin.write(json.dumps(command).encode() + b"\n")
         until = time.monotonic() + deadline
         while b"\n" not in self.rest:
@@ -52,7 +52,7 @@ class Driver:
             data = os.read(self.child.stdout.fileno(), 1 << 20)
             if not data:
                 raise AssertionError(f"{command['op']}: the driver ended with "
-                                     f"{self.child.wait(10)}\n{self._tail()}")
+                                     f"{self.child.wait(60)}\n{self._tail()}")
             self.rest += data
         line, _, self.rest = self.rest.partition(b"\n")
         answer = json.loads(line)
@@ -68,13 +68,13 @@ class Driver:
         if self.child.poll() is None:
             self.child.stdin.close()
             try:
-                return self.child.wait(30)
+                return self.child.wait(60)
             except subprocess.TimeoutExpired:
                 self.child.kill()
-                self.child.wait(10)
+                self.child.wait(60)
                 raise AssertionError("the driver does not end\n" + self._tail()) from None
         return self.child.returncode
 
     def died(self):
         """After a command that ends the process: its exit status."""
-        return self.child.wait(10)
+        return self.child.wait(60)

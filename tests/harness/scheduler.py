@@ -29,10 +29,13 @@ def bench(make_suite):
 
 class Bench:
     def __init__(self, make_suite, **options):
-        options.setdefault("config", {}).setdefault("retry", {"initial_delay": "200ms"})
+        config = options.setdefault("config", {})
+        config.setdefault("retry", {"initial_delay": "200ms"})
+        # scripted workers do not renew by themselves: nothing is lost but by expire()
+        config["scheduler"] = {"lease": "120s", **config.get("scheduler", {})}
         self.suite = make_suite(services=["scheduler"], **options)
         self.drivers = []
-        wait_for(lambda: self.suite.ready("scheduler"), 30, self.suite.tails)
+        wait_for(lambda: self.suite.ready("scheduler"), 60, self.suite.tails)
         self.suite.sql("INSERT INTO providers (name, kind, settings) VALUES ('vsphere', 'vsphere',"
                        " '{\"host\": \"vc\"}'), ('other', 'vsphere', '{}')")
         self.driver = self.more()
@@ -81,15 +84,15 @@ class Bench:
         self.sql("UPDATE tasks SET lease_until = now() - make_interval(secs => %s) WHERE id = %s",
                  seconds, lease["task_id"])
 
-    def wait_state(self, task_id, state, deadline=20):
+    def wait_state(self, task_id, state, deadline=60):
         wait_for(lambda: self.task(task_id)["state"] == state, deadline,
                  lambda: f"task {state}: {self.task(task_id)}\n{self.suite.tails()}")
 
-    def wait_status(self, job_id, status, deadline=20):
+    def wait_status(self, job_id, status, deadline=60):
         wait_for(lambda: self.job(job_id)["status"] == status, deadline,
                  lambda: f"job {status}: {self.job(job_id)}\n{self.suite.tails()}")
 
-    def wait_reason(self, job_id, pattern, deadline=20):
+    def wait_reason(self, job_id, pattern, deadline=60):
         return wait_for(lambda: re.search(pattern, self.job(job_id)["pending_reason"]), deadline,
                         lambda: f"reason {pattern}: {self.job(job_id)['pending_reason']}")
 

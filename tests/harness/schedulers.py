@@ -55,5 +55,5 @@ def leader(suite):
     return suite.sql("SELECT holder, epoch, until > clock_timestamp() AS alive FROM leader")[0]
 
 
-def wait_leads(suite, name, deadline=20):
+def wait_leads(suite, name, deadline=60):
     wait_for(lambda: suite.ready(name), deadline, lambda: f"{name} leads\n{suite.tails()}")

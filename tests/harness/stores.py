@@ -69,7 +69,7 @@ class Postgres:
     def connect(self, database="hypersdk", user="hypersdk"):
         connection = psycopg2.connect(host="127.0.0.1", port=self.port, dbname=database,
                                       user=user, password=self.password(user),
-                                      connect_timeout=5)
+                                      connect_timeout=30)
         connection.autocommit = True
         return connection
 
@@ -113,15 +113,15 @@ class Redis:
                         "maxmemory-policy allkeys-lru\n")
         self.process = Process("redis", ["redis-server", path], self.directory / "redis.log")
         self.process.start()
-        wait_for(self._answers, 20, self.process.tail, interval=0.01)
+        wait_for(self._answers, 60, self.process.tail, interval=0.01)
         return self
 
     def _answers(self):
         if not self.process.alive():
             raise GiveUp(self.process.tail())
-        with socket.create_connection(("127.0.0.1", self.port), 5) as s:
+        with socket.create_connection(("127.0.0.1", self.port), 20) as s:
             s.sendall(f"AUTH {self.password}\r\nPING\r\n".encode())
-            s.settimeout(5)
+            s.settimeout(20)
             answer = b""
             while not answer.endswith(b"+PONG\r\n"):
                 more = s.recv(100)
@@ -137,7 +137,7 @@ class Redis:
     def command(self, *words):
         """redis-cli's answer as text."""
         done = subprocess.run(["redis-cli", "-h", "127.0.0.1", "-p", str(self.port), *map(str, words)],
-                              capture_output=True, text=True, timeout=20,
+                              capture_output=True, text=True, timeout=60,
                               env=dict(os.environ, REDISCLI_AUTH=self.password))
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()

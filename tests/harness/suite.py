@@ -156,7 +156,7 @@ class Suite:
         path = self.write_config("api-gateway")
         log = self.directory / "export-keys.log"
         status = Process("export-keys", [BIN / "api-gateway", "--config", path, "--export-keys",
-                                         self.directory / "keys"], log).start().child.wait(20)
+                                         self.directory / "keys"], log).start().child.wait(60)
         assert status == 0, log.read_text()
 
     def start(self, wait=True):
@@ -178,7 +178,7 @@ class Suite:
     def url(self, gateway="api-gateway"):
         return f"http://127.0.0.1:{self.port(gateway)}"
 
-    def wait_ready(self, deadline=60):
+    def wait_ready(self, deadline=120):
         for name in self.processes:
             wait_for(lambda n=name: self.ready(n), deadline,
                      lambda: f"{name} ready\n{self.tails()}")
@@ -192,7 +192,7 @@ class Suite:
     def ready(self, process):
         if not self[process].alive():
             raise GiveUp(self[process].tail())
-        return self.admin(process).request("GET", "/readyz", timeout=5).ok
+        return self.admin(process).request("GET", "/readyz", timeout=30).ok
 
     def kill_all(self):
         for process in self.processes.values():
@@ -259,11 +259,11 @@ class Suite:
         except AssertionError as e:
             raise AssertionError(f"{e}\n{self.explain(job_id)}\n{self.tails()}") from None
 
-    def wait_phase(self, job_id, phase, deadline=30):
+    def wait_phase(self, job_id, phase, deadline=60):
         return wait_for(lambda: self.client.job(job_id)["phase"] == phase, deadline,
                         f"job {job_id} in phase {phase}")
 
-    def wait_bytes(self, job_id, count, deadline=30):
+    def wait_bytes(self, job_id, count, deadline=60):
         """Until so many bytes of the job came from the source."""
         return wait_for(lambda: self.client.get(f"/jobs/progress/{job_id}")["bytes_transferred"]
                         >= count, deadline, f"job {job_id}: {count} bytes")

@@ -9,10 +9,11 @@ class GiveUp(AssertionError):
     """Raised by a condition that can never become true: wait_for stops at once."""
 
 
-def wait_for(condition, deadline=30.0, what=None, interval=0.05):
+def wait_for(condition, deadline=60.0, what=None, interval=0.05):
     """Calls condition until its result is true and returns it. Exceptions count as "not yet",
     but GiveUp ends the waiting. After `deadline` seconds: AssertionError with `what` (a text, or
-    a function that makes it then) and the last exception or result."""
+    a function that makes it then) and the last exception or result. A deadline is there for what is
+    broken: nothing is proven by its length, and no machine that works may be too slow for it."""
     end = time.monotonic() + deadline
     while True:
         problem = None

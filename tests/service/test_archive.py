@@ -24,7 +24,7 @@ def ended(suite, vm, hours, status="completed", release=False):
     suite.sql("INSERT INTO job_logs (job_id, at, level, phase, message)"
               " VALUES (%s, now(), 'warn', 'exporting', 'slow disk')", job)
     wait_for(lambda: suite.sql("SELECT 1 FROM job_events WHERE job_id = %s HAVING"
-                               " bool_and(published)", job), 20, "its events are published")
+                               " bool_and(published)", job), what="its events are published")
     suite.sql("UPDATE jobs SET status = %s, started_at = now() - %s * interval '1 hour',"
               " completed_at = now() - %s * interval '1 hour' WHERE id = %s",
               status, hours + 1, hours, job)
@@ -35,7 +35,8 @@ def test_an_old_job_moves_into_the_archive_and_reads_as_before(suite):
     api = suite.client
     new, waiting = ended(suite, "web", 0), api.submit(vm_path="db")
     old = ended(suite, "web", 2, "failed")
-    wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", old), 40, "it is archived")
+    wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", old),
+             what="it is archived")
     assert suite.sql("SELECT 1 FROM jobs WHERE id = %s", old) == []
     for table in ("tasks", "job_events", "job_logs"):
         assert suite.sql(f"SELECT 1 FROM {table} WHERE job_id = %s", old) == []
@@ -53,11 +54,11 @@ def test_an_old_job_moves_into_the_archive_and_reads_as_before(suite):
 
 def test_the_archive_forgets_and_leaves_what_a_worker_still_has_to_remove(suite):
     kept, gone = ended(suite, "db", 24 * 11, release=True), ended(suite, "web", 24 * 11)
-    wait_for(lambda: suite.client.request("GET", f"/api/v1/jobs/{gone}").status_code == 404, 40,
-             "the old one is forgotten")
+    wait_for(lambda: suite.client.request("GET", f"/api/v1/jobs/{gone}").status_code == 404,
+             what="the old one is forgotten")
     assert suite.sql("SELECT 1 FROM jobs WHERE id = %s", kept)
     suite.sql("UPDATE tasks SET state = 'done' WHERE id = 'task-r'")
-    wait_for(lambda: suite.sql("SELECT 1 FROM jobs WHERE id = %s", kept) == [], 40, "then it goes")
+    wait_for(lambda: suite.sql("SELECT 1 FROM jobs WHERE id = %s", kept) == [], what="then it goes")
 
 
 def test_a_run_that_is_not_settled_still_finds_its_jobs(suite):
@@ -66,24 +67,24 @@ def test_a_run_that_is_not_settled_still_finds_its_jobs(suite):
         {"id": "a", "type": "job", "job": {"vm_path": "web"}},
         {"id": "b", "type": "wait", "duration": "1h", "depends_on": ["a"]}]}, status=201)
     run = suite.client.post(f"/api/v1/workflows/{made['id']}/run", status=202)["run_id"]
-    job, = wait_for(lambda: suite.sql("SELECT id FROM jobs WHERE workflow_run_id = %s", run), 20,
-                    "its job is there")
+    job, = wait_for(lambda: suite.sql("SELECT id FROM jobs WHERE workflow_run_id = %s", run),
+                    what="its job is there")
     marker = ended(suite, "db", 2)
     suite.sql("UPDATE tasks SET state = 'done' WHERE job_id = %s", job["id"])
     wait_for(lambda: suite.sql("SELECT 1 FROM job_events WHERE job_id = %s HAVING"
-                               " bool_and(published)", job["id"]), 20, "its events are published")
+                               " bool_and(published)", job["id"]), what="its events are published")
     suite.sql("UPDATE jobs SET status = 'completed', started_at = now() - interval '3 h',"
               " completed_at = now() - interval '3 h' WHERE id = %s", job["id"])
     second = ended(suite, "db", 2)
     for old in (marker, second):
-        wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", old), 40,
-                 "the archive has looked")
+        wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", old),
+                 what="the archive has looked")
     assert suite.sql("SELECT 1 FROM jobs WHERE id = %s", job["id"]), "its run is under way"
-    steps = suite.client.get(f"/api/v1/workflows/runs/{run}")["steps"]
-    assert [s["status"] for s in steps] == ["completed", "running"]
+    wait_for(lambda: [s["status"] for s in suite.client.get(f"/api/v1/workflows/runs/{run}")["steps"]]
+             == ["completed", "running"], what="the run has found it")
     suite.client.post(f"/api/v1/workflows/runs/{run}/cancel")
-    wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", job["id"]), 40,
-             "it goes when the run has ended")
+    wait_for(lambda: suite.sql("SELECT 1 FROM archived_jobs WHERE id = %s", job["id"]),
+             what="it goes when the run has ended")
 
 
 def test_the_archive_has_every_column_of_jobs(suite):

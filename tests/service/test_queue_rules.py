@@ -29,7 +29,7 @@ def test_a_pending_job_is_held_until_it_is_resumed(bench):
     again = b.driver.pause(held)
     assert "paused already" in again["error"]
     b.driver.resume(held)
-    assert waits.get(10)["job_id"] == held
+    assert waits.lease()["job_id"] == held
     assert b.job(held)["pending_reason"] == ""
     assert b.history(held) == ["job.created", "job.paused", "job.continued", "job.started"]
 
@@ -40,7 +40,7 @@ def test_a_running_job_is_handed_back_and_its_slot_is_free(bench):
     lease = b.driver.take()
     b.driver.on(lease, "record", key="export.volume", value="vol-1")
     b.driver.pause(job)
-    wait_for(lambda: told(b.driver, lease["task_id"], PAUSE), 10, "the worker is told")
+    wait_for(lambda: told(b.driver, lease["task_id"], PAUSE), what="the worker is told")
     renewed = b.driver.on(lease, "renew", phase="exporting")
     assert not renewed["lost"] and renewed["controls"] == [{"task_id": lease["task_id"], "kind": PAUSE}]
     assert b.job(job)["status"] == "paused"
@@ -48,7 +48,7 @@ def test_a_running_job_is_handed_back_and_its_slot_is_free(bench):
     waits = b.driver.ask(slot=1)
     b.wait_reason(other, "limit of 1 exports")
     assert b.driver.on(lease, "yield")["refused"] == ""
-    assert waits.get(10)["job_id"] == other, "the slot of the paused job is free"
+    assert waits.lease()["job_id"] == other, "the slot of the paused job is free"
     row = b.job(job)
     assert row["status"] == "paused" and row["pending_reason"] == "paused by tester"
     assert row["attempt"] == 0 and b.task(lease["task_id"])["state"] == "queued"
@@ -96,7 +96,7 @@ def test_a_job_that_is_done_before_its_worker_hears_of_the_pause(bench):
     assert b.driver.take(slot=1)["job_id"] == last
     assert waits.waits(), "the conversion is held"
     b.driver.resume(job)
-    assert waits.get(10)["kind"] == "convert"
+    assert waits.lease()["kind"] == "convert"
 
 
 def test_a_lost_lease_of_a_paused_job_comes_back_paused(bench):
@@ -134,7 +134,7 @@ def test_a_paused_queue_starts_nothing_and_ends_what_runs(bench):
     assert waits.waits()
     b.sql("DELETE FROM settings WHERE key = 'queue.paused'")
     b.driver.call("changed")
-    assert waits.get(10)["job_id"] == job
+    assert waits.lease()["job_id"] == job
 
 
 def test_a_drained_worker_hands_back_and_gets_nothing_until_it_is_resumed(bench):
@@ -142,7 +142,7 @@ def test_a_drained_worker_hands_back_and_gets_nothing_until_it_is_resumed(bench)
     job = b.driver.submit()
     lease = b.driver.take(instance="w1")
     b.sql("UPDATE workers SET drained_at = now(), drained_by = 'ann' WHERE instance = 'w1'")
-    wait_for(lambda: told(b.driver, lease["task_id"], DRAIN), 10, "the worker is told")
+    wait_for(lambda: told(b.driver, lease["task_id"], DRAIN), what="the worker is told")
     assert b.driver.on(lease, "renew")["controls"] == [{"task_id": lease["task_id"],
                                                         "kind": DRAIN}]
     mine = b.driver.ask("w1", slot=1)
@@ -156,7 +156,7 @@ def test_a_drained_worker_hands_back_and_gets_nothing_until_it_is_resumed(bench)
     assert mine.waits()
     b.sql("UPDATE workers SET drained_at = NULL, drained_by = '' WHERE instance = 'w1'")
     b.driver.call("changed")
-    assert mine.get(10)["job_id"] == other
+    assert mine.lease()["job_id"] == other
 
 
 # ---- order: priority and age ----
@@ -195,7 +195,7 @@ def test_without_aging_priority_alone_counts_and_a_new_weight_reorders(bench):
     assert first[0]["job_id"] == high
     b.suite.write_config("scheduler", config)
     b.suite["scheduler"].start()
-    wait_for(lambda: b.suite.ready("scheduler"), 30, b.suite.tails)
+    wait_for(lambda: b.suite.ready("scheduler"), what=b.suite.tails)
     assert order(b, [low, high]) == [0, 1]
 
 
@@ -231,7 +231,7 @@ def test_exports_from_one_host_are_limited(bench):
     b.wait_reason(second, r"limit of 1 exports at a time from host esx1 .*export.host_limit")
     waits = b.driver.ask(slot=5, slots=9)
     b.driver.finish(leases[0], export_result())
-    assert waits.get(10)["job_id"] == second
+    assert waits.lease()["job_id"] == second
 
 
 def test_a_group_has_a_limit_over_all_providers(bench):
@@ -246,7 +246,7 @@ def test_a_group_has_a_limit_over_all_providers(bench):
     waits = b.driver.ask(slot=5, slots=9)
     assert waits.waits()
     b.driver.finish(leases[1], export_result())
-    assert waits.get(10)["job_id"] == jobs[2]
+    assert waits.lease()["job_id"] == jobs[2]
 
 
 def test_a_claim_is_quick_with_50000_tasks_before_it(bench):
@@ -334,7 +334,7 @@ def test_behind_an_old_snapshot_nothing_is_lost_and_limits_hold(bench):
         take_until(second)
         late.cursor().execute("COMMIT")
         wait_for(lambda: b.sql("SELECT 1 FROM job_events WHERE event = 'job.late' AND published"),
-                 20, "an event of a lower id than others is published")
+                 what="an event of a lower id than others is published")
     finally:
         late.close()
         old.close()
@@ -347,10 +347,16 @@ def soon(b, seconds):
                  " 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"') AS t", seconds)[0]["t"]
 
 
+def late(b, job):
+    """As if its deadline had come."""
+    b.sql("UPDATE jobs SET deadline = now() - interval '1 ms' WHERE id = %s", job)
+
+
 def test_a_job_that_waits_beyond_its_deadline_fails(bench):
     b = bench()
-    job, other = b.driver.submit(finish_by=soon(b, 3)), b.driver.submit(finish_by=soon(b, 3600))
+    job, other = (b.driver.submit(finish_by=soon(b, 3600)) for _ in range(2))
     b.driver.pause(other)
+    late(b, job)
     b.wait_status(job, "failed")
     row = b.job(job)
     assert row["error_code"] == "deadline" and "not done by its deadline, 20" in row["error"]
@@ -361,10 +367,11 @@ def test_a_job_that_waits_beyond_its_deadline_fails(bench):
 
 def test_the_worker_of_a_late_job_is_told_and_then_it_fails(bench):
     b = bench()
-    job = b.driver.submit(finish_by=soon(b, 2), convert=True)
+    job = b.driver.submit(finish_by=soon(b, 3600), convert=True)
     lease = b.driver.take()
     b.driver.on(lease, "record", key="snapshot", value="snap-1")
-    wait_for(lambda: told(b.driver, lease["task_id"], CANCEL), 20, "the worker is told")
+    late(b, job)
+    wait_for(lambda: told(b.driver, lease["task_id"], CANCEL), what="the worker is told")
     assert b.job(job)["status"] == "cancelling" and b.job(job)["error_code"] == "deadline"
     assert not b.driver.on(lease, "permit")["granted"]
     ended = b.driver.on(lease, "fail", code="cancelled", message="the job was cancelled")
@@ -391,7 +398,7 @@ def test_a_job_waits_for_others_and_says_for_which(bench):
     b.driver.resume(after)
     assert waits.waits()
     b.driver.finish(lease, export_result())
-    assert waits.get(10)["job_id"] == after
+    assert waits.lease()["job_id"] == after
 
 
 def test_what_can_never_be_met_fails_with_the_reason(bench):

@@ -13,8 +13,8 @@ from tests.harness.scheduler import bench  # noqa: F401
 from tests.harness.wait import free_port, wait_for
 
 
-def ready(b, process="scheduler", deadline=40):
-    wait_for(lambda: b.suite.ready(process), deadline, b.suite.tails)
+def ready(b, process="scheduler"):
+    wait_for(lambda: b.suite.ready(process), what=b.suite.tails)
 
 
 def unique_result(number):
@@ -37,7 +37,7 @@ def test_a_lease_outlives_a_killed_scheduler(bench):
     renewed = b.driver.on(lease, "renew", lines=[line, dict(line, number=2)])
     assert not renewed["lost"] and renewed["lines_stored"] == 2
     b.driver.on(lease, "progress", job_id=job, bytes_done=7, bytes_total=10)
-    wait_for(lambda: b.suite.redis.command("HGET", f"hypersdk:progress:{job}", "json"), 10)
+    wait_for(lambda: b.suite.redis.command("HGET", f"hypersdk:progress:{job}", "json"))
     b.driver.finish(lease, export_result())
     assert b.job(job)["status"] == "completed"
     assert b.sql("SELECT count(*) AS n FROM job_logs")[0]["n"] == 2
@@ -62,7 +62,8 @@ def test_an_end_whose_answer_was_lost_with_the_scheduler_is_done_once(bench):
 
 
 def test_twenty_jobs_survive_a_scheduler_that_is_killed_again_and_again(bench):
-    b = bench()
+    # leases that were given to nobody run out by themselves; a worker that loses one goes on
+    b = bench(config={"scheduler": {"lease": "7s"}})
     jobs = [b.driver.submit() for _ in range(20)]
     stop = threading.Event()
     problems = []
@@ -70,7 +71,7 @@ def test_twenty_jobs_survive_a_scheduler_that_is_killed_again_and_again(bench):
     def work(instance, numbers):
         try:
             while not stop.is_set():
-                answer = b.driver.ask(instance, timeout_ms=3000).get(30)
+                answer = b.driver.ask(instance, timeout_ms=3000).get()
                 if answer.get("reply") != "task_lease":
                     continue
                 answer["instance"] = instance
@@ -112,7 +113,7 @@ def test_twenty_jobs_survive_a_scheduler_that_is_killed_again_and_again(bench):
     finally:
         stop.set()
         for t in threads:
-            t.join(40)
+            t.join(130)
     assert not problems, problems
     assert b.total("hypersdk_jobs_total", status="completed", provider="vsphere") == len(jobs)
     assert b.sql("SELECT count(*) AS n FROM outbox WHERE event = 'job.completed'")[0]["n"] == 20
@@ -123,10 +124,9 @@ def test_twenty_jobs_survive_a_scheduler_that_is_killed_again_and_again(bench):
 
 def test_sigterm_sends_parked_workers_away_and_gives_the_leader_row_back(bench):
     b = bench()
-    parked = [b.driver.ask(slot=i) for i in range(3)]
-    wait_for(lambda: b.sql("SELECT 1 FROM workers"), 10, "worker known")
+    parked = [b.driver.parked(slot=i) for i in range(3)]
     assert b.suite["scheduler"].stop() == 0
-    answers = [p.get(10) for p in parked]
+    answers = [p.get() for p in parked]
     assert all(a["reply"] == "no_task" and a["retry_after_ms"] > 0 for a in answers), answers
     assert b.sql("SELECT until <= clock_timestamp() AS free FROM leader")[0]["free"]
 
@@ -157,16 +157,18 @@ def test_a_standby_waits_and_takes_over_from_a_killed_leader(bench):
     job = b.driver.submit()
     lease = b.driver.take()
     b.suite["scheduler"].kill()
-    ready(b, "scheduler-2", 15)
-    assert leader(b)["epoch"] == first["epoch"] + 1
+    ready(b, "scheduler-2")
+    second = leader(b)
+    assert second["epoch"] > first["epoch"] and second["holder"] != first["holder"]
     assert not b.driver.on(lease, "renew")["lost"]
     b.driver.finish(lease, export_result())
     assert b.job(job)["status"] == "completed"
-    second = b.driver.submit()
-    assert b.driver.take()["job_id"] == second
+    other = b.driver.submit()
+    assert b.driver.take()["job_id"] == other
     b.suite["scheduler"].start()
-    wait_for(lambda: len(b.suite["scheduler"].events("standing_by")) > 0, 20, "old one stands by")
-    assert leader(b)["epoch"] == first["epoch"] + 1
+    wait_for(lambda: len(b.suite["scheduler"].events("standing_by")) > 0,
+             what="old one stands by")
+    assert leader(b)["holder"] == second["holder"]
 
 
 def test_a_leader_that_slept_starts_anew_as_a_standby_and_did_no_harm(bench):
@@ -174,10 +176,11 @@ def test_a_leader_that_slept_starts_anew_as_a_standby_and_did_no_harm(bench):
     jobs = [b.driver.submit() for _ in range(2)]
     lease = b.driver.take()
     b.suite["scheduler"].pause()
-    ready(b, "scheduler-2", 15)
+    ready(b, "scheduler-2")
     b.suite["scheduler"].resume()
     b.suite["scheduler"].wait_event("leader_lost")
-    wait_for(lambda: len(b.suite["scheduler"].events("service_started")) == 2, 20, "started anew")
+    wait_for(lambda: len(b.suite["scheduler"].events("service_started")) >= 2,
+             what="started anew")
     assert not b.driver.on(lease, "renew")["lost"]
     other = b.driver.take(slot=1)
     assert {lease["job_id"], other["job_id"]} == set(jobs)
@@ -192,7 +195,7 @@ def test_a_standby_on_the_same_addresses_waits_until_they_are_free(bench):
     b.suite.add("scheduler-2")
     b.suite["scheduler-2"].wait_event("standing_by")
     assert b.suite["scheduler"].stop() == 0
-    ready(b, "scheduler-2", 15)
+    ready(b, "scheduler-2")
     job = b.driver.submit()
     assert b.driver.take()["job_id"] == job
 
@@ -267,12 +270,12 @@ def test_rows_that_someone_holds_locked_hold_up_nobody_else(bench):
                            " WHERE t.id = ANY(%s) FOR UPDATE", ([x["task_id"] for x in leases[:6]],))
         for _ in range(3):
             refs = [dict(task_id=x["task_id"], epoch=x["epoch"], token=x["token"], instance="w1",
-                         timeout_ms=10000) for x in leases]
+                         timeout_ms=60000) for x in leases]
             asked = [b.driver.send("renew", **ref) for ref in refs]
-            free = b.driver.call("renew", **dict(refs[6], timeout_ms=3000))  # as a worker's
+            free = b.driver.call("renew", **refs[6])  # the rows stay locked meanwhile
             assert free.get("reply") == "renew" and not free["lost"], free
             for pending in asked[:6]:
-                answer = pending.get(15)
+                answer = pending.get()
                 assert answer.get("again") and not answer.get("lost"), answer
         assert b.driver.finish(leases[6], unique_result(6))["lost"] is False
         submitted = b.driver.submit()  # new work goes on, too
@@ -297,7 +300,7 @@ class Listener:
         self.events = []
         self.subscribed = threading.Event()
         threading.Thread(target=self._read, daemon=True).start()
-        assert self.subscribed.wait(10)
+        assert self.subscribed.wait(60)
 
     def _read(self):
         for line in self.child.stdout:
@@ -312,7 +315,7 @@ class Listener:
 
     def stop(self):
         self.child.send_signal(signal.SIGTERM)
-        self.child.wait(10)
+        self.child.wait(60)
         self.child.stdout.close()
 
 
@@ -322,9 +325,9 @@ def test_history_is_published_in_order_and_progress_with_it(bench):
     job = b.driver.submit()
     lease = b.driver.take()
     b.driver.on(lease, "progress", job_id=job, phase="exporting", bytes_done=5, bytes_total=10)
-    wait_for(lambda: any(e["type"] == "job.progress" for e in listener.events), 10, "progress")
+    wait_for(lambda: any(e["type"] == "job.progress" for e in listener.events), what="progress")
     b.driver.finish(lease, export_result())
-    wait_for(lambda: "job.completed" in listener.of(job), 10, "end published")
+    wait_for(lambda: "job.completed" in listener.of(job), what="end published")
     listener.stop()
     assert listener.of(job) == ["job.created", "job.started", "job.completed"]
     numbers = [e["seq"] for e in listener.events if "seq" in e]
@@ -332,7 +335,7 @@ def test_history_is_published_in_order_and_progress_with_it(bench):
     progress = next(e for e in listener.events if e["type"] == "job.progress")
     assert progress["progress"] == 50 and progress["status"] == "running"
     assert progress["vm_name"] == "web" and progress["phase"] == "exporting"
-    end = listener.events[-1]
+    end = next(e for e in listener.events if e["type"] == "job.completed")
     assert end["status"] == "completed" and end["vm_name"] == "web" and end["percentage"] == 100.0
 
 
@@ -342,10 +345,10 @@ def test_without_redis_work_goes_on_and_events_are_published_when_it_is_back(ben
     job = b.driver.submit()
     lease = b.driver.take()
     b.driver.on(lease, "progress", job_id=job, bytes_done=5, bytes_total=10)
-    wait_for(lambda: b.job(job)["progress"], 20, "progress in the row")
+    wait_for(lambda: b.job(job)["progress"], what="progress in the row")
     b.driver.finish(lease, export_result())
     assert b.job(job)["status"] == "completed"
     assert b.sql("SELECT count(*) AS n FROM job_events WHERE published")[0]["n"] == 0
     b.suite.redis.start()
-    wait_for(lambda: not b.sql("SELECT 1 FROM job_events WHERE NOT published"), 20, "published")
-    assert b.suite.ready("scheduler")
+    wait_for(lambda: not b.sql("SELECT 1 FROM job_events WHERE NOT published"), what="published")
+    ready(b)

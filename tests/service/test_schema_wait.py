@@ -18,16 +18,16 @@ def test_they_wait_and_say_so_in_one_line(make_suite):
     client = suite.connect()
     for name in NAMES:
         wait_for(lambda n=name: any("waiting for the schema" in line.get("reason", "")
-                                    for line in lines(suite, n)), 30, suite.tails)
+                                    for line in lines(suite, n)), what=suite.tails)
     # the gateway is there meanwhile, and what it cannot answer yet comes again
-    wait_for(lambda: client.request("GET", "/health").status_code, 30, suite.tails)
+    wait_for(lambda: client.request("GET", "/health").status_code, what=suite.tails)
     answer = client.request("GET", "/api/v1/jobs")
     assert answer.status_code == 503 and "waiting for the schema" in answer.text, answer.text
     for name in NAMES:
         assert not suite.ready(name)
     apply_schema(suite.postgres, suite.database)
     for name in NAMES:
-        wait_for(lambda n=name: suite.ready(n), 30, suite.tails)
+        wait_for(lambda n=name: suite.ready(n), what=suite.tails)
     assert client.get("/api/v1/jobs")["total"] == 0
     for name in NAMES:
         said = [line for line in lines(suite, name) if line["level"] in ("warn", "error")]
