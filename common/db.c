@@ -15,18 +15,29 @@
 #define DB_STATEMENTS_MAX    256 /* distinct constants in the largest service: about 90 */
 #define DB_CONNECT_TIMEOUT_S "5"
 #define DB_SETUP_SQL_MAX     512
+#define DB_LATER_MAX         32   /* answers of one round trip; more take a second one */
 #define DB_LOCK_WAIT_MS      2000 /* our own transactions take milliseconds */
 /* Its migrations make tables and roles: until then one waits, and does not give up. */
 #define WAITING       "waiting for the schema: the scheduler applies it"
 #define NO_SUCH_TABLE "42P01"
 #define NO_SUCH_ROLE  "22023" /* of SET ROLE; CREATE and GRANT say 42704 */
-/* SET or SET LOCAL: plans are kept, and read no more than an index leads to; a plan that does not
- * know its parameters would start processes to read a third of a large table. */
-#define BY_INDEX(set)                                                             \
-    set " plan_cache_mode = force_generic_plan;" set " enable_seqscan = off;" set \
-        " enable_bitmapscan = off;" set " enable_hashjoin = off;" set             \
-        " enable_mergejoin = off;" set " enable_material = off;" set              \
-        " max_parallel_workers_per_gather = 0"
+/* local: "true", for the transaction, or "false": plans are kept, and read no more than an index
+ * leads to; a plan that does not know its parameters would start processes to read a third of a
+ * large table. */
+#define BY_INDEX(local)                                                      \
+    "SELECT set_config('plan_cache_mode', 'force_generic_plan', " local ")," \
+    " set_config('enable_seqscan', 'off', " local                            \
+    "), set_config('enable_bitmapscan', 'off', " local                       \
+    "), set_config('enable_hashjoin', 'off', " local "),"                    \
+    " set_config('enable_mergejoin', 'off', " local                          \
+    "), set_config('enable_material', 'off', " local                         \
+    "), set_config('max_parallel_workers_per_gather', '0', " local ")"
+
+/* What the server was sent and is to answer. */
+struct db_later {
+    PGresult **out; /* or NULL */
+    bool prepares;  /* the last of db.prepared, when it was sent */
+};
 
 struct db {
     PGconn *connection;
@@ -38,6 +49,10 @@ struct db {
     unsigned int lock_wait_ms;
     bool by_index;
     bool transaction;
+    bool begins;          /* BEGIN is not sent yet */
+    bool begins_by_index; /* and these settings neither */
+    struct db_later later[DB_LATER_MAX];
+    size_t later_count;
     const char *prepared[DB_STATEMENTS_MAX];
     size_t prepared_count;
 };
@@ -74,6 +89,7 @@ static void drop_connection(struct db *db)
         PQfinish(db->connection);
     db->connection = NULL;
     db->prepared_count = 0;
+    db->later_count = 0;
 }
 
 void db_free(struct db *db)
@@ -141,10 +157,10 @@ static int fail(struct db *db, const PGresult *result, const char *what, struct 
 static int set_plans(struct db *db, PGresult **out)
 {
     static const char fresh[] = "SET plan_cache_mode = force_custom_plan";
-    static const char by_index[] = BY_INDEX("SET");
+    static const char by_index[] = BY_INDEX("false");
 
     *out = PQexec(db->connection, db->by_index ? by_index : fresh);
-    return PQresultStatus(*out) == PGRES_COMMAND_OK ? 0 : -1;
+    return PQresultStatus(*out) == (db->by_index ? PGRES_TUPLES_OK : PGRES_COMMAND_OK) ? 0 : -1;
 }
 
 /* A row that someone else holds locked must not hold up what has nothing to do with it. */
@@ -245,8 +261,10 @@ static int ensure_connection(struct db *db, struct error *err)
     return 0;
 }
 
-/* Prepares sql on this connection when it was not yet; the name is its index. */
-static int statement_name(struct db *db, const char *sql, char name[16], struct error *err)
+/* ---- statements ---- */
+
+/* True: sql was prepared on this connection, or is counted as if it were; the name is its index. */
+static bool is_prepared(struct db *db, const char *sql, char name[16])
 {
     size_t i = 0;
 
@@ -254,31 +272,34 @@ static int statement_name(struct db *db, const char *sql, char name[16], struct 
         i++;
     (void)snprintf(name, 16, "s%zu", i);
     if (i < db->prepared_count)
-        return 0;
+        return true;
     assert(i < DB_STATEMENTS_MAX);
-    auto_pgresult *result = PQprepare(db->connection, name, sql, 0, NULL);
-    if (PQresultStatus(result) != PGRES_COMMAND_OK)
-        return fail(db, result, "prepare", err);
     db->prepared[db->prepared_count++] = sql;
-    return 0;
+    return false;
 }
 
-int db_exec(struct db *db, const char *sql, const char *const *params, size_t count, PGresult **out,
-            struct error *err)
+static bool is_ok(const PGresult *result)
+{
+    ExecStatusType status = PQresultStatus(result);
+
+    return status == PGRES_TUPLES_OK || status == PGRES_COMMAND_OK;
+}
+
+static int exec_at_once(struct db *db, const char *sql, const char *const *params, size_t count,
+                        PGresult **out, struct error *err)
 {
     char name[16];
-    ExecStatusType status;
+    auto_pgresult *result = NULL;
 
-    assert(count <= DB_PARAMS_MAX);
-    if (db->transaction && (db->connection == NULL || PQstatus(db->connection) != CONNECTION_OK)) {
-        drop_connection(db);
-        return error_set(err, ERR_UNAVAILABLE, "database: connection lost inside a transaction");
+    if (!is_prepared(db, sql, name)) {
+        auto_pgresult *prepared = PQprepare(db->connection, name, sql, 0, NULL);
+        if (PQresultStatus(prepared) != PGRES_COMMAND_OK) {
+            db->prepared_count--;
+            return fail(db, prepared, "prepare", err);
+        }
     }
-    if (ensure_connection(db, err) < 0 || statement_name(db, sql, name, err) < 0)
-        return -1;
-    auto_pgresult *result = PQexecPrepared(db->connection, name, (int)count, params, NULL, NULL, 0);
-    status = PQresultStatus(result);
-    if (status != PGRES_TUPLES_OK && status != PGRES_COMMAND_OK)
+    result = PQexecPrepared(db->connection, name, (int)count, params, NULL, NULL, 0);
+    if (!is_ok(result))
         return fail(db, result, "statement", err);
     if (out != NULL)
         *out = STEAL(result);
@@ -294,32 +315,211 @@ static int simple(struct db *db, const char *sql, struct error *err)
     return 0;
 }
 
-static int begin(struct db *db, const char *sql, struct error *err)
+/* ---- several statements in one round trip ---- */
+
+static int note_sent(struct db *db, int sent, PGresult **out, bool prepares, struct error *err)
+{
+    if (sent != 1) {
+        (void)fail(db, NULL, "send", err);
+        drop_connection(db);
+        return -1;
+    }
+    assert(db->later_count < DB_LATER_MAX);
+    db->later[db->later_count++] = (struct db_later){.out = out, .prepares = prepares};
+    return 0;
+}
+
+static int send_prepared(struct db *db, const char *sql, const char *const *params, size_t count,
+                         PGresult **out, struct error *err)
+{
+    char name[16];
+
+    if (!is_prepared(db, sql, name) &&
+        note_sent(db, PQsendPrepare(db->connection, name, sql, 0, NULL), NULL, true, err) < 0)
+        return -1;
+    return note_sent(db,
+                     PQsendQueryPrepared(db->connection, name, (int)count, params, NULL, NULL, 0),
+                     out, false, err);
+}
+
+static int send_text(struct db *db, const char *sql, struct error *err)
+{
+    return note_sent(db, PQsendQueryParams(db->connection, sql, 0, NULL, NULL, NULL, NULL, 0), NULL,
+                     false, err);
+}
+
+static int send_begin(struct db *db, struct error *err)
+{
+    static const char by_index[] = BY_INDEX("true");
+
+    if (!db->begins)
+        return 0;
+    db->begins = false;
+    if (send_text(db, "BEGIN", err) < 0)
+        return -1;
+    return db->begins_by_index ? send_prepared(db, by_index, NULL, 0, NULL, err) : 0;
+}
+
+/* The answer to one of those that were sent; the first failure is kept. What follows a failure was
+ * not run, so it is not prepared either. */
+static int take_answer(struct db *db, const struct db_later *later, size_t *prepared, bool keep,
+                       struct error *err)
+{
+    auto_pgresult *result = PQgetResult(db->connection);
+
+    if (result == NULL || !is_ok(result)) {
+        if (err->code == ERR_NONE)
+            (void)fail(db, result, later->prepares ? "prepare" : "statement", err);
+        if (db->connection == NULL)
+            return -1;
+    } else {
+        *prepared += later->prepares;
+        if (keep && later->out != NULL)
+            *later->out = STEAL(result);
+    }
+    PQclear(PQgetResult(db->connection)); /* NULL stands between the answers */
+    return 0;
+}
+
+/* Waits for all answers. keep false: nobody wants them any more. */
+static int collect(struct db *db, bool keep, struct error *err)
+{
+    size_t count = db->later_count;
+    size_t prepared = db->prepared_count;
+    auto_pgresult *sync = NULL;
+    struct error first = ERROR_NONE;
+
+    for (size_t i = 0; i < count; i++)
+        prepared -= db->later[i].prepares;
+    if (PQpipelineSync(db->connection) != 1)
+        (void)fail(db, NULL, "send", &first);
+    for (size_t i = 0; i < count && db->connection != NULL; i++) {
+        if (take_answer(db, &db->later[i], &prepared, keep, &first) < 0)
+            break;
+    }
+    if (db->connection != NULL)
+        sync = PQgetResult(db->connection);
+    db->later_count = 0;
+    db->prepared_count = db->connection == NULL ? 0 : prepared;
+    if (db->connection != NULL && PQexitPipelineMode(db->connection) != 1) {
+        if (first.code == ERR_NONE)
+            (void)fail(db, NULL, "pipeline", &first);
+        drop_connection(db);
+    }
+    if (first.code == ERR_NONE)
+        return 0;
+    *err = first;
+    return -1;
+}
+
+static int send_later(struct db *db, const char *sql, const char *const *params, size_t count,
+                      PGresult **out, struct error *err)
+{
+    /* BEGIN, its settings and two for each statement may come */
+    if (db->later_count + 5 > DB_LATER_MAX && collect(db, true, err) < 0)
+        return -1;
+    if (db->later_count == 0 && PQenterPipelineMode(db->connection) != 1)
+        return fail(db, NULL, "pipeline", err);
+    if (send_begin(db, err) < 0)
+        return -1;
+    return sql == NULL ? 0 : send_prepared(db, sql, params, count, out, err);
+}
+
+static int check_connection(struct db *db, size_t count, struct error *err)
+{
+    assert(count <= DB_PARAMS_MAX);
+    if (db->transaction && (db->connection == NULL || PQstatus(db->connection) != CONNECTION_OK)) {
+        drop_connection(db);
+        return error_set(err, ERR_UNAVAILABLE, "database: connection lost inside a transaction");
+    }
+    return ensure_connection(db, err);
+}
+
+int db_exec(struct db *db, const char *sql, const char *const *params, size_t count, PGresult **out,
+            struct error *err)
+{
+    if (check_connection(db, count, err) < 0)
+        return -1;
+    if (db->later_count == 0 && !db->begins)
+        return exec_at_once(db, sql, params, count, out, err);
+    if (send_later(db, sql, params, count, out, err) < 0)
+        return -1;
+    return collect(db, true, err);
+}
+
+int db_later(struct db *db, const char *sql, const char *const *params, size_t count,
+             PGresult **out, struct error *err)
+{
+    if (!db->transaction)
+        return db_exec(db, sql, params, count, out, err);
+    if (check_connection(db, count, err) < 0)
+        return -1;
+    return send_later(db, sql, params, count, out, err);
+}
+
+int db_flush(struct db *db, struct error *err)
+{
+    if (check_connection(db, 0, err) < 0)
+        return -1;
+    return db->later_count == 0 ? 0 : collect(db, true, err);
+}
+
+/* ---- transactions ---- */
+
+static int begin(struct db *db, bool by_index, struct error *err)
 {
     assert(!db->transaction);
-    if (ensure_connection(db, err) < 0 || simple(db, sql, err) < 0)
+    if (ensure_connection(db, err) < 0)
         return -1;
     db->transaction = true;
+    db->begins = true;
+    db->begins_by_index = by_index;
     return 0;
 }
 
 int db_begin(struct db *db, struct error *err)
 {
-    return begin(db, "BEGIN", err);
+    return begin(db, false, err);
 }
 
 int db_begin_by_index(struct db *db, struct error *err)
 {
-    return begin(db, "BEGIN;" BY_INDEX("SET LOCAL"), err);
+    return begin(db, true, err);
+}
+
+/* What is still to be sent goes with it: when that fails, COMMIT is not run. */
+static int commit_with_later(struct db *db, PGresult **out, struct error *err)
+{
+    struct error ignored = ERROR_NONE;
+
+    if (db->later_count == 0) {
+        *out = PQexec(db->connection, "COMMIT");
+        return 0;
+    }
+    if (note_sent(db, PQsendQueryParams(db->connection, "COMMIT", 0, NULL, NULL, NULL, NULL, 0),
+                  out, false, err) < 0)
+        return -1;
+    if (collect(db, true, err) == 0)
+        return 0;
+    if (db->connection != NULL && simple(db, "ROLLBACK", &ignored) < 0)
+        drop_connection(db);
+    return -1;
 }
 
 int db_commit(struct db *db, struct error *err)
 {
+    auto_pgresult *result = NULL;
+
     assert(db->transaction);
     db->transaction = false;
     if (db->connection == NULL)
         return error_set(err, ERR_UNAVAILABLE, "database: connection lost before commit");
-    auto_pgresult *result = PQexec(db->connection, "COMMIT");
+    if (db->begins) { /* nothing was done in it */
+        db->begins = false;
+        return 0;
+    }
+    if (commit_with_later(db, &result, err) < 0)
+        return -1;
     if (PQresultStatus(result) != PGRES_COMMAND_OK) {
         (void)fail(db, result, "commit", err);
         drop_connection(db);
@@ -334,13 +534,18 @@ int db_commit(struct db *db, struct error *err)
 void db_rollback(struct db *db)
 {
     struct error ignored = ERROR_NONE;
+    bool begun = !db->begins;
 
     if (!db->transaction)
         return;
     db->transaction = false;
-    if (db->connection == NULL)
+    db->begins = false;
+    if (db->connection == NULL || !begun)
         return;
-    if (simple(db, "ROLLBACK", &ignored) < 0)
+    if (db->later_count > 0)
+        (void)collect(db, false, &ignored);
+    error_clear(&ignored);
+    if (db->connection != NULL && simple(db, "ROLLBACK", &ignored) < 0)
         drop_connection(db);
 }
 
@@ -407,7 +612,6 @@ static int migrate_locked(struct db *db, struct error *err)
                                 " applied_at timestamptz NOT NULL DEFAULT now())";
     static const char newest[] = "SELECT coalesce(max(version), 0) FROM schema_version";
     static const char grant[] = "GRANT SELECT ON schema_version TO PUBLIC";
-    auto_pgresult *patience = PQexec(db->connection, "SET LOCAL lock_timeout = 0");
     auto_pgresult *lock = PQexec(db->connection, MIGRATE_LOCK_SQL);
     auto_pgresult *rows = NULL;
     size_t have;
@@ -433,9 +637,11 @@ static int migrate_locked(struct db *db, struct error *err)
 
 int db_migrate(struct db *db, struct error *err)
 {
+    static const char patience[] = "SET LOCAL lock_timeout = 0";
+
     if (db_begin(db, err) < 0)
         return -1;
-    if (migrate_locked(db, err) < 0) {
+    if (db_exec(db, patience, DB_NO_PARAMS, NULL, err) < 0 || migrate_locked(db, err) < 0) {
         db_rollback(db);
         return -1;
     }

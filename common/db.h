@@ -44,6 +44,14 @@ MUST_CHECK int db_exec(struct db *db, const char *sql, const char *const *params
 #define DB_PARAMS(...) \
     (const char *const[]){__VA_ARGS__}, sizeof((const char *const[]){__VA_ARGS__}) / sizeof(char *)
 #define DB_NO_PARAMS NULL, 0
+/* In a transaction: as db_exec, but the statement goes to the server with those behind it, up to
+ * the next db_exec, db_flush or db_commit, in one round trip: *out is written by that call, and a
+ * failure is that call's (COMMIT is not run then). Who gives up before it rolls back. Outside of
+ * one: db_exec. */
+MUST_CHECK int db_later(struct db *db, const char *sql, const char *const *params, size_t count,
+                        PGresult **out, struct error *err);
+MUST_CHECK int db_flush(struct db *db, struct error *err);
+/* BEGIN goes with the first statement. */
 MUST_CHECK int db_begin(struct db *db, struct error *err);
 /* As if db_set_by_index had been called, for this transaction; also what its foreign keys ask. */
 MUST_CHECK int db_begin_by_index(struct db *db, struct error *err);

@@ -61,13 +61,9 @@ static struct store_row *row_of(struct store_change *changes, size_t count, cons
     abort(); /* the statement was asked for these ids */
 }
 
-static int lock_jobs(struct db *db, const char *ids, struct store_change *changes, size_t count,
+static int read_jobs(const PGresult *rows, struct store_change *changes, size_t count,
                      struct error *err)
 {
-    auto_pgresult *rows = NULL;
-
-    if (db_exec(db, LOCK_JOBS, DB_PARAMS(ids), &rows, err) < 0)
-        return -1;
     for (int i = 0; i < PQntuples(rows); i++) { /* none of a task without a job */
         struct store_row *row = row_of(changes, count, db_text(rows, i, 0));
         (void)snprintf(row->job_id, sizeof row->job_id, "%s", db_text(rows, i, 1));
@@ -114,13 +110,9 @@ static int read_task(const PGresult *rows, int i, struct store_row *row, struct 
     return 0;
 }
 
-static int lock_tasks(struct db *db, const char *ids, struct store_change *changes, size_t count,
+static int read_tasks(const PGresult *rows, struct store_change *changes, size_t count,
                       struct error *err)
 {
-    auto_pgresult *rows = NULL;
-
-    if (db_exec(db, LOCK_TASKS, DB_PARAMS(ids), &rows, err) < 0)
-        return -1;
     for (int i = 0; i < PQntuples(rows); i++) {
         struct store_row *row = row_of(changes, count, db_text(rows, i, 19));
         size_t size = 0;
@@ -139,6 +131,8 @@ static int lock_tasks(struct db *db, const char *ids, struct store_change *chang
 static int lock_all(struct db *db, struct store_change *changes, size_t count, struct error *err)
 {
     auto_json *ids = json_array();
+    auto_pgresult *jobs = NULL;
+    auto_pgresult *tasks = NULL;
     autofree char *text = NULL;
 
     for (size_t i = 0; i < count; i++) {
@@ -149,8 +143,9 @@ static int lock_all(struct db *db, struct store_change *changes, size_t count, s
         (void)json_array_append_new(ids, json_string(changes[i].event.task_id));
     }
     text = json_text(ids);
-    if (lock_jobs(db, text, changes, count, err) < 0 ||
-        lock_tasks(db, text, changes, count, err) < 0)
+    if (db_later(db, LOCK_JOBS, DB_PARAMS(text), &jobs, err) < 0 ||
+        db_exec(db, LOCK_TASKS, DB_PARAMS(text), &tasks, err) < 0 ||
+        read_jobs(jobs, changes, count, err) < 0 || read_tasks(tasks, changes, count, err) < 0)
         return -1;
     for (size_t i = 0; i < count; i++) {
         const char *job_id = changes[i].row.job_id;

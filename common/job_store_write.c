@@ -1,6 +1,7 @@
 /* The writing half of job_store_apply.c: what was decided of several jobs goes into the tables with
  * one statement for each kind of row. What few changes need (the next task, a clean-up) is written
- * one by one. Totals come last: all who end jobs wait for the same rows. */
+ * one by one. Totals come last: all who end jobs wait for the same rows. What nobody waits for goes
+ * to the server with what comes behind it. */
 #include <stdio.h>
 #include <string.h>
 
@@ -83,6 +84,8 @@ int store_rows(struct db *db, const char *sql, const json_t *rows, PGresult **ou
     if (json_array_size(rows) == 0)
         return 0;
     text = json_text(rows);
+    if (out == NULL) /* nobody waits for its answer */
+        return db_later(db, sql, DB_PARAMS(text), NULL, err);
     return db_exec(db, sql, DB_PARAMS(text), out, err);
 }
 
@@ -122,19 +125,31 @@ static json_t *task_row(const struct store_change *change)
     return row;
 }
 
+/* *out comes with the next answer. */
 static int store_tasks(struct db *db, const struct store_change *changes, size_t count,
-                       struct error *err)
+                       PGresult **out, struct error *err)
 {
     auto_json *tasks = json_array();
-    auto_pgresult *stored = NULL;
+    autofree char *text = NULL;
 
     for (size_t i = 0; i < count; i++) {
         if (changes[i].decision.allowed)
             (void)json_array_append_new(tasks, task_row(&changes[i]));
     }
-    if (store_rows(db, STORE_TASKS, tasks, &stored, err) < 0)
-        return -1;
-    if (stored != NULL && db_affected(stored) != json_array_size(tasks))
+    if (json_array_size(tasks) == 0)
+        return 0;
+    text = json_text(tasks);
+    return db_later(db, STORE_TASKS, DB_PARAMS(text), out, err);
+}
+
+static int check_tasks(const struct store_change *changes, size_t count, const PGresult *stored,
+                       struct error *err)
+{
+    size_t allowed = 0;
+
+    for (size_t i = 0; i < count; i++)
+        allowed += changes[i].decision.allowed;
+    if (allowed > 0 && db_affected(stored) != allowed)
         return error_set(err, ERR_CONFLICT, "lost: the task changed meanwhile");
     return 0;
 }
@@ -415,13 +430,15 @@ int store_changes(struct db *db, const struct store_change *changes, size_t coun
                   struct error *err)
 {
     auto_metric_batch totals = {0};
+    auto_pgresult *tasks = NULL;
     auto_pgresult *stored = NULL;
 
     metric_batch_init(&totals);
-    if (store_tasks(db, changes, count, err) < 0 ||
+    if (store_tasks(db, changes, count, &tasks, err) < 0 ||
         store_exports(db, changes, count, &totals, err) < 0 ||
-        store_jobs(db, changes, count, &stored, err) < 0 ||
-        store_events(db, changes, count, err) < 0)
+        store_events(db, changes, count, err) < 0 ||
+        store_jobs(db, changes, count, &stored, err) < 0 || db_flush(db, err) < 0 ||
+        check_tasks(changes, count, tasks, err) < 0)
         return -1;
     for (size_t i = 0; i < count; i++) {
         if (changes[i].decision.allowed && store_own_effects(db, &changes[i], err) < 0)

@@ -65,7 +65,7 @@ int metric_batch_store(struct db *db, const struct metric_batch *batch, struct e
     if (json_array_size(batch->items) == 0)
         return 0;
     text = json_text(batch->items);
-    if (db_exec(db, add_sql, DB_PARAMS(text), NULL, err) < 0)
+    if (db_later(db, add_sql, DB_PARAMS(text), NULL, err) < 0)
         return error_wrap(err, "metric totals");
     return 0;
 }

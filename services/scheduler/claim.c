@@ -21,9 +21,11 @@
 #define LANES_EMPTY_PART 4    /* of the time, for the search when nothing was found */
 #define OVERHEAD_BYTES   ((size_t)(16 * KIB)) /* of a lease: tags, lengths, short fields */
 
-/* Of workers that ask all the time one row is not written all the time. $1: what they say. */
+/* Of workers that ask all the time one row is not written all the time. $1: what they say. Losing
+ * it on a crash costs nothing: they say it again. */
 static const char UPSERT_WORKERS[] =
-    "WITH told AS (SELECT instance, max(role) AS role, max(provider) AS provider, max(host) AS "
+    "WITH off AS (SELECT set_config('synchronous_commit', 'off', true)),"
+    " told AS (SELECT instance, max(role) AS role, max(provider) AS provider, max(host) AS "
     "host,"
     "  max(pid) AS pid, max(version) AS version, max(slots_transfer) AS slots_transfer,"
     "  max(slots_control) AS slots_control, (array_agg(volumes))[1] AS volumes,"
@@ -33,7 +35,8 @@ static const char UPSERT_WORKERS[] =
     "instance),"
     " old AS (SELECT instance, state FROM workers WHERE instance IN (SELECT instance FROM told))"
     " INSERT INTO workers AS w (instance, role, provider, host, pid, version, slots_transfer,"
-    " slots_control, volumes, capabilities) SELECT * FROM told t WHERE NOT EXISTS (SELECT 1 FROM"
+    " slots_control, volumes, capabilities) SELECT t.* FROM told t, off WHERE NOT EXISTS (SELECT 1 "
+    "FROM"
     "  workers k WHERE k.instance = t.instance AND k.state = 'up'"
     "  AND k.seen_at > now() - interval '3 seconds' AND k.slots_transfer >= t.slots_transfer"
     "  AND k.slots_control >= t.slots_control AND k.volumes = t.volumes"
@@ -261,26 +264,28 @@ static json_t *worker_row(const Hypersdk__V1__LeaseRequest *request)
 }
 
 int claim_workers(struct db *db, const Hypersdk__V1__LeaseRequest *const *requests, size_t count,
-                  bool *out_first, struct error *err)
+                  PGresult **out, struct error *err)
 {
     auto_json *workers = json_array();
-    auto_pgresult *rows = NULL;
     autofree char *text = NULL;
 
     for (size_t i = 0; i < count; i++)
         (void)json_array_append_new(workers, worker_row(requests[i]));
     text = json_text(workers);
-    if (db_exec(db, UPSERT_WORKERS, DB_PARAMS(text), &rows, err) < 0)
-        return -1;
+    return db_later(db, UPSERT_WORKERS, DB_PARAMS(text), out, err);
+}
+
+void claim_first_ones(const PGresult *workers, const Hypersdk__V1__LeaseRequest *const *requests,
+                      size_t count, bool *out_first)
+{
     memset(out_first, 0, count * sizeof *out_first);
-    for (int k = 0; k < PQntuples(rows); k++) {
+    for (int k = 0; k < PQntuples(workers); k++) {
         size_t i = 0;
-        while (i < count && strcmp(db_text(rows, k, 0), requests[i]->instance) != 0)
+        while (i < count && strcmp(db_text(workers, k, 0), requests[i]->instance) != 0)
             i++;
         if (i < count)
-            out_first[i] = db_bool(rows, k, 1);
+            out_first[i] = db_bool(workers, k, 1);
     }
-    return 0;
 }
 
 static bool same_texts(char *const *a, size_t a_count, char *const *b, size_t b_count)
@@ -398,7 +403,7 @@ static int load_leases(struct db *db, struct claims *claims, char out_task[64], 
     for (size_t i = 0; i < claims->count; i++)
         (void)json_array_append_new(ids, json_string(claims->items[i].task_id));
     text = json_text(ids);
-    if (db_exec(db, LOAD_LEASES, DB_PARAMS(text), &claims->rows, err) < 0 ||
+    if (db_later(db, LOAD_LEASES, DB_PARAMS(text), &claims->rows, err) < 0 ||
         db_exec(db, LOAD_RECORDS, DB_PARAMS(text), &claims->records, err) < 0)
         return -1;
     for (size_t i = 0; i < claims->count; i++) {

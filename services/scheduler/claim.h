@@ -18,10 +18,12 @@ void claims_free(struct claims *claims);
 DEFINE_AUTO(claims, struct claims, claims_free)
 #define auto_claims CLEANUP(claims_auto) struct claims
 
-/* The rows of the asking workers; out_first[i]: it is the first of a worker that was not known as
- * up before. */
+/* The rows of the asking workers; *out comes with the transaction's next answer (db_later). */
 MUST_CHECK int claim_workers(struct db *db, const Hypersdk__V1__LeaseRequest *const *requests,
-                             size_t count, bool *out_first, struct error *err);
+                             size_t count, PGresult **out, struct error *err);
+/* out_first[i]: it is the first of a worker that was not known as up before. */
+void claim_first_ones(const PGresult *workers, const Hypersdk__V1__LeaseRequest *const *requests,
+                      size_t count, bool *out_first);
 struct claim_wish { /* requests that want the same */
     const Hypersdk__V1__LeaseRequest *requests[CLAIM_BATCH_MAX];
     size_t count;

@@ -9,11 +9,7 @@ static const char LOAD[] = "SELECT instance FROM workers WHERE drained_at IS NOT
 int gate_load(struct db *db, struct gate *out, struct error *err)
 {
     *out = (struct gate){0};
-    if (db_exec(db, LOAD, DB_NO_PARAMS, &out->rows, err) < 0)
-        return -1;
-    for (int i = 0; i < PQntuples(out->rows); i++)
-        out->queue_paused = out->queue_paused || db_text(out->rows, i, 0)[0] == '\0';
-    return 0;
+    return db_later(db, LOAD, DB_NO_PARAMS, &out->rows, err);
 }
 
 void gate_release(struct gate *gate)
@@ -24,10 +20,11 @@ void gate_release(struct gate *gate)
 
 bool gate_lets(const struct gate *gate, const Hypersdk__V1__LeaseRequest *request)
 {
-    if (gate->queue_paused && request->class_ == HYPERSDK__V1__TASK_CLASS__TASK_CLASS_TRANSFER)
-        return false;
+    bool transfer = request->class_ == HYPERSDK__V1__TASK_CLASS__TASK_CLASS_TRANSFER;
+
     for (int i = 0; i < PQntuples(gate->rows); i++) {
-        if (strcmp(db_text(gate->rows, i, 0), request->instance) == 0)
+        const char *whom = db_text(gate->rows, i, 0);
+        if (whom[0] == '\0' ? transfer : strcmp(whom, request->instance) == 0)
             return false;
     }
     return true;

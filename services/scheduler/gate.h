@@ -7,8 +7,8 @@
 
 struct gate {
     PGresult *rows; /* drained instances; '': the queue is paused */
-    bool queue_paused;
 };
+/* In a transaction: it is there with its next answer (db_later). */
 MUST_CHECK int gate_load(struct db *db, struct gate *out, struct error *err);
 void gate_release(struct gate *gate);
 /* May this worker be given what it asks for? A paused queue holds transfers only: listings and

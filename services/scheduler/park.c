@@ -318,30 +318,56 @@ static int claim_all(struct round *round, struct error *err)
     return 0;
 }
 
-static int note_workers(struct round *round, struct error *err)
-{
+struct new_ones { /* requests whose workers' rows are to be written */
     const Hypersdk__V1__LeaseRequest *requests[PARK_REQUESTS_MAX];
     size_t which[PARK_REQUESTS_MAX];
-    bool first[PARK_REQUESTS_MAX];
-    size_t count = 0;
+    size_t count;
+};
 
+static void find_new_ones(const struct round *round, struct new_ones *out)
+{
+    out->count = 0;
     for (size_t i = 0; i < round->count; i++) {
         if (round->items[i].seen)
             continue;
-        which[count] = i;
-        requests[count++] = body_of(round->items[i].request);
+        out->which[out->count] = i;
+        out->requests[out->count++] = body_of(round->items[i].request);
     }
-    if (count == 0)
-        return 0;
-    if (claim_workers(round->db, requests, count, first, err) < 0)
-        return -1;
-    for (size_t i = 0; i < count; i++) {
-        struct parked *item = &round->items[which[i]];
+}
+
+static void note_workers(struct round *round, const struct new_ones *ones, const PGresult *workers)
+{
+    bool first[PARK_REQUESTS_MAX];
+
+    claim_first_ones(workers, ones->requests, ones->count, first);
+    for (size_t i = 0; i < ones->count; i++) {
+        struct parked *item = &round->items[ones->which[i]];
         item->seen = true;
         item->first = first[i];
         if (first[i])
-            scheduler_announce_worker(round->scheduler, requests[i]->instance, "up");
+            scheduler_announce_worker(round->scheduler, ones->requests[i]->instance, "up");
     }
+}
+
+/* Who asks, and who gets nothing now: one round trip for all of it. */
+static int prepare(struct round *round, struct error *err)
+{
+    struct new_ones ones;
+    auto_pgresult *workers = NULL;
+
+    find_new_ones(round, &ones);
+    if (db_begin(round->db, err) < 0)
+        return -1;
+    if ((ones.count > 0 &&
+         claim_workers(round->db, ones.requests, ones.count, &workers, err) < 0) ||
+        gate_load(round->db, &round->gate, err) < 0) {
+        db_rollback(round->db);
+        return -1;
+    }
+    if (db_commit(round->db, err) < 0)
+        return -1;
+    if (workers != NULL)
+        note_workers(round, &ones, workers);
     return 0;
 }
 
@@ -354,11 +380,9 @@ static int look(struct scheduler *scheduler, struct db *db, struct parked *items
                           .count = count,
                           .together = CLAIM_BATCH_MAX};
     bool stops = service_stopping(scheduler->service);
-    int rc = stops ? 0 : note_workers(&round, err);
+    int rc = stops || count == 0 ? 0 : prepare(&round, err);
     int64_t now = clock_mono_ms();
 
-    if (rc == 0 && !stops && count > 0)
-        rc = gate_load(db, &round.gate, err);
     if (rc == 0 && !stops)
         rc = claim_all(&round, err);
     gate_release(&round.gate);
@@ -387,13 +411,14 @@ static void wait_for_work(struct park *park, int64_t ms)
     park->woken = false;
 }
 
-static int work(struct scheduler *scheduler, struct db *db, struct parked *items, struct error *err)
+static int work(struct scheduler *scheduler, struct db *db, struct parked *items,
+                int64_t *out_again_ms, struct error *err)
 {
     size_t count = take_all(scheduler->park, items);
     int rc = look(scheduler, db, items, count, err);
 
     looked(scheduler->park);
-    return rc < 0 ? rc : scheduler_repeat_controls(scheduler, db, err);
+    return rc < 0 ? rc : scheduler_repeat_controls(scheduler, db, out_again_ms, err);
 }
 
 void *park_main(void *arg)
@@ -402,13 +427,15 @@ void *park_main(void *arg)
     auto_db *db = scheduler_queue_db(scheduler, "scheduler dispatch");
     struct parked *items = xcalloc(PARK_REQUESTS_MAX, sizeof *items);
     struct log_throttle throttle = {0};
+    int64_t again_ms = INT64_MAX;
 
     for (;;) {
         struct error err = ERROR_NONE;
         uint64_t held = 0;
-        int64_t poll_ms = scheduler->config.poll_interval_ms;
-        wait_for_work(scheduler->park, poll_ms / 2 + clock_backoff_ms(0, poll_ms / 2, poll_ms / 2));
-        if (work(scheduler, db, items, &err) == 0)
+        int64_t half_ms = scheduler->config.poll_interval_ms / 2;
+        int64_t poll_ms = half_ms + clock_backoff_ms(0, half_ms, half_ms);
+        wait_for_work(scheduler->park, again_ms < poll_ms ? again_ms : poll_ms);
+        if (work(scheduler, db, items, &again_ms, &err) == 0)
             continue;
         if (log_throttle_pass(&throttle, err.message, &held))
             LOG(WARN, "dispatch_failed", F_ERR(&err));

@@ -19,6 +19,7 @@
 #define EXPIRED_RECENT_MS 5000
 #define EXPIRED_MAX       200
 #define STOPPED_MS        1000 /* so late those are told again that must stop */
+#define CONTROLS_MS       50   /* not more often: claims come before */
 
 /* $1: as long after lease_until as a worker stops writing before it, clocks of one machine each.
  * $2: not longer ago: from the beginning all that an old snapshot still sees is passed over.
@@ -137,17 +138,32 @@ static int reap(struct scheduler *scheduler, struct db *db, struct error *err)
     return err->code == ERR_NONE ? 0 : -1;
 }
 
-int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db, struct error *err)
+static int find_controls(struct db *db, PGresult **out_stopped, PGresult **out_limited,
+                         struct error *err)
+{
+    if (db_begin(db, err) < 0)
+        return -1;
+    if (db_later(db, STOPPED, DB_NO_PARAMS, out_stopped, err) < 0 ||
+        db_later(db, LIMITED, DB_NO_PARAMS, out_limited, err) < 0) {
+        db_rollback(db);
+        return -1;
+    }
+    return db_commit(db, err);
+}
+
+int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db, int64_t *out_again_ms,
+                              struct error *err)
 {
     auto_pgresult *stopped = NULL;
     auto_pgresult *limited = NULL;
     Hypersdk__V1__TaskControl control;
     int64_t began_ms = clock_mono_ms();
+    int64_t since_ms = began_ms - scheduler->stopped.ended_ms;
 
-    if (!whole_look_is_due(&scheduler->stopped, began_ms, STOPPED_MS))
+    *out_again_ms = since_ms < CONTROLS_MS ? CONTROLS_MS - since_ms : INT64_MAX;
+    if (since_ms < CONTROLS_MS || !whole_look_is_due(&scheduler->stopped, began_ms, STOPPED_MS))
         return 0;
-    if (db_exec(db, STOPPED, DB_NO_PARAMS, &stopped, err) < 0 ||
-        db_exec(db, LIMITED, DB_NO_PARAMS, &limited, err) < 0)
+    if (find_controls(db, &stopped, &limited, err) < 0)
         return -1;
     whole_look_done(&scheduler->stopped, began_ms, clock_mono_ms());
     for (int i = 0; i < PQntuples(stopped); i++) {

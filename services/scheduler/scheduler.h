@@ -116,9 +116,10 @@ void leader_release(struct scheduler *scheduler, struct db *db);
 void *leader_watch_main(void *scheduler);
 
 /* Tells workers which of their tasks were cancelled, paused, or drained, and which have a new
- * bandwidth. */
+ * bandwidth. When it did so a moment ago it is to be called again after *out_again_ms, else
+ * INT64_MAX. */
 MUST_CHECK int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db,
-                                         struct error *err);
+                                         int64_t *out_again_ms, struct error *err);
 
 /* aging.c: what a point of priority weighs, from the configuration into the database; what waits is
  * put in order by it. */

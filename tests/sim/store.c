@@ -549,6 +549,19 @@ int db_exec(struct db *db, const char *sql, const char *const *params, size_t co
     return rc;
 }
 
+int db_later(struct db *db, const char *sql, const char *const *params, size_t count,
+             PGresult **out, struct error *err)
+{
+    return db_exec(db, sql, params, count, out, err);
+}
+
+int db_flush(struct db *db, struct error *err)
+{
+    (void)db;
+    (void)err;
+    return 0;
+}
+
 int db_begin(struct db *db, struct error *err)
 {
     assert(!db->transaction);

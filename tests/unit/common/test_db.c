@@ -132,6 +132,88 @@ static void a_rolled_back_transaction_leaves_nothing(void **state)
     assert_int_equal(db_i64(rows, 0, 0), 1);
 }
 
+static int64_t open_transactions(struct db *db)
+{
+    static const char sql[] =
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'later'"
+        " AND xact_start IS NOT NULL";
+    struct error err = ERROR_NONE;
+    auto_pgresult *rows = NULL;
+
+    assert_ok(db_exec(db, sql, DB_NO_PARAMS, &rows, &err), err);
+    return db_i64(rows, 0, 0);
+}
+
+static int64_t settings_like(struct db *db, const char *pattern)
+{
+    static const char sql[] = "SELECT count(*) FROM settings WHERE key LIKE $1";
+    struct error err = ERROR_NONE;
+    auto_pgresult *rows = NULL;
+
+    assert_ok(db_exec(db, sql, DB_PARAMS(pattern), &rows, &err), err);
+    return db_i64(rows, 0, 0);
+}
+
+static const char insert_later[] = "INSERT INTO settings (key, value) VALUES ($1, '1')";
+
+static void what_is_sent_later_goes_with_the_next_call(void **state)
+{
+    static const char which_sql[] = "SELECT $1::text";
+    struct error err = ERROR_NONE;
+    auto_db *db = db_new(&app, "hypersdk_gateway", "later");
+    auto_db *other = connect_app(NULL);
+    auto_pgresult *first = NULL;
+    auto_pgresult *second = NULL;
+
+    (void)state;
+    assert_ok(db_begin(db, &err), err);
+    assert_ok(db_later(db, insert_later, DB_PARAMS("later-1"), NULL, &err), err);
+    assert_ok(db_later(db, which_sql, DB_PARAMS("a"), &first, &err), err);
+    assert_null(first);
+    assert_int_equal(open_transactions(other), 0); /* not even BEGIN was sent */
+    assert_ok(db_exec(db, which_sql, DB_PARAMS("b"), &second, &err), err);
+    assert_string_equal(db_text(first, 0, 0), "a");
+    assert_string_equal(db_text(second, 0, 0), "b");
+    assert_int_equal(open_transactions(other), 1);
+    assert_ok(db_later(db, insert_later, DB_PARAMS("later-2"), NULL, &err), err);
+    assert_ok(db_commit(db, &err), err);
+    assert_int_equal(settings_like(other, "later-%"), 2);
+    for (int i = 0; i < 100; i++) { /* more than one round trip takes */
+        assert_true(i > 0 || db_begin_by_index(db, &err) == 0);
+        assert_ok(db_later(db, which_sql, DB_PARAMS("c"), NULL, &err), err);
+    }
+    assert_ok(db_flush(db, &err), err);
+    db_rollback(db);
+    assert_ok(db_later(db, insert_later, DB_PARAMS("later-3"), NULL, &err), err); /* at once */
+    assert_int_equal(settings_like(other, "later-%"), 3);
+}
+
+static void a_failure_of_what_was_sent_later_is_the_next_call_s(void **state)
+{
+    static const char wrong_sql[] = "SELEC 2";
+    static const char new_sql[] = "SELECT 'behind the failure'";
+    struct error err = ERROR_NONE;
+    auto_db *db = db_new(&app, "hypersdk_gateway", "later");
+    auto_pgresult *rows = NULL;
+
+    (void)state;
+    assert_ok(db_begin(db, &err), err);
+    assert_ok(db_later(db, insert_later, DB_PARAMS("fails-1"), NULL, &err), err);
+    assert_ok(db_later(db, insert_later, DB_PARAMS("fails-1"), NULL, &err), err);
+    assert_fails(db_exec(db, new_sql, DB_NO_PARAMS, &rows, &err), err, ERR_CONFLICT, "duplicate");
+    assert_null(rows);
+    db_rollback(db);
+    assert_ok(db_exec(db, new_sql, DB_NO_PARAMS, &rows, &err), err); /* it was not prepared */
+    assert_ok(db_begin(db, &err), err);
+    assert_ok(db_later(db, insert_later, DB_PARAMS("fails-2"), NULL, &err), err);
+    assert_ok(db_later(db, wrong_sql, DB_NO_PARAMS, NULL, &err), err);
+    assert_fails(db_commit(db, &err), err, ERR_INTERNAL, "prepare");
+    assert_ok(db_begin(db, &err), err);
+    assert_ok(db_later(db, insert_later, DB_PARAMS("fails-3"), NULL, &err), err);
+    db_rollback(db);
+    assert_int_equal(settings_like(db, "fails-%"), 0);
+}
+
 static void expect_plans(struct db *db, const char *mode, const char *scans)
 {
     static const char sql[] =
@@ -337,6 +419,8 @@ int main(void)
         cmocka_unit_test(parameters_and_cells_go_through),
         cmocka_unit_test(failures_have_the_code_that_says_what_to_do),
         cmocka_unit_test(a_rolled_back_transaction_leaves_nothing),
+        cmocka_unit_test(what_is_sent_later_goes_with_the_next_call),
+        cmocka_unit_test(a_failure_of_what_was_sent_later_is_the_next_call_s),
         cmocka_unit_test(a_transaction_is_by_index_to_its_end_only),
         cmocka_unit_test(who_waits_too_long_for_a_lock_is_told),
         cmocka_unit_test(a_cut_connection_is_made_again_by_the_next_call),
