@@ -27,15 +27,16 @@ static const char MOVE[] =
     "   AND NOT EXISTS (SELECT 1 FROM workflow_runs w WHERE w.id = j.workflow_run_id"
     "    AND w.completed_at IS NULL)"
     "   ORDER BY j.completed_at LIMIT 200 FOR UPDATE OF j SKIP LOCKED),"
-    " moved AS (INSERT INTO archived_jobs SELECT (jsonb_populate_record(NULL::archived_jobs,"
+    /* a function in FROM is called once for each row, (f(x)).* once for each column */
+    " moved AS (INSERT INTO archived_jobs SELECT r.* FROM jobs j JOIN old ON old.id = j.id"
+    "   CROSS JOIN LATERAL jsonb_populate_record(NULL::archived_jobs,"
     "    to_jsonb(j) || jsonb_build_object('archived_at', now(),"
     "    'history', coalesce((SELECT jsonb_agg(to_jsonb(e) ORDER BY e.id) FROM job_events e"
     "     WHERE e.job_id = j.id), '[]'),"
     "    'logs', coalesce((SELECT jsonb_agg(to_jsonb(l) ORDER BY l.id) FROM (SELECT * FROM job_logs"
     "     WHERE job_id = j.id ORDER BY id DESC LIMIT 10000) l), '[]'),"
     "    'tasks', coalesce((SELECT jsonb_agg(to_jsonb(t) - 'token' ORDER BY t.ordinal) FROM tasks t"
-    "     WHERE t.job_id = j.id), '[]')))).*"
-    "   FROM jobs j JOIN old ON old.id = j.id RETURNING id)"
+    "     WHERE t.job_id = j.id), '[]'))) r RETURNING id)"
     " DELETE FROM jobs j USING moved WHERE j.id = moved.id";
 
 static const char FORGET[] =
