@@ -53,9 +53,10 @@ static const char UPSERT_WORKERS[] =
     " AND t.kind = ANY (ARRAY(SELECT jsonb_array_elements_text($2::jsonb)))"                      \
     " AND (t.volume = '' OR t.volume = ANY (ARRAY(SELECT jsonb_array_elements_text($3::jsonb))))" \
     " AND t.not_before <= now()"
+/* By the clock: a window may end after the transaction has begun. */
 #define LIVE_JOB                              \
     " AND j.status IN ('pending', 'running')" \
-    " AND (j.window_at IS NULL OR (j.window_open AND j.window_at > now()))"
+    " AND (j.window_at IS NULL OR (j.window_open AND j.window_at > clock_timestamp()))"
 #define WAITS "state = 'queued' AND hold = ''"
 
 /* Lane by lane (what has the same limits), each by its own part of the index: what waits at a limit

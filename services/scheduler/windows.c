@@ -39,8 +39,7 @@ static const char LET_GO[] =
 
 static const char OVERDUE[] =
     "SELECT j.id FROM jobs j WHERE " CLOSED " AND j.window_at > now() AND j.completed_at IS NULL"
-    " AND j.on_window_end = 'cancel' AND j.status = 'running'"
-    " ORDER BY j.window_at LIMIT 200";
+    " AND j.on_window_end = 'cancel' AND j.status = 'running' LIMIT 200";
 
 static int turn(struct db *db, const PGresult *due, int row, struct error *err)
 {

@@ -66,8 +66,18 @@ def test_a_window_that_is_over_starts_nothing_between_two_looks(bench):
     b = bench(config={"scheduler": {"poll_interval": "60s"}})
     job = b.driver.submit()
     b.sql("UPDATE jobs SET time_windows = %s::jsonb, window_open = true,"
-          " window_at = now() - interval '1 second' WHERE id = %s", json.dumps(SHUT), job)
-    assert b.driver.ask().waits(), "nobody has looked at it, and yet it does not start"
+          " window_at = now() + interval '1 hour' WHERE id = %s", json.dumps(SHUT), job)
+    other = b.suite.postgres.connect(b.suite.database)
+    try:
+        other.cursor().execute("BEGIN; LOCK TABLE providers")
+        asks = b.driver.ask()
+        wait_for(lambda: b.sql("SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                               " AND application_name = 'scheduler dispatch'"), 20, "a claim has begun")
+        b.sql("UPDATE jobs SET window_at = clock_timestamp() WHERE id = %s", job)
+    finally:
+        other.close()
+    later = b.driver.submit()
+    assert asks.get(10)["job_id"] == later, "nobody has looked at it, and yet it does not start"
 
 
 def test_what_has_begun_goes_on_to_its_end(bench):
