@@ -9,11 +9,11 @@
 static const char REASONS[] =
     "WITH waiting AS (SELECT j.id, t.role, t.provider_kind, t.provider, t.volume,"
     "  t.source_host, t.queue_group, t.queue_limit, t.hold,"
-    "  t.not_before, t.error, j.window_at, j.window_open FROM tasks t JOIN jobs j ON j.id = "
-    "t.job_id"
-    /* in the order of tasks_waiting: by the order of jobs all that are finished were passed over */
-    "  WHERE t.state = 'queued' AND t.class = 'transfer' AND j.status = 'pending'"
-    "  ORDER BY t.seq LIMIT 1000),"
+    "  t.not_before, t.error, j.window_at, j.window_open, j.pending_reason"
+    "  FROM tasks t CROSS JOIN LATERAL"
+    /* task by task, in the order of tasks_waiting: not all that waits, nor all that is finished */
+    "  (SELECT x.* FROM jobs x WHERE x.id = t.job_id AND x.status = 'pending' OFFSET 0) j"
+    "  WHERE t.state = 'queued' AND t.class = 'transfer' ORDER BY t.seq LIMIT 1000),"
     " busy AS MATERIALIZED (SELECT b.worker, b.provider, b.role, b.source_host, b.queue_group FROM "
     "tasks b WHERE b.class = "
     "'transfer'"
@@ -42,7 +42,7 @@ static const char REASONS[] =
     " full_groups AS MATERIALIZED (SELECT queue_group, count(*) AS used FROM busy"
     "  WHERE queue_group <> '' GROUP BY 1),"
     " pause AS MATERIALIZED (SELECT value FROM settings WHERE key = 'queue.paused'),"
-    " reasons AS (SELECT a.id, CASE"
+    " reasons AS MATERIALIZED (SELECT a.id, a.pending_reason AS told, CASE"
     "  WHEN EXISTS (SELECT 1 FROM pause) THEN (SELECT left('the queue is paused by ' ||"
     "   (value->>'by') || ' since ' || to_char((value->>'since')::timestamptz AT TIME ZONE 'UTC',"
     "   'YYYY-MM-DD HH24:MI:SS') || ' UTC' || coalesce(nullif(': ' || (value->>'reason'), ': '),"
@@ -80,7 +80,8 @@ static const char REASONS[] =
     "  LEFT JOIN full_groups g ON g.queue_group = a.queue_group AND a.queue_group <> ''),"
     /* who holds a job's row is about to lease it */
     " changed AS (SELECT j.id, r.reason FROM jobs j JOIN reasons r ON r.id = j.id"
-    "  WHERE j.status = 'pending' AND j.pending_reason <> r.reason FOR UPDATE OF j SKIP LOCKED)"
+    "  WHERE r.told <> r.reason AND j.status = 'pending' AND j.pending_reason <> r.reason"
+    "  FOR UPDATE OF j SKIP LOCKED)"
     " UPDATE jobs j SET pending_reason = c.reason FROM changed c WHERE j.id = c.id";
 
 int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err)
