@@ -22,10 +22,11 @@ def sim(make_vsphere, disk):
 
 
 def running_export(suite, sim, megabytes=16):
-    """An export that has copied some megabytes and goes on slowly."""
+    """An export that has copied some megabytes and is held."""
     sim.set_rate(8 * MB)
     job = suite.client.submit(vm_path="web", format="qcow2")
     suite.wait_bytes(job, megabytes * MB)
+    sim.hold()
     return job
 
 

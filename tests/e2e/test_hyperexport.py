@@ -99,13 +99,14 @@ def test_interrupt_cancels_and_leaves_no_snapshot(cli, sim, suite, tmp_path):
     child = subprocess.Popen([BIN / "hyperexport", "--vm", "web", "--format", "raw",
                               "--daemon-url", suite.url()], stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: sim.stats()["bytes"] > MB, 30, "bytes flow")
+    wait_for(lambda: sim.stats()["bytes"] > MB, 60, "bytes flow")
+    sim.hold()  # a request under way would take ten minutes
     child.send_signal(signal.SIGINT)
-    wait_for(lambda: sim.stats()["running"] == 0, 5, "the transfer stops")
+    wait_for(lambda: sim.stats()["running"] == 0, 60, "the transfer stops")
     sim.set_rate(0)
-    _, err = child.communicate(timeout=40)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
-    wait_for(lambda: sim.snapshots("web") == [], 20, "the snapshot is removed")
+    wait_for(lambda: sim.snapshots("web") == [], 60, "the snapshot is removed")
     assert suite.client.get("/api/v1/jobs")["jobs"][0]["status"] == "cancelled"
 
 
@@ -116,10 +117,10 @@ def test_resume_goes_on_where_the_interrupt_was(cli, sim, suite, disk):
                               "--daemon-url", suite.url()], stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
     job = wait_for(lambda: suite.client.get("/api/v1/jobs")["jobs"], 30, "the job")[0]["job_id"]
-    wait_for(lambda: list(suite.exports.rglob("*.journal")), 30, "a journal")
-    wait_for(lambda: sim.stats()["bytes"] > 8 * MB, 30, "bytes flow")
+    wait_for(lambda: list(suite.exports.rglob("*.journal")), 60, "a journal")
+    wait_for(lambda: sim.stats()["bytes"] > 8 * MB, 60, "bytes flow")
     child.send_signal(signal.SIGINT)
-    assert child.wait(40) == 130
+    assert child.wait(60) == 130
     sim.set_rate(0)
     done = cli("--vm", "off", "--resume")
     assert done.returncode == 0, done.stderr + suite.tails()
@@ -151,7 +152,7 @@ def test_login_and_the_three_roles(make_suite, sim, tmp_path):
 
 
 def test_an_export_becomes_a_domain_by_flags(make_suite, make_vsphere, libvirtd, disk, tmp_path):
-    suite = make_suite(config={"libvirt": {"uri": "test:///default", "timeout": "5s", "network": "user",
+    suite = make_suite(config={"libvirt": {"uri": "test:///default", "network": "user",
                                            "domain_type": "qemu", "allowed_uris": [libvirtd.uri]}})
     suite.add_vsphere(make_vsphere([vm("web", disk, power="off")]))
 

@@ -73,7 +73,7 @@ def nothing_is_left(suite, fake):
 
 
 def check_qcow2(suite, fake, disks, job):
-    done = suite.wait_job(job, "completed", deadline=90)
+    done = suite.wait_job(job, "completed")
     directory = pathlib.Path(done["result"]["output_path"])
     for i, disk in enumerate(disks, 1):
         image = directory / f"web-disk{i}.qcow2"
@@ -82,6 +82,12 @@ def check_qcow2(suite, fake, disks, job):
     images.check_digests(directory)
     nothing_is_left(suite, fake)
     return done
+
+
+def noted(suite):
+    """Numbers of the first disk's parts that the target has and the state file names."""
+    return [json.loads(line)["part"] for p in suite.exports.rglob(".hypersdk-upload.301")
+            for line in p.read_text().splitlines()[1:] if line.endswith("}")]
 
 
 def aborted(fake):
@@ -140,11 +146,11 @@ def test_a_cut_stream_is_read_again_in_a_new_lease(suite, fake, disks):
 
 
 def test_a_lease_dies_without_renewal_and_ours_does_not(suite, fake, disks):
-    """The job's own rate limit holds the readers back for longer than the lease lives alone."""
-    fake.lease_timeout = 1
+    """The job's own rate limit holds the readers back for longer than the lease lives alone: it
+    would end before the disk of 18 MB does, and a renewal that a busy machine makes late is none
+    that was left out."""
+    fake.lease_timeout, fake.lease_bytes = 1, 12 * MB
     job = submit(suite, bandwidth_limit_mbps=4, bandwidth_burst_mb=1)
-    wait_for(lambda: suite.client.get(f"/jobs/progress/{job}")["limited_by"] == "rate_limit", 30,
-             "the rate limit is what holds it back")
     check_qcow2(suite, fake, disks, job)
     assert aborted(fake) == [False, False]
     assert all(len(x.percents) > 2 for x in list(fake.leases.values())[:1])
@@ -172,17 +178,17 @@ def test_cancel_ends_the_lease(suite, fake):
     progress = suite.client.get(f"/jobs/progress/{job}")
     assert progress["limited_by"] in ("source", "")
     suite.client.post("/jobs/cancel", {"job_ids": [job]})
-    suite.wait_job(job, "cancelled", deadline=20)
-    wait_for(lambda: aborted(fake) == [True], 20, "the lease was aborted")
+    suite.wait_job(job, "cancelled")
+    wait_for(lambda: aborted(fake) == [True], 60, "the lease was aborted")
     wait_for(lambda: not fake.vms["vm-1"].snapshots, 30, "no snapshot is left")
 
 
 def test_kill_9_in_the_middle(suite, fake, disks):
-    fake.nfc_rate = 4 * MB
+    fake.nfc_holds = {2000: 10 * MB}
     job = submit(suite)
     suite.wait_bytes(job, 9 * MB)
     suite["exporter-vsphere"].kill()
-    fake.nfc_rate = 0
+    fake.nfc_go.set()
     suite["exporter-vsphere"].start()
     done = check_qcow2(suite, fake, disks, job)
     assert done["attempt"] == 0
@@ -195,18 +201,16 @@ def test_kill_9_while_it_is_sent_on(make_suite, fake, disks):
     try:
         suite = make_suite(config={"uploads": {"main": s3.entry("s3://bucket")}})
         add(suite, fake)
-        fake.nfc_rate = 3 * MB
+        fake.nfc_holds = {2000: 14 * MB}  # three parts of the first disk are whole
         job = submit(suite, format="raw", upload="s3://bucket", stream_upload=True)
-        wait_for(lambda: len(s3.puts) >= 2, 60, lambda: suite.explain(job))
+        wait_for(lambda: len(noted(suite)) >= 2, 60, lambda: suite.explain(job))
         suite["exporter-vsphere"].kill()
-        [state] = suite.exports.rglob(".hypersdk-upload.301")
-        there = [json.loads(line)["part"] for line in state.read_text().splitlines()[1:]]
+        there = noted(suite)
         sent = len(s3.puts)
-        fake.nfc_rate = 0
+        fake.nfc_go.set()
         suite["exporter-vsphere"].start()
-        result = suite.wait_job(job, "completed", deadline=90)["result"]
+        result = suite.wait_job(job, "completed")["result"]
         again = s3.puts[sent:]
-        assert there
         for part in there:  # the second disk has one part of its own
             assert again.count(part) == (part == 1), "parts were sent again"
         prefix = result["uploaded_to"].removeprefix("s3://bucket/")
@@ -224,16 +228,16 @@ def test_kill_9_while_a_qcow2_is_sent_on(make_suite, fake, disks, tmp_path):
     try:
         suite = make_suite(config={"uploads": {"main": s3.entry("s3://bucket")}})
         add(suite, fake)
-        fake.nfc_rate = 3 * MB
+        fake.nfc_holds = {2000: 14 * MB}
         job = submit(suite, format="qcow2", upload="s3://bucket", stream_upload=True)
 
         def some_is_there():
             return any(p.stat().st_size > 8 * MB for p in suite.exports.rglob("*.qcow2.partial"))
         wait_for(some_is_there, 60, lambda: suite.explain(job))
         suite["exporter-vsphere"].kill()
-        fake.nfc_rate = 0
+        fake.nfc_go.set()
         suite["exporter-vsphere"].start()
-        result = suite.wait_job(job, "completed", deadline=90)["result"]
+        result = suite.wait_job(job, "completed")["result"]
         prefix = result["uploaded_to"].removeprefix("s3://bucket/")
         for i, disk in enumerate(disks, 1):
             image = tmp_path / f"back{i}.qcow2"
@@ -252,11 +256,13 @@ def test_a_stream_that_breaks_while_it_is_sent_on(make_suite, fake, disks):
     try:
         suite = make_suite(config={"uploads": {"main": s3.entry("s3://bucket")}})
         add(suite, fake)
-        fake.nfc_rate = 4 * MB
+        fake.nfc_holds = {2000: 16 * MB}
         fake.nfc_cuts = [17 * MB]
         job = submit(suite, format="raw", upload="s3://bucket", stream_upload=True, verify=False,
                      retry={"max_attempts": 3, "initial_delay": "200ms"})
-        result = suite.wait_job(job, "completed", deadline=90)["result"]
+        wait_for(lambda: len(noted(suite)) >= 2, 60, lambda: suite.explain(job))
+        fake.nfc_go.set()
+        result = suite.wait_job(job, "completed")["result"]
         assert suite.client.job(job)["attempt"] == 1, "the stream was to break"
         prefix = result["uploaded_to"].removeprefix("s3://bucket/")
         for i, disk in enumerate(disks, 1):
@@ -267,11 +273,11 @@ def test_a_stream_that_breaks_while_it_is_sent_on(make_suite, fake, disks):
 
 
 def test_what_is_finished_of_other_disks_is_not_read_again(suite, fake, disks):
-    fake.nfc_rates = {2001: 32 * 1024}
+    fake.nfc_holds = {2001: 64 * 1024}
     job = submit(suite)
     wait_for(lambda: len(fake.nfc_requests) == 2, 60, "the second disk's stream")
     suite["exporter-vsphere"].kill()
-    fake.nfc_rates = {}
+    fake.nfc_go.set()
     suite["exporter-vsphere"].start()
     check_qcow2(suite, fake, disks, job)
     assert [path[-11:] for path, _ in fake.nfc_requests] == ["disk-0.vmdk", "disk-1.vmdk",
@@ -289,7 +295,7 @@ def test_disks_without_files_are_read_by_nfc_without_being_asked(suite, fake, di
 
 def test_increments_are_compared_since_a_stream_has_no_ranges(suite, fake, disks):
     for _ in range(2):
-        done = suite.wait_job(submit(suite, incremental=True), "completed", deadline=90)
+        done = suite.wait_job(submit(suite, incremental=True), "completed")
     for disk in done["result"]["incremental"]["disks"]:
         assert disk["incremental_mode"] == "leaf_compare"
         assert "come as streams (snapshot-nfc)" in disk["incremental_reason"]

@@ -47,6 +47,7 @@ def test_a_paused_export_frees_its_slot_and_goes_on_from_its_journal(make_suite,
     sim.set_rate(8 * MB)
     job = suite.client.submit(vm_path="web", format="qcow2")
     suite.wait_bytes(job, 50 * MB)  # a checkpoint or two behind it
+    sim.hold()
     before = sim.stats()["bytes"]
     status, out, err = cli(suite, "jobs", "pause", job)
     assert (status, out) == (0, f"paused: {job}\n"), err
@@ -88,6 +89,7 @@ def test_a_paused_export_that_is_cancelled_leaves_nothing_at_the_source(make_sui
     sim.set_rate(8 * MB)
     job = suite.client.submit(vm_path="web", format="qcow2")
     suite.wait_bytes(job, 16 * MB)
+    sim.hold()
     suite.client.post(f"/api/v1/jobs/{job}/pause", {"reason": "window"})
     wait_for(lambda: suite.sql("SELECT 1 FROM tasks WHERE job_id = %s AND state = 'queued'", job),
              30, "handed back")
@@ -104,20 +106,21 @@ def test_a_drained_worker_moves_its_export_to_another(make_suite, sim, disk):
     sim.set_rate(8 * MB)
     job = suite.client.submit(vm_path="web", format="qcow2")
     suite.wait_bytes(job, 50 * MB)
+    sim.hold()
     first = suite.client.job(job)["worker_id"]
     suite.add("exporter-vsphere-2")
 
     def workers():
         found = suite.client.get("/status")["workers"]["list"]
         return {w["instance"]: w for w in found if w["provider"] == "vsphere"}
-    wait_for(lambda: len(workers()) == 2, 30, "the second worker is there")
+    wait_for(lambda: len(workers()) == 2, 60, "the second worker is there")
     status, out, err = cli(suite, "workers", "drain", first)
     assert (status, out) == (0, f"draining: {first} (1 running)\n"), err
     sim.set_rate(0)
     done = check_result(suite, disk, job)
     assert done["worker_id"] != first and done["attempt"] == 0
     assert "gone on at" in suite.client.request("GET", f"/jobs/logs/{job}").text
-    wait_for(lambda: workers()[first]["state"] == "drained", 20, lambda: workers())
+    wait_for(lambda: workers()[first]["state"] == "drained", 60, lambda: workers())
     assert workers()[first]["drained_by"]
     assert f"{first} is drained, by " in cli(suite, "status")[1]
     next_job = suite.client.submit(vm_path="db", format="qcow2")
@@ -140,7 +143,7 @@ def test_the_queue_is_paused_and_resumed(make_suite, sim):
     status, out, err = cli(suite, "queue", "pause", "storage work")
     assert status == 0 and "Queue    paused by " in out and ": storage work" in out, err
     job = suite.client.submit(vm_path="web", format="qcow2")
-    wait_for(lambda: "storage work" in (suite.client.job(job)["pending_reason"] or ""), 20,
+    wait_for(lambda: "storage work" in (suite.client.job(job)["pending_reason"] or ""), 60,
              lambda: suite.client.job(job))
     queue = suite.client.get("/api/v1/queue")
     assert queue["paused"] and queue["paused_by"] and queue["paused_since"]

@@ -48,7 +48,6 @@ class S3:
         self.lock = threading.Lock()
         self.objects, self.uploads = {}, {}
         self.faults, self.puts, self.requests = [], [], []
-        self.first_put, self.finished = None, []  # monotonic; (file name, monotonic)
         self.region, self.clock, self.page, self.hold = None, 0, page, None
         self.hold_part, self.hold_key, self.hold_complete = None, None, False
         self.conditions = True
@@ -193,8 +192,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
     # ---- objects and parts ----
 
     def on_put(self):
-        if self.fake.first_put is None:
-            self.fake.first_put = time.monotonic()
         part = int(self.query.get("partNumber", 0))
         self.fake.arrivals.append((part, time.monotonic()))
         fault = self.fake.take_fault(("cut", "status", "etag", "damage"), part, self.key)
@@ -225,7 +222,6 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self.key in self.fake.objects:
             return self.error(412, "PreconditionFailed")
         self.fake.puts.append(self.key)
-        self.fake.finished.append((self.key.rsplit("/", 1)[1], time.monotonic()))
         self.fake.objects[self.key] = (body, md5(body))
         return self.answer(200, headers=[("ETag", f'"{md5(body)}"')])
 

@@ -7,17 +7,19 @@ Script it by these attributes of the fake:
   nfc_thumbprint = None     sslThumbprint of every deviceUrl
   nfc_key = function(vm, disk)     replaces the usual key
   lease_timeout = 300       seconds without HttpNfcLeaseProgress until a lease is over
+  lease_bytes = None        it is over only when more than so many bytes were sent since, too
   lease_looks = 1           how often a lease is seen initializing
   lease_faults = [fault(..)]       the next leases end in state error
   nfc_cuts = [n, ...]       the next streams break off after n bytes; None: not
   nfc_damage = [function(data), ...]   the next streams send what it makes of the VMDK
   nfc_pauses = [(n, s), ...]       the next streams are silent for s seconds after n bytes
   nfc_rate = 0              bytes per second of each stream; 0: no limit
-  nfc_rates = {}            the same by disk key
+  nfc_holds = {}            by disk key: streams wait at so many bytes until nfc_go is set
   nfc_manifest = function(key, sha1, size, capacity) -> XML of an entry, or None for no manifest
 """
 import hashlib
 import struct
+import threading
 import time
 import zlib
 from xml.sax.saxutils import escape
@@ -79,6 +81,7 @@ class Lease:
         self.state = "initializing"
         self.renewed = time.monotonic()
         self.percents = []
+        self.unrenewed_bytes = 0
         self.sent = {}  # key -> (sha1, size, capacity) of what was sent whole
 
 
@@ -90,10 +93,12 @@ class NfcLeases:
         self.nfc_thumbprint = None
         self.nfc_key = None
         self.lease_timeout = 300
+        self.lease_bytes = None
         self.lease_looks = 1
         self.lease_faults = []
         self.nfc_cuts, self.nfc_damage, self.nfc_pauses = [], [], []
-        self.nfc_rate, self.nfc_rates = 0, {}
+        self.nfc_rate = 0
+        self.nfc_holds, self.nfc_go = {}, threading.Event()
         self.nfc_manifest = self.nfc_entry
         self.leases = {}
         self.nfc_requests = []  # (path, has a cookie)
@@ -117,7 +122,8 @@ class NfcLeases:
     def alive(self, lease):
         """Has it not timed out, nor ended?"""
         if lease.state in ("initializing", "ready") and \
-                time.monotonic() - lease.renewed > self.lease_timeout:
+                time.monotonic() - lease.renewed > self.lease_timeout and \
+                (self.lease_bytes is None or lease.unrenewed_bytes > self.lease_bytes):
             lease.state, lease.fault = "error", self.Fault("Timedout", "The lease timed out")
         return lease.state in ("initializing", "ready")
 
@@ -175,7 +181,7 @@ class NfcLeases:
         percent = int(call.findtext(VIM + "percent"))
         if not 0 <= percent <= 100:
             raise self.Fault("InvalidArgument", "percent")
-        lease.renewed = time.monotonic()
+        lease.renewed, lease.unrenewed_bytes = time.monotonic(), 0
         lease.percents.append(percent)
         return "", None
 
@@ -235,10 +241,13 @@ class NfcLeases:
                 piece = data[at:min(at + PIECE, end)]
                 if at <= pause_at < at + PIECE:
                     time.sleep(pause)
+                if at >= self.nfc_holds.get(disk.key, end):
+                    self.nfc_go.wait(60)
                 request.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 with self.lock:
                     self.nfc_sent_bytes += len(piece)
-                    rate = self.nfc_rates.get(disk.key, self.nfc_rate)
+                    lease.unrenewed_bytes += len(piece)
+                    rate = self.nfc_rate
                     alive = self.alive(lease)
                 if not alive:
                     cut = at

@@ -96,7 +96,7 @@ class Program:
         path = self.directory / "calls.jsonl"
         return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
 
-    def wait_pids(self, deadline=30):
+    def wait_pids(self, deadline=60):
         """The processes of a hanging call."""
         path = self.directory / "pids.json"
         return wait_for(lambda: json.loads(path.read_text()), deadline, f"{self.path.name} hangs")
@@ -117,11 +117,11 @@ def alive(pid):
 def start_bridges(make_suite, kind, bridges=1, **config):
     """Scheduler and bridges; kind: Conversions or Imports. config: sections as Suite takes them."""
     suite = make_suite(services=["scheduler"], config=config)
-    wait_for(lambda: suite.ready("scheduler"), 30, suite.tails)
+    wait_for(lambda: suite.ready("scheduler"), 60, suite.tails)
     for i in range(1, bridges + 1):
         suite.add(BRIDGE if i == 1 else f"{BRIDGE}-{i}")
     for name in suite.processes:
-        wait_for(lambda n=name: suite.ready(n), 30, suite.tails)
+        wait_for(lambda n=name: suite.ready(n), 60, suite.tails)
     return kind(suite)
 
 
@@ -268,7 +268,7 @@ class Imports(Conversions):
             yield Held
         finally:
             connection.close()
-            wait_for(lambda: not sql(waiting), 30, "statements that waited")
+            wait_for(lambda: not sql(waiting), 60, "statements that waited")
             sql(f"DROP TRIGGER held_back ON {table}")
             sql("DROP FUNCTION held_back")
             sql("DROP TABLE held_back")

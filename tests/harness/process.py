@@ -22,6 +22,7 @@ class Process:
         self.env = env
         self.cwd = cwd
         self.child = None
+        self.when_killed = None  # function of the pid
 
     def start(self):
         assert not self.alive(), f"{self.name} runs already"
@@ -45,9 +46,14 @@ class Process:
 
     def kill(self):
         """kill -9 and reap."""
+        if self.child is None:
+            return None
         if self.alive():
             self.child.send_signal(signal.SIGKILL)
-        return self.child.wait(60) if self.child is not None else None
+        status = self.child.wait(60)
+        if self.when_killed is not None:
+            self.when_killed(self.pid)
+        return status
 
     def pause(self):
         self.child.send_signal(signal.SIGSTOP)

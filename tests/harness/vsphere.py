@@ -85,7 +85,7 @@ class Vsphere:
                     return json.loads(line)
             return None
 
-        facts = wait_for(ready, 30, f"{self.name} ready")
+        facts = wait_for(ready, 60, f"{self.name} ready")
         self.url, self.datastore = facts["url"], pathlib.Path(facts["datastore"])
         return self
 
@@ -103,11 +103,15 @@ class Vsphere:
     def _open(self, path, method="GET"):
         context = ssl.create_default_context(cafile=str(self.cert))
         request = urllib.request.Request(f"https://{self.host}{path}", method=method)
-        with urllib.request.urlopen(request, context=context, timeout=10) as answer:
+        with urllib.request.urlopen(request, context=context, timeout=60) as answer:
             return answer.read()
 
     def set_rate(self, bytes_per_second):
         self._open(f"/_sim/rate?bytes={bytes_per_second}", "POST")
+
+    def hold(self):
+        """Transfers stay under way, but none comes to an end until another rate is set."""
+        self.set_rate(16 << 10)
 
     def set_rest_status(self, status):
         """The REST API (tags) answers this; 0: as it should."""
@@ -159,7 +163,7 @@ class Vsphere:
 
     def stop(self):
         if self.process is not None:
-            self.process.stop(10)
+            self.process.stop()
 
 
 def _walk(nodes):
