@@ -90,6 +90,12 @@ static bool host_is_loopback(const char *host)
             strspn(host, "0123456789.") == length);
 }
 
+/* There --insecure is a setting of the provider. */
+static bool adds_provider(const struct command *command)
+{
+    return command->id == COMMAND_PROVIDERS && strcmp(command->action, "add") == 0;
+}
+
 int api_open(const struct command_line *line, struct api **out, struct error *err)
 {
     auto_api *api = xcalloc(1, sizeof *api);
@@ -103,12 +109,11 @@ int api_open(const struct command_line *line, struct api **out, struct error *er
     if (url_host(api->url, &api->plain, &host, err) < 0)
         return -1;
     api->loopback = host_is_loopback(host);
-    /* below `providers` --insecure is a setting of the provider */
     api->insecure = flag_on(line, FLAG_DAEMON_INSECURE) ||
-                    (line->command != FLAG_IN_PROVIDERS && flag_on(line, FLAG_INSECURE));
+                    (!adds_provider(line->command) && flag_on(line, FLAG_INSECURE));
     if (flag_text(line, FLAG_DAEMON_CA_FILE) != NULL)
         api->ca_file = xstrdup(flag_text(line, FLAG_DAEMON_CA_FILE));
-    api->login = line->command == FLAG_IN_LOGIN;
+    api->login = line->command->id == COMMAND_LOGIN;
     if (!api->login &&
         settings_token(flag_text(line, FLAG_DAEMON_TOKEN_FILE), api->url, &api->token, err) < 0)
         return -1;

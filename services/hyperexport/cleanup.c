@@ -50,12 +50,6 @@ int cleanup_body(const struct command_line *line, json_t **out, struct error *er
     return 0;
 }
 
-bool cleanup_wanted(const struct command_line *line)
-{
-    return flag_on(line, FLAG_CLEANUP) || flag_on(line, FLAG_CLEANUP_DRY_RUN) ||
-           flag_given(line, FLAG_CLEANUP_SCHEDULE);
-}
-
 bool cleanup_is_repeated(const struct command_line *line)
 {
     return flag_given(line, FLAG_CLEANUP_SCHEDULE);

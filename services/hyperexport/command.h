@@ -61,7 +61,6 @@ int submit_and_follow(struct program *program, const char *path, const json_t *b
 /* decrypt.c: decrypt FILE|DIR [TO], or --decrypt PATH; asks no gateway */
 int decrypt_command(struct program *program, struct error *err);
 /* cleanup.c: --cleanup once, or --cleanup-schedule */
-bool cleanup_wanted(const struct command_line *line);
 bool cleanup_is_repeated(const struct command_line *line);
 /* The rules as request body; caller's reference. */
 MUST_CHECK int cleanup_body(const struct command_line *line, json_t **out, struct error *err);
@@ -146,6 +145,8 @@ int command_delete(struct program *program, const char *prefix, const char *id,
                    const struct deletion *deletion, struct error *err);
 /* Of a list: --limit, or what holds without it. */
 size_t command_limit(const struct program *program);
+/* The end of a command's actions: the table has one that the code has not. */
+int command_without_code(const struct program *program, struct error *err);
 /* ERR_INVALID when more than count words were typed. */
 MUST_CHECK int command_words_max(const struct program *program, size_t count, struct error *err);
 

@@ -136,7 +136,7 @@ int decrypt_command(struct program *program, struct error *err)
 {
     const struct command_line *line = program->line;
 
-    if (line->command == FLAG_IN_EXPORT)
+    if (line->command->id == COMMAND_EXPORT)
         return decrypt(program, flag_text(line, FLAG_DECRYPT), NULL, err) < 0 ? -1 : EXIT_DONE;
     if (line->word_count < 2)
         return error_set(err, ERR_INVALID, "'decrypt' needs an encrypted file or a directory");

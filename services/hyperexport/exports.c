@@ -210,10 +210,7 @@ int exports_command(struct program *program, struct error *err)
     if (strcmp(what, "list") == 0)
         return command_words_max(program, 2, err) < 0 ? -1 : list(program, err);
     if (!shows && strcmp(what, "verify") != 0 && !is_chain_word(what)) {
-        return error_set(err, ERR_INVALID,
-                         "unknown command 'exports %.40s' (list, show, verify, check, prune, "
-                         "flatten)",
-                         what);
+        return command_without_code(program, err);
     }
     id = command_argument(program, "an export id", err);
     if (id != NULL && is_chain_word(what))

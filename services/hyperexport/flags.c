@@ -8,18 +8,6 @@
 
 #define HINT_DISTANCE_MAX 3 /* three typing errors */
 
-static const struct {
-    const char *word;
-    unsigned int command;
-} commands[] = {
-    {"schedule", FLAG_IN_SCHEDULE},   {"schedules", FLAG_IN_SCHEDULE}, {"queue", FLAG_IN_QUEUE},
-    {"workers", FLAG_IN_WORKERS},     {"jobs", FLAG_IN_JOBS},          {"vms", FLAG_IN_VMS},
-    {"providers", FLAG_IN_PROVIDERS}, {"status", FLAG_IN_STATUS},      {"login", FLAG_IN_LOGIN},
-    {"exports", FLAG_IN_EXPORTS},     {"verify", FLAG_IN_VERIFY},      {"decrypt", FLAG_IN_DECRYPT},
-    {"workflow", FLAG_IN_WORKFLOW},   {"policy", FLAG_IN_POLICY},      {"policies", FLAG_IN_POLICY},
-    {"template", FLAG_IN_TEMPLATE},   {"templates", FLAG_IN_TEMPLATE},
-};
-
 static int unknown_flag(const char *name, struct error *err)
 {
     const char *nearest = NULL;
@@ -65,8 +53,7 @@ static enum choice find_choice(const char *choices, const char *value)
     return CHOICE_UNKNOWN;
 }
 
-/* "ovf, raw": what can be chosen now. */
-static void add_choices(struct strbuf *out, const char *choices)
+void flags_add_choices(struct strbuf *out, const char *choices)
 {
     const char *separator = "";
 
@@ -95,7 +82,7 @@ static int check_choice(const struct flag *flag, const char *what, const char *v
         break;
     }
     strbuf_init(&known, FLAGS_VALUE_MAX);
-    add_choices(&known, flag->choices);
+    flags_add_choices(&known, flag->choices);
     return error_set(err, ERR_INVALID, "%s: '%.40s' is none of %s", what, value, known.data);
 }
 
@@ -108,7 +95,7 @@ static int set_value(const struct flag *flag, const char *what, const char *valu
     bool on = false;
 
     if (flag->id == FLAG_LATER)
-        return error_set(err, ERR_NOT_AVAILABLE, "%s is not available yet", what);
+        return 0;
     if (strlen(value) > FLAGS_VALUE_MAX)
         return error_set(err, ERR_INVALID, "%s: longer than %d bytes", what, FLAGS_VALUE_MAX);
     switch (flag->type) {
@@ -170,6 +157,7 @@ static int take_flag(int argc, char **argv, int *index, struct command_line *lin
             return error_set(err, ERR_INVALID, "%s needs a value (%s)", what, flag->argument);
         }
     }
+    line->typed[flag - flags_table] = true;
     result = set_value(flag, what, value == NULL ? "true" : value, line, err);
     if ((flag->properties & FLAG_IS_SECRET) != 0 && value != NULL) {
         wipe(value);
@@ -180,49 +168,72 @@ static int take_flag(int argc, char **argv, int *index, struct command_line *lin
 
 static int take_word(const char *word, struct command_line *line, struct error *err)
 {
-    if (line->word_count == 0) {
-        for (size_t i = 0; i < ARRAY_LEN(commands); i++) {
-            if (strcmp(commands[i].word, word) == 0)
-                line->command = commands[i].command;
-        }
-        if (line->command == FLAG_IN_EXPORT &&
-            (strcmp(word, "true") == 0 || strcmp(word, "false") == 0)) {
-            return error_set(err, ERR_INVALID, "unexpected '%s': booleans are written --flag=%s",
-                             word, word);
-        }
-        if (line->command == FLAG_IN_EXPORT && strcmp(word, "help") != 0 &&
-            strcmp(word, "export") != 0) {
-            return error_set(
-                err, ERR_INVALID,
-                "unknown command '%.80s' (jobs, workflow, schedule, policy, template, exports, "
-                "verify, decrypt, vms, providers, queue, workers, status, login; to export a VM: "
-                "--vm NAME)",
-                word);
-        }
-    }
     if (line->word_count == FLAGS_WORDS_MAX)
         return error_set(err, ERR_INVALID, "unexpected '%.80s'", word);
     line->words[line->word_count++] = word;
     return 0;
 }
 
-/* Which flags were typed is known only after the whole line: only then is the command. */
-static int check_commands(const struct command_line *line, struct error *err)
+static int refuse(const struct command *command, const char *names, bool several, struct error *err)
 {
-    for (size_t i = 0; i < flags_table_count; i++) {
-        const struct flag *flag = &flags_table[i];
-        if (flag->id == FLAG_LATER || (flag->properties & FLAG_IS_ALIAS) != 0 ||
-            !line->values[flag->id].given || (flag->commands & line->command) != 0)
-            continue;
-        if (line->command == FLAG_IN_EXPORT && (flag->properties & FLAG_LATER_IN_EXPORT) != 0) {
-            return error_set(err, ERR_NOT_AVAILABLE,
-                             "--%s is not available yet for exports: configure the source once "
-                             "with 'hyperexport providers add'",
-                             flag->name);
-        }
-        return error_set(err, ERR_INVALID, "--%s does not apply to this command", flag->name);
+    autofree char *name = command_name(command);
+    autofree char *typed = command->word == NULL ? xstrdup("") : xasprintf("%s ", name);
+
+    return error_set(err, ERR_INVALID,
+                     "%.400s %s not apply to '%s' ('hyperexport %s--help' lists what does)", names,
+                     several ? "do" : "does", name, typed);
+}
+
+static int check_tasks(const struct command_line *line, struct error *err)
+{
+    static const enum flag_id tasks[] = {FLAG_VM,
+                                         FLAG_DAEMON_WATCH,
+                                         FLAG_DAEMON_LIST,
+                                         FLAG_DAEMON_STATUS,
+                                         FLAG_DAEMON_CANCEL,
+                                         FLAG_VERIFY_ONLY,
+                                         FLAG_DECRYPT};
+    size_t given = 0;
+
+    for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
+        given += flag_given(line, tasks[i]) ? 1 : 0;
+    if (given > 1 && line->command->id == COMMAND_EXPORT) {
+        return error_set(err, ERR_INVALID,
+                         "only one of --vm, --daemon-watch, --daemon-list, --daemon-status, "
+                         "--daemon-cancel, --verify-only, --decrypt at a time");
     }
     return 0;
+}
+
+/* Which command it is, is known only after the whole line: only then what it takes. All that it
+ * does not are told together. */
+static int check_flags(const struct command_line *line, struct error *err)
+{
+    const struct flag *later = NULL;
+    size_t refused = 0;
+    auto_strbuf names;
+
+    strbuf_init(&names, FLAGS_VALUE_MAX);
+    for (size_t i = 0; i < flags_table_count; i++) {
+        const struct flag *flag = &flags_table[i];
+        bool connects = line->command->groups & FLAGS_OF_EXPORT &&
+                        (flag->properties & FLAG_LATER_IN_EXPORT) != 0;
+        if (!line->typed[i])
+            continue;
+        if (connects || (flag->id == FLAG_LATER && command_takes(line->command, flag))) {
+            later = flag;
+        } else if (!command_takes(line->command, flag)) {
+            strbuf_addf(&names, "%s--%s", refused++ == 0 ? "" : ", ", flag->name);
+        }
+    }
+    if (refused > 0)
+        return refuse(line->command, names.data, refused > 1, err);
+    if (later == NULL)
+        return 0;
+    return error_set(err, ERR_NOT_AVAILABLE, "--%s is not available yet%s", later->name,
+                     later->id == FLAG_LATER ? ""
+                                             : " for exports: configure the source once with "
+                                               "'hyperexport providers add'");
 }
 
 /* Environment and defaults for what was not typed. A variable of a flag that comes later stops an
@@ -233,12 +244,16 @@ static int fill_up(struct command_line *line, struct error *err)
         const struct flag *flag = &flags_table[i];
         const char *value = flag->env == NULL ? NULL : secure_getenv(flag->env);
         struct flag_value *slot = &line->values[flag->id];
-        if ((flag->commands & line->command) == 0)
+        if (!command_takes(line->command, flag))
             continue;
         if (value != NULL && value[0] != '\0' && !slot->given) {
             autofree char *what = xasprintf("%s (--%s)", flag->env, flag->name);
+            if (flag->id == FLAG_LATER) {
+                return error_set(err, ERR_NOT_AVAILABLE,
+                                 "environment variable: %s is not available yet", what);
+            }
             if (set_value(flag, what, value, line, err) < 0)
-                return flag->id == FLAG_LATER ? error_wrap(err, "environment variable") : -1;
+                return -1;
         } else if (slot->text == NULL && flag->default_text != NULL) {
             slot->text = xstrdup(flag->default_text);
         }
@@ -246,29 +261,29 @@ static int fill_up(struct command_line *line, struct error *err)
     return 0;
 }
 
-/* The two with a variable may stand in the environment for other calls. */
+static bool typed(const struct command_line *line, enum flag_id id)
+{
+    for (size_t i = 0; i < flags_table_count; i++) {
+        if (flags_table[i].id == id && line->typed[i])
+            return true;
+    }
+    return false;
+}
+
+/* Those with a variable may stand in the environment for other calls. */
 static int check_cleanup(const struct command_line *line, struct error *err)
 {
     static const struct {
         enum flag_id id;
         const char *name;
-    } limits[] = {{FLAG_CLEANUP_MAX_SIZE, "max-size"},
-                  {FLAG_CLEANUP_MIN_FREE, "min-free"},
-                  {FLAG_CLEANUP_PRESERVE, "preserve"},
-                  {FLAG_CLEANUP_DIR, "dir"},
+    } limits[] = {{FLAG_CLEANUP_MAX_AGE, "max-age"},   {FLAG_CLEANUP_MAX_COUNT, "max-count"},
+                  {FLAG_CLEANUP_MAX_SIZE, "max-size"}, {FLAG_CLEANUP_MIN_FREE, "min-free"},
+                  {FLAG_CLEANUP_PRESERVE, "preserve"}, {FLAG_CLEANUP_DIR, "dir"},
                   {FLAG_CLEANUP_PER_VM, "per-vm"}};
-    static const enum flag_id others[] = {FLAG_DAEMON_WATCH, FLAG_DAEMON_LIST, FLAG_DAEMON_STATUS,
-                                          FLAG_DAEMON_CANCEL, FLAG_VERIFY_ONLY};
-    bool wanted = flag_on(line, FLAG_CLEANUP) || flag_on(line, FLAG_CLEANUP_DRY_RUN) ||
-                  flag_given(line, FLAG_CLEANUP_SCHEDULE);
 
     for (size_t i = 0; i < ARRAY_LEN(limits); i++) {
-        if (flag_given(line, limits[i].id) && !wanted)
+        if (typed(line, limits[i].id) && !cleanup_wanted(line))
             return error_set(err, ERR_INVALID, "--cleanup-%s needs --cleanup", limits[i].name);
-    }
-    for (size_t i = 0; i < ARRAY_LEN(others); i++) {
-        if (wanted && flag_given(line, others[i]))
-            return error_set(err, ERR_INVALID, "--cleanup goes with --vm, or alone");
     }
     return 0;
 }
@@ -293,15 +308,17 @@ static int check_libvirt(const struct command_line *line, struct error *err)
 }
 
 /* Exactly one key. */
-static int check_passphrase(const struct command_line *line, struct error *err)
+static int check_secrets(const struct command_line *line, struct error *err)
 {
     bool phrase = flag_given(line, FLAG_PASSPHRASE) || flag_given(line, FLAG_PASSPHRASE_FILE);
 
     if (flag_given(line, FLAG_PASSPHRASE) && flag_given(line, FLAG_PASSPHRASE_FILE))
         return error_set(err, ERR_INVALID, "--passphrase and --passphrase-file say the same");
+    if (flag_given(line, FLAG_PASSWORD) && flag_given(line, FLAG_PASSWORD_FILE))
+        return error_set(err, ERR_INVALID, "--password and --password-file say the same");
     if (phrase && (flag_given(line, FLAG_ENCRYPT_KEY) || flag_given(line, FLAG_KEYFILE)))
         return error_set(err, ERR_INVALID, "a passphrase and a key file are two keys: give one");
-    if (phrase && line->command == FLAG_IN_EXPORT && !flag_on(line, FLAG_ENCRYPT) &&
+    if (phrase && line->command->id == COMMAND_EXPORT && !flag_on(line, FLAG_ENCRYPT) &&
         !flag_given(line, FLAG_DECRYPT) && !flag_given(line, FLAG_VERIFY_ONLY)) {
         return error_set(err, ERR_INVALID,
                          "--passphrase needs --encrypt, --decrypt or --verify-only");
@@ -316,14 +333,6 @@ static int check_together(const struct command_line *line, struct error *err)
                                              FLAG_SNAPSHOT_QUIESCE, FLAG_DELETE_SNAPSHOT};
     static const char *const names[] = {"snapshot-name", "snapshot-memory", "snapshot-quiesce",
                                         "delete-snapshot"};
-    static const enum flag_id tasks[] = {FLAG_VM,
-                                         FLAG_DAEMON_WATCH,
-                                         FLAG_DAEMON_LIST,
-                                         FLAG_DAEMON_STATUS,
-                                         FLAG_DAEMON_CANCEL,
-                                         FLAG_VERIFY_ONLY,
-                                         FLAG_DECRYPT};
-    size_t given = 0;
 
     for (size_t i = 0; i < ARRAY_LEN(modifiers); i++) {
         if (flag_given(line, modifiers[i]) && !flag_on(line, FLAG_SNAPSHOT))
@@ -335,12 +344,12 @@ static int check_together(const struct command_line *line, struct error *err)
                          flag_on(line, FLAG_POWER_ON_AFTER) ? "power-on-after"
                                                             : "shutdown-timeout");
     }
-    if (line->command != FLAG_IN_EXPORT)
-        return check_passphrase(line, err);
+    if (line->command->id != COMMAND_EXPORT)
+        return check_secrets(line, err);
     if ((flag_given(line, FLAG_ENCRYPT_METHOD) || flag_given(line, FLAG_ENCRYPT_KEY)) &&
         !flag_on(line, FLAG_ENCRYPT))
         return error_set(err, ERR_INVALID, "--encrypt-method and --encrypt-key need --encrypt");
-    if (check_passphrase(line, err) < 0)
+    if (check_secrets(line, err) < 0)
         return -1;
     if (flag_given(line, FLAG_KEYFILE) && !flag_given(line, FLAG_DECRYPT)) {
         return error_set(err, ERR_INVALID,
@@ -349,13 +358,6 @@ static int check_together(const struct command_line *line, struct error *err)
     }
     if (check_cleanup(line, err) < 0 || check_libvirt(line, err) < 0)
         return -1;
-    for (size_t i = 0; i < ARRAY_LEN(tasks); i++)
-        given += flag_given(line, tasks[i]) ? 1 : 0;
-    if (given > 1) {
-        return error_set(err, ERR_INVALID,
-                         "only one of --vm, --daemon-watch, --daemon-list, "
-                         "--daemon-status, --daemon-cancel, --verify-only at a time");
-    }
     if (flag_on(line, FLAG_VM_INFO) && !flag_given(line, FLAG_VM))
         return error_set(err, ERR_INVALID, "--vm-info needs --vm NAME");
     return 0;
@@ -364,9 +366,9 @@ static int check_together(const struct command_line *line, struct error *err)
 int flags_parse(int argc, char **argv, struct command_line *out, struct error *err)
 {
     bool only_words = false;
+    int found;
 
     memset(out, 0, sizeof *out);
-    out->command = FLAG_IN_EXPORT;
     for (int i = 1; i < argc; i++) {
         if (!only_words && strcmp(argv[i], "--") == 0) {
             only_words = true;
@@ -377,9 +379,14 @@ int flags_parse(int argc, char **argv, struct command_line *out, struct error *e
             return -1;
         }
     }
-    if (flag_on(out, FLAG_HELP) || flag_on(out, FLAG_VERSION))
+    found = command_find(out, err);
+    if (out->command != NULL && (flag_on(out, FLAG_HELP) || flag_on(out, FLAG_VERSION))) {
+        error_clear(err);
         return 0; /* whatever else was typed */
-    if (check_commands(out, err) < 0 || fill_up(out, err) < 0)
+    }
+    if (found < 0)
+        return -1;
+    if (check_tasks(out, err) < 0 || check_flags(out, err) < 0 || fill_up(out, err) < 0)
         return -1;
     return check_together(out, err);
 }
@@ -419,65 +426,4 @@ uint32_t flag_number(const struct command_line *line, enum flag_id id)
         parse_u32("flag", line->values[id].text, 0, UINT32_MAX, &number, &ignored) < 0)
         return 0;
     return number;
-}
-
-static void help_line(struct strbuf *out, const struct flag *flag)
-{
-    autofree char *left = flag->argument == NULL ? xasprintf("--%s", flag->name)
-                                                 : xasprintf("--%s %s", flag->name, flag->argument);
-
-    strbuf_addf(out, "  %-28s %s", left, flag->help);
-    if (flag->choices != NULL) {
-        strbuf_add(out, ": ");
-        add_choices(out, flag->choices);
-    }
-    if (flag->default_text != NULL && strcmp(flag->default_text, "false") != 0)
-        strbuf_addf(out, " [%s]", flag->default_text);
-    if (flag->env != NULL)
-        strbuf_addf(out, " (%s)", flag->env);
-    strbuf_addc(out, '\n');
-}
-
-void flags_help(struct strbuf *out, unsigned int command)
-{
-    static const char usage[] =
-        "hyperexport - get virtual machines out of clouds and hypervisors, into KVM\n\n"
-        "  hyperexport --vm NAME [flags]             export a VM and follow the job\n"
-        "  hyperexport --vm NAME --vm-info           show a VM\n"
-        "  hyperexport jobs list|get ID|cancel ID|retry ID|pause ID|resume ID|\n"
-        "                   delete ID|limit ID MB/S|logs ID [--follow]|watch ID\n"
-        "  hyperexport workflow list|create FILE|show NAME|delete NAME|\n"
-        "                   run NAME [--watch]|status RUN [--watch]|cancel RUN|\n"
-        "                   pause RUN|resume RUN|retry RUN\n"
-        "  hyperexport exports list|show ID|verify ID|check ID|prune ID KEEP|\n"
-        "                   flatten ID\n"
-        "  hyperexport verify DIR                    read an export back and compare it\n"
-        "  hyperexport decrypt FILE|DIR [TO] --keyfile FILE\n"
-        "  hyperexport --cleanup [--cleanup-...]     remove old exports\n"
-        "  hyperexport --vm NAME [flags] --daemon-schedule NAME:CRON\n"
-        "  hyperexport schedule list|show NAME|runs NAME|trigger NAME|enable NAME|\n"
-        "                   disable NAME|delete NAME   exports that come again\n"
-        "  hyperexport policy list|show NAME|create FILE|update NAME FILE|delete NAME|\n"
-        "                   preview NAME|run NAME [--watch]|runs NAME|results NAME\n"
-        "                                            exports of all VMs that a filter takes\n"
-        "  hyperexport template list|show NAME|create NAME FILE|update NAME FILE|\n"
-        "                   delete NAME|render NAME [--vm PATH] [--set NAME=VALUE]\n"
-        "  hyperexport export --template NAME [--vm NAME] [flags]   a job of a template\n"
-        "  hyperexport vms list|info --vm NAME\n"
-        "  hyperexport providers list|add|validate NAME|remove NAME\n"
-        "  hyperexport providers limit KIND [MB/S|config]   bandwidth of the kind's workers\n"
-        "  hyperexport status                        workers, queue, why jobs wait\n"
-        "  hyperexport queue [pause [REASON]|resume] what waits; hold all that is not started\n"
-        "  hyperexport workers list|drain NAME|resume NAME\n"
-        "  hyperexport login --username NAME         keep a session for this gateway\n\n"
-        "Booleans are written --flag, --flag=true or --flag=false; -flag works like --flag.\n"
-        "Exit status: 0 done, 1 connection or authentication, 2 export failed, 4 verification,\n"
-        "6 conversion, 7 some VMs of a policy failed, 8 exported, but the clean-up failed,\n"
-        "64 usage, 65 not available, 130/143 interrupted.\n\nFlags:\n";
-
-    strbuf_add(out, usage);
-    for (size_t i = 0; i < flags_table_count; i++) {
-        if (flags_table[i].help != NULL && (flags_table[i].commands & command) != 0)
-            help_line(out, &flags_table[i]);
-    }
 }

@@ -1,4 +1,5 @@
-/* The command line: one table of flags drives parsing, environment, defaults and help.
+/* The command line: one table of flags drives parsing, environment, defaults and help; one table of
+ * commands says which flags each takes.
  *
  * A flag that the table knows but this version cannot honour ends with ERR_NOT_AVAILABLE (exit
  * 65), an unknown one with ERR_INVALID (exit 64) and the nearest name. Precedence: flag, then
@@ -10,6 +11,8 @@
 
 #define FLAGS_WORDS_MAX      4    /* "jobs get ID" has three */
 #define FLAGS_VALUE_MAX      4096 /* the longest is a path */
+#define FLAGS_TABLE_MAX      256  /* rows of flags_table */
+#define FLAGS_OWN_MAX        12   /* flags of one command beyond its groups: providers add */
 #define FLAGS_HELP_BYTES_MAX ((size_t)(64 * KIB))
 
 enum flag_id {
@@ -118,23 +121,12 @@ enum flag_id {
 
 enum flag_type { FLAG_BOOL, FLAG_TEXT, FLAG_NUMBER, FLAG_CHOICE };
 
-/* Commands a flag belongs to. */
-#define FLAG_IN_EXPORT    1U /* no sub-command */
-#define FLAG_IN_JOBS      2U
-#define FLAG_IN_VMS       4U
-#define FLAG_IN_PROVIDERS 8U
-#define FLAG_IN_STATUS    16U
-#define FLAG_IN_LOGIN     32U
-#define FLAG_IN_EXPORTS   64U
-#define FLAG_IN_VERIFY    128U
-#define FLAG_IN_DECRYPT   256U
-#define FLAG_IN_QUEUE     512U
-#define FLAG_IN_WORKERS   1024U
-#define FLAG_IN_WORKFLOW  2048U
-#define FLAG_IN_SCHEDULE  4096U
-#define FLAG_IN_POLICY    8192U
-#define FLAG_IN_TEMPLATE  16384U
-#define FLAG_IN_ALL       32767U
+/* Flags that several commands take together. */
+#define FLAGS_OF_EXPORT  1U
+#define FLAGS_OF_CLEANUP 2U
+#define FLAGS_OF_GATEWAY 4U /* how it is reached */
+#define FLAGS_OF_OUTPUT  8U
+#define FLAGS_OF_ALL     16U
 
 /* Properties. */
 #define FLAG_IS_SECRET       1U /* its value is overwritten in argv */
@@ -146,7 +138,7 @@ struct flag {
     const char *name;
     enum flag_id id;
     enum flag_type type;
-    unsigned int commands;
+    unsigned int groups; /* FLAGS_OF_; 0: only of commands that name it */
     unsigned int properties;
     const char *argument;     /* "NAME" in help; NULL for booleans */
     const char *env;          /* NULL: none */
@@ -159,6 +151,39 @@ struct flag {
 extern const struct flag flags_table[];
 extern const size_t flags_table_count;
 
+enum command_id {
+    COMMAND_EXPORT, /* no sub-command */
+    COMMAND_JOBS,
+    COMMAND_WORKFLOW,
+    COMMAND_EXPORTS,
+    COMMAND_VERIFY,
+    COMMAND_DECRYPT,
+    COMMAND_SCHEDULE,
+    COMMAND_POLICY,
+    COMMAND_TEMPLATE,
+    COMMAND_VMS,
+    COMMAND_PROVIDERS,
+    COMMAND_STATUS,
+    COMMAND_QUEUE,
+    COMMAND_WORKERS,
+    COMMAND_LOGIN,
+};
+
+/* What one call does, and the flags that have an effect there: every other flag is refused. Of the
+ * rows with the same word the first holds when no action is typed. */
+struct command {
+    enum command_id id;
+    const char *word;      /* "jobs"; NULL: an export, or what a flag asks for in its place */
+    const char *action;    /* "list"; NULL: the word alone */
+    const char *arguments; /* "ID" in help; NULL: none */
+    enum flag_id mode;     /* without word: the flag that asks for this; FLAG_LATER: none */
+    unsigned int groups;   /* FLAGS_OF_ */
+    enum flag_id flags[FLAGS_OWN_MAX]; /* and these, up to FLAG_LATER */
+};
+
+extern const struct command commands_table[];
+extern const size_t commands_table_count;
+
 struct flag_value {
     char *text; /* NULL: neither given nor default */
     bool given; /* typed or from the environment */
@@ -168,8 +193,9 @@ struct command_line {
     struct flag_value values[FLAG_COUNT];
     const char *words[FLAGS_WORDS_MAX]; /* sub-command and its arguments, borrowed from argv */
     size_t word_count;
-    unsigned int command; /* one FLAG_IN_ bit */
-    bool secret_on_argv;  /* a warning is due */
+    const struct command *command;
+    bool typed[FLAGS_TABLE_MAX]; /* by row of flags_table */
+    bool secret_on_argv;         /* a warning is due */
 };
 
 /* Parses argv; values of secrets are overwritten there. Release *out in any case.
@@ -177,12 +203,22 @@ struct command_line {
 MUST_CHECK int flags_parse(int argc, char **argv, struct command_line *out, struct error *err);
 void flags_release(struct command_line *line);
 
+/* The row that the words and flags typed mean. ERR_INVALID: no such word, or no such action; then
+ * line->command is the word's first row. */
+MUST_CHECK int command_find(struct command_line *line, struct error *err);
+bool command_takes(const struct command *command, const struct flag *flag);
+char *command_name(const struct command *command); /* "jobs list", "--daemon-list"; caller frees */
+bool cleanup_wanted(const struct command_line *line); /* once, or again and again */
+
 bool flag_given(const struct command_line *line, enum flag_id id);
 /* NULL when neither given nor default. */
 const char *flag_text(const struct command_line *line, enum flag_id id);
 bool flag_on(const struct command_line *line, enum flag_id id);
 uint32_t flag_number(const struct command_line *line, enum flag_id id);
 
-void flags_help(struct strbuf *out, unsigned int command);
+/* "ovf, raw": what can be chosen now. */
+void flags_add_choices(struct strbuf *out, const char *choices);
+/* Of the sub-command that was typed, or of exports. */
+void flags_help(struct strbuf *out, const struct command_line *line);
 
 #endif

@@ -2,17 +2,20 @@
 #include "flags.h"
 
 #define SNAPSHOT_DEFAULT "true"
-#define EXPORT           FLAG_IN_EXPORT
-#define PROVIDERS        FLAG_IN_PROVIDERS
+#define EXPORT           FLAGS_OF_EXPORT
+#define CLEAN_UP         FLAGS_OF_CLEANUP
+#define GATEWAY          FLAGS_OF_GATEWAY
+#define OUTPUT           FLAGS_OF_OUTPUT
+#define NAMED            0 /* only commands that name it take it */
 
 /* A working boolean, a working text flag, a flag of the reference that comes later. */
-#define BOOL(name, id, commands, default_text, help)                                 \
-    {                                                                                \
-        name, id, FLAG_BOOL, commands, 0, NULL, NULL, default_text, NULL, 0, 0, help \
+#define BOOL(name, id, groups, default_text, help)                                 \
+    {                                                                              \
+        name, id, FLAG_BOOL, groups, 0, NULL, NULL, default_text, NULL, 0, 0, help \
     }
-#define TEXT(name, id, commands, argument, env, help)                           \
-    {                                                                           \
-        name, id, FLAG_TEXT, commands, 0, argument, env, NULL, NULL, 0, 0, help \
+#define TEXT(name, id, groups, argument, env, help)                           \
+    {                                                                         \
+        name, id, FLAG_TEXT, groups, 0, argument, env, NULL, NULL, 0, 0, help \
     }
 #define LATER_BOOL(name)                                                           \
     {                                                                              \
@@ -27,19 +30,18 @@
         name, FLAG_LATER, FLAG_TEXT, EXPORT, FLAG_IS_SECRET, "VALUE", env, NULL, NULL, 0, 0, NULL \
     }
 /* Connection settings: for exports they come later, `providers add` has them. */
-#define CONNECTION(name, id, type, argument, env, extra, help)                                   \
-    {                                                                                            \
-        name, id, type, PROVIDERS, FLAG_LATER_IN_EXPORT | (extra), argument, env, NULL, NULL, 0, \
-            0, help                                                                              \
+#define CONNECTION(name, id, type, argument, env, extra, help)                                  \
+    {                                                                                           \
+        name, id, type, NAMED, FLAG_LATER_IN_EXPORT | (extra), argument, env, NULL, NULL, 0, 0, \
+            help                                                                                \
     }
 
 const struct flag flags_table[] = {
-    TEXT("vm", FLAG_VM, EXPORT | FLAG_IN_VMS | FLAG_IN_JOBS | FLAG_IN_EXPORTS | FLAG_IN_TEMPLATE,
-         "NAME", NULL, "VM to act on: exact name, id or inventory path"),
+    TEXT("vm", FLAG_VM, EXPORT, "NAME", NULL, "VM to act on: exact name, id or inventory path"),
     TEXT("template", FLAG_TEMPLATE, EXPORT, "NAME", NULL,
          "take the job's fields from this template; flags that are given win"),
-    {"set", FLAG_SET, FLAG_TEXT, FLAG_IN_TEMPLATE, FLAG_IS_LIST, "NAME=VALUE", NULL, NULL, NULL, 0,
-     0, "template render: values of placeholders, with commas between or typed again"},
+    {"set", FLAG_SET, FLAG_TEXT, NAMED, FLAG_IS_LIST, "NAME=VALUE", NULL, NULL, NULL, 0, 0,
+     "template render: values of placeholders, with commas between or typed again"},
     BOOL("vm-info", FLAG_VM_INFO, EXPORT, "false", "print the facts of --vm, export nothing"),
     TEXT("output", FLAG_OUTPUT, EXPORT, "PATH", "HYPEREXPORT_OUTPUT",
          "directory on the server; relative: below its export.base_path"),
@@ -47,9 +49,8 @@ const struct flag flags_table[] = {
      0, 0, "form of the result"},
     {"method", FLAG_METHOD, FLAG_CHOICE, EXPORT, 0, "METHOD", NULL, "auto", "auto,nfc", 0, 0,
      "how the disks are read; nfc: vSphere's export lease"},
-    TEXT("provider", FLAG_PROVIDER,
-         EXPORT | FLAG_IN_VMS | FLAG_IN_JOBS | FLAG_IN_EXPORTS | FLAG_IN_TEMPLATE, "NAME",
-         "HYPEREXPORT_PROVIDER", "configured provider to take the VM from [vsphere]"),
+    TEXT("provider", FLAG_PROVIDER, EXPORT, "NAME", "HYPEREXPORT_PROVIDER",
+         "configured provider to take the VM from [vsphere]"),
     BOOL("verify", FLAG_VERIFY, EXPORT, "true", "read the result back and check it"),
     TEXT("verify-only", FLAG_VERIFY_ONLY, EXPORT, "DIR", NULL,
          "check the export in a directory of the server, as `verify DIR`"),
@@ -88,8 +89,7 @@ const struct flag flags_table[] = {
      9, "of compressed disks [6]"},
     TEXT("deadline", FLAG_DEADLINE, EXPORT, "TIME", NULL,
          "the job fails when it is not done by then, like 2026-03-01T02:00:00Z"),
-    {"depends-on", FLAG_DEPENDS_ON, FLAG_TEXT, EXPORT | FLAG_IN_POLICY, FLAG_IS_LIST, "IDS", NULL,
-     NULL, NULL, 0, 0,
+    {"depends-on", FLAG_DEPENDS_ON, FLAG_TEXT, EXPORT, FLAG_IS_LIST, "IDS", NULL, NULL, NULL, 0, 0,
      "wait until these jobs are completed; --daemon-schedule, policy create and update: each run "
      "waits for schedules, policies (names, too) or jobs, ID[:STATE[:TIMEOUT]]"},
     TEXT("time-windows", FLAG_TIME_WINDOWS, EXPORT, "WINDOWS", NULL,
@@ -121,14 +121,14 @@ const struct flag flags_table[] = {
     {"bandwidth-limit", FLAG_BANDWIDTH_LIMIT, FLAG_NUMBER, EXPORT, 0, "MB/S",
      "HYPEREXPORT_BANDWIDTH_LIMIT", NULL, NULL, 0, 1000000,
      "at most so much a second [0: no limit]"},
-    {"bandwidth-burst", FLAG_BANDWIDTH_BURST, FLAG_NUMBER, EXPORT | FLAG_IN_JOBS | PROVIDERS, 0,
-     "MB", NULL, NULL, NULL, 0, 1000000, "at once, after a pause [2 x the limit]"},
-    BOOL("adaptive-bandwidth", FLAG_ADAPTIVE_BANDWIDTH, EXPORT | FLAG_IN_JOBS, "false",
+    {"bandwidth-burst", FLAG_BANDWIDTH_BURST, FLAG_NUMBER, EXPORT, 0, "MB", NULL, NULL, NULL, 0,
+     1000000, "at once, after a pause [2 x the limit]"},
+    BOOL("adaptive-bandwidth", FLAG_ADAPTIVE_BANDWIDTH, EXPORT, "false",
          "follow errors and latency of the source"),
-    {"bandwidth-min", FLAG_BANDWIDTH_MIN, FLAG_NUMBER, EXPORT | FLAG_IN_JOBS, 0, "MB/S", NULL, NULL,
-     NULL, 1, 1000000, "adaptive: not below [1]"},
-    {"bandwidth-max", FLAG_BANDWIDTH_MAX, FLAG_NUMBER, EXPORT | FLAG_IN_JOBS, 0, "MB/S", NULL, NULL,
-     NULL, 1, 1000000, "adaptive: not above [the limit, or 100]"},
+    {"bandwidth-min", FLAG_BANDWIDTH_MIN, FLAG_NUMBER, EXPORT, 0, "MB/S", NULL, NULL, NULL, 1,
+     1000000, "adaptive: not below [1]"},
+    {"bandwidth-max", FLAG_BANDWIDTH_MAX, FLAG_NUMBER, EXPORT, 0, "MB/S", NULL, NULL, NULL, 1,
+     1000000, "adaptive: not above [the limit, or 100]"},
     TEXT("upload", FLAG_UPLOAD, EXPORT, "URL", NULL,
          "copy the result there: s3://bucket/prefix, sftp://user@host:port/path"),
     BOOL("keep-local", FLAG_KEEP_LOCAL, EXPORT, "true",
@@ -144,39 +144,35 @@ const struct flag flags_table[] = {
      "xchacha20poly1305,!aes256,!gpg", 0, 0, "how"},
     TEXT("encrypt-key", FLAG_ENCRYPT_KEY, EXPORT, "NAME", NULL,
          "which key of the server's export.encryption_key_dir [default]"),
-    {"passphrase", FLAG_PASSPHRASE, FLAG_TEXT,
-     EXPORT | FLAG_IN_VERIFY | FLAG_IN_EXPORTS | FLAG_IN_DECRYPT, FLAG_IS_SECRET, "TEXT", NULL,
-     NULL, NULL, 0, 0,
+    {"passphrase", FLAG_PASSPHRASE, FLAG_TEXT, EXPORT, FLAG_IS_SECRET, "TEXT", NULL, NULL, NULL, 0,
+     0,
      "encrypt, verify, decrypt: instead of a key file; better a file or HYPEREXPORT_PASSPHRASE, "
      "other users see arguments"},
-    TEXT("passphrase-file", FLAG_PASSPHRASE_FILE,
-         EXPORT | FLAG_IN_VERIFY | FLAG_IN_EXPORTS | FLAG_IN_DECRYPT, "PATH", NULL,
+    TEXT("passphrase-file", FLAG_PASSPHRASE_FILE, EXPORT, "PATH", NULL,
          "file with the passphrase in its first line, - asks or reads stdin"),
     TEXT("decrypt", FLAG_DECRYPT, EXPORT, "PATH", NULL, "decrypt files here, as `decrypt PATH`"),
-    TEXT("keyfile", FLAG_KEYFILE, EXPORT | FLAG_IN_DECRYPT, "FILE", NULL,
-         "decrypt: a copy of the key, mode 0600"),
-    BOOL("cleanup", FLAG_CLEANUP, EXPORT, "false",
+    TEXT("keyfile", FLAG_KEYFILE, EXPORT, "FILE", NULL, "decrypt: a copy of the key, mode 0600"),
+    BOOL("cleanup", FLAG_CLEANUP, CLEAN_UP, "false",
          "remove old exports, after the export or alone; without a limit those over 720h"),
-    TEXT("cleanup-max-age", FLAG_CLEANUP_MAX_AGE, EXPORT, "TIME", "HYPEREXPORT_CLEANUP_MAX_AGE",
+    TEXT("cleanup-max-age", FLAG_CLEANUP_MAX_AGE, CLEAN_UP, "TIME", "HYPEREXPORT_CLEANUP_MAX_AGE",
          "older ones, e.g. 720h or 30d"),
-    {"cleanup-max-count", FLAG_CLEANUP_MAX_COUNT, FLAG_NUMBER, EXPORT, 0, "N",
+    {"cleanup-max-count", FLAG_CLEANUP_MAX_COUNT, FLAG_NUMBER, CLEAN_UP, 0, "N",
      "HYPEREXPORT_CLEANUP_MAX_COUNT", NULL, NULL, 0, 1000000, "all but the N newest"},
-    TEXT("cleanup-max-size", FLAG_CLEANUP_MAX_SIZE, EXPORT, "BYTES", NULL,
+    TEXT("cleanup-max-size", FLAG_CLEANUP_MAX_SIZE, CLEAN_UP, "BYTES", NULL,
          "the oldest until all together take at most this; KB to TB"),
-    TEXT("cleanup-min-free", FLAG_CLEANUP_MIN_FREE, EXPORT, "BYTES", NULL,
+    TEXT("cleanup-min-free", FLAG_CLEANUP_MIN_FREE, CLEAN_UP, "BYTES", NULL,
          "only below this free space, and the oldest until it is free"),
-    BOOL("cleanup-dry-run", FLAG_CLEANUP_DRY_RUN, EXPORT, "false", "list what would go"),
-    TEXT("cleanup-schedule", FLAG_CLEANUP_SCHEDULE, EXPORT, "TIME", NULL,
+    BOOL("cleanup-dry-run", FLAG_CLEANUP_DRY_RUN, CLEAN_UP, "false", "list what would go"),
+    TEXT("cleanup-schedule", FLAG_CLEANUP_SCHEDULE, CLEAN_UP, "TIME", NULL,
          "let the suite repeat it at this interval; 0 ends that"),
-    {"cleanup-preserve", FLAG_CLEANUP_PRESERVE, FLAG_TEXT, EXPORT, FLAG_IS_LIST, "GLOBS", NULL,
+    {"cleanup-preserve", FLAG_CLEANUP_PRESERVE, FLAG_TEXT, CLEAN_UP, FLAG_IS_LIST, "GLOBS", NULL,
      NULL, NULL, 0, 0, "never those: path, directory, VM name or export id"},
-    TEXT("cleanup-dir", FLAG_CLEANUP_DIR, EXPORT, "DIR", NULL,
+    TEXT("cleanup-dir", FLAG_CLEANUP_DIR, CLEAN_UP, "DIR", NULL,
          "directory of the server to look in [export.base_path]"),
-    BOOL("cleanup-per-vm", FLAG_CLEANUP_PER_VM, EXPORT, "true", "count per VM"),
-    BOOL("detach", FLAG_DETACH, EXPORT | FLAG_IN_EXPORTS | FLAG_IN_VERIFY, "false",
-         "submit the job and return"),
+    BOOL("cleanup-per-vm", FLAG_CLEANUP_PER_VM, CLEAN_UP, "true", "count per VM"),
+    BOOL("detach", FLAG_DETACH, EXPORT, "false", "submit the job and return"),
     BOOL("use-daemon", FLAG_USE_DAEMON, EXPORT, "false", "the same; with --watch it follows"),
-    BOOL("watch", FLAG_WATCH, EXPORT | FLAG_IN_WORKFLOW | FLAG_IN_POLICY, "false",
+    BOOL("watch", FLAG_WATCH, EXPORT, "false",
          "follow the job although --use-daemon is given; workflow, policy run: until the run ends"),
     TEXT("daemon-watch", FLAG_DAEMON_WATCH, EXPORT, "ID", NULL,
          "follow a job; its result is the exit status"),
@@ -188,50 +184,48 @@ const struct flag flags_table[] = {
          "let the suite repeat this export, e.g. \"nightly:0 2 * * *\" or \"weekly:@weekly\""),
     TEXT("timezone", FLAG_TIMEZONE, EXPORT, "ZONE", NULL,
          "of --daemon-schedule, e.g. Europe/Berlin; default: the gateway's"),
-    BOOL("follow", FLAG_FOLLOW, FLAG_IN_JOBS, "false", "jobs logs: until the job ends"),
-    {"status", FLAG_STATUS, FLAG_CHOICE, FLAG_IN_JOBS, 0, "WHICH", NULL, NULL,
+    BOOL("follow", FLAG_FOLLOW, NAMED, "false", "jobs logs: until the job ends"),
+    {"status", FLAG_STATUS, FLAG_CHOICE, NAMED, 0, "WHICH", NULL, NULL,
      "all,pending,running,completed,failed,cancelled", 0, 0, "jobs list: only these"},
-    {"limit", FLAG_LIMIT, FLAG_NUMBER,
-     FLAG_IN_JOBS | FLAG_IN_VMS | FLAG_IN_EXPORTS | FLAG_IN_SCHEDULE, 0, "N", NULL, NULL, NULL, 1,
-     100000, "at most so many lines"},
-    TEXT("name", FLAG_NAME, PROVIDERS | FLAG_IN_VMS, "NAME", NULL,
+    {"limit", FLAG_LIMIT, FLAG_NUMBER, NAMED, 0, "N", NULL, NULL, NULL, 1, 100000,
+     "at most so many lines"},
+    TEXT("name", FLAG_NAME, NAMED, "NAME", NULL,
          "providers add: name of the new provider; vms list: name pattern (glob)"),
-    TEXT("cluster", FLAG_CLUSTER, FLAG_IN_VMS, "NAME", NULL, "vms list: only VMs of this cluster"),
-    {"tag", FLAG_TAG, FLAG_TEXT, FLAG_IN_VMS, FLAG_IS_LIST, "TAGS", NULL, NULL, NULL, 0, 0,
+    TEXT("cluster", FLAG_CLUSTER, NAMED, "NAME", NULL, "vms list: only VMs of this cluster"),
+    {"tag", FLAG_TAG, FLAG_TEXT, NAMED, FLAG_IS_LIST, "TAGS", NULL, NULL, NULL, 0, 0,
      "vms list: only VMs with these tags, name or category:name; all must hold"},
-    {"kind", FLAG_KIND, FLAG_CHOICE, PROVIDERS, 0, "KIND", NULL, NULL,
+    {"kind", FLAG_KIND, FLAG_CHOICE, NAMED, 0, "KIND", NULL, NULL,
      "vsphere,!aws,!azure,!gcp,!hyperv,!proxmox,!openstack,!oci,!alibaba", 0, 0,
      "providers add: what it is"},
     CONNECTION("url", FLAG_URL, FLAG_TEXT, "URL", NULL, 0,
                "providers add: address, https://host[:port][/sdk]"),
     CONNECTION("host", FLAG_HOST, FLAG_TEXT, "HOST", NULL, 0, "providers add: host[:port]"),
-    {"username", FLAG_USERNAME, FLAG_TEXT, PROVIDERS | FLAG_IN_LOGIN, FLAG_LATER_IN_EXPORT, "NAME",
-     NULL, NULL, NULL, 0, 0, "providers add, login: account"},
-    {"password", FLAG_PASSWORD, FLAG_TEXT, PROVIDERS | FLAG_IN_LOGIN,
-     FLAG_LATER_IN_EXPORT | FLAG_IS_SECRET, "TEXT", NULL, NULL, NULL, 0, 0,
-     "its password; better a file, other users see arguments"},
-    {"password-file", FLAG_PASSWORD_FILE, FLAG_TEXT, PROVIDERS | FLAG_IN_LOGIN,
-     FLAG_LATER_IN_EXPORT, "PATH", NULL, NULL, NULL, 0, 0, "file with the password, - reads stdin"},
+    {"username", FLAG_USERNAME, FLAG_TEXT, NAMED, FLAG_LATER_IN_EXPORT, "NAME", NULL, NULL, NULL, 0,
+     0, "providers add, login: account"},
+    {"password", FLAG_PASSWORD, FLAG_TEXT, NAMED, FLAG_LATER_IN_EXPORT | FLAG_IS_SECRET, "TEXT",
+     NULL, NULL, NULL, 0, 0, "its password; better a file, other users see arguments"},
+    {"password-file", FLAG_PASSWORD_FILE, FLAG_TEXT, NAMED, FLAG_LATER_IN_EXPORT, "PATH", NULL,
+     NULL, NULL, 0, 0, "file with the password, - reads stdin"},
     CONNECTION("ca-file", FLAG_CA_FILE, FLAG_TEXT, "PATH", NULL, 0,
                "providers add: CA certificates, a file on the server"),
     CONNECTION("thumbprint", FLAG_THUMBPRINT, FLAG_TEXT, "HEX", NULL, 0,
                "providers add: pin the certificate"),
-    {"insecure", FLAG_INSECURE, FLAG_BOOL, FLAG_IN_ALL, 0, NULL, NULL, NULL, NULL, 0, 0,
+    {"insecure", FLAG_INSECURE, FLAG_BOOL, GATEWAY, 0, NULL, NULL, NULL, NULL, 0, 0,
      "providers add: do not check its certificate; else as --daemon-insecure"},
-    {"daemon-url", FLAG_DAEMON_URL, FLAG_TEXT, FLAG_IN_ALL, 0, "URL", "HYPERSDK_URL",
+    {"daemon-url", FLAG_DAEMON_URL, FLAG_TEXT, GATEWAY, 0, "URL", "HYPERSDK_URL",
      "http://localhost:8080", NULL, 0, 0, "the gateway"},
-    TEXT("daemon-token-file", FLAG_DAEMON_TOKEN_FILE, FLAG_IN_ALL, "PATH", NULL,
+    TEXT("daemon-token-file", FLAG_DAEMON_TOKEN_FILE, GATEWAY, "PATH", NULL,
          "file with a session token or API key (or HYPERSDK_TOKEN, or `hyperexport login`)"),
-    TEXT("daemon-ca-file", FLAG_DAEMON_CA_FILE, FLAG_IN_ALL, "PATH", "HYPERSDK_CA_FILE",
+    TEXT("daemon-ca-file", FLAG_DAEMON_CA_FILE, GATEWAY, "PATH", "HYPERSDK_CA_FILE",
          "CA certificates for an https gateway"),
-    BOOL("daemon-insecure", FLAG_DAEMON_INSECURE, FLAG_IN_ALL, "false",
+    BOOL("daemon-insecure", FLAG_DAEMON_INSECURE, GATEWAY, "false",
          "no certificate check; secrets may cross plain http"),
-    BOOL("quiet", FLAG_QUIET, FLAG_IN_ALL, "false", "key=value lines, no progress, no prompts"),
-    BOOL("json", FLAG_JSON, FLAG_IN_ALL, "false", "machine-readable output"),
-    BOOL("yes", FLAG_YES, FLAG_IN_ALL, "false", "answer prompts with yes"),
-    BOOL("version", FLAG_VERSION, FLAG_IN_ALL, "false", "print the version"),
-    BOOL("help", FLAG_HELP, FLAG_IN_ALL, "false", "print this"),
-    {"h", FLAG_HELP, FLAG_BOOL, FLAG_IN_ALL, FLAG_IS_ALIAS, NULL, NULL, NULL, NULL, 0, 0, NULL},
+    BOOL("quiet", FLAG_QUIET, OUTPUT, "false", "key=value lines, no progress, no prompts"),
+    BOOL("json", FLAG_JSON, OUTPUT, "false", "machine-readable output"),
+    BOOL("yes", FLAG_YES, EXPORT, "false", "answer prompts with yes"),
+    BOOL("version", FLAG_VERSION, FLAGS_OF_ALL, "false", "print the version"),
+    BOOL("help", FLAG_HELP, FLAGS_OF_ALL, "false", "print this"),
+    {"h", FLAG_HELP, FLAG_BOOL, FLAGS_OF_ALL, FLAG_IS_ALIAS, NULL, NULL, NULL, NULL, 0, 0, NULL},
 
     LATER("keep-snapshots", NULL),
     LATER("snapshot-timeout", NULL),
@@ -312,3 +306,5 @@ const struct flag flags_table[] = {
     LATER_BOOL("webhook-on-error"),
 };
 const size_t flags_table_count = ARRAY_LEN(flags_table);
+
+static_assert(ARRAY_LEN(flags_table) <= FLAGS_TABLE_MAX, "typed[] has a place for each row");

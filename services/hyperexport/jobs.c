@@ -72,10 +72,8 @@ static int fetch_jobs(struct program *program, const char *status, json_t *jobs,
     strbuf_init(&path, API_URL_BYTES_MAX);
     strbuf_add(&path, "/api/v1/jobs");
     api_path_add(&path, "status", status == NULL || strcmp(status, "all") == 0 ? NULL : status);
-    if (line->command == FLAG_IN_JOBS) {
-        api_path_add(&path, "vm", flag_text(line, FLAG_VM));
-        api_path_add(&path, "provider", flag_text(line, FLAG_PROVIDER));
-    }
+    api_path_add(&path, "vm", flag_text(line, FLAG_VM));
+    api_path_add(&path, "provider", flag_text(line, FLAG_PROVIDER));
     return api_list(program->api, &path, "jobs", command_limit(program), jobs, err);
 }
 
@@ -299,8 +297,5 @@ int jobs_command(struct program *program, struct error *err)
             return steer(program, job_id, what, err);
         }
     }
-    return error_set(err, ERR_INVALID,
-                     "unknown command 'jobs %.40s' (list, get, cancel, retry, pause, resume,"
-                     " delete, limit, logs, watch)",
-                     what);
+    return command_without_code(program, err);
 }

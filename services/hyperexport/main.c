@@ -64,24 +64,17 @@ static int run_export_flags(struct program *program, struct error *err)
 
 static int run(struct program *program, struct error *err)
 {
-    static const struct {
-        unsigned int command;
-        int (*fn)(struct program *program, struct error *err);
-    } commands[] = {
-        {FLAG_IN_JOBS, jobs_command},       {FLAG_IN_WORKFLOW, workflow_command},
-        {FLAG_IN_EXPORTS, exports_command}, {FLAG_IN_VERIFY, verify_command},
-        {FLAG_IN_VMS, vms_command},         {FLAG_IN_PROVIDERS, providers_command},
-        {FLAG_IN_STATUS, status_command},   {FLAG_IN_SCHEDULE, schedule_command},
-        {FLAG_IN_POLICY, policy_command},   {FLAG_IN_TEMPLATE, template_command},
-        {FLAG_IN_QUEUE, queue_command},     {FLAG_IN_WORKERS, workers_command},
-        {FLAG_IN_LOGIN, login_command},
+    static int (*const commands[])(struct program * program, struct error * err) = {
+        [COMMAND_EXPORT] = run_export_flags,   [COMMAND_JOBS] = jobs_command,
+        [COMMAND_WORKFLOW] = workflow_command, [COMMAND_EXPORTS] = exports_command,
+        [COMMAND_VERIFY] = verify_command,     [COMMAND_SCHEDULE] = schedule_command,
+        [COMMAND_POLICY] = policy_command,     [COMMAND_TEMPLATE] = template_command,
+        [COMMAND_VMS] = vms_command,           [COMMAND_PROVIDERS] = providers_command,
+        [COMMAND_STATUS] = status_command,     [COMMAND_QUEUE] = queue_command,
+        [COMMAND_WORKERS] = workers_command,   [COMMAND_LOGIN] = login_command,
     };
 
-    for (size_t i = 0; i < ARRAY_LEN(commands); i++) {
-        if (program->line->command == commands[i].command)
-            return commands[i].fn(program, err);
-    }
-    return run_export_flags(program, err);
+    return commands[program->line->command->id](program, err);
 }
 
 static int print_help(const struct command_line *line)
@@ -92,7 +85,7 @@ static int print_help(const struct command_line *line)
     if (flag_on(line, FLAG_VERSION)) {
         strbuf_add(&out, "hyperexport " HYPERSDK_VERSION "\n");
     } else {
-        flags_help(&out, line->command);
+        flags_help(&out, line);
     }
     output_text(&out);
     return EXIT_DONE;
@@ -111,7 +104,7 @@ static int run_line(struct command_line *line, struct error *err)
         (void)fprintf(stderr, "warning: other users may have seen the secret among the "
                               "arguments; --password-file or --passphrase-file is safer\n");
     }
-    if (line->command == FLAG_IN_DECRYPT || flag_given(line, FLAG_DECRYPT))
+    if (line->command->id == COMMAND_DECRYPT || flag_given(line, FLAG_DECRYPT))
         return decrypt_command(&program, err);
     if (api_open(line, &api, err) < 0)
         return -1;

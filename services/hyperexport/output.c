@@ -19,7 +19,8 @@ void output_text(const struct strbuf *text)
 
 void output_json(const json_t *json)
 {
-    char *text = json_dumps(json, JSON_INDENT(2) | JSON_ENCODE_ANY);
+    auto_json *nothing = json_null(); /* a gateway that leaves out what it should tell */
+    char *text = json_dumps(json == NULL ? nothing : json, JSON_INDENT(2) | JSON_ENCODE_ANY);
     auto_strbuf out;
 
     if (text == NULL)
@@ -89,6 +90,13 @@ size_t command_limit(const struct program *program)
 {
     return flag_given(program->line, FLAG_LIMIT) ? flag_number(program->line, FLAG_LIMIT)
                                                  : API_LIST_DEFAULT;
+}
+
+int command_without_code(const struct program *program, struct error *err)
+{
+    autofree char *name = command_name(program->line->command);
+
+    return error_set(err, ERR_INTERNAL, "'%s' does nothing", name);
 }
 
 int command_words_max(const struct program *program, size_t count, struct error *err)

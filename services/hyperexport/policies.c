@@ -228,11 +228,6 @@ int policy_command(struct program *program, struct error *err)
     };
     const char *what = program->line->word_count > 1 ? program->line->words[1] : "list";
 
-    if (flag_given(program->line, FLAG_DEPENDS_ON) && strcmp(what, "create") != 0 &&
-        strcmp(what, "update") != 0) {
-        return error_set(err, ERR_INVALID,
-                         "--depends-on belongs to 'policy create' and 'policy update'");
-    }
     if (strcmp(what, "list") == 0)
         return list(program, err);
     if (strcmp(what, "create") == 0)
@@ -248,8 +243,5 @@ int policy_command(struct program *program, struct error *err)
             return -1;
         return actions[i].fn(program, id, err);
     }
-    return error_set(err, ERR_INVALID,
-                     "unknown command 'policy %.40s' (list, show, create, update, delete, preview, "
-                     "run, runs, results)",
-                     what);
+    return command_without_code(program, err);
 }

@@ -144,6 +144,9 @@ static int limit(struct program *program, const char *kind, struct error *err)
     auto_json *answer = NULL;
     uint32_t mb = 0;
 
+    if (flag_given(program->line, FLAG_BANDWIDTH_BURST) &&
+        (word == NULL || strcmp(word, "config") == 0))
+        return error_set(err, ERR_INVALID, "--bandwidth-burst needs a limit: KIND MB/S");
     if (word != NULL && strcmp(word, "config") == 0) {
         request.method = "DELETE";
     } else if (word != NULL) {
@@ -172,6 +175,7 @@ static int drop(struct program *program, const char *name, struct error *err)
     autofree char *path = output_path("/api/v1/providers/", name, "");
     autofree char *question =
         xasprintf("Remove provider '%s' and its credentials from the suite?", name);
+    auto_json *answer = NULL;
 
     if (api_check(program->api, err) < 0)
         return -1;
@@ -179,12 +183,10 @@ static int drop(struct program *program, const char *name, struct error *err)
         return error_set(err, ERR_CANCELLED, "provider '%.64s' was not removed (--yes removes it)",
                          name);
     }
-    if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, NULL, err) <
-        0)
+    if (api_call(program->api, &(struct api_request){.method = "DELETE", .path = path}, &answer,
+                 err) < 0)
         return -1;
-    if (!program->json)
-        (void)printf("removed: %s\n", name);
-    return EXIT_DONE;
+    return output_done(program, answer, "removed: %s", name);
 }
 
 int providers_command(struct program *program, struct error *err)
@@ -203,9 +205,7 @@ int providers_command(struct program *program, struct error *err)
         return limit(program, name, err);
     }
     if (strcmp(what, "validate") != 0 && strcmp(what, "remove") != 0) {
-        return error_set(err, ERR_INVALID,
-                         "unknown command 'providers %.40s' (list, add, validate, remove, limit)",
-                         what);
+        return command_without_code(program, err);
     }
     name = command_argument(program, "the name of a provider", err);
     if (name == NULL || command_words_max(program, 3, err) < 0)

@@ -82,8 +82,7 @@ int queue_command(struct program *program, struct error *err)
     auto_json *answer = NULL;
 
     if (!pause && !resume && strcmp(what, "show") != 0) {
-        return error_set(err, ERR_INVALID, "unknown command 'queue %.40s' (show, pause, resume)",
-                         what);
+        return command_without_code(program, err);
     }
     if (command_words_max(program, pause ? 3 : 2, err) < 0)
         return -1;
@@ -135,8 +134,7 @@ int workers_command(struct program *program, struct error *err)
     if (strcmp(what, "list") == 0)
         return command_words_max(program, 2, err) < 0 ? -1 : list(program, err);
     if (!drain && strcmp(what, "resume") != 0) {
-        return error_set(err, ERR_INVALID, "unknown command 'workers %.40s' (list, drain, resume)",
-                         what);
+        return command_without_code(program, err);
     }
     instance = command_argument(program, "a worker's instance", err);
     if (instance == NULL || command_words_max(program, 3, err) < 0)

@@ -196,8 +196,5 @@ int schedule_command(struct program *program, struct error *err)
             continue;
         return find(program, &id, err) < 0 ? -1 : actions[i].fn(program, id, err);
     }
-    return error_set(err, ERR_INVALID,
-                     "unknown command 'schedule %.40s' (list, show, runs, delete, enable, disable, "
-                     "trigger; made with --vm NAME --daemon-schedule \"name:cron\")",
-                     what);
+    return command_without_code(program, err);
 }

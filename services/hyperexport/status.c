@@ -103,7 +103,7 @@ int status_command(struct program *program, struct error *err)
 {
     auto_json *status = NULL;
 
-    if (program->line->command == FLAG_IN_STATUS && command_words_max(program, 1, err) < 0)
+    if (program->line->command->id == COMMAND_STATUS && command_words_max(program, 1, err) < 0)
         return -1;
     if (api_check(program->api, err) < 0 || api_get(program->api, "/status", &status, err) < 0)
         return -1;

@@ -141,8 +141,5 @@ int template_command(struct program *program, struct error *err)
             return -1;
         return actions[i].fn(program, name, err);
     }
-    return error_set(err, ERR_INVALID,
-                     "unknown command 'template %.40s' (list, show, create, update, delete, "
-                     "render; used with --vm NAME --template NAME)",
-                     what);
+    return command_without_code(program, err);
 }

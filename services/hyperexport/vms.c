@@ -134,28 +134,10 @@ static int fetch_vm(struct program *program, json_t **out, struct error *err)
                      flag_text(line, FLAG_VM));
 }
 
-/* What filters a list says nothing of one VM. */
-static int check_info(const struct command_line *line, struct error *err)
-{
-    static const struct {
-        enum flag_id id;
-        const char *name;
-    } of_lists[] = {
-        {FLAG_NAME, "name"}, {FLAG_CLUSTER, "cluster"}, {FLAG_TAG, "tag"}, {FLAG_LIMIT, "limit"}};
-
-    for (size_t i = 0; i < ARRAY_LEN(of_lists); i++) {
-        if (flag_given(line, of_lists[i].id))
-            return error_set(err, ERR_INVALID, "--%s belongs to 'vms list'", of_lists[i].name);
-    }
-    return 0;
-}
-
 int vm_info_command(struct program *program, struct error *err)
 {
     auto_json *vm = NULL;
 
-    if (check_info(program->line, err) < 0)
-        return -1;
     if (flag_text(program->line, FLAG_VM) == NULL)
         return error_set(err, ERR_INVALID, "'vms info' needs --vm NAME");
     if (api_check(program->api, err) < 0 || fetch_vm(program, &vm, err) < 0)
@@ -283,5 +265,5 @@ int vms_command(struct program *program, struct error *err)
         return list(program, err);
     if (strcmp(what, "info") == 0)
         return vm_info_command(program, err);
-    return error_set(err, ERR_INVALID, "unknown command 'vms %.40s' (list, info)", what);
+    return command_without_code(program, err);
 }

@@ -225,8 +225,5 @@ int workflow_command(struct program *program, struct error *err)
             return -1;
         return steer(program, argument, what, err);
     }
-    return error_set(err, ERR_INVALID,
-                     "unknown command 'workflow %.40s' (list, create, show, delete, run, status,"
-                     " cancel, pause, resume, retry)",
-                     what);
+    return command_without_code(program, err);
 }

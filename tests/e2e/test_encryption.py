@@ -33,8 +33,7 @@ def keys(tmp_path):
 
 
 def hyperexport(suite, *args, env=None, stdin=None):
-    env = dict(os.environ, XDG_CONFIG_HOME=str(suite.directory / "home"),
-               HYPERSDK_URL=suite.url(), **(env or {}))
+    env = {**os.environ, "XDG_CONFIG_HOME": str(suite.directory / "home"), "HYPERSDK_URL": suite.url(), **(env or {})}
     return subprocess.run([BIN / "hyperexport", *args], capture_output=True, text=True,
                           timeout=60, env=env, input=stdin)
 
@@ -83,8 +82,8 @@ def test_an_encrypted_export_and_its_way_back(make_suite, make_vsphere, disk, ke
     assert "evidence=valid" in told and "content_checked=true" in told
     # back, without a gateway
     plain = tmp_path / "plain"
-    done = cli("decrypt", str(directory), str(plain), "--keyfile", str(keys / "default.key"),
-               "--daemon-url", "http://127.0.0.1:1")
+    done = hyperexport(suite, "decrypt", str(directory), str(plain), "--keyfile", str(keys / "default.key"),
+                       env={"HYPERSDK_URL": "http://127.0.0.1:1"})
     assert done.returncode == 0, done.stderr
     images.compare(disk, plain / "web-disk1.vmdk", "vmdk")
     sums = subprocess.run(["sha256sum", "-c", "checksums.txt"], cwd=plain, capture_output=True)

@@ -209,10 +209,16 @@ static void words_are_commands_with_their_own_flags(void **state)
 {
     (void)state;
     assert_int_equal(parse("jobs logs job-1 --follow"), 0);
-    assert_int_equal(line.command, FLAG_IN_JOBS);
+    assert_int_equal(line.command->id, COMMAND_JOBS);
+    assert_string_equal(line.command->action, "logs");
     assert_int_equal(line.word_count, 3);
     assert_string_equal(line.words[2], "job-1");
-    fails("jobs list --format raw", ERR_INVALID, "--format does not apply");
+    fails(
+        "jobs list --format raw", ERR_INVALID,
+        "--format does not apply to 'jobs list' ('hyperexport jobs list --help' lists what does)");
+    fails("--follow policies", ERR_INVALID, "--follow does not apply to 'policy list'");
+    fails("jobs list --format raw --yes --batch x", ERR_INVALID, "--format, --yes, --batch do not");
+    fails("jobs explode", ERR_INVALID, "unknown command 'jobs explode' (list, get, ");
     fails("exprot", ERR_INVALID, "unknown command 'exprot'");
 }
 
@@ -229,16 +235,48 @@ static void help_lists_what_works_and_hides_what_comes_later(void **state)
     auto_strbuf out;
 
     strbuf_init(&out, FLAGS_HELP_BYTES_MAX);
-    flags_help(&out, FLAG_IN_EXPORT);
+    assert_int_equal(parse("--help"), 0);
+    flags_help(&out, &line);
     assert_false(out.overflowed);
     for (size_t i = 0; i < flags_table_count; i++) {
         autofree char *name = xasprintf("  --%s ", flags_table[i].name);
-        bool wanted = flags_table[i].help != NULL && (flags_table[i].commands & FLAG_IN_EXPORT);
+        bool wanted = flags_table[i].help != NULL && command_takes(line.command, &flags_table[i]);
         if (wanted && strstr(out.data, name) == NULL)
             fail_msg("help lacks --%s", flags_table[i].name);
         if (flags_table[i].id == FLAG_LATER && strstr(out.data, name) != NULL)
             fail_msg("help offers --%s", flags_table[i].name);
     }
+}
+
+/* Typed there, each flag is stored or refused by name, with the command's: no third way. */
+static void each_command_refuses_by_name_what_it_does_not_take(void **state)
+{
+    (void)state;
+    size_t refused = 0;
+
+    for (size_t i = 0; i < commands_table_count; i++) {
+        const struct command *command = &commands_table[i];
+        autofree char *name = command_name(command);
+        if (command->word == NULL)
+            continue; /* tests/service/test_hyperexport_flags.py */
+        for (size_t k = 0; k < flags_table_count; k++) {
+            const struct flag *flag = &flags_table[k];
+            autofree char *text =
+                xasprintf("%s --%s%s%.*s", name, flag->name, flag->type == FLAG_BOOL ? "" : "=",
+                          flag->type == FLAG_CHOICE ? (int)strcspn(flag->choices, ",") : 1,
+                          flag->type == FLAG_BOOL     ? " "
+                          : flag->type == FLAG_CHOICE ? flag->choices
+                                                      : "1");
+            autofree char *why = xasprintf("--%s does not apply to '%s'", flag->name, name);
+            if (!command_takes(command, flag)) {
+                fails(text, ERR_INVALID, why);
+                refused++;
+            } else if (parse(text) == 0) {
+                assert_true(flag_given(&line, flag->id));
+            }
+        }
+    }
+    assert_true(refused > 5000);
 }
 
 static void what_may_fail_is_one_of_two_words_and_belongs_to_exports(void **state)
@@ -257,7 +295,7 @@ static void what_is_awaited_may_be_typed_again(void **state)
     (void)state;
     assert_int_equal(parse("policy create f --depends-on a:final --depends-on=b,c"), 0);
     assert_string_equal(flag_text(&line, FLAG_DEPENDS_ON), "a:final,b,c");
-    fails("schedule list --depends-on a", ERR_INVALID, "--depends-on does not apply");
+    fails("policy runs x --depends-on a", ERR_INVALID, "--depends-on does not apply");
 }
 
 static void tags_are_joined_and_belong_to_lists_of_vms(void **state)
@@ -289,6 +327,7 @@ int main(void)
         cmocka_unit_test_teardown(snapshot_modifiers_need_a_snapshot, forget),
         cmocka_unit_test_teardown(vm_info_needs_a_vm_and_tasks_exclude_each_other, forget),
         cmocka_unit_test_teardown(words_are_commands_with_their_own_flags, forget),
+        cmocka_unit_test_teardown(each_command_refuses_by_name_what_it_does_not_take, forget),
         cmocka_unit_test_teardown(what_may_fail_is_one_of_two_words_and_belongs_to_exports, forget),
         cmocka_unit_test_teardown(what_is_awaited_may_be_typed_again, forget),
         cmocka_unit_test_teardown(tags_are_joined_and_belong_to_lists_of_vms, forget),
