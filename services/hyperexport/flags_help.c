@@ -36,7 +36,7 @@ static const char usage[] =
     "  hyperexport jobs --help                   what jobs, or any other, can do and takes\n\n"
     "Booleans are written --flag, --flag=true or --flag=false; -flag works like --flag.\n"
     "Exit status: 0 done, 1 connection or authentication, 2 export failed, 4 verification,\n"
-    "6 conversion, 7 some VMs of a policy failed, 8 exported, but the clean-up failed,\n"
+    "5 upload, 6 conversion, 7 some VMs of a policy failed, 8 exported, but the clean-up failed,\n"
     "64 usage, 65 not available, 130/143 interrupted.\n";
 
 static void help_line(struct strbuf *out, const struct flag *flag)

@@ -2,13 +2,14 @@
 import json
 import os
 import pty
+import re
 import signal
 import subprocess
 
 import pytest
 
 from tests.fakes.gateway import CutConnection, FakeGateway
-from tests.harness.process import BIN
+from tests.harness.process import BIN, ROOT
 from tests.harness.wait import free_port, wait_for
 
 VM = {"id": "vm-42", "name": "web-03", "path": "/DC1/vm/prod/web-03", "provider": "vsphere",
@@ -418,6 +419,14 @@ def test_a_terminal_gets_a_progress_bar(gateway, tmp_path):
     text = shown.decode()
     assert "\r" in text and "[███████░" in text and " 45.0%" in text
     assert "1.0 MB/s" in text and "ETA 6s" in text and "Export Completed" in text
+
+
+def test_help_and_readme_tell_every_exit_status(cli):
+    table = re.search(r"enum exit_status \{(.*?)\};", (ROOT / "services/hyperexport/api.h").read_text(), re.S)[1]
+    for text in (cli("--help").stdout, (ROOT / "README.md").read_text()):
+        told = re.search(r"Exit status: (.*?)\.\n", text, re.S)[1]
+        assert [item.split()[0] for item in re.split(r",\s+(?=\d)", told)] == \
+            re.findall(r"= (\d+)", table) + ["130/143"]
 
 
 # ---- schedules ----
