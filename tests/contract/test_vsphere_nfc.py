@@ -3,7 +3,6 @@ that keeps its promises and breaks them."""
 import hashlib
 import json
 import ssl
-import time
 
 import pytest
 
@@ -245,10 +244,9 @@ def test_a_silent_host_whose_lease_is_gone_is_not(driver, fake, tmp_path):
     fake.lease_timeout = 4
     fake.faults["HttpNfcLeaseProgress"] = [None, None, fault("ManagedObjectNotFound", "no such lease")]
     prepare(driver)
-    started = time.monotonic()
     message = refused("unavailable", pull, driver=driver, tmp_path=tmp_path)
     assert "lease was lost" in message and "no such lease" in message
-    assert time.monotonic() - started < 20
+    assert fake.nfc_pauses_over == 0
 
 
 # ---- crashes, cancels ----
@@ -297,10 +295,9 @@ def test_a_lease_that_is_over_already_is_no_hindrance(make_driver, fake, tmp_pat
 def test_cancel_ends_the_stream_and_the_lease(driver, fake, tmp_path):
     fake.nfc_rate = 256 * 1024
     prepare(driver)
-    started = time.monotonic()
     driver.cancel(after_ms=700)
     refused("cancelled", pull, driver=driver, tmp_path=tmp_path)
-    assert time.monotonic() - started < 8
+    assert fake.nfc_sent_bytes < len(*fake.streams.values())
     assert aborted(fake) == [True] and lease_record(driver) == ""
 
 

@@ -96,7 +96,7 @@ class NfcLeases:
         self.lease_bytes = None
         self.lease_looks = 1
         self.lease_faults = []
-        self.nfc_cuts, self.nfc_damage, self.nfc_pauses = [], [], []
+        self.nfc_cuts, self.nfc_damage, self.nfc_pauses, self.nfc_pauses_over = [], [], [], 0
         self.nfc_rate = 0
         self.nfc_holds, self.nfc_go = {}, threading.Event()
         self.nfc_manifest = self.nfc_entry
@@ -241,6 +241,7 @@ class NfcLeases:
                 piece = data[at:min(at + PIECE, end)]
                 if at <= pause_at < at + PIECE:
                     time.sleep(pause)
+                    self.nfc_pauses_over += 1
                 if at >= self.nfc_holds.get(disk.key, end):
                     self.nfc_go.wait(60)
                 request.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))

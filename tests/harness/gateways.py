@@ -77,6 +77,20 @@ def wait_subscribed(suite, count=1):
              60, "gateways subscribed to Redis")
 
 
+def sse(answer):
+    """Blocks of a text/event-stream as dicts."""
+    block = {}
+    for line in answer.iter_lines(chunk_size=1):
+        line = line.decode()
+        if not line:
+            if block:
+                yield block
+            block = {}
+        elif not line.startswith(":"):
+            name, _, value = line.partition(": ")
+            block[name] = value
+
+
 class Socket:
     """One WebSocket client; messages are kept in the order of their arrival."""
 

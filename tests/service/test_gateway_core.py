@@ -4,7 +4,6 @@ import re
 import signal
 import socket
 import ssl
-import statistics
 import subprocess
 import time
 
@@ -181,11 +180,11 @@ def test_long_headers_and_paths_are_refused(gateway):
 def test_slow_clients_are_cut_off_and_others_are_served(gateway):
     suite = gateway(config={"security": {"header_timeout": "2s"}})
     address = ("127.0.0.1", suite.port("api-gateway"))
+    begin = time.monotonic()
     slow = [socket.create_connection(address) for _ in range(20)]
     late_body = socket.create_connection(address)
     late_body.sendall(b"POST /api/v1/users HTTP/1.1\r\nHost: localhost\r\nContent-Length: 50\r\n\r\n")
     idle = socket.create_connection(address)
-    begin = time.monotonic()
     alive = set(slow + [late_body, idle])
     for s in slow:
         s.sendall(b"GET /roles/list HTTP/1.1\r\nHost: localhost\r\n")
@@ -383,21 +382,21 @@ def test_wrong_credentials_are_401_wherever_they_stand(gateway):
     assert Client(suite.url()).request("GET", f"/events?token={token}").status_code == 401
 
 
-def test_login_backs_off_and_takes_as_long_for_unknown_users(gateway):
+def test_login_backs_off_and_works_as_much_for_unknown_users(gateway):
     suite = gateway(dev=False, config={"security": {"login_attempts_per_min": 6}})
     add_user(suite, "ana", "viewer")
 
     def attempt(name, password="wrong password"):
-        begin = time.monotonic()
+        before = suite["api-gateway"].cpu_seconds()
         answer = Client(suite.url()).request("POST", "/api/login",
                                              {"username": name, "password": password})
-        return answer, time.monotonic() - begin
+        return answer, suite["api-gateway"].cpu_seconds() - before
 
     known = [attempt("ana") for _ in range(5)]
     unknown = [attempt("nobody") for _ in range(5)]
     assert {a.status_code for a, _ in known + unknown} == {401}
     assert known[0][0].json()["error"] == unknown[0][0].json()["error"]
-    ratio = statistics.median(t for _, t in known) / statistics.median(t for _, t in unknown)
+    ratio = sum(t for _, t in known) / sum(t for _, t in unknown)
     assert 0.5 < ratio < 2.0, ratio
     last = [attempt("ana")[0] for _ in range(3)]
     assert last[-1].status_code == 429 and int(last[-1].headers["Retry-After"]) >= 1
