@@ -1,5 +1,6 @@
 """Schedules: the real gateway and schedulers, scripted workers. Due times are made by writing
 schedules.next_run_at back; downtime by stopping the scheduler."""
+import json
 import re
 from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
@@ -8,7 +9,7 @@ import pytest
 
 from tests.harness.driver import Driver, export_result
 from tests.fakes.receiver import Receiver
-from tests.harness.gateways import Socket, add_user, admin_password, login, wait_subscribed
+from tests.harness.gateways import Socket, add_user, admin_password, login, sse, wait_subscribed
 from tests.harness.client import Client
 from tests.harness.wait import free_port, wait_for
 
@@ -465,6 +466,8 @@ def test_live_clients_and_webhooks_are_told(make):
     wait_subscribed(plan.suite)
     watcher = Socket(plan.suite.url(), "/ws?topics=schedules")
     assert watcher.next()["subscription"] == ["schedules"]
+    stream = plan.client.request("GET", "/events?topics=schedules", stream=True)
+    streamed = (json.loads(b["data"]) for b in sse(stream) if b["event"] not in ("hello", "status"))
     schedule = plan.create(name="told")
     plan.due(schedule)
     fired = watcher.until("schedule.triggered", schedule_id=schedule)
@@ -479,13 +482,16 @@ def test_live_clients_and_webhooks_are_told(make):
     assert [m["type"] for m in watcher.seen if m["type"] not in ("hello", "status")] == [
         "schedule.triggered", "schedule.missed"]
     watcher.close()
+    assert [next(streamed), next(streamed)] == [fired, missed]
+    stream.close()
     plan.finish()
     plan.wait_runs(schedule, "ok", "skipped")
     asked = plan.client.post(f"/schedules/{schedule}/trigger")
     again = Socket(plan.suite.url(), f"/ws?topics=schedules&resume_from={fired['seq']}")
     again.until("schedule.triggered", run_id=asked["run_id"], job_ids=asked["job_ids"])
-    assert [(m["type"], m["status"]) for m in again.seen if m["type"].startswith("schedule.")] == [
-        ("schedule.missed", "skipped"), ("schedule.triggered", "running")]
+    with plan.client.request("GET", f"/events?topics=schedules&resume_from={fired['seq']}", stream=True) as stream:
+        streamed = (json.loads(b["data"]) for b in sse(stream) if b["event"].startswith("schedule."))
+        assert [next(streamed) for _ in range(2)] == again.seen[-2:]
     # those who did not ask for it are told of jobs only
     other = Socket(plan.suite.url(), f"/ws?resume_from={fired['seq'] - 1}")
     other.until("job.completed", job_id=run["job_ids"][0])
