@@ -252,8 +252,8 @@ def test_a_killed_worker_goes_on_with_what_changed(suite, fake, disk, tmp_path):
 
     fake.folder = hold
     job = suite.client.submit(vm_path="web", incremental=True)
-    suite.wait_phase(job, "exporting")
-    suite["exporter-vsphere"].child.wait(30)
+    wait_for(lambda: held, 60, lambda: suite.explain(job))
+    suite["exporter-vsphere"].child.wait(60)
     suite["exporter-vsphere"].start()
     result = suite.wait_job(job, "completed", deadline=120)["result"]
     assert held and disk_of(result)["incremental_mode"] == "changed_extents"
@@ -325,7 +325,7 @@ def test_the_snapshot_of_a_question_does_not_outlive_it(suite, fake, disk):
     fake.changes = kill
     with concurrent.futures.ThreadPoolExecutor() as pool:
         asked = pool.submit(analyze, suite, temporary_snapshot=True)
-        suite["exporter-vsphere"].child.wait(30)
+        suite["exporter-vsphere"].child.wait(60)
         suite["exporter-vsphere"].start()
         assert asked.result(60)["changed_bytes"] == MB
     assert tries[0] == tries[1] != {}  # the second lease went on with the first one's snapshot
@@ -399,7 +399,7 @@ def test_a_worker_killed_while_switching_leaves_no_snapshot(suite, fake, disk):
     fake.do_RemoveSnapshot_Task = lambda call, request: kill(fake, call, request)
     with concurrent.futures.ThreadPoolExecutor() as pool:
         asked = pool.submit(suite.client.post, "/cbt/enable", {"vm_path": "web"})
-        suite["exporter-vsphere"].child.wait(30)
+        suite["exporter-vsphere"].child.wait(60)
         suite["exporter-vsphere"].start()
         assert asked.result(60)["cbt_enabled"] is True
     assert killed and fake.vms["vm-1"].snapshots == {} and disk.series is not None

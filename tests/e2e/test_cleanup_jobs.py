@@ -60,8 +60,8 @@ def test_following_a_job_tells_why_it_waits(make_suite, make_vsphere, tmp_path):
     suite = make_suite()
     suite.add_vsphere(sim)
     sim.stop()
-    job = suite.client.submit(vm_path="web", retry={"initial_delay": "30s", "max_delay": "30s"})
-    wait_for(lambda: suite.client.job(job)["error"] and suite.client.job(job)["status"] == "pending")
+    job = suite.client.submit(vm_path="web", retry={"initial_delay": "1h", "max_delay": "1h"})
+    wait_for(lambda: suite.client.job(job)["error"] and suite.client.job(job)["status"] == "pending", 60)
     watch = subprocess.Popen([BIN / "hyperexport", "--daemon-watch", job, "--daemon-url", suite.url()],
                              stderr=subprocess.PIPE, text=True)
     try:

@@ -35,7 +35,7 @@ def keys(tmp_path):
 def hyperexport(suite, *args, env=None, stdin=None):
     env = {**os.environ, "XDG_CONFIG_HOME": str(suite.directory / "home"), "HYPERSDK_URL": suite.url(), **(env or {})}
     return subprocess.run([BIN / "hyperexport", *args], capture_output=True, text=True,
-                          timeout=60, env=env, input=stdin)
+                          timeout=120, env=env, input=stdin)
 
 
 def flip(path, offset):
@@ -222,16 +222,21 @@ def test_what_is_uploaded_is_encrypted(make_suite, make_vsphere, disk, sshd, tmp
 
 
 def test_a_worker_killed_while_encrypting_leaves_nothing_plain(make_suite, make_vsphere, tmp_path):
-    # as much as takes a while to encrypt
-    disk = make_image(tmp_path / "big.raw", 128 * MB, [(0, 128 * MB)])
+    disk = make_image(tmp_path / "big.raw", 48 * MB, [(0, 48 * MB)])
+    sim = make_vsphere([vm("web", disk, power="off")], rate=16 * MB)
     suite = make_suite()
-    suite.add_vsphere(make_vsphere([vm("web", disk, power="off")]))
+    suite.add_vsphere(sim)
     job = suite.client.submit(vm_path="web", format="raw", verify=False,
                               encrypt={"passphrase": PASSPHRASE})
     directory = suite.exports / "web"
+    suite.wait_bytes(job, MB)
+    suite["scheduler"].pause()  # nobody lets the export be finished
+    sim.set_rate(0)
     wait_for(lambda: any(p.stat().st_size > 0 for p in directory.glob("web-disk1.raw.enc*")), 60,
              lambda: suite.explain(job))
     suite["exporter-vsphere"].kill()
+    suite["scheduler"].kill()  # with the renewals that lie before it
+    suite["scheduler"].start()
     names = {p.name for p in directory.iterdir()}
     assert "export.json" not in names and "web-disk1.raw.enc" not in names, names
     suite["exporter-vsphere"].start()

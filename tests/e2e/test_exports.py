@@ -32,7 +32,7 @@ def suite(make_suite, make_vsphere, disk):
 
 @pytest.fixture
 def cli(suite, tmp_path):
-    def call(*args, timeout=60, env=None):
+    def call(*args, timeout=120, env=None):
         env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), LC_ALL="C.UTF-8",
                    HYPERSDK_URL=suite.url(), **(env or {}))
         return subprocess.run([BIN / "hyperexport", *args], capture_output=True, text=True,
@@ -180,7 +180,9 @@ def age(directory, days):
     record = json.loads(path.read_text())
     then = datetime.datetime.now(datetime.timezone.utc) - datetime.timedelta(days=days)
     record["completed_at"] = then.strftime("%Y-%m-%dT%H:%M:%S.000Z")
-    path.write_text(json.dumps(record))
+    whole = directory.parent / f".{record['export_id']}"  # a clean-up may read it just now
+    whole.write_text(json.dumps(record))
+    whole.rename(path)
     return record["export_id"]
 
 
@@ -281,20 +283,20 @@ def test_cleanup_repeats_by_schedule(make_suite, make_vsphere, disk):
     dirs = [export(suite, format="raw", vm_path=name)[0] for name in ("web", "web", "db", "db")]
     for directory in (dirs[0], dirs[2]):
         age(directory, 90)
-    wait_for(lambda: not (dirs[0] / "export.json").exists(), 40, "the configured clean-up")
-    wait_for(lambda: len(catalogue(suite)) == 3, 20, "the catalogue follows")
+    wait_for(lambda: not (dirs[0] / "export.json").exists(), 60, "the configured clean-up")
+    wait_for(lambda: len(catalogue(suite)) == 3, 60, "the catalogue follows")
     assert (dirs[2] / "export.json").exists()
     # over REST: wins, can be off, and has its own rules
     schedule = "/api/v1/exports/cleanup/schedule"
     put = suite.client.put(schedule, {"interval": "0s"}, status=200)
     assert put["interval_ms"] == 0
     wait_for(lambda: suite.sql("SELECT count(*) AS n FROM jobs WHERE kind = 'cleanup' AND status"
-                               " NOT IN ('completed')")[0]["n"] == 0, 20, "no clean-up runs")
+                               " NOT IN ('completed')")[0]["n"] == 0, 60, "no clean-up runs")
     before = suite.sql("SELECT count(*) AS n FROM jobs WHERE kind = 'cleanup'")[0]["n"]
     answer = suite.client.put(schedule, {"interval": "1h", "max_count": 1}, status=200)
     assert answer["max_count"] == 1 and suite.client.get(schedule)["interval_ms"] == 3600000
-    wait_for(lambda: not (dirs[2] / "export.json").exists(), 40, "the clean-up of the row")
-    wait_for(lambda: len(catalogue(suite)) == 2, 20, "the catalogue follows")
+    wait_for(lambda: not (dirs[2] / "export.json").exists(), 60, "the clean-up of the row")
+    wait_for(lambda: len(catalogue(suite)) == 2, 60, "the catalogue follows")
     assert suite.sql("SELECT count(*) AS n FROM jobs WHERE kind = 'cleanup'")[0]["n"] == before + 1
     assert suite.client.request("PUT", schedule, {"max_count": 1}).status_code == 400
     suite.client.delete(schedule, status=200)

@@ -30,13 +30,13 @@ def running_export(suite, sim, megabytes=16):
     return job
 
 
-def check_result(suite, sim, disk, job, deadline=90):
+def check_result(suite, sim, disk, job, deadline=120):
     done = suite.wait_job(job, "completed", deadline=deadline)
     image = pathlib.Path(done["result"]["output_path"]) / "web-disk1.qcow2"
     images.check(image, "qcow2")
     images.compare(disk, image, "qcow2")
     images.check_digests(image.parent)
-    wait_for(lambda: sim.snapshots("web") == [], 30, "no snapshot is left")
+    wait_for(lambda: sim.snapshots("web") == [], 60, "no snapshot is left")
     assert images.leftovers(suite.exports) == []
     return done
 

@@ -32,7 +32,7 @@ def suite(make_suite, sim):
 
 @pytest.fixture
 def cli(suite, tmp_path):
-    def call(*args, stdin=None, timeout=60):
+    def call(*args, stdin=None, timeout=120):
         env = dict(os.environ, XDG_CONFIG_HOME=str(tmp_path / "home"), LC_ALL="C.UTF-8",
                    HYPERSDK_URL=suite.url())
         return subprocess.run([BIN / "hyperexport", *args], capture_output=True, text=True,
@@ -116,7 +116,7 @@ def test_resume_goes_on_where_the_interrupt_was(cli, sim, suite, disk):
     child = subprocess.Popen([BIN / "hyperexport", "--vm", "off", "--format", "qcow2",
                               "--daemon-url", suite.url()], stdout=subprocess.DEVNULL,
                              stderr=subprocess.DEVNULL)
-    job = wait_for(lambda: suite.client.get("/api/v1/jobs")["jobs"], 30, "the job")[0]["job_id"]
+    job = wait_for(lambda: suite.client.get("/api/v1/jobs")["jobs"], 60, "the job")[0]["job_id"]
     wait_for(lambda: list(suite.exports.rglob("*.journal")), 60, "a journal")
     wait_for(lambda: sim.stats()["bytes"] > 8 * MB, 60, "bytes flow")
     child.send_signal(signal.SIGINT)

@@ -24,6 +24,7 @@ def suite(make_suite, make_vsphere, disks):
     sim = make_vsphere([vm("web", *disks)])
     suite = make_suite()
     suite.add_vsphere(sim)
+    suite.sim = sim
     return suite
 
 
@@ -149,9 +150,12 @@ def test_a_killed_worker_never_writes_into_the_files_of_the_base(suite, disks):
     first = export(suite, format="raw")
     before = [images.sha256(file_of(first, n)) for n in (1, 2)]
     write(disks[1], 11 * MB, b"changed")
+    suite.sim.set_rate(8 * MB)
     job = submit(suite, format="raw")
-    suite.wait_phase(job, "exporting")
+    suite.wait_bytes(job, MB)
+    suite.sim.hold()
     suite["exporter-vsphere"].kill()
+    suite.sim.set_rate(0)
     suite["exporter-vsphere"].start()
     second = suite.wait_job(job, "completed", deadline=120)["result"]
     assert [d["shared"] for d in second["incremental"]["disks"]] == [True, False]

@@ -24,7 +24,7 @@ def make(make_suite, make_vsphere, disk):
     """Function: the suite; settings go into the section libvirt."""
 
     def make(**libvirt):
-        suite = make_suite(config={"libvirt": {"timeout": "5s", **libvirt}})
+        suite = make_suite(config={"libvirt": libvirt})
         suite.add_vsphere(make_vsphere([vm("web", disk), vm(NAME, disk)]))
         return suite
 
@@ -69,7 +69,7 @@ def test_an_import_fails_alone_and_is_tried_again_alone(make, libvirtd):
         f"<pool type='dir'><name>later</name><target><path>{libvirtd.pool}/more</path></target>"
         "</pool>")
     pool.create()
-    wait_for(lambda: suite.client.request("POST", f"/api/v1/jobs/{job}/retry", {}).ok, 30)
+    wait_for(lambda: suite.client.request("POST", f"/api/v1/jobs/{job}/retry", {}).ok, 60)
     assert suite.wait_job(job, "completed")["result"]["libvirt_domain"]["name"] == "web"
     kinds = suite.sql("SELECT kind, epoch FROM tasks WHERE job_id = %s ORDER BY ordinal", job)
     assert [(k["kind"], k["epoch"]) for k in kinds] == [("export", 1), ("convert", 1),
@@ -90,7 +90,7 @@ def test_an_export_of_the_catalogue_is_imported_later(make, libvirtd):
     assert done["kind"] == "import" and done["vm_name"] and set(libvirtd.domains()) == {"web"}
     listed = suite.client.get("/api/v1/imports")["jobs"]
     assert [j["job_id"] for j in listed] == [answer["job_id"]]
-    assert wait_for(lambda: suite.client.get("/capabilities")["features"]["libvirt_import"], 30)
+    assert wait_for(lambda: suite.client.get("/capabilities")["features"]["libvirt_import"], 60)
 
 
 def test_requests_that_cannot_work_are_refused(make):
@@ -142,17 +142,20 @@ def test_what_was_imported_boots_in_libvirt(make_suite, make_vsphere, libvirtd, 
 def test_an_import_goes_to_the_bridge_that_has_the_images(make, libvirtd, disk, tmp_path):
     """Each bridge publishes on a disk of its own."""
     suite = make(uri=libvirtd.uri, pool="images", network="user", domain_type="qemu")
-    program = Program(tmp_path / "h2k")
+    program = Program(tmp_path / "h2k", held=True)
     for name in (BRIDGE, f"{BRIDGE}-2"):
         private = tmp_path / name
         private.mkdir()
         settings = suite.config(name)
         settings["hyper2kvm"].update(path=str(program.path), output_dir=str(private))
+        settings["export"]["concurrent_exports"] = 3  # of six at a time
         if name in suite.processes:
             suite[name].stop()
         suite.add(name, settings)
-    wait_for(lambda: suite.ready(f"{BRIDGE}-2") and suite.ready(BRIDGE), 30)
+    wait_for(lambda: suite.ready(f"{BRIDGE}-2") and suite.ready(BRIDGE), 60)
     jobs = [suite.client.submit(vm_path="web", **convert(if_exists="rename")) for _ in range(6)]
+    wait_for(lambda: len(program.calls()) == 6, 60, suite.tails)
+    (program.directory / "go").touch()
     used = set()
     for job in jobs:
         result = suite.wait_job(job, "completed")["result"]

@@ -29,7 +29,7 @@ def suite(request, make_suite, make_vsphere, tmp_path, disk):
 
 
 def check_done(suite, disk, job, name):
-    done = suite.wait_job(job, "completed", deadline=90)
+    done = suite.wait_job(job, "completed", deadline=120)
     assert done["attempt"] == 0
     images.compare(disk, suite.exports / name / f"{name}-disk1.raw", "raw")
     images.check_digests(suite.exports / name)

@@ -1,5 +1,6 @@
 """Bandwidth limits through every process. A limit is an upper bound: what took at least as long as
 the token bucket demands has kept it, however slow the machine is."""
+import datetime
 import signal
 import subprocess
 
@@ -37,7 +38,7 @@ def limited_by(suite, job):
 
 
 def wait_limited(suite, job):
-    wait_for(lambda: limited_by(suite, job) == "rate_limit", 30, lambda: suite.explain(job))
+    wait_for(lambda: limited_by(suite, job) == "rate_limit", 60, lambda: suite.explain(job))
 
 
 def log_of(suite, job):
@@ -48,7 +49,6 @@ def log_of(suite, job):
 def test_an_export_keeps_its_limit_and_says_so(suite, disk):
     job = suite.client.submit(vm_path="off", format="raw", bandwidth_limit_mbps=8,
                               bandwidth_burst_mb=1)
-    wait_limited(suite, job)
     done = suite.wait_job(job, "completed")
     assert done["result"]["duration_seconds"] >= (24 - 1) / 8
     assert done["definition"]["bandwidth_limit_mbps"] == 8
@@ -84,17 +84,18 @@ def test_a_workers_limit_is_changed_while_it_copies_and_outlives_it(suite, endle
                                "--daemon-url", suite.url()], capture_output=True, text=True)
 
     path = "/api/v1/workers/vsphere/bandwidth"
-    job = suite.client.submit(vm_path="endless", format="raw", bandwidth_limit_mbps=20)
-    wait_for(lambda: rate() > 4, 30, lambda: suite.explain(job))
+    job = suite.client.submit(vm_path="endless", format="raw", bandwidth_limit_mbps=10)
+    wait_for(lambda: rate() > 4, 60, lambda: suite.explain(job))
     answer = suite.client.put(path, {"bandwidth_limit_mbps": 1, "bandwidth_burst_mb": 1})
     assert (answer["source"], answer["bandwidth_limit_mbps"]) == ("api", 1)
     worker = suite["exporter-vsphere"]
-    wait_for(lambda: [e for e in worker.events("bandwidth_limit") if e["mb_per_second"] == 1], 30)
+    wait_for(lambda: [e for e in worker.events("bandwidth_limit") if e["mb_per_second"] == 1], 60)
     wait_for(lambda: 0 < rate() < 2, 60, lambda: suite.explain(job))
     wait_limited(suite, job)
     worker.kill()
+    told = len(worker.events("bandwidth_limit"))
     worker.start()
-    wait_for(lambda: [e for e in worker.events("bandwidth_limit") if e["api"]], 60)
+    wait_for(lambda: [e for e in worker.events("bandwidth_limit")[told:] if e["api"]], 60)
     shown = hyperexport()
     assert shown.stdout == "limit: vsphere 1 MB/s\n", shown.stderr
     suite.client.put(f"/api/v1/jobs/{job}/bandwidth", {"bandwidth_limit_mbps": 0})
@@ -144,10 +145,11 @@ def test_a_limit_can_be_lowered_and_holds_after_a_lost_lease(suite):
     wait_limited(suite, job)
     suite.client.put(f"/api/v1/jobs/{job}/bandwidth",
                      {"bandwidth_limit_mbps": 2, "adaptive_bandwidth": True})
-    wait_for(lambda: "adaptive, 1.0 to 2.0 MB/s" in log_of(suite, job), 30, "the new limit is told")
+    wait_for(lambda: "adaptive, 1.0 to 2.0 MB/s" in log_of(suite, job), 60, "the new limit is told")
     suite["exporter-vsphere"].kill()
+    told = log_of(suite, job).count("adaptive, 1.0 to 2.0 MB/s")
     suite["exporter-vsphere"].start()
-    wait_for(lambda: log_of(suite, job).count("adaptive, 1.0 to 2.0 MB/s") == 2, 40,
+    wait_for(lambda: log_of(suite, job).count("adaptive, 1.0 to 2.0 MB/s") > told, 60,
              lambda: "the next lease has it, too\n" + suite.explain(job))
     suite.client.post("/jobs/cancel", {"job_ids": [job]})
     suite.wait_job(job, "cancelled")
@@ -177,7 +179,10 @@ def test_the_workers_own_limit_holds_for_all_its_exports_together(make_suite, ma
     suite.add_vsphere(sim)
     jobs = [suite.client.submit(vm_path=name, format="raw") for name in ("a", "b")]
     done = [suite.wait_job(job, "completed") for job in jobs]
-    assert max(d["result"]["duration_seconds"] for d in done) >= (2 * 24 - 1) / 8
+    # one may begin later than the other
+    begun, ended = (sorted(datetime.datetime.fromisoformat(d[k].replace("Z", "+00:00")) for d in done)
+                    for k in ("started_at", "completed_at"))
+    assert (ended[-1] - begun[0]).total_seconds() >= (2 * 24 - 1) / 8
 
 
 def test_a_reload_changes_the_workers_limit_and_a_wrong_file_does_not(make_suite, make_vsphere,
@@ -191,7 +196,7 @@ def test_a_reload_changes_the_workers_limit_and_a_wrong_file_does_not(make_suite
     suite.overrides["export"]["bandwidth_profiles"] = ["someday 00:00-24:00 0"]
     suite.write_config("exporter-vsphere")
     worker.signal(signal.SIGHUP)
-    wait_for(lambda: "config_reload_failed" in worker.tail(), 20, "the wrong file is refused")
+    worker.wait_event("config_reload_failed", 60)
     assert limited_by(suite, job) == "rate_limit"
     suite.overrides["export"]["bandwidth_profiles"] = ["daily 00:00-24:00 0"]
     suite.write_config("exporter-vsphere")

@@ -19,8 +19,10 @@ def test_two_gateways_show_one_export_alike(make_suite, sim):
     suite.add_vsphere(sim)
     wait_subscribed(suite, 2)
     sockets = [Socket(suite.url(g), timeout=60) for g in ("api-gateway", "api-gateway-2")]
+    for s in sockets:
+        s.until("hello")  # from here on nothing is missed
     sse = suite.client.events(topics="jobs", timeout=60)
-    next(sse)  # hello: from here on nothing is missed
+    next(sse)
     job = suite.client.submit(vm_path="web", format="qcow2")
     log = suite.client.request("GET", f"/jobs/logs/{job}?follow=true", stream=True)
     for s in sockets:
@@ -45,12 +47,13 @@ def test_a_client_of_a_killed_gateway_misses_no_state(make_suite, sim):
     suite.add_vsphere(sim)
     wait_subscribed(suite)
     s = Socket(suite.url(), timeout=60)
+    s.until("hello")
     job = suite.client.submit(vm_path="web", format="raw")
     s.until("job.progress", job_id=job)
     seen = s.states()
     suite["api-gateway"].kill()
     suite["api-gateway"].start()
-    wait_for(lambda: suite.ready("api-gateway"), 30)
+    wait_for(lambda: suite.ready("api-gateway"), 60)
     suite.wait_job(job, "completed")
     again = Socket(suite.url(), f"/ws?resume_from={max(seq for seq, _ in seen)}", timeout=60)
     again.until("job.completed", job_id=job)

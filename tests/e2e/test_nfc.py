@@ -129,7 +129,7 @@ def test_the_command_asks_for_it(suite, fake, disks):
 
 
 def test_capabilities_tell_and_other_words_are_refused(suite):
-    wait_for(lambda: "snapshot-nfc" in suite.client.get("/capabilities")["capabilities"], 30,
+    wait_for(lambda: "snapshot-nfc" in suite.client.get("/capabilities")["capabilities"], 60,
              "the worker's methods")
     answer = suite.client.request("POST", "/api/v1/jobs", {"vm_path": "web", "method": "vddk"})
     assert answer.status_code == 422 and "vddk" in answer.text

@@ -32,7 +32,7 @@ def cli(suite, *words):
     return out.returncode, out.stdout, out.stderr
 
 
-def check_result(suite, disk, job, name="web", deadline=90):
+def check_result(suite, disk, job, name="web", deadline=120):
     done = suite.wait_job(job, "completed", deadline=deadline)
     image = pathlib.Path(done["result"]["output_path"]) / f"{name}-disk1.qcow2"
     images.check(image, "qcow2")
@@ -74,7 +74,7 @@ def test_a_paused_export_frees_its_slot_and_goes_on_from_its_journal(make_suite,
     assert done["attempt"] == 0
     read_again = sim.stats()["bytes"] - handed_back - other
     assert read_again < other - 30 * MB, f"{before}: what the journal has was not read again"
-    wait_for(lambda: sim.snapshots("web") == [], 30, "no snapshot is left")
+    wait_for(lambda: sim.snapshots("web") == [], 60, "no snapshot is left")
     assert images.leftovers(suite.exports) == []
     status, out, err = cli(suite, "jobs", "delete", job, "--yes")
     assert (status, out) == (0, f"deleted: {job}\n"), err

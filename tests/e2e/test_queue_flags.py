@@ -44,7 +44,8 @@ def test_windows_dependencies_and_the_deadline_of_an_export(suite):
     second = detached(suite, "--depends-on", first)
     assert first in waits(suite, second, "wait")["pending_reason"]
     late = detached(suite, "--depends-on", f"{first},{second}", "--deadline",
-                    ahead("%Y-%m-%dT%H:%M:%SZ", seconds=3))
+                    ahead("%Y-%m-%dT%H:%M:%SZ", hours=1))
+    suite.sql("UPDATE jobs SET deadline = now() - interval '1 ms' WHERE id = %s", late)
     assert suite.wait_job(late, "failed")["error_code"] == "deadline"
     opened = detached(suite, "--time-windows", f"{shut}; daily 00:00-24:00")
     suite.wait_job(opened, "completed")

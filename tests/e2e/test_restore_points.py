@@ -25,6 +25,7 @@ def suite(make_suite, make_vsphere, disk):
     sim = make_vsphere([vm("web", disk)])
     suite = make_suite()
     suite.add_vsphere(sim)
+    suite.sim = sim
     return suite
 
 
@@ -93,9 +94,12 @@ def test_what_makes_a_full_point_is_said(suite, disk):
 def test_a_killed_worker_leaves_a_point_that_is_right(suite, disk):
     export(suite)
     guest_writes(disk, 7)
+    suite.sim.set_rate(8 * MB)
     job = suite.client.submit(vm_path="web", incremental=True)
-    suite.wait_phase(job, "exporting")
+    suite.wait_bytes(job, 4 * MB)
+    suite.sim.hold()
     suite["exporter-vsphere"].kill()
+    suite.sim.set_rate(0)
     suite["exporter-vsphere"].start()
     result = suite.wait_job(job, "completed", deadline=120)["result"]
     assert result["incremental"]["mode"] == "leaf"

@@ -88,7 +88,7 @@ def test_a_guest_that_shuts_down_late_is_started_again(suite, sim):
     sim.look("web", lambda item: item.PowerOff())
     powered(sim, "poweredOff")
     sim.set_rate(0)
-    done = suite.wait_job(job, "completed", deadline=90)
+    done = suite.wait_job(job, "completed", deadline=120)
     assert sim.power("web") == "poweredOn" and "powered on again" in log_of(suite, job)
     assert [(h["when"], h["type"], h["state"]) for h in done["hooks"]] == [
         ("pre", "shutdown", "failed")]
@@ -141,7 +141,7 @@ def test_kill_9_between_shutdown_and_start(suite, sim, disk):
     suite["exporter-vsphere"].kill()
     suite["exporter-vsphere"].start()
     sim.set_rate(0)
-    done = suite.wait_job(job, "completed", deadline=90)
+    done = suite.wait_job(job, "completed", deadline=120)
     powered(sim, "poweredOn")
     images.compare(disk, pathlib.Path(done["result"]["output_path"]) / "web-disk1.qcow2", "qcow2")
     assert "powered on again" in log_of(suite, job)
@@ -156,7 +156,7 @@ def test_a_job_that_is_cancelled_or_dies_with_its_worker_leaves_the_vm_running(s
     suite["exporter-vsphere"].kill()
     suite.client.post(f"/api/v1/jobs/{job}/cancel")
     suite["exporter-vsphere"].start()
-    suite.wait_job(job, "cancelled", deadline=90)
+    suite.wait_job(job, "cancelled", deadline=120)
     powered(sim, "poweredOn")
 
 

@@ -303,7 +303,7 @@ def test_an_ova_ended_behind_its_last_byte(make_suite, make_vsphere, disk, small
     assert {2, 3, 4, 5, 6, 7, 8} <= set(sent)
     suite["exporter-vsphere"].start()
     # also behind the permit no longer than the lease of 7 s, its margin of 5 s, and the work
-    result = suite.wait_job(job, "completed", deadline=90)["result"]
+    result = suite.wait_job(job, "completed", deadline=120)["result"]
     again = [p for p in fake.puts[len(sent):] if p in sent]
     assert again in ([], [1] if where == "last parts" else []), "sent again"
     read = fake_reader(fake, result)
@@ -590,7 +590,7 @@ def test_a_cancel_with_discard_removes_what_is_there(make_suite, make_vsphere, s
              60, lambda: suite.explain(job))
     suite.client.post("/jobs/cancel", {"job_ids": [job], "discard": True})
     suite.wait_job(job, "cancelled", deadline=30)
-    wait_for(lambda: fake.objects == {} and fake.uploads == {}, 30, lambda: suite.explain(job))
+    wait_for(lambda: fake.objects == {} and fake.uploads == {}, 60, lambda: suite.explain(job))
     wait_for(lambda: [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == [],
              30, "partial files are removed")
 

@@ -97,7 +97,7 @@ def test_files_are_templates_until_they_go(suite):
     (suite.templates / "nightly.yaml").unlink()
     (suite.templates / "weekly.json").write_text('{"format": "ova"}')
     suite["api-gateway"].signal(signal.SIGHUP)
-    wait_for(lambda: [t["name"] for t in client.get("/templates")["templates"]] == ["weekly"], 20,
+    wait_for(lambda: [t["name"] for t in client.get("/templates")["templates"]] == ["weekly"], 60,
              suite.tails)
 
 

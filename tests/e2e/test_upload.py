@@ -121,7 +121,7 @@ def test_a_worker_killed_while_uploading_is_replaced_by_one_that_goes_on(make_su
     suite.wait_phase(job, "uploading")
     state = suite.exports / "web" / ".hypersdk-upload.0"
     wait_for(lambda: any(p.read_text().count('"part":') == 2
-                         for p in state.parent.glob(".hypersdk-upload.*")), 30, "two parts noted")
+                         for p in state.parent.glob(".hypersdk-upload.*")), 60, "two parts noted")
     suite["exporter-vsphere"].kill()
     fake.release()
     before = list(fake.puts)
@@ -274,8 +274,8 @@ def test_a_cancel_with_discard_aborts_the_upload(make_suite, sim, fake):
     suite.client.post("/jobs/cancel", {"job_ids": [job], "discard": True})
     suite.wait_job(job, "cancelled")
     fake.release()
-    wait_for(lambda: fake.uploads == {}, 30, lambda: suite.explain(job))
-    wait_for(lambda: not list(suite.exports.rglob("*.raw*")), 30, "partial files are removed")
+    wait_for(lambda: fake.uploads == {}, 60, lambda: suite.explain(job))
+    wait_for(lambda: not list(suite.exports.rglob("*.raw*")), 60, "partial files are removed")
     assert fake.objects == {}
 
 

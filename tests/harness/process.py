@@ -47,13 +47,14 @@ class Process:
 
     def kill(self):
         """kill -9 and reap."""
-        if self.child is None:
+        child = self.child  # another thread may start the next one as soon as this has ended
+        if child is None:
             return None
-        if self.alive():
-            self.child.send_signal(signal.SIGKILL)
-        status = self.child.wait(60)
+        if child.poll() is None:
+            child.send_signal(signal.SIGKILL)
+        status = child.wait(60)
         if self.when_killed is not None:
-            self.when_killed(self.pid)
+            self.when_killed(child.pid)
         return status
 
     def pause(self):
