@@ -1,4 +1,5 @@
 """Fixtures shared by service and end-to-end tests."""
+import fcntl
 import hashlib
 import os
 import pathlib
@@ -115,9 +116,16 @@ def sshd(tmp_path):
 
 @pytest.fixture(scope="session")
 def real_hyper2kvm():
-    """Its program in a virtual environment below build/; skipped when PyPI does not answer."""
+    """Its program in a virtual environment below build/, made once for all workers; skipped when PyPI
+    does not answer."""
     venv = ROOT / "build" / "hyper2kvm-venv"
-    path = venv / "bin" / "hyper2kvm"
+    with open(venv.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        make_hyper2kvm(venv)
+    return venv / "bin" / "hyper2kvm"
+
+
+def make_hyper2kvm(venv):
     if not (venv / "ready").exists():
         shutil.rmtree(venv, ignore_errors=True)
         done = subprocess.run([sys.executable, "-m", "venv", "--system-site-packages", venv],
@@ -130,7 +138,6 @@ def real_hyper2kvm():
         if done.returncode != 0:
             pytest.skip(f"PyPI does not answer: {done.stderr.strip()[-200:]}")
         (venv / "ready").write_text("")
-    return path
 
 
 @pytest.fixture

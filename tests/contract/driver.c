@@ -396,7 +396,9 @@ static int op_pull(const json_t *command, json_t *answer, struct error *err)
         return error_set(err, ERR_INVALID, "file, or the disks are no streams");
     if (PROVIDER.stream_open(driver.session.session, driver.frozen, disk, &stream, err) < 0)
         return -1;
-    clock_sleep_ms((int64_t)json_u64(command, "pause_ms"));
+    while (json_object_get(command, "pause_until") != NULL &&
+           access(json_str(command, "pause_until"), F_OK) < 0)
+        clock_sleep_ms(20);
     rc = pull(stream, driver.frozen->disks[disk].size_bytes, fd, json_u64(command, "stop_at"), err);
     PROVIDER.stream_close(stream);
     return rc;

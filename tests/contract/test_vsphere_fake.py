@@ -346,7 +346,7 @@ def test_vm_deleted_meanwhile_needs_no_release(driver, fake):
 
 
 def test_cancel_while_the_snapshot_is_made_leaves_none(driver, fake):
-    fake.task_looks = 20
+    fake.task_looks = 1_000_000
     driver.cancel(after_ms=300)
     refused("cancelled", prepare, driver=driver)
     for task in fake.tasks.values():
@@ -508,14 +508,14 @@ def test_slow_server_is_left_when_the_job_is_cancelled(driver, fake):
             for i in range(MIB):
                 request.wfile.write(DATA[i:i + 1])
                 sent.append(i)
-                time.sleep(0.05)
+                time.sleep(0.05)  # 14 hours
         except OSError:
             request.close_connection = True
 
     fake.folder = only_flat(trickle)
     driver.cancel(after_ms=300)
     refused("cancelled", driver.read, disk=0, offset=0, length=MIB)
-    assert len(sent) < 200  # long before a silent server is given up
+    assert len(sent) < 500  # a silent server is given up after 30 s
 
 
 # ---- secrets ----

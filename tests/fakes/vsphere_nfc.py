@@ -6,13 +6,14 @@ Script it by these attributes of the fake:
   nfc_host = "*"            the host in deviceUrl; None: the fake's own host and port
   nfc_thumbprint = None     sslThumbprint of every deviceUrl
   nfc_key = function(vm, disk)     replaces the usual key
-  lease_timeout = 300       seconds without HttpNfcLeaseProgress until a lease is over
+  lease_timeout = 300       seconds without HttpNfcLeaseProgress until a lease is over, as is said
+  lease_patience = None     so many it takes in fact; None: as is said
   lease_bytes = None        it is over only when more than so many bytes were sent since, too
   lease_looks = 1           how often a lease is seen initializing
   lease_faults = [fault(..)]       the next leases end in state error
   nfc_cuts = [n, ...]       the next streams break off after n bytes; None: not
   nfc_damage = [function(data), ...]   the next streams send what it makes of the VMDK
-  nfc_pauses = [(n, s), ...]       the next streams are silent for s seconds after n bytes
+  nfc_pauses = [(n, wait), ...]    the next streams are silent after n bytes until wait() returns
   nfc_rate = 0              bytes per second of each stream; 0: no limit
   nfc_holds = {}            by disk key: streams wait at so many bytes until nfc_go is set
   nfc_manifest = function(key, sha1, size, capacity) -> XML of an entry, or None for no manifest
@@ -92,11 +93,11 @@ class NfcLeases:
         self.nfc_host = "*"
         self.nfc_thumbprint = None
         self.nfc_key = None
-        self.lease_timeout = 300
+        self.lease_timeout, self.lease_patience = 300, None
         self.lease_bytes = None
         self.lease_looks = 1
         self.lease_faults = []
-        self.nfc_cuts, self.nfc_damage, self.nfc_pauses, self.nfc_pauses_over = [], [], [], 0
+        self.nfc_cuts, self.nfc_damage, self.nfc_pauses = [], [], []
         self.nfc_rate = 0
         self.nfc_holds, self.nfc_go = {}, threading.Event()
         self.nfc_manifest = self.nfc_entry
@@ -122,7 +123,7 @@ class NfcLeases:
     def alive(self, lease):
         """Has it not timed out, nor ended?"""
         if lease.state in ("initializing", "ready") and \
-                time.monotonic() - lease.renewed > self.lease_timeout and \
+                time.monotonic() - lease.renewed > (self.lease_patience or self.lease_timeout) and \
                 (self.lease_bytes is None or lease.unrenewed_bytes > self.lease_bytes):
             lease.state, lease.fault = "error", self.Fault("Timedout", "The lease timed out")
         return lease.state in ("initializing", "ready")
@@ -223,7 +224,7 @@ class NfcLeases:
             if data is None:
                 data = self.streams[lease.vm.id, disk.key] = stream_optimized(disk.data)
             cut = self.nfc_cuts.pop(0) if self.nfc_cuts else None
-            pause = self.nfc_pauses.pop(0) if self.nfc_pauses else (0, 0)
+            pause = self.nfc_pauses.pop(0) if self.nfc_pauses else (0, lambda: None)
             if self.nfc_damage:
                 data = self.nfc_damage.pop(0)(data)
         return self.nfc_send(request, lease, disk, data, (cut, pause))
@@ -240,8 +241,7 @@ class NfcLeases:
             for at in range(0, end, PIECE):
                 piece = data[at:min(at + PIECE, end)]
                 if at <= pause_at < at + PIECE:
-                    time.sleep(pause)
-                    self.nfc_pauses_over += 1
+                    pause()
                 if at >= self.nfc_holds.get(disk.key, end):
                     self.nfc_go.wait(60)
                 request.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))

@@ -79,6 +79,14 @@ class Bench:
                         name, json.dumps(labels))
         return rows[0]["value"] if rows else 0
 
+    def hears(self, lease):
+        """The driver hears announcements from now on: what is sent before it has connected is lost,
+        only controls are repeated."""
+        self.sql("UPDATE workers SET drained_at = now(), drained_by = 'test'")
+        wait_for(lambda: [a for a in self.driver.announcements
+                          if a.get("task_id") == lease["task_id"]], what="a control message")
+        self.sql("UPDATE workers SET drained_at = NULL, drained_by = ''")
+
     def expire(self, lease, seconds=6):
         """As if the worker had been silent until `seconds` after its lease."""
         self.sql("UPDATE tasks SET lease_until = now() - make_interval(secs => %s) WHERE id = %s",

@@ -12,6 +12,9 @@ from .wait import GiveUp, free_port, wait_for
 KEYS = ("catch_errors gatekeeper healthcheck cache listing_formats bulk tempurl s3api tempauth copy "
         "slo dlo versioned_writes symlink proxy-logging proxy-server")
 
+# A busy machine's node that answers late is none that is down; there is no other one.
+PATIENT = "conn_timeout = 20\nnode_timeout = 60\n"
+
 
 def missing(*programs):
     """Those that are not installed, as a text; "" when all are."""
@@ -45,7 +48,8 @@ class Swift:
             (etc / f"{kind}-server.conf").write_text(
                 f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {port}\nuser = root\n"
                 f"swift_dir = {etc}\ndevices = {d}/srv\nmount_check = false\nworkers = 0\n"
-                f"recon_cache_path = {d}/cache\n[pipeline:main]\npipeline = {kind}-server\n"
+                f"recon_cache_path = {d}/cache\n{PATIENT}container_update_timeout = 60\n"
+                f"[pipeline:main]\npipeline = {kind}-server\n"
                 f"[app:{kind}-server]\nuse = egg:swift#{kind}\n")
             ports[kind] = port
         self._rings(etc, ports)
@@ -63,7 +67,7 @@ class Swift:
             f"[DEFAULT]\nbind_ip = 127.0.0.1\nbind_port = {self.port}\nuser = root\n"
             f"swift_dir = {etc}\nworkers = 0\n[pipeline:main]\npipeline = {KEYS}\n"
             "[app:proxy-server]\nuse = egg:swift#proxy\nallow_account_management = true\n"
-            "account_autocreate = true\n"
+            f"account_autocreate = true\nerror_suppression_limit = 1000000\n{PATIENT}"
             + "".join(f"[filter:{n}]\n{t}\n" for n, t in filters.items()))
 
     @staticmethod
@@ -98,7 +102,7 @@ class Swift:
         for kind in ("account", "container", "object", "proxy"):
             self._run(kind, [f"swift-{kind}-server",
                              self.directory / "etc" / f"{kind}-server.conf"])
-        wait_for(self._healthy, 60, lambda: "Swift answers\n" + self.tails())
+        wait_for(self._healthy, 120, lambda: "Swift answers\n" + self.tails())
         return self
 
     def _run(self, name, argv):
@@ -110,7 +114,7 @@ class Swift:
         dead = [p for p in self.processes if not p.alive()]
         if dead:
             raise GiveUp(self.tails())
-        return urllib.request.urlopen(self.endpoint + "/healthcheck", timeout=5).status == 200
+        return urllib.request.urlopen(self.endpoint + "/healthcheck", timeout=20).status == 200
 
     def tails(self):
         return "\n".join(p.tail() for p in self.processes)
@@ -163,7 +167,7 @@ class Sshd:
         self.process = Process("sshd", ["/usr/sbin/sshd", "-D", "-e", "-f",
                                         self.directory / "sshd_config"],
                                self.directory / "sshd.log").start()
-        wait_for(lambda: "listening" in self.process.output(), 20, self.process.tail)
+        wait_for(lambda: "listening" in self.process.output(), 60, self.process.tail)
         return self
 
     def stop(self):

@@ -7,7 +7,7 @@ import subprocess
 import urllib.request
 
 from .process import ROOT, Process
-from .wait import GiveUp, wait_for
+from .wait import GiveUp, free_port, wait_for
 
 PROGRAM = ROOT / "build" / "peers" / "vsphere-sim"
 
@@ -70,7 +70,8 @@ class Vsphere:
 
     def start(self):
         assert PROGRAM.exists(), "build it: make peers"
-        listen = "127.0.0.1:0" if self.url is None else self.host  # the same port again
+        # the same port again; meanwhile the kernel gives it to nobody
+        listen = f"127.0.0.1:{free_port()}" if self.url is None else self.host
         self.process = Process(self.name, self.argv + ["-listen", listen],
                                self.directory / f"{self.name}.log",
                                env={"TMPDIR": str(self.directory)})

@@ -17,7 +17,7 @@ SECRETS = {"HYPERSDK_DB_PASSWORD": "a", "HYPERSDK_REDIS_PASSWORD": "b",
 
 def run(service, *args, env=None):
     return subprocess.run([BIN / service, *map(str, args)], capture_output=True, text=True,
-                          timeout=20, env=dict(os.environ, **(env or SECRETS)))
+                          timeout=60, env=dict(os.environ, **(env or SECRETS)))
 
 
 def known_keys():

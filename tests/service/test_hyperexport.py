@@ -37,7 +37,7 @@ def environment(tmp_path, **extra):
 def cli(gateway, tmp_path):
     def call(*args, env=None, url=True, stdin=None):
         argv = [BIN / "hyperexport", *args] + (["--daemon-url", gateway.url] if url else [])
-        return subprocess.run(argv, capture_output=True, text=True, timeout=60, input=stdin,
+        return subprocess.run(argv, capture_output=True, text=True, timeout=120, input=stdin,
                               env=environment(tmp_path, **(env or {})))
     return call
 
@@ -361,9 +361,9 @@ def test_a_signal_cancels_the_own_job(gateway, tmp_path, number, status):
     child = subprocess.Popen([BIN / "hyperexport", "--vm", "web-03", "--daemon-url", gateway.url],
                              env=environment(tmp_path), stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE)
-    wait_for(lambda: gateway.asked("GET", "/api/v1/jobs/job-1/progress"), 20, "it follows")
+    wait_for(lambda: gateway.asked("GET", "/api/v1/jobs/job-1/progress"), what="it follows")
     child.send_signal(number)
-    out, err = child.communicate(timeout=20)
+    out, err = child.communicate(timeout=60)
     assert (child.returncode, cancelled) == (status, [["job-1"]]), err
     assert b"cancelled" in err
 
@@ -373,9 +373,9 @@ def test_a_signal_only_ends_the_watching_of_a_foreign_job(gateway, tmp_path):
     child = subprocess.Popen([BIN / "hyperexport", "jobs", "watch", "job-1", "--daemon-url",
                               gateway.url], env=environment(tmp_path), stdout=subprocess.PIPE,
                              stderr=subprocess.PIPE)
-    wait_for(lambda: gateway.asked("GET", "/api/v1/jobs/job-1/progress"), 20, "it follows")
+    wait_for(lambda: gateway.asked("GET", "/api/v1/jobs/job-1/progress"), what="it follows")
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=20)
+    _, err = child.communicate(timeout=60)
     assert child.returncode == 130 and b"goes on" in err
     assert gateway.asked("POST", "/jobs/cancel") == []
 
@@ -415,7 +415,7 @@ def test_a_terminal_gets_a_progress_bar(gateway, tmp_path):
             break
         shown += piece
     os.close(master)
-    assert child.wait(20) == 0
+    assert child.wait(60) == 0
     text = shown.decode()
     assert "\r" in text and "[███████░" in text and " 45.0%" in text
     assert "1.0 MB/s" in text and "ETA 6s" in text and "Export Completed" in text

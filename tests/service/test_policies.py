@@ -19,7 +19,7 @@ VMS = [("web-1", "/DC0/vm/prod/web-1", "poweredOn", "DC0"),
 def policies(bench):  # noqa: F811
     b = bench()
     b.suite.add("api-gateway")
-    wait_for(lambda: b.suite.ready("api-gateway"), 30, b.suite.tails)
+    wait_for(lambda: b.suite.ready("api-gateway"), what=b.suite.tails)
     b.api = Client(b.suite.url())
     return b
 
@@ -154,7 +154,7 @@ def test_tags_that_are_not_known_are_an_error_that_names_the_cause(policies):
     b.api.put(path, {"enabled": False}, status=200)
     b.api.put(path, {"enabled": True}, status=200)
     b.sql("UPDATE schedules SET next_run_at = now() - interval '1 second'")
-    wait_for(lambda: b.api.get(path)["runs"], 20, b.suite.tails)
+    wait_for(lambda: b.api.get(path)["runs"], what=b.suite.tails)
     run = b.api.get(path)["runs"][0]
     assert run["status"] == "failed" and why in run["reason"] and run["jobs"] == 0
     b.api.post("/vms/list", {"filter": {"cluster": "C0"}}, status=200)
@@ -172,7 +172,7 @@ def test_a_policy_fires_over_a_fresh_inventory_and_tells_of_each_vm(policies):
     assert b.sql("SELECT 1 FROM jobs") == [], "it waits for the inventory"
     inventory(b)  # meanwhile web_2 came
     b.driver.finish(scan, {"count": 4})
-    wait_for(lambda: len(b.sql("SELECT 1 FROM jobs")) == 2, 20, b.suite.tails)
+    wait_for(lambda: len(b.sql("SELECT 1 FROM jobs")) == 2, what=b.suite.tails)
     jobs = b.sql("SELECT * FROM jobs ORDER BY seq")
     assert [j["vm_path"] for j in jobs] == [VMS[0][1], VMS[1][1]]
     assert {j["policy_id"] for j in jobs} == {made["id"]} and {j["format"] for j in jobs} == {"qcow2"}
@@ -180,7 +180,7 @@ def test_a_policy_fires_over_a_fresh_inventory_and_tells_of_each_vm(policies):
     b.driver.finish(b.driver.take(), export_result())
     b.driver.on(b.driver.take(), "fail", code="not_found", message="gone", retryable=False)
     path = f"/api/v1/backup-policies/{made['id']}"
-    wait_for(lambda: b.api.get(path)["runs"][0]["status"] == "failed", 20, b.suite.tails)
+    wait_for(lambda: b.api.get(path)["runs"][0]["status"] == "failed", what=b.suite.tails)
     run = b.api.get(path)["runs"][0]
     assert run["jobs"] == 2 and "1 of 2 jobs completed" in run["reason"]
     assert [(r["status"], r["error"]) for r in run["results"]] == [("completed", None),
@@ -208,7 +208,7 @@ def test_policies_and_schedules_wait_for_each_other(policies):
     b.sql("UPDATE schedules SET next_run_at = date_trunc('second', now())")
     lease = b.driver.take()
     wait_for(lambda: [r["status"] for r in b.sql("SELECT status FROM schedule_runs ORDER BY status")]
-             == ["queued", "queued", "running"], 20, b.suite.tails)
+             == ["queued", "queued", "running"], what=b.suite.tails)
     b.sql("UPDATE inventory_state SET completed_at = now() - interval '1 hour'")
     b.driver.finish(lease, export_result())
     # the VMs are those that there are when it starts
@@ -236,7 +236,7 @@ def test_a_policy_keeps_to_its_share_of_the_queue(policies):
     assert b.driver.take(slot=1)["job_id"] == other, "one of the policy is enough"
     waits = b.driver.ask(slot=2)
     b.driver.finish(first, export_result())
-    assert b.job(waits.get(20)["job_id"])["policy_id"] == made["id"]
+    assert b.job(waits.lease()["job_id"])["policy_id"] == made["id"]
 
 
 def test_vms_of_one_name_do_not_share_a_directory(policies):
@@ -269,7 +269,7 @@ def test_retention_goes_on_for_vms_that_were_exported(policies):
                 b.driver.finish(lease, export_result())
             else:
                 b.driver.on(lease, "fail", code="not_found", message="gone", retryable=False)
-        wait_for(lambda: b.api.get(path)["runs"][0]["status"] in ("ok", "failed"), 20, b.suite.tails)
+        wait_for(lambda: b.api.get(path)["runs"][0]["status"] in ("ok", "failed"), what=b.suite.tails)
         ids = b.sql("SELECT cleanup_job_ids AS ids, id FROM schedule_runs ORDER BY seq DESC LIMIT 1")[0]
         specs = [t["spec"] for t in b.sql("SELECT spec FROM tasks WHERE job_id = ANY (%s)", ids["ids"])]
         b.sql("UPDATE jobs SET status = 'cancelled' WHERE kind = 'cleanup'")

@@ -319,6 +319,7 @@ def test_a_finished_export_completes_the_job_with_all_that_follows(bench):
     b = bench()
     job = b.driver.submit()
     lease = b.driver.take()
+    b.hears(lease)
     line = {"number": 1, "at_ms": 1, "level": "info", "phase": "", "message": "done"}
     answer = b.driver.on(lease, "permit")
     assert answer["granted"] and not answer["lost"]

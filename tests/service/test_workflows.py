@@ -23,7 +23,7 @@ def flows(bench):  # noqa: F811
     def make(**options):
         b = bench(**options)
         b.suite.add("api-gateway")
-        wait_for(lambda: b.suite.ready("api-gateway"), 30, b.suite.tails)
+        wait_for(lambda: b.suite.ready("api-gateway"), what=b.suite.tails)
         return Flows(b)
     return make
 
@@ -46,11 +46,11 @@ class Flows:
     def step(self, run, step):
         return next(s for s in self.run(run)["steps"] if s["id"] == step)
 
-    def wait_steps(self, run, deadline=20, **states):
+    def wait_steps(self, run, deadline=60, **states):
         wait_for(lambda: all(self.steps(run)[k] == v for k, v in states.items()), deadline,
                  lambda: f"{states}: {json.dumps(self.run(run), indent=1)}\n{self.suite.tails()}")
 
-    def wait(self, run, status, deadline=20):
+    def wait(self, run, status, deadline=60):
         wait_for(lambda: self.run(run)["status"] == status, deadline,
                  lambda: f"{status}: {json.dumps(self.run(run), indent=1)}\n{self.suite.tails()}")
         return self.run(run)
@@ -175,12 +175,12 @@ def test_steps_run_in_order_and_beside_each_other(flows):
                   {"id": "last", "type": "job", "job": {"vm_path": "web", "name": "the last"},
                    "depends_on": ["apps"]})
     f.wait_steps(run, dbs="running")
-    wait_for(lambda: len(f.jobs(run)) == 1, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 1, what=f.suite.tails)
     f.export("db-a")
-    wait_for(lambda: len(f.jobs(run)) == 2, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 2, what=f.suite.tails)
     assert f.steps(run) == {"dbs": "running", "apps": "waiting", "last": "waiting"}
     f.export("db-b")
-    wait_for(lambda: len(f.jobs(run)) == 4, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 4, what=f.suite.tails)
     assert f.steps(run)["dbs"] == "completed"
     one, two = f.take("app-a"), f.take("app-b", slot=1)
     assert {f.bench.job(x["job_id"])["format"] for x in (one, two)} == {"qcow2"}
@@ -188,7 +188,7 @@ def test_steps_run_in_order_and_beside_each_other(flows):
         result = export_result()
         result["export"] = dict(result["export"], id=f"exp-app-{i}")
         f.driver.finish(lease, result)
-    wait_for(lambda: len(f.jobs(run)) == 5, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 5, what=f.suite.tails)
     assert f.jobs(run)[-1]["name"] == "the last"
     f.export("web")
     view = f.wait(run, "completed")
@@ -205,13 +205,13 @@ def test_max_parallel_and_the_directories_of_a_batch(flows):
     f = flows()
     run = f.start(batch("b", "/dc/vm/x1", "x2", "x3", max_parallel=2,
                         job={"output_path": "nightly"}))
-    wait_for(lambda: len(f.jobs(run)) == 2, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 2, what=f.suite.tails)
     first = f.take("/dc/vm/x1")
     rows = f.jobs(run)
     assert [r["output_path"].rsplit("/", 2)[1:] for r in rows] == [["nightly", "x1"],
                                                                   ["nightly", "x2"]]
     f.driver.finish(first, export_result())
-    wait_for(lambda: len(f.jobs(run)) == 3, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 3, what=f.suite.tails)
     f.export("x2")
     f.export("x3")
     assert f.wait(run, "completed")["steps"][0]["items_completed"] == 3
@@ -221,7 +221,7 @@ def test_vms_of_one_name_in_several_folders_do_not_share_a_directory(flows):
     f = flows()
     vms = ("/dc/vm/one/web", "/dc/vm/two/web", "/dc/vm/one/db")
     run = f.start(batch("b", *vms, job={"output_path": "moved"}))
-    wait_for(lambda: len(f.jobs(run)) == 3, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 3, what=f.suite.tails)
     names = [r["output_path"].rsplit("/", 1)[1] for r in f.jobs(run)]
     assert names == [f"web-{hashlib.sha256(vm.encode()).hexdigest()[:8]}" for vm in vms[:2]] + ["db"]
 
@@ -241,7 +241,7 @@ def test_a_failure_takes_its_way_and_a_retry_begins_there(flows):
     assert "depends on" in view["steps"][1]["error"]
     f.api.post(f"/workflows/runs/{run}/retry", status=200)
     f.api.post(f"/workflows/runs/{run}/retry", status=409)
-    wait_for(lambda: f.bench.job(bad)["status"] == "pending", 20, f.suite.tails)
+    wait_for(lambda: f.bench.job(bad)["status"] == "pending", what=f.suite.tails)
     assert f.export("bad") == bad, "the job that failed goes on"
     f.export("n")
     view = f.wait(run, "completed")
@@ -272,15 +272,15 @@ def test_a_retry_waits_for_what_a_worker_still_removes_and_not_for_a_deadline_th
     late = f.start(batch("a", "y", job={"deadline": "2026-01-01T00:00:00Z"}), name="w2")
     f.wait(late, "failed")
     f.api.post(f"/workflows/runs/{late}/retry", status=200)
-    wait_for(lambda: f.run(late)["status"] == "failed" and f.step(late, "a")["attempt"] == 2, 20,
-             lambda: json.dumps(f.run(late)))
+    wait_for(lambda: f.run(late)["status"] == "failed" and f.step(late, "a")["attempt"] == 2,
+             what=lambda: json.dumps(f.run(late)))
     assert "deadline of its job has passed" in f.step(late, "a")["error"]
 
 
 def test_cancel_ends_jobs_and_what_waits(flows):
     f = flows()
     run = f.start(batch("b", "x1", "x2", "x3", max_parallel=2), batch("c", "y", depends_on=["b"]))
-    wait_for(lambda: len(f.jobs(run)) == 2, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 2, what=f.suite.tails)
     lease = f.take("x1")
     first = next(r["id"] for r in f.jobs(run))
     f.api.request("POST", f"/api/v1/jobs/{first}/cancel", {"reason": "disk is bad"})
@@ -310,7 +310,7 @@ def test_cancel_ends_jobs_and_what_waits(flows):
 def test_pause_holds_jobs_and_steps(flows):
     f = flows()
     run = f.start(batch("a", "x1"), batch("b", "x2", depends_on=["a"]))
-    wait_for(lambda: len(f.jobs(run)) == 1, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 1, what=f.suite.tails)
     assert f.api.post(f"/api/v1/workflows/runs/{run}/pause", status=200)["status"] == "paused"
     row = f.jobs(run)[0]
     assert row["status"] == "paused" and "workflow was paused" in row["pending_reason"]
@@ -336,8 +336,8 @@ def test_a_kill_of_the_scheduler_starts_nothing_twice(flows):
     for _ in range(4):
         f.suite["scheduler"].kill()
         f.suite["scheduler"].start()
-        wait_for(lambda: f.suite.ready("scheduler"), 30, f.suite.tails)
-    wait_for(lambda: len(f.jobs(run)) == 120, 40, f.suite.tails)
+        wait_for(lambda: f.suite.ready("scheduler"), what=f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 120, what=f.suite.tails)
     assert sorted(r["vm_path"] for r in f.jobs(run)) == sorted(vms)
     f.bench.sql("UPDATE jobs SET status = 'completed' WHERE workflow_run_id = %s", run)
     f.wait(run, "completed")
@@ -360,7 +360,7 @@ def test_a_run_that_another_scheduler_works_on_is_left_to_it(flows):
                        " VALUES (%s, 0, 0, 1, 'job-other', 'active')", (run,))
     other.commit()
     other.close()
-    wait_for(lambda: len(f.jobs(run)) == 2, 20, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 2, what=f.suite.tails)
     assert [j["vm_path"] for j in f.jobs(run)] == ["x", "y"] and f.jobs(run)[0]["id"] == "job-other"
 
 
@@ -369,7 +369,7 @@ def test_a_request_that_is_refused_later_fails_its_item_alone(flows):
     made = f.api.post("/workflows", {"name": "later", "steps": [
         batch("a", "x", job={"provider": "other"}), batch("b", "y")]}, status=201)
     run = f.api.post(f"/workflows/{made['id']}/run", status=202)["run_id"]
-    wait_for(lambda: len(f.jobs(run)) == 2, 10, f.suite.tails)
+    wait_for(lambda: len(f.jobs(run)) == 2, what=f.suite.tails)
     f.fail("x")
     f.export("y")
     f.wait(run, "failed")
@@ -378,7 +378,7 @@ def test_a_request_that_is_refused_later_fails_its_item_alone(flows):
     refused = f.api.post(f"/workflows/{made['id']}/run", status=422)
     assert "step 'a'" in refused["error"] and "disabled" in refused["error"]
     f.api.post(f"/workflows/runs/{run}/retry", status=200)
-    wait_for(lambda: "disabled" in (f.step(run, "a")["error"] or ""), 20, f.suite.tails)
+    wait_for(lambda: "disabled" in (f.step(run, "a")["error"] or ""), what=f.suite.tails)
     f.wait(run, "failed")
     assert f.step(run, "a")["job_ids"] == [] and f.steps(run)["b"] == "completed"
 
