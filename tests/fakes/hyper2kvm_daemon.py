@@ -9,6 +9,7 @@ vanish (takes one, takes it away, and is gone). `documents` are the files it rea
 
 A file `restart` in the watch directory ends a hang: what it had begun stays in processing/, and it
 goes on in mode `after`, by default ok."""
+import contextlib
 import datetime
 import json
 import os
@@ -99,11 +100,24 @@ class Daemon:
                 raise RuntimeError("ended")
         if self.mode == "no_output":
             return
-        subprocess.run(["qemu-io", "-f", "qcow2", "-c", FIX, document["input"]], check=True,
-                       stdout=subprocess.DEVNULL)
         part = directory / "disk.qcow2.part"
-        subprocess.run(["qemu-img", "convert", "-O", "qcow2", document["input"], part], check=True)
+        for argv in (["qemu-io", "-f", "qcow2", "-c", FIX, document["input"]],
+                     ["qemu-img", "convert", "-O", "qcow2", document["input"], part]):
+            self._run_with_life(argv, directory / "work" / "log")
         part.rename(directory / "disk.qcow2")
+
+    @staticmethod
+    def _run_with_life(argv, log):
+        """It shows that it lives, however long the program takes on a busy machine."""
+        child = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+        with open(log, "ab") as f:
+            while child.poll() is None:
+                f.write(bytes(4096))
+                f.flush()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    child.wait(0.1)
+        if child.returncode != 0:
+            raise subprocess.CalledProcessError(child.returncode, argv)
 
     def _end(self, working, where, date, suffix, facts):
         target = self.watch / where / date

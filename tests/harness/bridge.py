@@ -98,11 +98,27 @@ class Program:
 
     def wait_pids(self, deadline=60):
         """The processes of a hanging call."""
+        return wait_for(self.pids, deadline, f"{self.path.name} hangs")
+
+    def pids(self):
         path = self.directory / "pids.json"
-        return wait_for(lambda: json.loads(path.read_text()), deadline, f"{self.path.name} hangs")
+        return json.loads(path.read_text()) if path.exists() else []
+
+    def running(self):
+        """Its processes, however early in their life."""
+        name = str(self.path).encode()
+        return [p.parent.name for p in pathlib.Path("/proc").glob("[0-9]*/cmdline")
+                if name in read_quietly(p).split(b"\0")]
 
     def forget_pids(self):
         (self.directory / "pids.json").unlink()
+
+
+def read_quietly(path):
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended
+        return b""
 
 
 def alive(pid):
@@ -115,7 +131,9 @@ def alive(pid):
 
 
 def start_bridges(make_suite, kind, bridges=1, **config):
-    """Scheduler and bridges; kind: Conversions or Imports. config: sections as Suite takes them."""
+    """Scheduler and bridges; kind: Conversions or Imports. config: sections as Suite takes them. A
+    lease lasts: who takes a bridge away ends it by expire()."""
+    config.setdefault("scheduler", {}).setdefault("lease", "60s")
     suite = make_suite(services=["scheduler"], config=config)
     wait_for(lambda: suite.ready("scheduler"), 60, suite.tails)
     for i in range(1, bridges + 1):
@@ -123,6 +141,18 @@ def start_bridges(make_suite, kind, bridges=1, **config):
     for name in suite.processes:
         wait_for(lambda n=name: suite.ready(n), 60, suite.tails)
     return kind(suite)
+
+
+def expire(suite, condition, *params):
+    """As if the dead worker of these tasks had been silent until after its lease. Its last renewal may
+    be on its way still: until the scheduler has taken them back."""
+    epochs = {r["id"]: r["epoch"] for r in suite.sql(
+        f"SELECT id, epoch FROM tasks WHERE state IN ('leased', 'finishing') AND {condition}", *params)}
+    for task, epoch in epochs.items():
+        wait_for(lambda: not suite.sql(
+            "UPDATE tasks SET lease_until = now() - interval '6 s' WHERE id = %s AND epoch = %s"
+            " AND state IN ('leased', 'finishing') RETURNING 1", task, epoch),
+            what=f"{task} is taken back", interval=0.2)
 
 
 class Conversions:
@@ -157,6 +187,9 @@ class Conversions:
             job, name, max_attempts, json.dumps(spec))
         return job
 
+    def expire(self, job):
+        expire(self.suite, "job_id = %s", job)
+
     def job(self, job):
         return self.suite.sql("SELECT * FROM jobs WHERE id = %s", job)[0]
 
@@ -176,7 +209,7 @@ class Conversions:
         self.suite.sql("UPDATE jobs SET status = 'pending', completed_at = NULL WHERE id = %s", job)
         self.suite.sql("UPDATE tasks SET state = 'queued', token = NULL WHERE job_id = %s", job)
 
-    def wait(self, job, status="completed", deadline=60):
+    def wait(self, job, status="completed", deadline=120):
         """The job; AssertionError with its log when it ends otherwise."""
 
         def look():
@@ -197,12 +230,12 @@ class Conversions:
         return (f"{row['status']} {row['error_code']}: {row['error']}\n"
                 + "\n".join(self.lines(job)))
 
-    def conversion(self, job, deadline=60):
+    def conversion(self, job, deadline=120):
         """The result of a job that completes."""
         self.wait(job, deadline=deadline)
         return self.task(job)["result"]["conversion"]
 
-    def failure(self, job, deadline=60):
+    def failure(self, job, deadline=120):
         """Code and text of a job that fails."""
         row = self.wait(job, "failed", deadline)
         return row["error_code"], row["error"]
@@ -231,7 +264,7 @@ class Imports(Conversions):
             job, max_attempts, json.dumps({"job_id": job, **spec}))
         return job
 
-    def imported(self, job, deadline=60):
+    def imported(self, job, deadline=120):
         """What a job that completes says of its domain."""
         self.wait(job, deadline=deadline)
         return self.task(job)["result"]["libvirt_domain"]
@@ -272,11 +305,6 @@ class Imports(Conversions):
             sql(f"DROP TRIGGER held_back ON {table}")
             sql("DROP FUNCTION held_back")
             sql("DROP TABLE held_back")
-
-    def expire(self, job):
-        """As if its dead worker had been silent until after its lease."""
-        self.suite.sql("UPDATE tasks SET lease_until = now() - interval '6 s' WHERE job_id = %s",
-                       job)
 
     def release(self, job):
         """The release of a dead job's task."""

@@ -284,22 +284,21 @@ def test_hyper2kvm_that_fails_or_lies_is_found_out(bridge, export, program):
 def test_hyper2kvm_that_does_not_end_is_ended_with_its_children(bridge, export, program):
     p = program("hang")
     c, e = bridge(path=str(p.path)), export()
-    job = c.submit(e, timeout_ms=2000)
-    pids = p.wait_pids()
-    code, text = c.failure(job)
-    assert code == "timeout" and "did not end within 2 s" in text
-    assert not any(alive(pid) for pid in pids)
+    for seconds in (2, 20, 60):  # on a busy machine it may need some until it hangs
+        code, text = c.failure(c.submit(e, timeout_ms=seconds * 1000))
+        assert code == "timeout" and f"did not end within {seconds} s" in text
+        if p.pids():
+            break
+    assert len(p.pids()) == 2 and not any(alive(pid) for pid in p.pids())
     assert c.published() == [] and c.staged() == []
 
 
 def test_silent_hyper2kvm_is_given_up(bridge, export, program):
     p = program("silent")
     c, e = bridge(path=str(p.path), stuck_after="1s"), export()
-    job = c.submit(e)
-    pids = p.wait_pids()
-    code, text = c.failure(job)
+    code, text = c.failure(c.submit(e))
     assert code == "timeout" and "printed nothing" in text
-    assert not any(alive(pid) for pid in pids)
+    assert p.running() == []
 
 
 def test_cancel_ends_the_group_and_leaves_nothing(bridge, export, program):
@@ -307,9 +306,9 @@ def test_cancel_ends_the_group_and_leaves_nothing(bridge, export, program):
     c, e = bridge(path=str(p.path)), export()
     job = c.submit(e)
     pids = p.wait_pids()
-    wait_for(lambda: any("hangs now" in x for x in c.lines(job)), 20)
+    wait_for(lambda: any("hangs now" in x for x in c.lines(job)))
     c.cancel(job)
-    c.wait(job, "cancelled", 30)
+    c.wait(job, "cancelled")
     assert not any(alive(pid) for pid in pids)
     assert c.published() == [] and c.staged() == []
     assert e.state() == e.before
@@ -354,7 +353,7 @@ def test_what_was_published_is_not_done_twice(bridge, export, program):
     job = c.submit(e)
     first = c.conversion(job)
     c.again(job)
-    wait_for(lambda: any("converted already" in x for x in c.lines(job)), 30)
+    wait_for(lambda: any("converted already" in x for x in c.lines(job)))
     assert c.conversion(job) == first
     assert len(p.calls()) == 1 and c.published() == ["web-03"]
 
@@ -381,8 +380,9 @@ def test_another_bridge_goes_on_after_kill_9(bridge, export, program):
     assert all(alive(pid) for pid in pids), "the test is about what is left behind"
     p.set("success")
     c.suite.add(f"{BRIDGE}-2")
-    wait_for(lambda: not any(alive(pid) for pid in pids), 30, "the orphaned hyper2kvm is ended")
-    result = c.conversion(job, 60)
+    c.expire(job)
+    wait_for(lambda: not any(alive(pid) for pid in pids), what="the orphaned hyper2kvm is ended")
+    result = c.conversion(job)
     images.compare(e.fixed(0, 0x55), result["output_files"][0], "qcow2")
     assert c.published() == ["web-03"] and c.staged() == []
     assert e.state() == e.before
@@ -394,7 +394,7 @@ def test_sigterm_hands_the_conversion_back(bridge, export, program):
     c, e = bridge(path=str(p.path)), export()
     job = c.submit(e)
     pids = p.wait_pids()
-    assert c.suite[BRIDGE].stop(30) == 0
+    assert c.suite[BRIDGE].stop() == 0
     assert not any(alive(pid) for pid in pids)
     assert c.staged() == [] and c.task(job)["state"] == "queued"
     p.set("success")
@@ -462,7 +462,7 @@ def test_a_daemon_that_is_done_without_an_image_is_not_believed(bridge, export, 
 
 def test_a_daemon_that_never_comes_is_passed_over(bridge, export, program, daemon):
     p, d = program(), daemon("idle")
-    c, e = queue_of(bridge, path=str(p.path), stuck_after="2s"), export()
+    c, e = queue_of(bridge, path=str(p.path), stuck_after="4s"), export()  # the program's, too
     result = c.conversion(c.submit(e, daemon=True))
     assert result["path_used"] == "direct"
     assert any("no sign of life" in x and "direct call" in x for x in result["warnings"])
@@ -471,8 +471,11 @@ def test_a_daemon_that_never_comes_is_passed_over(bridge, export, program, daemo
 
 def test_a_daemon_that_hangs_is_passed_over(bridge, export, daemon):
     c, e, d = queue_of(bridge, stuck_after="2s"), export(), daemon("stuck")
-    result = c.conversion(c.submit(e, daemon=True))
-    assert result["path_used"] == "builtin"
+    for _ in range(5):  # on a busy machine it may be given up before it takes the file
+        result = c.conversion(c.submit(e, daemon=True))
+        assert result["path_used"] == "builtin"
+        if d.names:
+            break
     assert len(d.processing()) == 1, "what the daemon holds is left to it"
     assert e.state() == e.before
 
@@ -480,11 +483,11 @@ def test_a_daemon_that_hangs_is_passed_over(bridge, export, daemon):
 def test_a_daemon_that_hangs_is_restarted(bridge, export, daemon):
     """What it had begun is queued anew, under another name; what waited is simply taken."""
     d = daemon("stuck")
-    c = queue_of(bridge, stuck_after="2s", restart_command=["touch", str(d.watch / "restart")])
+    c = queue_of(bridge, stuck_after="3s", restart_command=["touch", str(d.watch / "restart")])
     first, second = export(disks=2), Export(c.suite.exports, name="db-01")
     jobs = [c.submit(e, daemon=True) for e in (first, second)]
     for job, e in zip(jobs, (first, second)):
-        result = c.conversion(job, 90)
+        result = c.conversion(job)
         assert result["path_used"] == "queue"
         assert not any("restart" in x for x in result["warnings"])
         images.compare(e.fixed(0, 0x66), result["output_files"][0], "qcow2")
@@ -502,12 +505,16 @@ def test_a_restart_that_does_not_help_is_told(bridge, export, daemon, command):
     words = {"hangs_again": ["touch", str(d.watch / "restart")], "fails": ["sh", "-c", "echo why; exit 3"],
              "absent": ["/nonexistent/systemctl", "restart"]}[command]
     c, e = queue_of(bridge, stuck_after="1s", restart_command=words), export()
-    result = c.conversion(c.submit(e, daemon=True), 90)
+    job = c.submit(e, daemon=True)
+    result = c.conversion(job)
     assert result["path_used"] == "builtin"
     assert any("no sign of life" in x for x in result["warnings"])
     told = {"hangs_again": "", "fails": "ended with 3: why", "absent": "/nonexistent/systemctl"}
     assert any(told[command] in x for x in result["warnings"])
-    assert len(d.names) == (3 if command == "hangs_again" else 1)
+    calls = [x for x in c.lines(job) if "calling " in x]
+    assert len(calls) == (2 if command == "hangs_again" else 1)
+    # each time anew what it had begun; given up before it took a file, it had begun nothing
+    assert len(d.names) <= (3 if command == "hangs_again" else 1) and len(set(d.names)) == len(d.names)
     assert e.state() == e.before and c.staged() == []
 
 
@@ -536,11 +543,11 @@ def test_a_daemon_that_loses_the_file_is_passed_over(bridge, export, daemon):
 
 
 def test_a_slow_daemon_is_waited_for(bridge, export, daemon):
-    c, e, d = queue_of(bridge, stuck_after="2s"), export(), daemon("busy")
+    c, e, d = queue_of(bridge, stuck_after="3s"), export(), daemon("busy")
     job = c.submit(e, daemon=True)
-    wait_for(lambda: any("works on" in x for x in c.lines(job)), 30)
+    wait_for(lambda: any("works on" in x for x in c.lines(job)))
     started = c.suite.sql("SELECT now() AS t")[0]["t"]
-    wait_for(lambda: (c.suite.sql("SELECT now() AS t")[0]["t"] - started).total_seconds() > 4, 20,
+    wait_for(lambda: (c.suite.sql("SELECT now() AS t")[0]["t"] - started).total_seconds() > 4,
              interval=0.5)
     d.release.set()
     assert c.conversion(job)["path_used"] == "queue"
@@ -556,9 +563,9 @@ def test_a_missing_watch_directory_is_passed_over(bridge, export, tmp_path):
 def test_cancel_takes_a_queued_file_back(bridge, export, daemon):
     c, e, d = queue_of(bridge), export(), daemon("idle")
     job = c.submit(e, daemon=True)
-    wait_for(d.waiting, 30)
+    wait_for(d.waiting)
     c.cancel(job)
-    c.wait(job, "cancelled", 30)
+    c.wait(job, "cancelled")
     assert d.waiting() == [] and c.published() == [] and c.staged() == []
 
 
@@ -566,15 +573,16 @@ def test_cancel_takes_a_queued_file_back(bridge, export, daemon):
 def test_the_next_bridge_goes_on_with_what_is_queued(bridge, export, daemon, how):
     c, e, d = queue_of(bridge), export(disks=2), daemon("busy")
     job = c.submit(e, daemon=True)
-    wait_for(lambda: any("works on" in x for x in c.lines(job)), 30)
+    wait_for(lambda: any("works on" in x for x in c.lines(job)))
     if how == "kill":
         c.suite[BRIDGE].kill()
     else:
-        assert c.suite[BRIDGE].stop(30) == 0
+        assert c.suite[BRIDGE].stop() == 0
     d.release.set()
-    wait_for(lambda: d.processing() == [], 30)
+    wait_for(lambda: d.processing() == [])
     c.suite.add(f"{BRIDGE}-2")
-    result = c.conversion(job, 60)
+    c.expire(job)
+    result = c.conversion(job)
     assert result["path_used"] == "queue" and len(d.names) == 1
     assert any("going on with" in x for x in c.lines(job))
     images.compare(e.fixed(0, 0x66), result["output_files"][0], "qcow2")
@@ -593,7 +601,7 @@ def test_the_next_bridge_goes_on_with_what_is_queued(bridge, export, daemon, how
 def test_wrong_settings_are_refused_at_start(make_suite, settings, words):
     suite = make_suite(services=[], start=False, config={"hyper2kvm": settings})
     suite.add(BRIDGE)
-    assert suite[BRIDGE].child.wait(20) == 64
+    assert suite[BRIDGE].child.wait(60) == 64
     assert words in suite[BRIDGE].output()
 
 

@@ -21,7 +21,7 @@ def importer(make_suite):
 
     def make(**settings):
         settings.setdefault("uri", "test:///default")
-        settings.setdefault("timeout", "5s")
+        settings.setdefault("timeout", "60s")  # QEMU may be slow
         return start_bridges(make_suite, Imports, libvirt=settings)
 
     return make
@@ -49,7 +49,7 @@ def export(tmp_path):
 
 
 def wait_available(c):
-    wait_for(lambda: c.suite[BRIDGE].events("libvirt_reachable"), 30, c.suite.tails)
+    wait_for(lambda: c.suite[BRIDGE].events("libvirt_reachable"), what=c.suite.tails)
 
 
 # ---- the mock driver ----
@@ -153,7 +153,7 @@ def test_a_file_that_another_export_has_too_is_no_domains(importer, export):
     (e.directory.parent / "other.qcow2").hardlink_to(e.images[0])
     code, text = c.failure(c.submit_import(manifest_path=str(e.manifest_path)))
     assert code == "conflict" and "another export" in text and "storage pool" in text
-    wait_for(lambda: not (e.directory / ".hypersdk-domain").exists(), 20)
+    wait_for(lambda: not (e.directory / ".hypersdk-domain").exists())
 
 
 def test_libvirt_that_is_away_is_tried_again_and_the_capability_says_so(importer, export, tmp_path):
@@ -164,7 +164,7 @@ def test_libvirt_that_is_away_is_tried_again_and_the_capability_says_so(importer
     assert c.job(job)["attempt"] == 2
     record = wait_for(lambda: c.suite.sql(
         "SELECT capabilities FROM workers WHERE role = 'bridge'"
-        " AND capabilities->'libvirt'->>'error' LIKE '%%Failed to connect%%'"), 60)
+        " AND capabilities->'libvirt'->>'error' LIKE '%%Failed to connect%%'"))
     assert record[0]["capabilities"]["features"] == {"libvirt_import": False}
     assert "none" in c.suite[BRIDGE].events("libvirt_unreachable")[0]["error"]
 
@@ -278,7 +278,7 @@ def test_a_kill_before_and_after_the_define_makes_one_domain(on_qemu, libvirtd, 
 
 
 def test_a_cancel_in_the_middle_takes_everything_back(on_qemu, libvirtd, export):
-    c, e = on_qemu(timeout="120s"), export(disks=2)
+    c, e = on_qemu(timeout="240s"), export(disks=2)
     job = f"job-{'c' * 12}"
     with c.held("task_records", "NEW.key = 'import.domain'") as held:
         c.submit_import(job=job, manifest_path=str(e.manifest_path), libvirt={"start": True})
@@ -288,7 +288,7 @@ def test_a_cancel_in_the_middle_takes_everything_back(on_qemu, libvirtd, export)
     c.cancel(job)
     for _ in range(2):  # the answer to the first renewal tells the bridge
         lease = c.task(job)["lease_until"]
-        wait_for(lambda: c.task(job)["lease_until"] > lease, 30, c.suite.tails)
+        wait_for(lambda: c.task(job)["lease_until"] > lease, what=c.suite.tails)
     libvirtd.process.resume()
     c.wait(job, "cancelled")
     assert libvirtd.volumes() == [] and libvirtd.domains() == {}
@@ -303,7 +303,7 @@ def test_a_libvirtd_that_dies_in_the_middle_is_waited_for(on_qemu, libvirtd, exp
         held.reached()
         volumes = volume_state(libvirtd)
         libvirtd.process.kill()
-    wait_for(lambda: c.job(job)["attempt"] > 0, 60, c.suite.tails)
+    wait_for(lambda: c.job(job)["attempt"] > 0, what=c.suite.tails)
     libvirtd.start()
     c.imported(job)
     assert volume_state(libvirtd) == volumes and list(libvirtd.domains()) == ["web-03"]
@@ -311,11 +311,12 @@ def test_a_libvirtd_that_dies_in_the_middle_is_waited_for(on_qemu, libvirtd, exp
 
 def test_a_libvirtd_that_hangs_holds_no_slot_and_leaves_nothing(on_qemu, libvirtd, export):
     """What it was told before it was given up is taken back when it comes to itself."""
-    c, e = on_qemu(timeout="2s"), export()
+    c, e = on_qemu(timeout="2s"), export()  # what needs longer on a busy machine is tried again
     job = f"job-{'e' * 12}"
     with c.held("task_records", "NEW.key = 'import.domain'") as held:
-        c.submit_import(job=job, manifest_path=str(e.manifest_path))
+        c.submit_import(job=job, manifest_path=str(e.manifest_path), max_attempts=100)
         held.reached()
+        c.suite.sql("UPDATE jobs SET max_attempts = 1 WHERE id = %s", job)
         assert len(libvirtd.volumes()) == 1
         libvirtd.process.pause()
     code, text = c.failure(job)
@@ -323,10 +324,11 @@ def test_a_libvirtd_that_hangs_holds_no_slot_and_leaves_nothing(on_qemu, libvirt
     code, text = c.failure(c.submit_import(manifest_path=str(e.manifest_path)))
     assert code in ("unavailable", "timeout"), text
     libvirtd.process.resume()
-    wait_for(lambda: [r["state"] for r in c.release(job)] == ["done"], 90,
+    wait_for(lambda: [r["state"] for r in c.release(job)] == ["done"], 120,
              lambda: f"{c.release(job)}\n{c.suite.tails()}")
     assert libvirtd.volumes() == [] and libvirtd.domains() == {}
-    assert c.imported(c.submit_import(manifest_path=str(e.manifest_path)))["name"] == "web-03"
+    last = c.submit_import(manifest_path=str(e.manifest_path), max_attempts=100)
+    assert c.imported(last)["name"] == "web-03"
 
 
 def test_what_libvirt_says_is_told(on_qemu, export):
@@ -350,5 +352,5 @@ def test_a_job_that_died_with_its_bridge_is_swept(on_qemu, libvirtd, export):
     c.expire(job)
     c.suite[BRIDGE].start()
     c.wait(job, "cancelled")
-    wait_for(lambda: [r["state"] for r in c.release(job)] == ["done"], 60, c.suite.tails)
+    wait_for(lambda: [r["state"] for r in c.release(job)] == ["done"], what=c.suite.tails)
     assert libvirtd.volumes() == [] and libvirtd.domains() == {}

@@ -10,8 +10,9 @@ import time
 import pytest
 import requests
 
-from tests.harness.bridge import BRIDGE, Imports
+from tests.harness.bridge import BRIDGE, Imports, expire
 from tests.harness.client import Client
+from tests.harness.gateways import admin_password
 from tests.harness.process import BIN
 from tests.harness.wait import wait_for
 
@@ -54,11 +55,12 @@ def make(make_suite):
 
     def start(dev=True, **settings):
         settings.setdefault("uri", MOCK)
-        settings.setdefault("timeout", "10s")
-        suite = make_suite(services=SERVICES, dev=dev, config={"libvirt": settings})
+        settings.setdefault("timeout", "60s")  # QEMU may be slow
+        suite = make_suite(services=SERVICES, dev=dev, config={
+            "libvirt": settings, "scheduler": {"lease": "60s"}})
         suite.client = Checked(suite.url())
         wait_for(lambda: suite[BRIDGE].events("libvirt_reachable")
-                 or suite[BRIDGE].events("libvirt_unreachable"), 30, suite.tails)
+                 or suite[BRIDGE].events("libvirt_unreachable"), what=suite.tails)
         return suite
 
     return start
@@ -134,7 +136,7 @@ def route_table(suite):
 
 
 def login(suite, username, password):
-    session = requests.post(suite.url() + "/api/login", timeout=20,
+    session = requests.post(suite.url() + "/api/login", timeout=60,
                             json={"username": username, "password": password})
     assert session.ok, session.text
     return Client(suite.url(), token=session.json()["token"])
@@ -142,8 +144,7 @@ def login(suite, username, password):
 
 def people(suite):
     """{role: client}; viewer and operator are called as their role."""
-    text = wait_for(lambda: re.search(r"password (\w+)", suite["api-gateway"].output()), 20)
-    clients = {"admin": login(suite, "admin", text.group(1))}
+    clients = {"admin": login(suite, "admin", admin_password(suite))}
     for role in ("viewer", "operator"):
         clients["admin"].post("/api/v1/users", {"username": role, "password": f"{role}-password-1",
                                                 "roles": [role]}, status=201)
@@ -295,7 +296,7 @@ def test_a_wrong_state_is_409_with_the_reason(real, there):
 
 
 def test_waiting_ends_with_the_state_or_says_that_the_guest_does_not_react(real, mock, there):
-    assert act(mock, "shutdown", "test", wait=True, timeout="5s")["state"] == "shutoff"
+    assert act(mock, "shutdown", "test", wait=True, timeout="60s")["state"] == "shutoff"
     assert act(mock, "start", "test", wait=True)["state"] == "running"
     there.define("web")  # nothing to boot from: nobody hears the request
     act(real, "start", "web")
@@ -435,9 +436,9 @@ def test_a_bridge_that_dies_after_a_snapshot_makes_no_second_one(make, libvirtd,
         assert len(made) == 1
         suite[BRIDGE].kill()
         held.refuse()
-    suite.sql("UPDATE tasks SET lease_until = now() - interval '6 s' WHERE kind = 'libvirt'")
+    expire(suite, "kind = 'libvirt'")
     suite[BRIDGE].start()
-    asking.join(60)
+    asking.join(120)
     assert answers[0].status_code == 201 and answers[0].json()["snapshot"]["name"] == made[0]
     assert [s.getName() for s in domain.listAllSnapshots()] == made
 
@@ -565,9 +566,9 @@ def test_a_bridge_that_dies_in_a_deletion_touches_nobody_of_the_same_name(make, 
         there.define("web", disk_xml(second))
         suite[BRIDGE].kill()
         held.refuse()
-    suite.sql("UPDATE tasks SET lease_until = now() - interval '6 s' WHERE kind = 'libvirt'")
+    expire(suite, "kind = 'libvirt'")
     suite[BRIDGE].start()
-    asking.join(60)
+    asking.join(120)
     assert answers[0].status_code == 200, answers[0].text
     assert [v["path"] for v in answers[0].json()["removed"]["volumes"]] == [first]
     assert there.names() == ["web"] and there.volumes() == ["second.qcow2"]
@@ -701,7 +702,7 @@ def test_batches_are_checked_as_a_whole(make):
 
 
 def test_a_libvirtd_that_hangs_in_a_batch_leaves_the_results_so_far(make, libvirtd, there):
-    suite = make(uri=libvirtd.uri, timeout="3s")
+    suite = make(uri=libvirtd.uri, timeout="6s")
     for name in "abc":
         there.define(name, disk_xml(there.volume(f"{name}.qcow2")))
     answers = []
@@ -711,7 +712,7 @@ def test_a_libvirtd_that_hangs_in_a_batch_leaves_the_results_so_far(make, libvir
         asking.start()
         held.reached()
         libvirtd.process.pause()
-    asking.join(60)
+    asking.join(120)
     libvirtd.process.resume()
     a, b, c = answers[0]["results"]
     assert (a["success"], b["success"], c["success"], answers[0]["failed"]) == (True, False, False, 2)
@@ -807,14 +808,15 @@ def test_a_libvirtd_that_is_away_is_named_with_what_to_do(make, tmp_path):
 
 def test_a_libvirtd_that_hangs_holds_nobody(make, libvirtd):
     suite = make(uri=libvirtd.uri, timeout="3s", allowed_uris=[MOCK])
-    assert suite.client.get("/libvirt/domains")["total"] == 0
+    wait_for(lambda: suite.client.get("/libvirt/domains")["total"] == 0, what=suite.tails)
     libvirtd.process.pause()
     answer = suite.client.request("GET", "/libvirt/domains")  # 202 if the gateway gave up before the bridge
     assert (answer.status_code, answer.json()["code"]) == (503, "libvirt_unreachable"), answer.text
     assert libvirtd.uri in answer.json()["error"]
-    assert suite.client.get("/libvirt/domains", params={"uri": MOCK})["total"] == 1, "others go on"
+    wait_for(lambda: suite.client.get("/libvirt/domains", params={"uri": MOCK})["total"] == 1,
+             what="others go on")
     libvirtd.process.resume()
-    assert suite.client.get("/libvirt/domains")["total"] == 0
+    wait_for(lambda: suite.client.get("/libvirt/domains")["total"] == 0, what=suite.tails)
 
 
 def test_without_a_bridge_the_answer_is_the_task(make):
@@ -824,5 +826,5 @@ def test_without_a_bridge_the_answer_is_the_task(make):
     assert answer.status_code == 202
     task = answer.headers["Location"]
     suite[BRIDGE].start()
-    done = wait_for(lambda: (t := suite.client.get(task))["state"] == "done" and t, 30, suite.tails)
+    done = wait_for(lambda: (t := suite.client.get(task))["state"] == "done" and t, what=suite.tails)
     assert done["result"]["answer"]["name"] == "test"
