@@ -14,6 +14,7 @@
 #include "live.h"
 
 #define NUMBER_SIZE      24
+#define WORKER_NAME_SIZE 160 /* instances are "<name>-<host>-<pid>-<4 hex>" */
 #define SEALED_BYTES_MAX ((size_t)(128 * KIB))
 #define EXPORT_PARAMS    8
 #define LANE_PARAMS      6    /* the first of them */
@@ -103,7 +104,7 @@ static const char UPSERT_WORKERS[] =
     "  lead(h.seq) OVER w AS next_seq FROM o CROSS JOIN LATERAL (SELECT t.rank,"                   \
     "  t.seq FROM tasks t WHERE" LANE FITS " ORDER BY t.rank, t.seq LIMIT 1) h"                    \
     "  WHERE coalesce(o.room, 1) > 0 WINDOW w AS (ORDER BY h.rank, h.seq) ORDER BY h.rank, h.seq)" \
-    " SELECT c.id, o.provider, o.source_host, o.queue_group FROM heads o"                          \
+    " SELECT c.id, o.provider, o.source_host, o.queue_group, o.next_rank IS NULL FROM heads o"     \
     " CROSS JOIN LATERAL (SELECT t.id FROM tasks t JOIN jobs j"                                    \
     "  ON j.id = t.job_id WHERE" LANE FITS LIVE_JOB                                                \
     "  AND (o.next_rank IS NULL OR (t.rank, t.seq) < (o.next_rank, o.next_seq))"                   \
@@ -123,21 +124,23 @@ static const char EXPORT_CANDIDATES_OF[] =
     "  source_host text, queue_group text, n int))" FROM_LANES;
 
 static const char BRIDGE_CANDIDATES[] =
-    "SELECT t.id, '', '', '' FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state = 'queued'"
+    "SELECT t.id, '', '', '', true FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state = "
+    "'queued'"
     " AND t.hold = '' AND t.class = 'transfer' AND t.role = 'bridge' AND t.provider_kind = $1" FITS
         LIVE_JOB " ORDER BY t.rank, t.seq LIMIT $4::int FOR UPDATE OF j, t SKIP LOCKED";
 
 /* Control tasks have no job. */
 static const char CONTROL_CANDIDATES[] =
-    "SELECT t.id, '', '', '' FROM tasks t WHERE t.state = 'queued' AND t.class = 'control'"
+    "SELECT t.id, '', '', '', true FROM tasks t WHERE t.state = 'queued' AND t.class = 'control'"
     " AND t.hold = '' AND t.provider_kind = $1 AND t.role = $4" FITS
     " ORDER BY t.rank, t.seq LIMIT $5::int FOR UPDATE OF t SKIP LOCKED";
 
 #define IDS "ANY (ARRAY(SELECT jsonb_array_elements_text($1::jsonb)))"
 
-/* A clean-up keeps off where jobs work now. */
+/* Asked before they are leased. $2: whose bandwidth limit counts. A clean-up keeps off where jobs
+ * work now. */
 static const char LOAD_LEASES[] =
-    "SELECT coalesce(t.job_id, ''), t.kind, t.attempt, t.epoch, CASE WHEN t.kind = 'cleanup'"
+    "SELECT coalesce(t.job_id, ''), t.kind, CASE WHEN t.kind = 'cleanup'"
     "  THEN t.spec || jsonb_build_object('busy', (SELECT coalesce(jsonb_agg(b.output_path), '[]')"
     "   FROM jobs b WHERE b.status IN ('running', 'paused', 'cancelling') AND b.kind <> 'cleanup'"
     "   AND b.output_path <> '')) ELSE t.spec END, t.provider,"
@@ -149,8 +152,7 @@ static const char LOAD_LEASES[] =
     " LEFT JOIN jobs j ON j.id = t.job_id"
     " LEFT JOIN providers p ON p.name = t.provider AND t.role = 'exporter'"
     " LEFT JOIN credentials c ON c.provider = p.name"
-    " LEFT JOIN workers w ON w.instance = t.worker AND w.role = 'exporter'"
-    " LEFT JOIN settings s ON s.key = '" WORKER_BANDWIDTH_KEY "' || w.provider WHERE t.id = " IDS;
+    " LEFT JOIN settings s ON s.key = '" WORKER_BANDWIDTH_KEY "' || $2 WHERE t.id = " IDS;
 
 static const char LOAD_RECORDS[] =
     "SELECT key, value, task_id FROM task_records WHERE task_id = " IDS " ORDER BY task_id, key";
@@ -166,12 +168,15 @@ struct claim {
     uint8_t *sealed;
     size_t sealed_size;
     uint64_t epoch;
+    uint32_t attempt;
+    char worker[WORKER_NAME_SIZE];
     struct worker_bandwidth worker_limit;
 };
 
 struct claims { /* rows own the texts */
     PGresult *rows;
     PGresult *records;
+    bool last;
     size_t count;
     struct claim items[CLAIM_BATCH_MAX];
 };
@@ -192,6 +197,11 @@ void claims_free(struct claims *claims)
 size_t claims_count(const struct claims *claims)
 {
     return claims->count;
+}
+
+bool claims_are_last(const struct claims *claims)
+{
+    return claims->last;
 }
 
 static bool is_transfer(const Hypersdk__V1__LeaseRequest *request)
@@ -318,7 +328,7 @@ static int check_size(const struct claims *claims, const struct claim *claim, st
 {
     size_t size = claim->sealed_size + OVERHEAD_BYTES + strlen(claim->spec);
 
-    for (int i = 5; i <= 6; i++)
+    for (int i = 3; i <= 4; i++)
         size += strlen(db_text(claims->rows, claim->row, i));
     for (int i = claim->record; i < claim->record + claim->record_count; i++)
         size += strlen(db_text(claims->records, i, 0)) + strlen(db_text(claims->records, i, 1));
@@ -336,13 +346,13 @@ static int load_spec(struct db *db, const struct claims *claims, struct claim *c
 {
     auto_json *spec = NULL;
 
-    claim->spec = xstrdup(db_text(claims->rows, claim->row, 4));
+    claim->spec = xstrdup(db_text(claims->rows, claim->row, 2));
     if (strcmp(db_text(claims->rows, claim->row, 1), "export") != 0)
         return 0;
     spec = json_loads(claim->spec, JSON_REJECT_DUPLICATES, NULL);
     if (!json_is_object(spec))
         return error_set(err, ERR_INTERNAL, "the task's spec is no object");
-    if (restore_points_add(db, db_text(claims->rows, claim->row, 5), spec, NULL, err) < 0)
+    if (restore_points_add(db, db_text(claims->rows, claim->row, 3), spec, NULL, err) < 0)
         return -1;
     free(claim->spec);
     claim->spec = json_text(spec);
@@ -355,7 +365,7 @@ static void find_rows(const struct claims *claims, struct claim *claim)
     int all = PQntuples(claims->records);
 
     while (claim->row < PQntuples(claims->rows) &&
-           strcmp(db_text(claims->rows, claim->row, 12), claim->task_id) != 0)
+           strcmp(db_text(claims->rows, claim->row, 10), claim->task_id) != 0)
         claim->row++;
     assert(claim->row < PQntuples(claims->rows)); /* the claim holds its lock */
     while (claim->record < all &&
@@ -373,40 +383,44 @@ static int load_one(struct db *db, const struct claims *claims, struct claim *cl
     const char *provider;
 
     find_rows(claims, claim);
-    provider = db_text(claims->rows, claim->row, 5);
-    if (db_bool(claims->rows, claim->row, 11)) {
+    provider = db_text(claims->rows, claim->row, 3);
+    if (db_bool(claims->rows, claim->row, 9)) {
         return error_set(err, ERR_NOT_FOUND, "provider '%.63s' does not exist any more", provider);
     }
-    if (!db_is_null(claims->rows, claim->row, 7)) {
+    if (!db_is_null(claims->rows, claim->row, 5)) {
         claim->sealed = xmalloc(SEALED_BYTES_MAX);
-        if (db_bytea(claims->rows, claim->row, 7, claim->sealed, SEALED_BYTES_MAX,
+        if (db_bytea(claims->rows, claim->row, 5, claim->sealed, SEALED_BYTES_MAX,
                      &claim->sealed_size, err) < 0)
             return error_wrap(err, "credentials of provider '%.63s'", provider);
     }
     claim->worker_limit = (struct worker_bandwidth){
-        .set = db_bool(claims->rows, claim->row, 13),
-        .rate = (uint64_t)db_i64(claims->rows, claim->row, 14),
-        .burst = (uint64_t)db_i64(claims->rows, claim->row, 15),
+        .set = db_bool(claims->rows, claim->row, 11),
+        .rate = (uint64_t)db_i64(claims->rows, claim->row, 12),
+        .burst = (uint64_t)db_i64(claims->rows, claim->row, 13),
     };
-    claim->epoch = (uint64_t)db_i64(claims->rows, claim->row, 3);
     if (load_spec(db, claims, claim, err) < 0)
         return -1;
     return check_size(claims, claim, err);
 }
 
-static int load_leases(struct db *db, struct claims *claims, char out_task[64], struct error *err)
+/* What they consist of: it comes with the transaction's next answer. */
+static int ask_leases(struct db *db, const Hypersdk__V1__LeaseRequest *wish, struct claims *claims,
+                      struct error *err)
 {
     auto_json *ids = json_array();
     autofree char *text = NULL;
+    const char *limited = strcmp(wish->role, "exporter") == 0 ? wish->provider : NULL;
 
-    if (claims->count == 0)
-        return 0;
     for (size_t i = 0; i < claims->count; i++)
         (void)json_array_append_new(ids, json_string(claims->items[i].task_id));
     text = json_text(ids);
-    if (db_later(db, LOAD_LEASES, DB_PARAMS(text), &claims->rows, err) < 0 ||
-        db_exec(db, LOAD_RECORDS, DB_PARAMS(text), &claims->records, err) < 0)
+    if (db_later(db, LOAD_LEASES, DB_PARAMS(text, limited), &claims->rows, err) < 0)
         return -1;
+    return db_later(db, LOAD_RECORDS, DB_PARAMS(text), &claims->records, err);
+}
+
+static int load_leases(struct db *db, struct claims *claims, char out_task[64], struct error *err)
+{
     for (size_t i = 0; i < claims->count; i++) {
         struct claim *claim = &claims->items[i];
         if (load_one(db, claims, claim, err) < 0) {
@@ -545,11 +559,10 @@ static int lease(struct scheduler *scheduler, struct db *db, const struct claim_
     struct job_store_event events[CLAIM_BATCH_MAX];
     struct job_store_outcome outcomes[CLAIM_BATCH_MAX] = {0};
 
-    if (claims->count == 0)
-        return 0;
     for (size_t i = 0; i < claims->count; i++) {
         struct claim *claim = &claims->items[i];
         random_bytes(claim->token, sizeof claim->token);
+        (void)snprintf(claim->worker, sizeof claim->worker, "%s", wish->requests[i]->instance);
         events[i] = (struct job_store_event){
             .task_id = claim->task_id,
             .worker = wish->requests[i]->instance,
@@ -566,6 +579,8 @@ static int lease(struct scheduler *scheduler, struct db *db, const struct claim_
                              claims->items[i].task_id, outcomes[i].decision.reason);
         }
         claims->items[i].event = outcomes[i].decision.event;
+        claims->items[i].epoch = outcomes[i].decision.row.epoch;
+        claims->items[i].attempt = outcomes[i].decision.row.attempt;
     }
     return 0;
 }
@@ -576,6 +591,17 @@ static void take_lane(const PGresult *found, struct claims *claims)
         struct claim *claim = &claims->items[claims->count++];
         (void)snprintf(claim->task_id, sizeof claim->task_id, "%s", db_text(found, i, 0));
     }
+}
+
+/* Were these all that there are? Not if another lane has some, nor for certain if the lanes are
+ * from a look of a moment ago. */
+static bool found_all(const struct scheduler *scheduler, const struct claim_wish *wish,
+                      const PGresult *found)
+{
+    int count = PQntuples(found);
+
+    return count == 0 || ((size_t)count < wish->count && same_lane(found, 0, count - 1) &&
+                          db_bool(found, count - 1, 4) && scheduler->lanes.known == NULL);
 }
 
 int claim_tasks(struct scheduler *scheduler, struct db *db, const struct claim_wish *wish,
@@ -590,9 +616,12 @@ int claim_tasks(struct scheduler *scheduler, struct db *db, const struct claim_w
     take_lane(found, claims);
     if (is_transfer(wish->requests[0]) && strcmp(wish->requests[0]->role, "exporter") == 0)
         note_leased(&scheduler->lanes, found, claims->count);
+    claims->last = found_all(scheduler, wish, found);
     if (claims->count == 1)
         (void)snprintf(out_task, 64, "%s", claims->items[0].task_id);
-    if (lease(scheduler, db, wish, claims, err) < 0 || load_leases(db, claims, out_task, err) < 0)
+    if (claims->count > 0 &&
+        (ask_leases(db, wish->requests[0], claims, err) < 0 ||
+         lease(scheduler, db, wish, claims, err) < 0 || load_leases(db, claims, out_task, err) < 0))
         return -1;
     *out = STEAL(claims);
     return 0;
@@ -641,16 +670,17 @@ static void fill_records(const struct claims *claims, const struct claim *claim,
     }
 }
 
-static void tell(struct scheduler *scheduler, const struct claims *claims,
-                 const struct claim *claim, const char *worker)
+void claims_tell(struct scheduler *scheduler, const struct claims *claims)
 {
-    const char *job_id = db_text(claims->rows, claim->row, 0);
-
-    if (job_id[0] != '\0' && claim->event != NULL)
-        scheduler_announce_job(scheduler, job_id, claim->event);
-    LOG(INFO, "task_leased", F_STR("task_id", claim->task_id),
-        F_STR("kind", db_text(claims->rows, claim->row, 1)), F_STR("job_id", job_id),
-        F_U64("epoch", claim->epoch), F_STR("worker", worker));
+    for (size_t i = 0; i < claims->count; i++) {
+        const struct claim *claim = &claims->items[i];
+        const char *job_id = db_text(claims->rows, claim->row, 0);
+        if (job_id[0] != '\0' && claim->event != NULL)
+            scheduler_announce_job(scheduler, job_id, claim->event);
+        LOG(INFO, "task_leased", F_STR("task_id", claim->task_id),
+            F_STR("kind", db_text(claims->rows, claim->row, 1)), F_STR("job_id", job_id),
+            F_U64("epoch", claim->epoch), F_STR("worker", claim->worker));
+    }
 }
 
 void claim_reply(struct scheduler *scheduler, struct claims *claims, size_t i,
@@ -664,7 +694,7 @@ void claim_reply(struct scheduler *scheduler, struct claims *claims, size_t i,
     Hypersdk__V1__WorkerLimit limit;
     struct bus_envelope_store store;
     char traceparent[TRACEPARENT_SIZE];
-    const char *trace_id = db_text(claims->rows, claim->row, 9);
+    const char *trace_id = db_text(claims->rows, claim->row, 7);
     bus_envelope reply;
 
     hypersdk__v1__task_ref__init(&ref);
@@ -677,19 +707,18 @@ void claim_reply(struct scheduler *scheduler, struct claims *claims, size_t i,
     body.records = pointers;
     body.job_id = (char *)(uintptr_t)db_text(claims->rows, claim->row, 0);
     body.kind = (char *)(uintptr_t)db_text(claims->rows, claim->row, 1);
-    body.attempt = (uint32_t)db_i64(claims->rows, claim->row, 2);
+    body.attempt = claim->attempt;
     body.lease_ms = scheduler->config.lease_ms;
     body.spec_json = claim->spec;
-    body.provider_name = (char *)(uintptr_t)db_text(claims->rows, claim->row, 5);
-    body.settings_json = (char *)(uintptr_t)db_text(claims->rows, claim->row, 6);
+    body.provider_name = (char *)(uintptr_t)db_text(claims->rows, claim->row, 3);
+    body.settings_json = (char *)(uintptr_t)db_text(claims->rows, claim->row, 4);
     body.sealed_secrets = (ProtobufCBinaryData){claim->sealed_size, claim->sealed};
-    body.audience = (char *)(uintptr_t)db_text(claims->rows, claim->row, 8);
+    body.audience = (char *)(uintptr_t)db_text(claims->rows, claim->row, 6);
     body.worker_limit = scheduler_worker_limit(&limit, &claim->worker_limit);
     traceparent_new(trace_id[0] == '\0' ? NULL : trace_id, traceparent);
     bus_envelope_init(&reply, &store, service_instance(scheduler->service), traceparent);
     reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_TASK_LEASE;
     reply.task_lease = &body;
-    live_lease(scheduler->live, &ref, body.job_id, db_text(claims->rows, claim->row, 10));
-    tell(scheduler, claims, claim, bus_request_envelope(request)->lease_request->instance);
+    live_lease(scheduler->live, &ref, body.job_id, db_text(claims->rows, claim->row, 8));
     bus_request_reply(request, &reply);
 }

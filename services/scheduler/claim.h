@@ -14,6 +14,8 @@
 /* What TaskLeases are made of. */
 struct claims;
 size_t claims_count(const struct claims *claims);
+/* Nobody with the same wish need ask again before something changes. */
+bool claims_are_last(const struct claims *claims);
 void claims_free(struct claims *claims);
 DEFINE_AUTO(claims, struct claims, claims_free)
 #define auto_claims CLEANUP(claims_auto) struct claims
@@ -30,9 +32,9 @@ struct claim_wish { /* requests that want the same */
 };
 /* Inside the caller's transaction: the best tasks that fit, one for each of the first claims_count
  * requests, leased. Some at least, if there are any; maybe not all, because what is leased counts
- * against limits: ask again. Rows that others hold are passed over. Nothing counts before the
- * caller's commit. An error that is not retryable is a task's fault: out_task names it
- * (claim_give_up); "": it is one of several, ask for one at a time. */
+ * against limits: ask again, unless claims_are_last(). Rows that others hold are passed over.
+ * Nothing counts before the caller's commit. An error that is not retryable is a task's fault:
+ * out_task names it (claim_give_up); "": it is one of several, ask for one at a time. */
 MUST_CHECK int claim_tasks(struct scheduler *scheduler, struct db *db,
                            const struct claim_wish *wish, struct claims **out, char out_task[64],
                            struct error *err);
@@ -42,6 +44,8 @@ MUST_CHECK int claim_give_up(struct scheduler *scheduler, struct db *db, const c
 /* After the commit. Answers and takes the request. */
 void claim_reply(struct scheduler *scheduler, struct claims *claims, size_t i,
                  struct bus_request *request);
+/* When all are answered: others, and the log, which may wait for a disk. */
+void claims_tell(struct scheduler *scheduler, const struct claims *claims);
 /* Would both requests be given the same task? */
 bool claim_same_wish(const Hypersdk__V1__LeaseRequest *a, const Hypersdk__V1__LeaseRequest *b);
 

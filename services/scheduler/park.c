@@ -248,14 +248,14 @@ static int fill_batch(struct round *round, struct batch *batch, char out_task[64
             wish.requests[i] = body_of(round->items[found[i]].request);
         if (claim_tasks(round->scheduler, round->db, &wish, &claims, out_task, err) < 0)
             return -1;
-        if (claims_count(claims) == 0) {
-            pass_wish(round, found[0]);
-            continue;
-        }
         for (size_t i = 0; i < claims_count(claims); i++) {
             batch->items[batch->count++] = found[i];
             round->items[found[i]].passed = true;
         }
+        if (claims_are_last(claims))
+            pass_wish(round, found[0]);
+        if (claims_count(claims) == 0)
+            continue;
         batch->sets[batch->set_count++] = STEAL(claims);
     }
     return 0;
@@ -271,6 +271,8 @@ static void answer_batch(struct round *round, const struct batch *batch)
             claim_reply(round->scheduler, batch->sets[s], i, STEAL(item->request));
         }
     }
+    for (size_t s = 0; s < batch->set_count; s++)
+        claims_tell(round->scheduler, batch->sets[s]);
 }
 
 static int commit_batch(struct round *round, struct batch *batch, char out_task[64],

@@ -37,7 +37,8 @@ static uint64_t jobs, per_commit, per_second;
 static _Atomic int64_t committed_ns[JOBS_MAX];
 static int64_t waited_ns[JOBS_MAX];
 static int64_t commit_ns[JOBS_MAX]; /* how long the commit itself took */
-static atomic_uint_fast64_t next_job, leased, ended;
+static atomic_uint_fast64_t next_job, leased, ended, ready;
+static _Atomic int64_t start_ns; /* 0: not yet */
 static char run_id[ID_SIZE];
 
 static void stop(const char *what, const struct error *err)
@@ -238,12 +239,26 @@ static int commit_group(struct db *db, uint64_t first, uint64_t end, struct erro
     return 0;
 }
 
+/* Connected, and all its statements prepared: gateways have been up for a while. */
+static void warm_up(struct db *db)
+{
+    struct error err = ERROR_NONE;
+
+    if (db_begin_by_index(db, &err) < 0 || submit(db, 0, 1, &err) < 0 || db_flush(db, &err) < 0)
+        stop("submitter", &err);
+    db_rollback(db);
+    (void)atomic_fetch_add(&ready, 1);
+    while (atomic_load(&start_ns) == 0)
+        clock_sleep_ms(1);
+}
+
 static void *submitter_main(void *arg)
 {
     auto_db *db = db_new(&database, "hypersdk_gateway", "queue_load");
     struct error err = ERROR_NONE;
-    int64_t start_ns = *(int64_t *)arg;
 
+    (void)arg;
+    warm_up(db);
     for (;;) {
         uint64_t first = atomic_fetch_add(&next_job, per_commit);
         if (first >= jobs)
@@ -317,14 +332,14 @@ static void start_thread(void *(*fn)(void *), void *arg)
 
 static void run(uint64_t workers)
 {
-    int64_t start_ns;
-
     for (uint64_t i = 0; i < workers; i++)
         start_thread(worker_main, (void *)(uintptr_t)i);
-    clock_sleep_ms(RAMP_UP_MS);
-    start_ns = clock_mono_ns();
     for (size_t i = 0; i < SUBMITTERS; i++)
-        start_thread(submitter_main, &start_ns);
+        start_thread(submitter_main, NULL);
+    while (atomic_load(&ready) < SUBMITTERS)
+        clock_sleep_ms(1);
+    clock_sleep_ms(RAMP_UP_MS);
+    atomic_store(&start_ns, clock_mono_ns());
     wait_for_end();
     print_figures((double)(clock_mono_ns() - start_ns) / 1e9);
 }

@@ -165,7 +165,7 @@ static void candidates(struct statement *s, const struct wish *wish)
     struct row *chosen[LEASES_MAX];
     int64_t most = wish->most;
 
-    result_columns(s, 4);
+    result_columns(s, 5);
     assert(most <= LEASES_MAX);
     for (int64_t n = 0; n < most; n++) {
         struct row *job = NULL;
@@ -181,7 +181,8 @@ static void candidates(struct statement *s, const struct wish *wish)
                                     (uint64_t)(wish->limit - busy_with(s, task->provider)));
         if (n == 0 && wish->limit > 0)
             most = (int64_t)min_u64((uint64_t)most, (uint64_t)group_room(s, task));
-        RESULT_ROW(s, task->id, task->provider, "", wish->limit > 0 ? task->queue_group : "");
+        RESULT_ROW(s, task->id, task->provider, "", wish->limit > 0 ? task->queue_group : "",
+                   wish->limit > 0 ? "f" : "t");
     }
 }
 
@@ -230,7 +231,7 @@ static void load_leases(struct statement *s)
     json_t *id;
     size_t i;
 
-    result_columns(s, 16);
+    result_columns(s, 14);
     json_array_foreach(ids, i, id)
     {
         const struct row *row = find_task(s, json_string_value(id));
@@ -238,9 +239,9 @@ static void load_leases(struct statement *s)
         const struct row *job_row = t == NULL ? NULL : find_job(s, t->job_id);
         const struct job_row *job = job_row == NULL ? NULL : see(s, job_row);
         if (t != NULL)
-            RESULT_ROW(s, t->job_id, t->kind, number(t->attempt), number(t->epoch), t->spec,
-                       t->provider, "{}", NULL, "", job == NULL ? "" : job->trace_id,
-                       job == NULL ? "" : job->vm_name, "f", t->id, "f", NULL, NULL);
+            RESULT_ROW(s, t->job_id, t->kind, t->spec, t->provider, "{}", NULL, "",
+                       job == NULL ? "" : job->trace_id, job == NULL ? "" : job->vm_name, "f",
+                       t->id, "f", NULL, NULL);
     }
 }
 
@@ -618,7 +619,7 @@ const struct statement_model statements_scheduler[] = {
     {"WITH lanes AS", export_candidates},
     {"t.class = 'transfer' AND t.role = 'bridge'", bridge_candidates},
     {"t.state = 'queued' AND t.class = 'control'", control_candidates},
-    {"SELECT coalesce(t.job_id, ''), t.kind, t.attempt", load_leases},
+    {"SELECT coalesce(t.job_id, ''), t.kind, CASE WHEN", load_leases},
     {"SELECT key, value, task_id FROM task_records", load_records},
     {"FROM workers w JOIN settings s", none}, /* no limit of a worker is set */
     {"INSERT INTO job_logs", insert_lines},
