@@ -1,4 +1,4 @@
-/* See job_store.h: cancelling, trying again, live events. job_store_submit.c has the way of new
+/* See job_store.h: cancelling and trying again. job_store_submit.c has the way of new
  * jobs into the tables, job_store_apply.c that of a state, job_store_final.c what an end leaves
  * behind. */
 #include "common/job_store.h"
@@ -44,19 +44,6 @@ static const char CLEAR_END[] =
     "UPDATE jobs SET completed_at = NULL, error = '', error_code = '', cancel_reason = '',"
     " cancel_discard = false, pending_reason = '', window_open = time_windows IS NULL, window_at ="
     " CASE WHEN time_windows IS NOT NULL THEN now() END WHERE id = $1";
-
-static const char EVENTS[] =
-    "SELECT e.id, e.event, e.status, e.phase, j.id, j.vm_name, j.provider, j.error, j.progress,"
-    " to_char(e.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), e.actor, e.detail"
-    " FROM job_events e LEFT JOIN jobs j ON j.id = e.job_id WHERE e.id > $1::bigint"
-    " ORDER BY e.id LIMIT $2::int";
-
-static const char EVENTS_UNPUBLISHED[] =
-    "SELECT e.id, e.event, e.status, e.phase, j.id, j.vm_name, j.provider, j.error, j.progress,"
-    " to_char(e.at AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"'), e.actor, e.detail"
-    " FROM job_events e LEFT JOIN jobs j ON j.id = e.job_id WHERE NOT e.published AND e.id > "
-    "$1::bigint"
-    " ORDER BY e.id LIMIT $2::int";
 
 int store_begin(struct db *db, bool *out_own, struct error *err)
 {
@@ -195,63 +182,4 @@ int job_store_retry(struct db *db, const char *job_id, const char *actor, struct
     if (store_begin(db, &own, err) < 0)
         return -1;
     return store_end(db, own, retry(db, job_id, actor, err), err);
-}
-
-/* ---- live events ---- */
-
-/* Of a schedule's run, without a job: what stands in its detail. */
-static json_t *run_event_json(const PGresult *rows, int row)
-{
-    json_t *event = json_loads(db_text(rows, row, 11), 0, NULL);
-
-    json_set_text(event, "type", db_text(rows, row, 1));
-    (void)json_object_set_new(event, "seq", json_integer(db_i64(rows, row, 0)));
-    json_set_text(event, "timestamp", db_text(rows, row, 9));
-    json_set_text(event, "status", db_text(rows, row, 2));
-    return event;
-}
-
-static json_t *job_event_json(const PGresult *rows, int row)
-{
-    json_t *event = json_object();
-    json_t *progress = json_loads(db_text(rows, row, 8), 0, NULL);
-    json_t *percentage = json_object_get(progress, "percentage");
-    double percent = json_number_value(percentage);
-
-    if (strcmp(db_text(rows, row, 2), "completed") == 0)
-        percent = 100.0;
-    json_set_text(event, "type", db_text(rows, row, 1));
-    (void)json_object_set_new(event, "seq", json_integer(db_i64(rows, row, 0)));
-    json_set_text(event, "timestamp", db_text(rows, row, 9));
-    json_set_text(event, "job_id", db_text(rows, row, 4));
-    json_set_text(event, "status", db_text(rows, row, 2));
-    json_set_text(event, "phase", db_text(rows, row, 3));
-    json_set_text(event, "vm_name", db_text(rows, row, 5));
-    json_set_text(event, "provider", db_text(rows, row, 6));
-    json_set_text(event, "error", db_text(rows, row, 7));
-    (void)json_object_set_new(event, "progress", json_integer((json_int_t)percent));
-    (void)json_object_set_new(event, "percentage", json_real(percent));
-    json_decref(progress);
-    return event;
-}
-
-int job_store_events(struct db *db, int64_t after_id, bool unpublished_only, uint32_t limit,
-                     json_t **out, struct error *err)
-{
-    auto_pgresult *rows = NULL;
-    char after[NUMBER_SIZE];
-    char most[NUMBER_SIZE];
-    json_t *events;
-
-    (void)snprintf(after, sizeof after, "%" PRId64, after_id);
-    (void)snprintf(most, sizeof most, "%" PRIu32, limit);
-    if (db_exec(db, unpublished_only ? EVENTS_UNPUBLISHED : EVENTS, DB_PARAMS(after, most), &rows,
-                err) < 0)
-        return -1;
-    events = json_array();
-    for (int i = 0; i < PQntuples(rows); i++)
-        (void)json_array_append_new(events, db_is_null(rows, i, 4) ? run_event_json(rows, i)
-                                                                   : job_event_json(rows, i));
-    *out = events;
-    return 0;
 }

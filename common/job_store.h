@@ -139,9 +139,20 @@ MUST_CHECK int job_store_apply_all(struct db *db, const struct job_store_event *
 /* Live events, as WebSocket and SSE clients get them (rest-api.md section 11): one JSON object per
  * job_events row, "type" = its event, "seq" = its id, with job_id, status, phase, vm_name,
  * provider, error, progress and percentage at top level; of a schedule's run schedule_id, name,
- * run_id, job_ids, status and reason. Rows with id > after_id in rising order,
- * at most limit; unpublished_only: those that are not on Redis yet. *out: array, new reference. */
-MUST_CHECK int job_store_events(struct db *db, int64_t after_id, bool unpublished_only,
-                                uint32_t limit, json_t **out, struct error *err);
+ * run_id, job_ids, status and reason. Rows with id > after_id in rising order, at most limit.
+ * *out: array, new reference. */
+MUST_CHECK int job_store_events(struct db *db, int64_t after_id, uint32_t limit, json_t **out,
+                                struct error *err);
+/* Only the ids of the same, one per row. */
+MUST_CHECK int job_store_event_ids(struct db *db, int64_t after_id, uint32_t limit, PGresult **out,
+                                   struct error *err);
+/* The same as job_store_events, of what was committed after position, a pg_snapshot as text; those
+ * of about `limit` rows when there are more. Each event is in one such answer, in whatever order
+ * the transactions end, when the next position is *out_position. The caller frees both. */
+MUST_CHECK int job_store_events_behind(struct db *db, const char *position, uint32_t limit,
+                                       json_t **out, char **out_position, struct error *err);
+/* The part of a pg_snapshot up to and with the transaction last: what it shows of those, and
+ * nothing of the later ones. Caller frees. */
+char *snapshot_cut(const char *snapshot, uint64_t last);
 
 #endif

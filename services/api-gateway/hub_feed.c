@@ -27,6 +27,7 @@
 #define CARE_MS           1000
 #define RECHECK_MS        10000 /* how long an ended session may go on listening */
 #define PAGE_ROWS         500
+#define PAGE_IDS          5000
 #define REPLAY_ROWS_MAX   20000 /* who missed more reads the lists instead */
 #define REPLAY_OVERLAP    1000
 #define PROGRESS_JOBS_MAX 200
@@ -139,6 +140,42 @@ static int start_seen(struct feed *feed, struct error *err)
     return 0;
 }
 
+/* The first id of a page that was not published yet; 0: all were. */
+static int64_t first_missing(struct hub *hub, const PGresult *ids)
+{
+    LOCK_SCOPE(&hub->mutex);
+    for (int i = 0; i < PQntuples(ids); i++) {
+        if (!seen_has(&hub->seen, db_i64(ids, i, 0)))
+            return db_i64(ids, i, 0);
+    }
+    return 0;
+}
+
+/* Of rows that came over Redis, which are nearly all, only the ids are read. */
+static int publish_missing(struct feed *feed, int64_t after, struct error *err)
+{
+    int count = PAGE_IDS;
+
+    while (count == PAGE_IDS) {
+        auto_pgresult *ids = NULL;
+        auto_json *rows = NULL;
+        int64_t missing;
+        if (job_store_event_ids(feed->db, after, PAGE_IDS, &ids, err) < 0)
+            return -1;
+        count = PQntuples(ids);
+        missing = first_missing(feed->hub, ids);
+        if (missing == 0) {
+            after = count == 0 ? after : db_i64(ids, count - 1, 0);
+            continue;
+        }
+        if (job_store_events(feed->db, missing - 1, PAGE_ROWS, &rows, err) < 0)
+            return -1;
+        (void)publish_rows(feed->hub, rows, &after);
+        count = PAGE_IDS; /* what stands behind them is looked at as well */
+    }
+    return 0;
+}
+
 /* Mostly only what came lately is read again; after a gap, and now and then, all that is not
  * settled: a burst of events must not be read again every three seconds for a minute. */
 static int look(struct feed *feed, bool deep, struct error *err)
@@ -146,7 +183,6 @@ static int look(struct feed *feed, bool deep, struct error *err)
     struct hub *hub = feed->hub;
     int64_t now_ms = clock_mono_ms();
     int64_t after;
-    int count = PAGE_ROWS;
 
     if (!feed->started && start_seen(feed, err) < 0)
         return -1;
@@ -156,13 +192,7 @@ static int look(struct feed *feed, bool deep, struct error *err)
         if (!deep)
             after = seen_recent(&hub->seen, RECENT_MS, now_ms);
     }
-    while (count == PAGE_ROWS) {
-        auto_json *rows = NULL;
-        if (job_store_events(feed->db, after, false, PAGE_ROWS, &rows, err) < 0)
-            return -1;
-        count = publish_rows(hub, rows, &after);
-    }
-    return 0;
+    return publish_missing(feed, after, err);
 }
 
 static void publish_progress_row(struct hub *hub, const PGresult *rows, int row, int64_t seq)
@@ -385,7 +415,7 @@ static bool replay(struct feed *feed, struct hub_request *request)
         return true;
     if (!subscriber_has_room(subscriber))
         return false;
-    if (job_store_events(feed->db, request->after, false, PAGE_ROWS, &rows, &err) < 0)
+    if (job_store_events(feed->db, request->after, PAGE_ROWS, &rows, &err) < 0)
         return false; /* again when the database is back */
     replay_rows(feed->hub, request, rows);
     if (request->replayed_count > REPLAY_ROWS_MAX) {

@@ -33,6 +33,12 @@ bool seen_is_far(const struct seen *seen, int64_t id)
     return !seen->started || id > seen->base + SEEN_WINDOW;
 }
 
+bool seen_has(const struct seen *seen, int64_t id)
+{
+    return id <= seen->base ||
+           (!seen_is_far(seen, id) && (seen->bits[slot(id) / 8] & (1U << (slot(id) % 8))) != 0);
+}
+
 bool seen_add(struct seen *seen, int64_t id, int64_t now_ms)
 {
     assert(seen->started);
@@ -40,7 +46,7 @@ bool seen_add(struct seen *seen, int64_t id, int64_t now_ms)
         return false;
     if (seen_is_far(seen, id))
         move_base(seen, id - SEEN_WINDOW);
-    if ((seen->bits[slot(id) / 8] & (1U << (slot(id) % 8))) != 0)
+    if (seen_has(seen, id))
         return false;
     seen->bits[slot(id) / 8] |= (uint8_t)(1U << (slot(id) % 8));
     if (id > seen->newest)

@@ -26,6 +26,8 @@ struct seen {
 void seen_start(struct seen *seen, int64_t id);
 /* true: it is new, and now seen. An id further ahead than the window moves the window. */
 bool seen_add(struct seen *seen, int64_t id, int64_t now_ms);
+/* Was it added, or is it settled? */
+bool seen_has(const struct seen *seen, int64_t id);
 /* Would the id be beyond the window? Then it is not believed without the database. */
 bool seen_is_far(const struct seen *seen, int64_t id);
 /* To be called regularly: lets old ids settle. Rows with id > the result are to be looked at. */

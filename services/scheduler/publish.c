@@ -1,5 +1,12 @@
 /* What happened, to Redis: history rows in order, each once or again after a restart; the newest
- * progress, one pipeline per tick. Redis may be away: rows wait unpublished, progress is lost. */
+ * progress, one pipeline per tick. Redis may be away: rows wait unpublished, progress is lost.
+ *
+ * Design notes. How far it is stands in published_position, a snapshot: what that does not show and
+ * a later one does is next (job_store_events_behind), whatever the order of ids and commits. The
+ * position is stored after its events were sent, and not at every look: who leads next sends the
+ * last ones again, and the gateways know them by their ids. A database that was copied row by row
+ * has another's position, ahead of its own transactions, which begins anew: the gateways read what
+ * clients missed from the rows. */
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -12,20 +19,24 @@
 #include "common/redis.h"
 #include "live.h"
 #include "scheduler.h"
-#include "whole_look.h"
 
-#define TICK_MS       250
-#define WHOLE_MS      5000 /* so late a row is found that was committed long after its id was drawn */
-#define EVENTS_MAX    500
-#define UPDATES_MAX   256
-#define ID_DIGITS_MAX 24 /* with what stands around it */
+#define TICK_MS     250
+#define TOGETHER_MS 20 /* between two looks: what comes meanwhile is the next one's */
+#define EVENTS_MAX  500
+#define UPDATES_MAX 256
+
+static const char LOAD_POSITION[] =
+    "WITH anew AS (UPDATE published_position SET position = pg_current_snapshot()"
+    "  WHERE pg_snapshot_xmax(position) > pg_snapshot_xmax(pg_current_snapshot())"
+    "  RETURNING position)"
+    " SELECT coalesce((SELECT position FROM anew), position) FROM published_position";
 
 /* Losing either on a crash costs nothing: events are published once more, and a final job keeps
- * what it showed last. */
-static const char PUBLISHED[] =
+ * what it showed last. A leader that was replaced does not set the next one back. */
+static const char STORE_POSITION[] =
     "WITH off AS (SELECT set_config('synchronous_commit', 'off', true))"
-    " UPDATE job_events SET published = true FROM off WHERE NOT published"
-    " AND id = ANY ($1::bigint[])";
+    " UPDATE published_position SET position = $1::pg_snapshot FROM off"
+    " WHERE pg_snapshot_xmax(position) <= pg_snapshot_xmax($1::pg_snapshot)";
 
 static const char STORE_PROGRESS[] =
     "WITH off AS (SELECT set_config('synchronous_commit', 'off', true))"
@@ -56,6 +67,16 @@ static void wait_tick(void)
     woken = false;
 }
 
+/* The first event of a while goes out at once. */
+static void wait_for_more(int64_t *looked_ms)
+{
+    int64_t left_ms = *looked_ms + TOGETHER_MS - clock_mono_ms();
+
+    if (left_ms > 0)
+        clock_sleep_ms(left_ms);
+    *looked_ms = clock_mono_ms();
+}
+
 static int publish(struct redis *redis, const char *text, struct error *err)
 {
     const char *argv[] = {"PUBLISH", REDIS_CHANNEL_EVENTS, text};
@@ -65,52 +86,49 @@ static int publish(struct redis *redis, const char *text, struct error *err)
 
 /* ---- history ---- */
 
-/* Published rows that an old snapshot still sees stay in the index of the unpublished. Most looks
- * start behind them; ids are drawn in another order than commits come, so not right behind, and
- * what is later still is found by the next whole look. */
 struct history {
-    struct whole_look look;
-    int64_t floor;  /* `newest` as it was one or two ticks ago */
-    int64_t before; /* as it was at moved_ms */
-    int64_t newest; /* that was published */
-    int64_t moved_ms;
+    char *position; /* NULL: not read yet */
+    bool moved;     /* since it was stored */
+    int64_t stored_ms;
 };
 
-static void published(struct history *history, int64_t newest, int64_t now_ms)
+static int load_position(struct history *history, struct db *db, struct error *err)
 {
-    if (newest > history->newest)
-        history->newest = newest;
-    if (now_ms - history->moved_ms < TICK_MS)
-        return;
-    history->floor = history->before;
-    history->before = history->newest;
-    history->moved_ms = now_ms;
-}
+    auto_pgresult *rows = NULL;
 
-static int read_events(struct history *history, struct db *db, json_t **out, struct error *err)
-{
-    int64_t began_ms = clock_mono_ms();
-    bool whole = whole_look_is_due(&history->look, began_ms, WHOLE_MS);
-
-    if (job_store_events(db, whole ? 0 : history->floor, true, EVENTS_MAX, out, err) < 0)
+    if (history->position != NULL)
+        return 0;
+    if (db_exec(db, LOAD_POSITION, DB_NO_PARAMS, &rows, err) < 0)
         return -1;
-    if (whole)
-        whole_look_done(&history->look, began_ms, clock_mono_ms());
+    history->position = xstrdup(db_text(rows, 0, 0));
     return 0;
 }
 
-static int publish_events(struct history *history, struct db *db, struct redis *redis,
-                          struct error *err)
+static int store_position(struct history *history, struct db *db, struct error *err)
 {
-    int64_t newest = 0;
+    int64_t now_ms = clock_mono_ms();
+
+    if (!history->moved || now_ms - history->stored_ms < TICK_MS)
+        return 0;
+    if (db_exec(db, STORE_POSITION, DB_PARAMS(history->position), NULL, err) < 0)
+        return -1;
+    history->moved = false;
+    history->stored_ms = now_ms;
+    return 0;
+}
+
+/* One page; *out_more: there may be another. */
+static int publish_page(struct history *history, struct db *db, struct redis *redis, bool *out_more,
+                        struct error *err)
+{
+    autofree char *position = NULL;
     auto_json *events = NULL;
-    auto_strbuf ids;
     json_t *event;
     size_t i;
 
-    strbuf_init(&ids, EVENTS_MAX * ID_DIGITS_MAX);
-    if (read_events(history, db, &events, err) < 0)
+    if (job_store_events_behind(db, history->position, EVENTS_MAX, &events, &position, err) < 0)
         return -1;
+    *out_more = json_array_size(events) >= EVENTS_MAX;
     if (json_array_size(events) == 0)
         return 0;
     json_array_foreach(events, i, event)
@@ -118,16 +136,21 @@ static int publish_events(struct history *history, struct db *db, struct redis *
         autofree char *text = json_text(event);
         if (publish(redis, text, err) < 0)
             return -1;
-        newest = json_integer_value(json_object_get(event, "seq"));
-        strbuf_addf(&ids, "%s%" PRId64, i == 0 ? "{" : ",", newest);
     }
-    strbuf_addf(&ids, "}");
     if (redis_flush(redis, err) < 0)
         return -1;
-    if (db_exec(db, PUBLISHED, DB_PARAMS(ids.data), NULL, err) < 0)
-        return -1;
-    published(history, newest, clock_mono_ms());
+    free(history->position);
+    history->position = STEAL(position);
+    history->moved = true;
     return 0;
+}
+
+static int publish_events(struct history *history, struct db *db, struct redis *redis,
+                          bool *out_more, struct error *err)
+{
+    if (load_position(history, db, err) < 0 || publish_page(history, db, redis, out_more, err) < 0)
+        return -1;
+    return store_position(history, db, err);
 }
 
 /* ---- progress ---- */
@@ -199,16 +222,22 @@ void *publish_main(void *arg)
     auto_db *db = scheduler_queue_db(scheduler, "scheduler publish");
     struct redis *redis = redis_new(&scheduler->redis);
     struct log_throttle throttle = {0};
-    struct history history = {.floor = 0};
+    struct history history = {.position = NULL};
+    int64_t looked_ms = 0;
+    bool more = false;
 
     for (;;) {
         struct error err = ERROR_NONE;
         struct error other = ERROR_NONE;
         uint64_t held = 0;
         int rc;
-        wait_tick();
+        if (!more) {
+            wait_tick();
+            wait_for_more(&looked_ms);
+        }
+        more = false;
         rc = publish_progress(scheduler, db, redis, &err);
-        if (publish_events(&history, db, redis, &other) < 0 && rc == 0) {
+        if (publish_events(&history, db, redis, &more, &other) < 0 && rc == 0) {
             err = other;
             rc = -1;
         }

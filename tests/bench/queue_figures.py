@@ -30,8 +30,8 @@ FROM (SELECT i, now() - (%s - i) * interval '5 seconds' AS at FROM generate_seri
 INSERT INTO tasks (id, job_id, kind, class, role, provider_kind, provider, spec, state)
 SELECT 'task-old-' || i, 'old-' || i, 'export', 'transfer', 'exporter', 'vsphere', 'vsphere', '{}',
     'done' FROM generate_series(1, %s) i;
-INSERT INTO job_events (job_id, event, status, published)
-SELECT 'old-' || i, 'job.completed', 'completed', true FROM generate_series(1, %s) i;
+INSERT INTO job_events (job_id, event, status, xid)
+SELECT 'old-' || i, 'job.completed', 'completed', '0' FROM generate_series(1, %s) i;
 """
 
 QUEUED_JOBS = """

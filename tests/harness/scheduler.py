@@ -10,6 +10,9 @@ import pytest
 from .driver import Driver
 from .wait import wait_for
 
+# of a row of job_events
+PUBLISHED = "pg_visible_in_snapshot(xid, (SELECT position FROM published_position))"
+
 
 @pytest.fixture
 def bench(make_suite):

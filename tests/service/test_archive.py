@@ -1,6 +1,7 @@
 """Jobs that ended long ago: out of the lists, still to be read, at last gone."""
 import pytest
 
+from tests.harness.scheduler import PUBLISHED
 from tests.harness.wait import wait_for
 
 HISTORY = {"archive_after": "1h", "delete_after": "10d"}
@@ -24,7 +25,7 @@ def ended(suite, vm, hours, status="completed", release=False):
     suite.sql("INSERT INTO job_logs (job_id, at, level, phase, message)"
               " VALUES (%s, now(), 'warn', 'exporting', 'slow disk')", job)
     wait_for(lambda: suite.sql("SELECT 1 FROM job_events WHERE job_id = %s HAVING"
-                               " bool_and(published)", job), what="its events are published")
+                               f" bool_and({PUBLISHED})", job), what="its events are published")
     suite.sql("UPDATE jobs SET status = %s, started_at = now() - %s * interval '1 hour',"
               " completed_at = now() - %s * interval '1 hour' WHERE id = %s",
               status, hours + 1, hours, job)
@@ -72,7 +73,7 @@ def test_a_run_that_is_not_settled_still_finds_its_jobs(suite):
     marker = ended(suite, "db", 2)
     suite.sql("UPDATE tasks SET state = 'done' WHERE job_id = %s", job["id"])
     wait_for(lambda: suite.sql("SELECT 1 FROM job_events WHERE job_id = %s HAVING"
-                               " bool_and(published)", job["id"]), what="its events are published")
+                               f" bool_and({PUBLISHED})", job["id"]), what="its events are published")
     suite.sql("UPDATE jobs SET status = 'completed', started_at = now() - interval '3 h',"
               " completed_at = now() - interval '3 h' WHERE id = %s", job["id"])
     second = ended(suite, "db", 2)

@@ -9,7 +9,7 @@ import threading
 import time
 
 from tests.harness.driver import export_result
-from tests.harness.scheduler import bench  # noqa: F401
+from tests.harness.scheduler import PUBLISHED, bench  # noqa: F401
 from tests.harness.wait import free_port, wait_for
 
 
@@ -339,6 +339,61 @@ def test_history_is_published_in_order_and_progress_with_it(bench):
     assert end["status"] == "completed" and end["vm_name"] == "web" and end["percentage"] == 100.0
 
 
+def test_each_event_is_published_once_in_whatever_order_transactions_end(bench):
+    """Also of a backlog of several pages, which a new leader finds, and then nothing of it again."""
+    b = bench()
+    job = b.driver.submit()
+    wait_for(lambda: b.sql(f"SELECT 1 FROM job_events WHERE {PUBLISHED}"), what="its first event")
+    many = ("INSERT INTO job_events (job_id, event, status) SELECT %s, 'job.many', 'pending'"
+            " FROM generate_series(1, %s)")
+    listener = Listener(b.suite.redis)
+    open_ones = [b.suite.postgres.connect(b.suite.database) for _ in range(2)]
+
+    def seen():
+        return sorted(e["seq"] for e in listener.events if "seq" in e)
+
+    def rows():
+        return [r["id"] for r in b.sql("SELECT id FROM job_events WHERE event <> 'job.created' ORDER BY id")]
+
+    def all_published():
+        wait_for(lambda: len(seen()) >= len(rows()), what=lambda: f"{len(seen())} of {len(rows())}")
+        wait_for(lambda: not b.sql(f"SELECT 1 FROM job_events WHERE NOT {PUBLISHED}"), what="position")
+        assert seen() == rows()
+
+    try:
+        open_ones[0].cursor().execute("BEGIN;" + many, (job, 1))
+        b.sql(many, job, 3)
+        all_published()
+        b.suite["scheduler"].kill()
+        for i in range(12):
+            b.sql(many, job, 110)
+            if i == 2:
+                open_ones[1].cursor().execute("BEGIN;" + many, (job, 2))
+        b.suite["scheduler"].start()
+        all_published()
+        for late in open_ones:
+            late.cursor().execute("COMMIT")
+            all_published()
+    finally:
+        for late in open_ones:
+            late.close()
+        listener.stop()
+
+
+def test_a_copied_database_goes_on_publishing(bench):
+    """Its position is of another cluster, ahead of all transactions of this one."""
+    b = bench()
+    b.suite["scheduler"].kill()
+    b.sql("UPDATE published_position SET position = '900000000:900000000:'")
+    b.suite["scheduler"].start()
+    wait_for(lambda: b.sql("SELECT 1 FROM published_position WHERE pg_snapshot_xmax(position)"
+                           " <= pg_snapshot_xmax(pg_current_snapshot())"), what="it begins anew")
+    listener = Listener(b.suite.redis)
+    job = b.driver.submit()
+    wait_for(lambda: listener.of(job) == ["job.created"], what="its event")
+    listener.stop()
+
+
 def test_without_redis_work_goes_on_and_events_are_published_when_it_is_back(bench):
     b = bench()
     b.suite.redis.stop()
@@ -348,7 +403,7 @@ def test_without_redis_work_goes_on_and_events_are_published_when_it_is_back(ben
     wait_for(lambda: b.job(job)["progress"], what="progress in the row")
     b.driver.finish(lease, export_result())
     assert b.job(job)["status"] == "completed"
-    assert b.sql("SELECT count(*) AS n FROM job_events WHERE published")[0]["n"] == 0
+    assert b.sql(f"SELECT 1 FROM job_events WHERE {PUBLISHED}") == []
     b.suite.redis.start()
-    wait_for(lambda: not b.sql("SELECT 1 FROM job_events WHERE NOT published"), what="published")
+    wait_for(lambda: not b.sql(f"SELECT 1 FROM job_events WHERE NOT {PUBLISHED}"), what="published")
     ready(b)
