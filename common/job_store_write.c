@@ -47,12 +47,13 @@ static const char STORE_JOBS[] =
     "                  ELSE '' END, updated_at = now()"
     " FROM jsonb_to_recordset($1::jsonb) AS x(id text, status text, phase text, attempt int,"
     " started boolean, final boolean, worker text, error text, error_code text, result jsonb,"
-    " vm_name text, doomed boolean) WHERE j.id = x.id"
+    " vm_name text, doomed boolean, tells text) WHERE j.id = x.id"
     " RETURNING j.id, j.vm_name, j.vm_path, j.provider, j.error, coalesce(j.result, '{}'::jsonb),"
     " extract(epoch FROM now() - j.started_at)::float8, CASE WHEN x.final THEN coalesce("
     "  (SELECT e.manifest->'vm'->>'os_hint' FROM exports e WHERE e.job_id = j.id"
     "   ORDER BY e.created_at DESC LIMIT 1), 'unknown') ELSE '' END,"
-    " coalesce(j.schedule_id, '')";
+    " coalesce(j.schedule_id, ''), EXISTS (SELECT 1 FROM webhooks w WHERE " JOB_STORE_WANTED(
+        "x.tells") ")";
 
 static const char INSERT_HISTORY[] =
     "INSERT INTO job_events (job_id, event, status, phase, actor, detail)"
@@ -213,6 +214,7 @@ static json_t *job_row(const struct store_change *change)
         set_or_keep(row, "vm_name", vm_name[0] == '\0' ? NULL : vm_name);
     }
     set_bool(row, "doomed", d->row.doomed);
+    set_or_keep(row, "tells", (d->effects & JOB_EFFECT_OUTBOX) != 0 ? d->event : NULL);
     return row;
 }
 
@@ -420,7 +422,7 @@ static int store_outbox(struct db *db, const struct store_change *changes, size_
             continue;
         int at = stored_row(stored, &changes[i]);
         store_add_totals(&changes[i], stored, at, totals);
-        if ((changes[i].decision.effects & JOB_EFFECT_OUTBOX) != 0)
+        if (db_bool(stored, at, 9)) /* else no webhook wants it */
             (void)json_array_append_new(outbox, store_outbox_row(&changes[i], stored, at));
     }
     return store_rows(db, INSERT_OUTBOX, outbox, NULL, err);

@@ -8,6 +8,7 @@
 #include "common/autos.h"
 #include "common/civil.h"
 #include "common/clock.h"
+#include "common/job_store.h"
 #include "common/json.h"
 #include "common/policy.h"
 #include "common/schedule_depends.h"
@@ -61,7 +62,8 @@ static const char WAITING[] =
     "  AND s.fields->>'overlap' = 'allow'))";
 
 static const char INSERT_OUTBOX[] =
-    "INSERT INTO outbox (event, job_id, payload) VALUES ($1, $2, $3::jsonb)";
+    "INSERT INTO outbox (event, job_id, payload) SELECT $1, $2, $3::jsonb WHERE EXISTS"
+    " (SELECT 1 FROM webhooks w WHERE " JOB_STORE_WANTED("$1") ")";
 
 /* For live clients. Nothing when the run got no row, because its due time has one. */
 static const char INSERT_LIVE[] =

@@ -10,6 +10,9 @@ import pytest
 from .driver import Driver
 from .wait import wait_for
 
+# a webhook: what none wants is in no outbox
+WANTS_ALL = ("INSERT INTO webhooks (id, url, events, origin) VALUES ('all', 'http://127.0.0.1:9/',"
+             " '{*}', 'api')")
 # of a row of job_events
 PUBLISHED = "pg_visible_in_snapshot(xid, (SELECT position FROM published_position))"
 
@@ -41,6 +44,7 @@ class Bench:
         wait_for(lambda: self.suite.ready("scheduler"), 60, self.suite.tails)
         self.suite.sql("INSERT INTO providers (name, kind, settings) VALUES ('vsphere', 'vsphere',"
                        " '{\"host\": \"vc\"}'), ('other', 'vsphere', '{}')")
+        self.suite.sql(WANTS_ALL)
         self.driver = self.more()
 
     def more(self):

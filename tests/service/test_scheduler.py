@@ -32,6 +32,17 @@ def test_a_parked_request_gets_the_task_at_once_and_all_that_belongs_to_it(bench
     assert worker["slots_transfer"] == 4 and worker["volumes"][0]["id"] == "vol-1"
 
 
+def test_the_outbox_has_only_what_a_webhook_wants(bench):
+    b = bench()
+    for events, enabled, told in (("{job.completed,job.failed}", True, ["job.completed"]),
+                                  ("{job.completed}", False, []), ("{}", True, [])):
+        b.sql("UPDATE webhooks SET events = %s, enabled = %s", events, enabled)
+        job = b.driver.submit()
+        b.driver.finish(b.driver.take(), export_result())
+        assert b.job(job)["status"] == "completed"
+        assert [r["event"] for r in b.outbox(job)] == told, events
+
+
 def test_a_request_without_a_task_is_answered_none_after_twenty_seconds(bench):
     b = bench()
     answer = b.driver.ask().get()

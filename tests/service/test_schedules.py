@@ -11,6 +11,7 @@ from tests.harness.driver import Driver, export_result
 from tests.fakes.receiver import Receiver
 from tests.harness.gateways import Socket, add_user, admin_password, login, sse, wait_subscribed
 from tests.harness.client import Client
+from tests.harness.scheduler import WANTS_ALL
 from tests.harness.wait import free_port, wait_for
 
 TEMPLATE = {"vm_identifier": "/dc/vm/web", "export_method": "ova"}
@@ -28,6 +29,7 @@ class Plan:
             wait_for(lambda n=name: self.suite.ready(n), what=self.suite.tails)
         self.suite.sql("INSERT INTO providers (name, kind, settings) VALUES"
                        " ('vsphere', 'vsphere', '{\"host\": \"vc\"}')")
+        self.suite.sql(WANTS_ALL)
         self.client = Client(self.suite.url())
         self.driver = Driver(self.suite.directory / "scheduler.yaml")
         self.number = 0

@@ -502,7 +502,7 @@ static void store_jobs(struct statement *s)
     json_t *x;
     size_t i;
 
-    result_columns(s, 9);
+    result_columns(s, 10);
     json_array_foreach(rows, i, x)
     {
         struct row *row = find_job(s, text_of(x, "id"));
@@ -515,7 +515,8 @@ static void store_jobs(struct statement *s)
                    job->started_us == 0
                        ? NULL
                        : number(s->now_ms / TASK_MS - job->started_us / (TASK_MS * TASK_MS)),
-                   "unknown", job->schedule_id == NULL ? "" : job->schedule_id);
+                   "unknown", job->schedule_id == NULL ? "" : job->schedule_id,
+                   text_of(x, "tells") == NULL ? "f" : "t"); /* a webhook wants all */
     }
 }
 
