@@ -85,30 +85,38 @@ static const char FIND_CLEANUP[] =
 static const char NAME_CLEANUP[] = "UPDATE jobs SET result = coalesce(result, '{}'::jsonb) ||"
                                    " jsonb_build_object('cleanup_job_id', $2::text) WHERE id = $1";
 
-int store_export_rows(const struct store_change *change, json_t *exports, json_t *disks,
-                      struct metric_batch *totals, struct error *err)
+static void add_disk(const char *export_id, const json_t *disk, struct json_rows *rows)
+{
+    static const char *const members[] = {"disk_id", "file", "size_bytes", "capacity_bytes",
+                                          "sha256",  "root", "change_id"};
+
+    json_rows_next(rows);
+    json_rows_text(rows, "export_id", export_id);
+    for (size_t i = 0; i < ARRAY_LEN(members); i++)
+        json_rows_json(rows, members[i], json_object_get(disk, members[i]));
+}
+
+int store_export_rows(const struct store_change *change, struct json_rows *exports,
+                      struct json_rows *disks, struct metric_batch *totals, struct error *err)
 {
     static const char *const texts[] = {"id",     "vm_id",  "vm_name", "path",
                                         "volume", "format", "base_id"};
     const json_t *export = json_object_get(change->event.result, "export");
-    json_t *row = json_object();
     json_t *disk;
     size_t i;
 
-    (void)json_array_append_new(exports, row);
-    for (i = 0; i < ARRAY_LEN(texts); i++)
-        json_set_text(row, texts[i], json_str(export, texts[i]));
     if (json_str(export, "id")[0] == '\0')
         return error_set(err, ERR_PROTOCOL, "the result of an export has no export id");
-    json_set_text(row, "job_id", change->row.job_id);
-    json_set_text(row, "provider", change->row.provider);
-    json_set_i64(row, "total_size", (int64_t)json_u64(export, "total_size"));
-    (void)json_object_set(row, "manifest", json_object_get(export, "manifest"));
+    json_rows_next(exports);
+    for (i = 0; i < ARRAY_LEN(texts); i++)
+        json_rows_text(exports, texts[i], json_str(export, texts[i]));
+    json_rows_text(exports, "job_id", change->row.job_id);
+    json_rows_text(exports, "provider", change->row.provider);
+    json_rows_i64(exports, "total_size", (int64_t)json_u64(export, "total_size"));
+    json_rows_json(exports, "manifest", json_object_get(export, "manifest"));
     json_array_foreach(json_object_get(export, "disks"), i, disk)
     {
-        json_t *copy = json_copy(disk);
-        json_set_text(copy, "export_id", json_str(export, "id"));
-        (void)json_array_append_new(disks, copy);
+        add_disk(json_str(export, "id"), disk, disks);
     }
     metric_batch_add(totals, "hypersdk_vms_exported_total", NULL, 1);
     metric_batch_add(totals, "hypersdk_bytes_exported_total", NULL,

@@ -3,6 +3,7 @@
 #define COMMON_JOB_STORE_INTERNAL_H
 
 #include "common/job_store.h"
+#include "common/json_rows.h"
 #include "common/metric_totals.h"
 
 #define NUMBER_SIZE 24 /* any 64-bit number as text */
@@ -16,6 +17,10 @@ MUST_CHECK int store_end(struct db *db, bool own, int rc, struct error *err);
  * what it has when there is no statement. */
 MUST_CHECK int store_rows(struct db *db, const char *sql, const json_t *rows, PGresult **out,
                           struct error *err);
+
+/* The same of rows that were written. */
+MUST_CHECK int store_written(struct db *db, const char *sql, struct json_rows *rows, PGresult **out,
+                             struct error *err);
 
 struct store_row { /* job and task as they were when locked */
     char job_id[64];
@@ -54,13 +59,14 @@ struct store_line {
     const json_t *detail; /* may be NULL */
 };
 MUST_CHECK int store_history(struct db *db, const struct store_line *line, struct error *err);
-/* The same for several, each made by store_history_row, which gives a new reference. */
-json_t *store_history_row(const struct store_line *line);
-MUST_CHECK int store_history_rows(struct db *db, const json_t *rows, struct error *err);
+/* The same for several, each added to rows by store_add_history. */
+void store_add_history(const struct store_line *line, struct json_rows *rows);
+MUST_CHECK int store_history_rows(struct db *db, struct json_rows *rows, struct error *err);
 /* job_store_final.c: what the end of a job or of its export leaves behind. */
-/* The catalogue's rows of what an export task made: exports_taken, disks_taken and totals grow. */
-MUST_CHECK int store_export_rows(const struct store_change *change, json_t *exports, json_t *disks,
-                                 struct metric_batch *totals, struct error *err);
+/* The catalogue's rows of what an export task made: exports, disks and totals grow. */
+MUST_CHECK int store_export_rows(const struct store_change *change, struct json_rows *exports,
+                                 struct json_rows *disks, struct metric_batch *totals,
+                                 struct error *err);
 /* $1 of each is what store_export_rows collects. */
 extern const char store_insert_exports[], store_insert_disks[];
 /* The ends and failures that metrics count; end: the job's row of STORE_JOBS, NULL: none. */

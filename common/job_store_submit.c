@@ -410,23 +410,24 @@ static void add_tasks(const struct job_submission *s, const char *job_id, json_t
 static int insert_rest(const struct submitting *run, struct error *err)
 {
     auto_json *tasks = json_array();
-    auto_json *events = json_array();
+    auto_json_rows events;
 
+    json_rows_init(&events);
     for (size_t i = 0; i < run->count; i++) {
         const struct job_submission *s = &run->jobs[i];
         if (run->fates[i] != FATE_INSERTED)
             continue;
         add_tasks(s, run->out[i].id, tasks);
-        (void)json_array_append_new(
-            events, store_history_row(&(struct store_line){.job_id = run->out[i].id,
-                                                           .event = "job.created",
-                                                           .status = "pending",
-                                                           .phase = "",
-                                                           .actor = s->submitted_by}));
+        store_add_history(&(struct store_line){.job_id = run->out[i].id,
+                                               .event = "job.created",
+                                               .status = "pending",
+                                               .phase = "",
+                                               .actor = s->submitted_by},
+                          &events);
     }
     if (store_rows(run->db, INSERT_TASKS, tasks, NULL, err) < 0)
         return -1;
-    return store_history_rows(run->db, events, err);
+    return store_history_rows(run->db, &events, err);
 }
 
 /* ---- all of it ---- */

@@ -65,18 +65,6 @@ static const char INSERT_OUTBOX[] =
     "INSERT INTO outbox (event, job_id, payload) SELECT x.event, x.job_id, x.payload"
     " FROM jsonb_to_recordset($1::jsonb) AS x(event text, job_id text, payload jsonb)";
 
-/* NULL: the column keeps what it has. */
-static void set_or_keep(json_t *row, const char *key, const char *text)
-{
-    if (text != NULL)
-        json_set_text(row, key, text);
-}
-
-static void set_bool(json_t *row, const char *key, bool value)
-{
-    json_put(row, key, json_boolean(value));
-}
-
 int store_rows(struct db *db, const char *sql, const json_t *rows, PGresult **out,
                struct error *err)
 {
@@ -90,57 +78,72 @@ int store_rows(struct db *db, const char *sql, const json_t *rows, PGresult **ou
     return db_exec(db, sql, DB_PARAMS(text), out, err);
 }
 
+/* *out comes with the next answer. */
+static int later_written(struct db *db, const char *sql, struct json_rows *rows, PGresult **out,
+                         struct error *err)
+{
+    const char *text = json_rows_end(rows);
+
+    if (text == NULL)
+        return error_set(err, ERR_LIMIT, "rows of over %zu bytes at a time", JSON_ROWS_BYTES_MAX);
+    return rows->count == 0 ? 0 : db_later(db, sql, DB_PARAMS(text), out, err);
+}
+
+int store_written(struct db *db, const char *sql, struct json_rows *rows, PGresult **out,
+                  struct error *err)
+{
+    if (later_written(db, sql, rows, out, err) < 0)
+        return -1;
+    return out == NULL || rows->count == 0 ? 0 : db_flush(db, err);
+}
+
 /* ---- tasks ---- */
 
-static json_t *task_row(const struct store_change *change)
+/* A member that is not there: the column keeps what it has. */
+static void add_task(const struct store_change *change, struct json_rows *rows)
 {
     const struct job_store_event *event = &change->event;
     const struct job_machine *next = &change->decision.row;
     bool leased = next->task == TASK_LEASED || next->task == TASK_FINISHING;
-    json_t *row = json_object();
 
-    json_set_text(row, "id", change->row.task_id);
-    json_set_i64(row, "old_epoch", (int64_t)change->row.machine.epoch);
-    json_set_text(row, "state", task_state_name(next->task));
-    json_set_i64(row, "epoch", (int64_t)next->epoch);
-    json_set_i64(row, "attempt", next->attempt);
-    json_set_i64(row, "losses", next->losses);
-    json_set_i64(row, "progress_mark", (int64_t)next->progress_mark);
-    json_set_i64(row, "bytes_done", (int64_t)next->bytes_done);
+    json_rows_next(rows);
+    json_rows_text(rows, "id", change->row.task_id);
+    json_rows_i64(rows, "old_epoch", (int64_t)change->row.machine.epoch);
+    json_rows_text(rows, "state", task_state_name(next->task));
+    json_rows_i64(rows, "epoch", (int64_t)next->epoch);
+    json_rows_i64(rows, "attempt", next->attempt);
+    json_rows_i64(rows, "losses", next->losses);
+    json_rows_i64(rows, "progress_mark", (int64_t)next->progress_mark);
+    json_rows_i64(rows, "bytes_done", (int64_t)next->bytes_done);
     if (leased && next->lease_until_ms != 0)
-        json_set_i64(row, "lease_until", next->lease_until_ms);
-    json_set_i64(row, "not_before", next->not_before_ms);
-    set_bool(row, "cancel", next->task_cancel);
-    set_bool(row, "drop_token", (change->decision.effects & JOB_EFFECT_DROP_TOKEN) != 0);
+        json_rows_i64(rows, "lease_until", next->lease_until_ms);
+    json_rows_i64(rows, "not_before", next->not_before_ms);
+    json_rows_bool(rows, "cancel", next->task_cancel);
+    json_rows_bool(rows, "drop_token", (change->decision.effects & JOB_EFFECT_DROP_TOKEN) != 0);
     if (event->new_token != NULL) {
         autofree char *token = db_bytea_text(event->new_token, TOKEN_BYTES);
-        json_set_text(row, "token", token);
+        json_rows_text(rows, "token", token);
     }
-    set_or_keep(row, "worker", event->worker);
-    if (event->result != NULL)
-        (void)json_object_set(row, "result", json_unconst(event->result));
-    set_or_keep(row, "error", event->error_message);
-    set_or_keep(row, "error_code", event->error_code);
-    set_bool(row, "paused", next->job == JOB_PAUSED);
-    json_set_i64(row, "lines_stored", (int64_t)event->lines_stored);
-    return row;
+    json_rows_text(rows, "worker", event->worker);
+    json_rows_json(rows, "result", event->result);
+    json_rows_text(rows, "error", event->error_message);
+    json_rows_text(rows, "error_code", event->error_code);
+    json_rows_bool(rows, "paused", next->job == JOB_PAUSED);
+    json_rows_i64(rows, "lines_stored", (int64_t)event->lines_stored);
 }
 
 /* *out comes with the next answer. */
 static int store_tasks(struct db *db, const struct store_change *changes, size_t count,
                        PGresult **out, struct error *err)
 {
-    auto_json *tasks = json_array();
-    autofree char *text = NULL;
+    auto_json_rows tasks;
 
+    json_rows_init(&tasks);
     for (size_t i = 0; i < count; i++) {
         if (changes[i].decision.allowed)
-            (void)json_array_append_new(tasks, task_row(&changes[i]));
+            add_task(&changes[i], &tasks);
     }
-    if (json_array_size(tasks) == 0)
-        return 0;
-    text = json_text(tasks);
-    return db_later(db, STORE_TASKS, DB_PARAMS(text), out, err);
+    return later_written(db, STORE_TASKS, &tasks, out, err);
 }
 
 static int check_tasks(const struct store_change *changes, size_t count, const PGresult *stored,
@@ -190,32 +193,32 @@ static bool shows_result(const struct store_change *change)
 }
 
 /* An error is shown only while it counts: not that of a hook which the job goes on without. */
-static json_t *job_row(const struct store_change *change)
+static void add_job(const struct store_change *change, struct json_rows *rows)
 {
     const struct job_store_event *event = &change->event;
     const struct job_decision *d = &change->decision;
     bool failed = event->error_message != NULL && d->row.job != JOB_CANCELLED &&
                   (d->row.task != TASK_FAILED || d->row.job == JOB_FAILED);
     bool clean = d->row.job == JOB_COMPLETED;
-    json_t *row = json_object();
 
-    json_set_text(row, "id", change->row.job_id);
-    json_set_text(row, "status", job_status_name(d->row.job));
-    set_or_keep(row, "phase", next_phase(change));
-    json_set_i64(row, "attempt", d->row.attempt);
-    set_bool(row, "started", (d->effects & JOB_EFFECT_STARTED) != 0);
-    set_bool(row, "final", (d->effects & JOB_EFFECT_FINAL) != 0);
-    set_or_keep(row, "worker", event->worker);
-    set_or_keep(row, "error", clean ? "" : (failed ? event->error_message : NULL));
-    set_or_keep(row, "error_code", clean ? "" : (failed ? event->error_code : NULL));
+    json_rows_next(rows);
+    json_rows_text(rows, "id", change->row.job_id);
+    json_rows_text(rows, "status", job_status_name(d->row.job));
+    json_rows_text(rows, "phase", next_phase(change));
+    json_rows_i64(rows, "attempt", d->row.attempt);
+    json_rows_bool(rows, "started", (d->effects & JOB_EFFECT_STARTED) != 0);
+    json_rows_bool(rows, "final", (d->effects & JOB_EFFECT_FINAL) != 0);
+    json_rows_text(rows, "worker", event->worker);
+    json_rows_text(rows, "error", clean ? "" : (failed ? event->error_message : NULL));
+    json_rows_text(rows, "error_code", clean ? "" : (failed ? event->error_code : NULL));
     if (shows_result(change)) {
         const char *vm_name = json_str(event->result, "vm_name");
-        json_put(row, "result", shown_result(event->result));
-        set_or_keep(row, "vm_name", vm_name[0] == '\0' ? NULL : vm_name);
+        auto_json *shown = shown_result(event->result);
+        json_rows_json(rows, "result", shown);
+        json_rows_text(rows, "vm_name", vm_name[0] == '\0' ? NULL : vm_name);
     }
-    set_bool(row, "doomed", d->row.doomed);
-    set_or_keep(row, "tells", (d->effects & JOB_EFFECT_OUTBOX) != 0 ? d->event : NULL);
-    return row;
+    json_rows_bool(rows, "doomed", d->row.doomed);
+    json_rows_text(rows, "tells", (d->effects & JOB_EFFECT_OUTBOX) != 0 ? d->event : NULL);
 }
 
 /* Has the change anything to do with a job? */
@@ -232,13 +235,14 @@ static bool is_done(const struct store_change *change, const char *kind)
 static int store_jobs(struct db *db, const struct store_change *changes, size_t count,
                       PGresult **out, struct error *err)
 {
-    auto_json *jobs = json_array();
+    auto_json_rows jobs;
 
+    json_rows_init(&jobs);
     for (size_t i = 0; i < count; i++) {
         if (is_of_job(&changes[i]))
-            (void)json_array_append_new(jobs, job_row(&changes[i]));
+            add_job(&changes[i], &jobs);
     }
-    return store_rows(db, STORE_JOBS, jobs, out, err);
+    return store_written(db, STORE_JOBS, &jobs, out, err);
 }
 
 /* The job's row among those that STORE_JOBS gave. */
@@ -267,55 +271,59 @@ static void add_hook(const struct store_change *change, json_t *detail)
         (void)json_object_set(detail, "exit_status", json_object_get(script, "exit_status"));
 }
 
-json_t *store_history_row(const struct store_line *line)
+void store_add_history(const struct store_line *line, struct json_rows *rows)
 {
-    json_t *row = json_object();
-
-    json_set_text(row, "job_id", line->job_id);
-    json_set_text(row, "event", line->event);
-    json_set_text(row, "status", line->status);
-    json_set_text(row, "phase", line->phase);
-    json_set_text(row, "actor", line->actor == NULL ? "" : line->actor);
-    if (line->detail != NULL)
-        (void)json_object_set(row, "detail", json_unconst(line->detail));
-    return row;
+    json_rows_next(rows);
+    json_rows_text(rows, "job_id", line->job_id);
+    json_rows_text(rows, "event", line->event);
+    json_rows_text(rows, "status", line->status);
+    json_rows_text(rows, "phase", line->phase);
+    json_rows_text(rows, "actor", line->actor == NULL ? "" : line->actor);
+    json_rows_json(rows, "detail", line->detail);
 }
 
-int store_history_rows(struct db *db, const json_t *rows, struct error *err)
+int store_history_rows(struct db *db, struct json_rows *rows, struct error *err)
 {
-    return store_rows(db, INSERT_HISTORY, rows, NULL, err);
+    return store_written(db, INSERT_HISTORY, rows, NULL, err);
 }
 
 int store_history(struct db *db, const struct store_line *line, struct error *err)
 {
-    auto_json *rows = json_array();
+    auto_json_rows rows;
 
-    (void)json_array_append_new(rows, store_history_row(line));
-    return store_history_rows(db, rows, err);
+    json_rows_init(&rows);
+    store_add_history(line, &rows);
+    return store_history_rows(db, &rows, err);
 }
 
-static json_t *event_row(const struct store_change *change)
+static void set_known(json_t *detail, const char *key, const char *text)
+{
+    if (text != NULL)
+        json_set_text(detail, key, text);
+}
+
+static void add_event(const struct store_change *change, struct json_rows *rows)
 {
     const struct job_store_event *event = &change->event;
     auto_json *detail = json_object();
 
-    set_or_keep(detail, "error", event->error_message);
+    set_known(detail, "error", event->error_message);
     if (event->error_message != NULL)
-        set_or_keep(detail, "error_code", event->error_code);
-    set_or_keep(detail, "worker", event->worker);
-    set_or_keep(detail, "reason", event->detail);
+        set_known(detail, "error_code", event->error_code);
+    set_known(detail, "worker", event->worker);
+    set_known(detail, "reason", event->detail);
     add_hook(change, detail);
-    return store_history_row(
-        &(struct store_line){.job_id = change->row.job_id,
-                             .event = change->decision.event,
-                             .status = job_status_name(change->decision.row.job),
-                             .phase = event->phase == NULL ? "" : event->phase,
-                             .actor = event->actor,
-                             .detail = detail});
+    store_add_history(&(struct store_line){.job_id = change->row.job_id,
+                                           .event = change->decision.event,
+                                           .status = job_status_name(change->decision.row.job),
+                                           .phase = event->phase == NULL ? "" : event->phase,
+                                           .actor = event->actor,
+                                           .detail = detail},
+                      rows);
 }
 
 /* Steps of an export that it went on without are hooks that failed, though they are no tasks. */
-static void add_failed_steps(const struct store_change *change, json_t *events)
+static void add_failed_steps(const struct store_change *change, struct json_rows *events)
 {
     const json_t *step;
     size_t i;
@@ -329,27 +337,28 @@ static void add_failed_steps(const struct store_change *change, json_t *events)
         json_set_text(detail, "task", json_str(step, "type"));
         json_set_text(detail, "error", json_str(step, "error"));
         json_set_text(detail, "error_code", json_str(step, "error_code"));
-        (void)json_array_append_new(
-            events, store_history_row(&(struct store_line){.job_id = change->row.job_id,
-                                                           .event = "job.hook_failed",
-                                                           .status = job_status_name(JOB_RUNNING),
-                                                           .phase = "",
-                                                           .detail = detail}));
+        store_add_history(&(struct store_line){.job_id = change->row.job_id,
+                                               .event = "job.hook_failed",
+                                               .status = job_status_name(JOB_RUNNING),
+                                               .phase = "",
+                                               .detail = detail},
+                          events);
     }
 }
 
 static int store_events(struct db *db, const struct store_change *changes, size_t count,
                         struct error *err)
 {
-    auto_json *events = json_array();
+    auto_json_rows events;
 
+    json_rows_init(&events);
     for (size_t i = 0; i < count; i++) {
         if (is_of_job(&changes[i]))
-            add_failed_steps(&changes[i], events);
+            add_failed_steps(&changes[i], &events);
         if (is_of_job(&changes[i]) && (changes[i].decision.effects & JOB_EFFECT_HISTORY) != 0)
-            (void)json_array_append_new(events, event_row(&changes[i]));
+            add_event(&changes[i], &events);
     }
-    return store_history_rows(db, events, err);
+    return store_history_rows(db, &events, err);
 }
 
 /* ---- effects ---- */
@@ -357,17 +366,19 @@ static int store_events(struct db *db, const struct store_change *changes, size_
 static int store_exports(struct db *db, const struct store_change *changes, size_t count,
                          struct metric_batch *totals, struct error *err)
 {
-    auto_json *exports = json_array();
-    auto_json *disks = json_array();
+    auto_json_rows exports;
+    auto_json_rows disks;
 
+    json_rows_init(&exports);
+    json_rows_init(&disks);
     for (size_t i = 0; i < count; i++) {
         if (is_of_job(&changes[i]) && is_done(&changes[i], "export") &&
-            store_export_rows(&changes[i], exports, disks, totals, err) < 0)
+            store_export_rows(&changes[i], &exports, &disks, totals, err) < 0)
             return -1;
     }
-    if (store_rows(db, store_insert_exports, exports, NULL, err) < 0)
+    if (store_written(db, store_insert_exports, &exports, NULL, err) < 0)
         return -1;
-    return store_rows(db, store_insert_disks, disks, NULL, err);
+    return store_written(db, store_insert_disks, &disks, NULL, err);
 }
 
 /* The tasks behind this one. */

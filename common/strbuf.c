@@ -178,6 +178,12 @@ void strbuf_add_json(struct strbuf *sb, const char *text)
     const unsigned char *p = (const unsigned char *)text;
 
     while (*p != '\0') {
+        const unsigned char *plain = p;
+        while (*p >= 0x20 && *p < 0x7f && *p != '"' && *p != '\\')
+            p++;
+        strbuf_add_bytes(sb, plain, (size_t)(p - plain));
+        if (*p == '\0')
+            return;
         size_t n = utf8_sequence(p);
         if (n == 0) {
             strbuf_add(sb, "\xef\xbf\xbd");

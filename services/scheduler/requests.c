@@ -106,17 +106,18 @@ struct requests *requests_new(void)
     return requests;
 }
 
+static bool is_end(const struct bus_request *request)
+{
+    return bus_request_envelope(request)->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_FINISH;
+}
+
 void requests_add(struct requests *requests, struct bus_request *request)
 {
     LOCK_SCOPE(&requests->mutex);
     assert(requests->count < SERVER_CONTEXTS);
     requests->items[(requests->first + requests->count++) % SERVER_CONTEXTS] = request;
-    (void)pthread_cond_signal(&requests->changed);
-}
-
-static bool is_end(const struct bus_request *request)
-{
-    return bus_request_envelope(request)->body_case == HYPERSDK__V1__ENVELOPE__BODY_TASK_FINISH;
+    if (!requests->ending || !is_end(request)) /* else it waits for worked() */
+        (void)pthread_cond_signal(&requests->changed);
 }
 
 /* Moves out of the ring: the oldest request that may be worked on, and when that is the end of a
