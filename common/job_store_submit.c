@@ -36,13 +36,16 @@ static const char INSERT_JOBS[] =
     "(SELECT min(f.host) FROM inventory_state s, LATERAL (" HOSTS "v.path UNION " HOSTS \
     "v.id UNION " HOSTS "v.name) f WHERE s.provider = x.provider HAVING count(*) = 1)"
 
+/* queue_rank() is asked once, not for each row. */
 static const char INSERT_TASKS[] =
     "INSERT INTO tasks (id, job_id, ordinal, kind, class, role, provider_kind, provider, spec,"
     " priority, state, volume, hook, may_fail, max_attempts, retry_initial_ms, retry_max_ms, wait,"
     " not_before, rank, source_host, queue_group, queue_limit, hold)"
     " SELECT id, job_id, ordinal, kind, 'transfer', role, provider_kind, provider, spec, priority,"
     " state, volume, hook, may_fail, max_attempts, retry_initial_ms, retry_max_ms, wait,"
-    " coalesce(to_timestamp(not_before / 1000.0), now()), queue_rank(now(), priority),"
+    " coalesce(to_timestamp(not_before / 1000.0), now()),"
+    " (SELECT queue_rank(now(), 0)) - priority * (SELECT queue_rank(now(), 0) - queue_rank(now(), "
+    "1)),"
     " CASE WHEN kind = 'export' THEN coalesce(" HOST_OF_VM ", '') ELSE '' END,"
     " queue_group, queue_limit, hold"
     " FROM jsonb_to_recordset($1::jsonb) AS x(n int, id text, job_id text, ordinal int, kind text,"
