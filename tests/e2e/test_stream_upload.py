@@ -204,6 +204,12 @@ def assert_front_last(fake):
     assert len(set(parts) - set(parts[:parts.index(1)])) <= AT_ONCE
 
 
+def assert_not_again(fake, there, sent):
+    """None of the parts that were there when `sent` requests had come was sent behind them."""
+    assert not set(there) & {p for p in fake.puts[sent:] if isinstance(p, int)}, \
+        "parts were sent again"
+
+
 def end_worker(suite, how):
     """kill: -9; stop: SIGTERM, the task is handed back."""
     if how == "kill":
@@ -225,17 +231,23 @@ def test_ended_again_and_again_it_goes_on(make_suite, make_vsphere, disk, soft, 
     disk = soft if fields == {"format": "qcow2", "compress": True} else disk
     sim = make_vsphere([vm("web", disk)], rate=12 * MB)
     suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
-    job = stream(suite, "s3://bucket/p", **fields)
+    job = None
     for parts, how in ends.items():
+        fake.hold_from(parts + 3)  # it does not come to its end before anyone looks
+        if job is None:
+            job = stream(suite, "s3://bucket/p", **fields)
+        else:
+            suite["exporter-vsphere"].start()
+            wait_for(lambda: len(fake.puts) > sent, 90, lambda: suite.explain(job))
+            assert_not_again(fake, there, sent)
         wait_for(lambda: len(noted(suite)) >= parts, 90, lambda: suite.explain(job))
         end_worker(suite, how)
         there, sent = noted(suite), len(fake.puts)
         assert spool(suite) <= apparent(suite) - (len(there) - 1) * PART + MB
-        suite["exporter-vsphere"].start()
-        wait_for(lambda: len(fake.puts) > sent, 90, lambda: suite.explain(job))
-        assert not set(there) & {p for p in fake.puts[sent:] if isinstance(p, int)}, \
-            "parts were sent again"
+        fake.release()
+    suite["exporter-vsphere"].start()
     result = suite.wait_job(job, "completed", deadline=120)["result"]
+    assert_not_again(fake, there, sent)
     assert "starts_over" not in suite.tails()
     read = fake_reader(fake, result)
     check_objects(result, read)
@@ -260,18 +272,24 @@ def test_an_ova_ended_again_and_again(make_suite, make_vsphere, disk, fake, tmp_
     second = random_disk(tmp_path / "second.raw", 56 * MB)
     sim = make_vsphere([vm("web", disk, second)], rate=12 * MB)
     suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
-    job = stream(suite, "s3://bucket/p", format="ova")
+    job = None
     for parts, how in ends.items():
+        fake.hold_from(parts + 3)
+        if job is None:
+            job = stream(suite, "s3://bucket/p", format="ova")
+        else:
+            suite["exporter-vsphere"].start()
+            wait_for(lambda: len(fake.puts) > sent, 90, lambda: suite.explain(job))
+            assert_not_again(fake, there, sent)
         wait_for(lambda: len(noted(suite)) >= parts, 90, lambda: suite.explain(job))
         end_worker(suite, how)
         there, sent = noted(suite), len(fake.puts)
         assert spool(suite) <= apparent(suite) - (len(there) - 1) * PART + MB
-        suite["exporter-vsphere"].start()
-        wait_for(lambda: len(fake.puts) > sent, 90, lambda: suite.explain(job))
-        assert not set(there) & {p for p in fake.puts[sent:] if isinstance(p, int)}, \
-            "parts were sent again"
+        fake.release()
+    suite["exporter-vsphere"].start()
     done = suite.wait_job(job, "completed", deadline=120)
     result = done["result"]
+    assert_not_again(fake, there, sent)
     assert done["attempt"] == 0 and "starts_over" not in suite.tails()
     read = fake_reader(fake, result)
     check_objects(result, read)
@@ -298,11 +316,10 @@ def test_an_ova_ended_behind_its_last_byte(make_suite, make_vsphere, disk, small
     job = stream(suite, "s3://bucket/p", format="ova")
     wait_for(fake.held.is_set, 60, lambda: suite.explain(job))
     end_worker(suite, how)
+    sent = list(fake.puts)  # without what is held: the dead one's request may yet be heard
     fake.release()
-    sent = list(fake.puts)
     assert {2, 3, 4, 5, 6, 7, 8} <= set(sent)
     suite["exporter-vsphere"].start()
-    # also behind the permit no longer than the lease of 7 s, its margin of 5 s, and the work
     result = suite.wait_job(job, "completed", deadline=120)["result"]
     again = [p for p in fake.puts[len(sent):] if p in sent]
     assert again in ([], [1] if where == "last parts" else []), "sent again"
@@ -318,11 +335,13 @@ def test_an_ova_of_which_something_is_lost_is_read_again(make_suite, make_vspher
                                                          fake, tmp_path, lost):
     """In the second disk: then nothing is believed, and the package is right all the same."""
     second = random_disk(tmp_path / "second.raw", 56 * MB)
-    sim = make_vsphere([vm("web", small, second)], rate=12 * MB)
+    sim = make_vsphere([vm("web", small, second)])
     suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    fake.hold = 4  # the last part; the front goes out behind it
     job = stream(suite, "s3://bucket/p", format="ova", retry={"initial_delay": "200ms"})
     wait_for(lambda: len(noted(suite)) >= 2, 90, lambda: suite.explain(job))
     end_worker(suite, "stop")
+    fake.release()
     assert list(suite.exports.rglob(".web-disk1.done"))
     if lost == "upload":
         fake.uploads.clear()
@@ -363,8 +382,8 @@ def test_ended_behind_the_last_byte(make_suite, make_vsphere, disk, fake, tmp_pa
     job = stream(suite, "s3://bucket/p", **fields)
     wait_for(fake.held.is_set, 60, lambda: suite.explain(job))
     end_worker(suite, how)
+    sent = list(fake.puts)  # without what is held: the dead one's request may yet be heard
     fake.release()
-    sent = list(fake.puts)
     assert set(first) <= set(sent)
     suite["exporter-vsphere"].start()
     result = suite.wait_job(job, "completed", deadline=120)["result"]
@@ -425,6 +444,7 @@ def test_an_ssh_server_that_lost_bytes_gets_them_again(make_suite, make_vsphere,
     suite = start(make_suite, sim, {"nas": sshd.entry()})
     job = stream(suite, sshd.url(), format="raw")
     wait_for(lambda: 1 in noted(suite), 60, lambda: suite.explain(job))
+    sim.hold()
     end_worker(suite, "stop")
     [part] = sshd.root.rglob("*.part")
     with open(part, "r+b") as f:
@@ -446,10 +466,11 @@ def test_a_slow_target_holds_the_source_back(make_suite, make_vsphere, fake, tmp
     suite = start(make_suite, make_vsphere([vm("web", disk)]), {"main": fake.entry("s3://bucket")})
     fake.hold = 1
     job = stream(suite, "s3://bucket", format=image_format)
-    wait_for(lambda: suite.client.job(job)["progress"]["limited_by"] == "target", 60,
-             lambda: suite.explain(job))
+    # a slow disk makes a target wait, too: so both
+    wait_for(lambda: suite.client.job(job)["progress"]["limited_by"] == "target" and
+             spool(suite) >= WINDOW, 60, lambda: f"{spool(suite)}\n{suite.explain(job)}")
     over = {"qcow2": PART + 4 * (CHUNK + 8 * MB), "ova": 2 * PART}.get(image_format, 0)
-    assert WINDOW <= spool(suite) <= WINDOW + 2 * PART + MB + over
+    assert spool(suite) <= WINDOW + 2 * PART + MB + over
     fake.release()
     result = suite.wait_job(job, "completed", deadline=120)["result"]
     read = fake_reader(fake, result)
@@ -521,11 +542,11 @@ def test_the_second_disks_failure_takes_the_first_disks_object(make_suite, make_
     """It is complete at the target when the second one is refused, and is no export alone."""
     sim = make_vsphere([vm("web", small, small)])
     suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
-    job = stream(suite, "s3://bucket/p", format="raw", retry={"max_attempts": 1},
-                 bandwidth_limit_mbps=20, bandwidth_burst_mb=1)
-    wait_for(lambda: len(fake.objects) == 1, 60, lambda: suite.explain(job))
-    fake.fault("status", part=2, status=403, code="AccessDenied", times=1000)
+    fake.fault("status", key="web-disk2.raw", part=2, status=403, code="AccessDenied", times=1000)
+    job = stream(suite, "s3://bucket/p", format="raw", retry={"max_attempts": 1})
     suite.wait_job(job, "failed")
+    completed = [key for method, key, query in fake.requests if method == "POST" and "uploadId" in query]
+    assert [key.rsplit("/", 1)[1] for key in completed] == ["web-disk1.raw"]
     assert fake.objects == {} and fake.uploads == {}
     assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
 
@@ -536,11 +557,12 @@ def test_what_one_side_lost_is_read_again(make_suite, make_vsphere, disk, fake, 
                                           image_format):
     """State file, the server's unfinished upload, the journal, or the image's index: without one of
     them nothing is believed, and the object is right all the same."""
-    sim = make_vsphere([vm("web", disk)], rate=12 * MB)
-    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
+    suite = start(make_suite, make_vsphere([vm("web", disk)]), {"main": fake.entry("s3://bucket")})
+    fake.hold = 5
     job = stream(suite, "s3://bucket/p", format=image_format)
     wait_for(lambda: len(noted(suite)) >= 2, 90, lambda: suite.explain(job))
     end_worker(suite, "stop")
+    fake.release()
     old = list(fake.uploads)
     if lost == "upload":
         fake.uploads.clear()
@@ -585,11 +607,13 @@ def test_other_bytes_at_the_target_are_noticed(make_suite, make_vsphere, small, 
 def test_a_cancel_with_discard_removes_what_is_there(make_suite, make_vsphere, small, fake):
     suite = start(make_suite, make_vsphere([vm("web", small, small)]),
                   {"main": fake.entry("s3://bucket")})
-    job = stream(suite, "s3://bucket", format="raw", bandwidth_limit_mbps=20, bandwidth_burst_mb=1)
-    wait_for(lambda: len(fake.objects) == 1 and list(suite.exports.rglob(".hypersdk-upload.302")),
-             60, lambda: suite.explain(job))
+    fake.hold_key = "web-disk2.raw"
+    job = stream(suite, "s3://bucket", format="raw")
+    wait_for(lambda: len(fake.objects) == 1 and list(suite.exports.rglob(".hypersdk-upload.302")) and
+             fake.held.is_set(), 60, lambda: suite.explain(job))
     suite.client.post("/jobs/cancel", {"job_ids": [job], "discard": True})
-    suite.wait_job(job, "cancelled", deadline=30)
+    suite.wait_job(job, "cancelled")
+    fake.release()
     wait_for(lambda: fake.objects == {} and fake.uploads == {}, 60, lambda: suite.explain(job))
     wait_for(lambda: [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == [],
              30, "partial files are removed")

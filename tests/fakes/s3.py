@@ -87,6 +87,12 @@ class S3:
                     return fault
         return None
 
+    def hold_from(self, part):
+        """Again, after a release()."""
+        self.released.clear()
+        self.held.clear()
+        self.hold = part
+
     def release(self):
         self.hold = self.hold_part = self.hold_key = None
         self.hold_complete = False
