@@ -2,6 +2,7 @@
  *
  * A process that lost it starts itself anew as a standby: sockets of the bus are never closed in a
  * living process, and workers must not talk to a scheduler that cannot answer. */
+#include <assert.h>
 #include <fcntl.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,8 +15,11 @@
 #define LEADER_RENEW_MS   1000
 #define WATCH_MS          500
 #define HUNG_MS           2000 /* over LEADER_MS: then the connection hangs, not only fails */
+#define STOP_MS           3000 /* after drain_ms: to give the row back */
 #define ARGUMENTS_MAX     64
 #define CMDLINE_BYTES_MAX 65536
+
+static_assert(STOP_MS + 2 * WATCH_MS < SERVICE_DRAIN_GRACE_MS, "else a stop counts as forced");
 
 static const char ACQUIRE[] =
     "INSERT INTO leader AS l (id, epoch, holder, until)"
@@ -123,17 +127,22 @@ void leader_release(struct scheduler *scheduler, struct db *db)
 }
 
 /* A renewal that hangs (the server's machine is gone, or stopped) must not keep us leading, nor
- * from ending: nothing but the server would end the statement. */
+ * from ending: nothing but the server would end the statement. Who stops renews no more; its time
+ * counts from then on, and is over before the process is ended as one that does not drain. */
 void *leader_watch_main(void *arg)
 {
     struct scheduler *scheduler = arg;
+    int64_t stop_until_ms = 0;
 
     for (;;) {
-        int64_t patience_ms = HUNG_MS;
+        int64_t until_ms = atomic_load(&scheduler->leads_until_ms) + HUNG_MS;
         clock_sleep_ms(WATCH_MS);
-        if (service_stopping(scheduler->service))
-            patience_ms += service_drain_ms(scheduler->service);
-        if (clock_mono_ms() > atomic_load(&scheduler->leads_until_ms) + patience_ms)
+        if (service_stopping(scheduler->service)) {
+            if (stop_until_ms == 0)
+                stop_until_ms = clock_mono_ms() + service_drain_ms(scheduler->service) + STOP_MS;
+            until_ms = stop_until_ms;
+        }
+        if (clock_mono_ms() > until_ms)
             restart(scheduler, "the database does not answer");
     }
     return NULL;

@@ -35,11 +35,14 @@ class Pending:
             return all(answer.get("reply") == "no_task" for answer in self.box.queue)
 
     def lease(self, deadline=60):
-        """What a parked request gets in the end: who is sent away without a task asks again."""
+        """What a parked request gets in the end: who is sent away without a task, or hears nothing
+        of a scheduler that starts anew, asks again."""
         end = time.monotonic() + deadline
         command = {k: v for k, v in self.command.items() if k not in ("id", "op")}
         answer = self.get(deadline)
-        while answer.get("reply") == "no_task" and time.monotonic() < end:
+        while (answer.get("reply") == "no_task" or answer.get("code") in ("timeout", "unavailable")) \
+                and time.monotonic() < end:
+            time.sleep(0.05)
             answer = self.driver.send("lease", **command).get(deadline)
         assert answer.get("reply") == "task_lease", answer
         answer["instance"] = command["instance"]
@@ -99,8 +102,8 @@ class Driver:
                   "class": "transfer" if transfer else "control"}
         if instance not in self.known:
             self.known.add(instance)
-            answer = self.call("lease", kinds=[], slot=slots - 1, timeout_ms=timeout_ms, **fields)
-            assert answer.get("reply") == "no_task", answer
+            wait_for(lambda: self.call("lease", kinds=[], slot=slots - 1, timeout_ms=timeout_ms,
+                                       **fields).get("reply") == "no_task", what="the scheduler answers")
         return self.send("lease", kinds=list(kinds), slot=slot, timeout_ms=timeout_ms, **fields,
                          **more)
 
