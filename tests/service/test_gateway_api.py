@@ -376,7 +376,7 @@ def test_ten_thousand_jobs_in_one_request(gateway, api, provider):
 
 def rows_of(gateway, job):
     """Everything stored of a job but what differs between any two."""
-    own = {"id", "seq", "job_id", "at", "created_at", "updated_at", "not_before", "rank", "trace_id",
+    own = {"id", "seq", "job_id", "at", "xid", "created_at", "updated_at", "not_before", "rank", "trace_id",
            "timeout_at", "window_at"}
     plain = lambda rows: [{k: v for k, v in row.items() if k not in own} for row in rows]
     text = json.dumps([plain(gateway.sql(f"SELECT * FROM {table} WHERE {column} = %s ORDER BY {order}",
@@ -1023,7 +1023,8 @@ def test_who_may_hold_and_delete_jobs(roles):
     refused(who["op1"].request("POST", f"/api/v1/jobs/{job}/pause", {}), 409)
     assert who["admin"].delete(f"/api/v1/jobs/{job}")["deleted"] == job
     refused(who["eve"].request("GET", f"/api/v1/jobs/{job}"), 404)
-    assert suite.sql("SELECT 1 FROM tasks WHERE job_id = %s", job) == []
+    for table in ("tasks", "job_events"):
+        assert suite.sql(f"SELECT 1 FROM {table} WHERE job_id = %s", job) == []
 
 
 def test_who_may_hold_the_queue_and_drain_workers(roles):

@@ -83,8 +83,8 @@ static void parameters_and_cells_go_through(void **state)
 static void failures_have_the_code_that_says_what_to_do(void **state)
 {
     static const char insert_sql[] = "INSERT INTO settings (key, value) VALUES ('unit', '1')";
-    static const char foreign_sql[] = "INSERT INTO job_events (job_id, event, status)"
-                                      " VALUES ('none', 'x', 'x')";
+    static const char foreign_sql[] = "INSERT INTO job_dependencies (job_id, on_job, required)"
+                                      " VALUES ('none', 'x', 'final')";
     static const char check_sql[] = "INSERT INTO providers (name, kind) VALUES ('NOT OK', 'x')";
     static const char denied_sql[] = "SELECT * FROM leader FOR UPDATE";
     static const char slow_sql[] = "SELECT set_config('statement_timeout', '50', false)";
