@@ -20,6 +20,9 @@
 #define LANE_PARAMS      6    /* the first of them */
 #define LANES_KNOWN_MS   1000 /* so late a task below the floor is found */
 #define LANES_EMPTY_PART 4    /* of the time, for the search when nothing was found */
+#define FLOOR_KNOWN_MS   5000 /* so late a bridge's or a control task below the floor is found */
+#define FLOOR_PARAM      4    /* of RANKED_PARAMS */
+#define RANKED_PARAMS    6
 #define OVERHEAD_BYTES   ((size_t)(16 * KIB)) /* of a lease: tags, lengths, short fields */
 
 /* Of workers that ask all the time one row is not written all the time. $1: what they say. Losing
@@ -123,17 +126,25 @@ static const char EXPORT_CANDIDATES_OF[] =
     " busy AS MATERIALIZED (SELECT * FROM jsonb_to_recordset($8::jsonb) AS x(provider text,"
     "  source_host text, queue_group text, n int))" FROM_LANES;
 
+/* Those have one order. $4: how many; $5: floor; $6: role. */
 static const char BRIDGE_CANDIDATES[] =
-    "SELECT t.id, '', '', '', true FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE t.state = "
+    "SELECT t.id, '', '', '', true, t.rank FROM tasks t JOIN jobs j ON j.id = t.job_id WHERE "
+    "t.state = "
     "'queued'"
-    " AND t.hold = '' AND t.class = 'transfer' AND t.role = 'bridge' AND t.provider_kind = $1" FITS
-        LIVE_JOB " ORDER BY t.rank, t.seq LIMIT $4::int FOR UPDATE OF j, t SKIP LOCKED";
+    " AND t.hold = '' AND t.class = 'transfer' AND t.role = $6 AND t.provider_kind = $1"
+    " AND t.rank >= $5::bigint" FITS LIVE_JOB
+    " ORDER BY t.rank, t.seq LIMIT $4::int FOR UPDATE OF j, t SKIP LOCKED";
 
 /* Control tasks have no job. */
 static const char CONTROL_CANDIDATES[] =
-    "SELECT t.id, '', '', '', true FROM tasks t WHERE t.state = 'queued' AND t.class = 'control'"
-    " AND t.hold = '' AND t.provider_kind = $1 AND t.role = $4" FITS
-    " ORDER BY t.rank, t.seq LIMIT $5::int FOR UPDATE OF t SKIP LOCKED";
+    "SELECT t.id, '', '', '', true, t.rank FROM tasks t WHERE t.state = 'queued'"
+    " AND t.class = 'control' AND t.hold = '' AND t.provider_kind = $1 AND t.role = $6"
+    " AND t.rank >= $5::bigint" FITS
+    " ORDER BY t.rank, t.seq LIMIT $4::int FOR UPDATE OF t SKIP LOCKED";
+
+static const char FIND_FLOOR[] =
+    "SELECT t.rank FROM tasks t WHERE t.state = 'queued' AND t.hold = '' AND t.role = $1"
+    " AND t.provider_kind = $2 AND t.class = $3 ORDER BY t.rank, t.seq LIMIT 1";
 
 #define IDS "ANY (ARRAY(SELECT jsonb_array_elements_text($1::jsonb)))"
 
@@ -516,6 +527,80 @@ static void note_leased(struct claim_lanes *lanes, const PGresult *found, size_t
     (void)json_array_append_new(lanes->busy, row);
 }
 
+/* ---- the queues of bridges and of control tasks ---- */
+
+/* NULL: there are too many. */
+static struct claim_floor *floor_of(struct scheduler *scheduler,
+                                    const Hypersdk__V1__LeaseRequest *wish)
+{
+    autofree char *queue = xasprintf("%s %s %s", is_transfer(wish) ? "transfer" : "control",
+                                     wish->role, wish->provider);
+
+    for (size_t i = 0; i < CLAIM_FLOORS_MAX && strlen(queue) < sizeof scheduler->floors->queue;
+         i++) {
+        struct claim_floor *floor = &scheduler->floors[i];
+        if (floor->queue[0] == '\0') {
+            *floor = (struct claim_floor){.rank = INT64_MIN, .leased = INT64_MIN};
+            (void)snprintf(floor->queue, sizeof floor->queue, "%s", queue);
+        }
+        if (strcmp(floor->queue, queue) == 0)
+            return floor;
+    }
+    return NULL;
+}
+
+/* Where nothing waits, what comes will stand behind what was leased, or is found by a later look.
+ */
+static int find_floor(struct claim_floor *floor, struct db *db,
+                      const Hypersdk__V1__LeaseRequest *wish, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+    int64_t began_ms = clock_mono_ms();
+    const char *task_class = is_transfer(wish) ? "transfer" : "control";
+
+    if (db_exec(db, FIND_FLOOR, DB_PARAMS(wish->role, wish->provider, task_class), &rows, err) < 0)
+        return -1;
+    floor->rank = PQntuples(rows) > 0 ? db_i64(rows, 0, 0) : floor->leased;
+    whole_look_done(&floor->look, began_ms, clock_mono_ms());
+    floor->known = !whole_look_is_quick(&floor->look);
+    return 0;
+}
+
+static int find_above(const struct claim_floor *floor, struct db *db,
+                      const Hypersdk__V1__LeaseRequest *wish, const char **params, PGresult **out,
+                      struct error *err)
+{
+    char rank[NUMBER_SIZE];
+
+    (void)snprintf(rank, sizeof rank, "%" PRId64,
+                   floor != NULL && floor->known ? floor->rank : INT64_MIN);
+    params[FLOOR_PARAM] = rank;
+    return db_exec(db, is_transfer(wish) ? BRIDGE_CANDIDATES : CONTROL_CANDIDATES, params,
+                   RANKED_PARAMS, out, err);
+}
+
+/* As find_exports: while passing over what an old snapshot still sees is quick, each look does it.
+ * Else it starts from where a look of a moment ago found the first that waits. */
+static int find_ranked(struct scheduler *scheduler, struct db *db,
+                       const Hypersdk__V1__LeaseRequest *wish, const char **params, PGresult **out,
+                       struct error *err)
+{
+    struct claim_floor *floor = floor_of(scheduler, wish);
+    int64_t began_ms = clock_mono_ms();
+    bool quick;
+
+    if (floor != NULL && floor->known &&
+        whole_look_is_due(&floor->look, began_ms, FLOOR_KNOWN_MS) &&
+        find_floor(floor, db, wish, err) < 0)
+        return -1;
+    if (find_above(floor, db, wish, params, out, err) < 0)
+        return -1;
+    quick = clock_mono_ms() - began_ms <= WHOLE_LOOK_QUICK_MS;
+    for (int i = 0; floor != NULL && i < PQntuples(*out); i++)
+        floor->leased = db_i64(*out, i, 5) > floor->leased ? db_i64(*out, i, 5) : floor->leased;
+    return floor == NULL || floor->known || quick ? 0 : find_floor(floor, db, wish, err);
+}
+
 /* At most `most` tasks that a worker with this wish may have, locked. */
 static int find(struct scheduler *scheduler, struct db *db, const Hypersdk__V1__LeaseRequest *wish,
                 size_t most, PGresult **out, struct error *err)
@@ -529,13 +614,11 @@ static int find(struct scheduler *scheduler, struct db *db, const Hypersdk__V1__
     (void)snprintf(limit, sizeof limit, "%" PRIu32, scheduler->export.provider_limit);
     (void)snprintf(host_limit, sizeof host_limit, "%" PRIu32, scheduler->export.host_limit);
     (void)snprintf(count, sizeof count, "%zu", most);
-    if (!is_transfer(wish)) {
-        return db_exec(db, CONTROL_CANDIDATES,
-                       DB_PARAMS(wish->provider, kinds, volumes, wish->role, count), out, err);
-    }
-    if (strcmp(wish->role, "bridge") == 0) {
-        return db_exec(db, BRIDGE_CANDIDATES, DB_PARAMS(wish->provider, kinds, volumes, count), out,
-                       err);
+    if (!is_transfer(wish) || strcmp(wish->role, "bridge") == 0) {
+        return find_ranked(
+            scheduler, db, wish,
+            (const char *[RANKED_PARAMS]){wish->provider, kinds, volumes, count, NULL, wish->role},
+            out, err);
     }
     return find_exports(
         &scheduler->lanes, db,

@@ -31,6 +31,15 @@ struct claim_lanes { /* claim.c */
     struct whole_look look;
 };
 
+#define CLAIM_FLOORS_MAX 32 /* roles, classes and kinds of providers are fewer */
+struct claim_floor {        /* claim.c: of a queue without lanes */
+    char queue[96];         /* "": not used yet */
+    bool known;             /* else each look finds it itself */
+    int64_t rank;           /* nothing that waited at the last look has a lower one */
+    int64_t leased;         /* the highest */
+    struct whole_look look;
+};
+
 struct scheduler {
     struct service *service;
     struct database_config database;
@@ -52,8 +61,9 @@ struct scheduler {
     struct park *park;         /* park.h */
     struct requests *requests; /* requests.h */
     struct live *live;         /* live.h: who holds which lease, newest progress */
-    struct claim_lanes lanes;  /* the dispatcher's */
-    struct whole_look stopped; /* the dispatcher's */
+    struct claim_lanes lanes;  /* the dispatcher's, as the next two */
+    struct claim_floor floors[CLAIM_FLOORS_MAX];
+    struct whole_look stopped;
     struct whole_look expired; /* the reaper's, as the next */
     struct whole_look explained;
     atomic_int_fast64_t leads_until_ms; /* monotonic: the leader's row is ours at least so long */

@@ -343,6 +343,58 @@ def test_behind_an_old_snapshot_nothing_is_lost_and_limits_hold(bench):
         old.close()
 
 
+QUEUES = (("bridge", "transfer", "convert", "hyper2kvm"), ("exporter", "control", "inventory", "vsphere"))
+
+
+def queue_one(b, queue, number, rank):
+    role, task_class, kind, provider = queue
+    if task_class == "control":
+        b.sql("INSERT INTO tasks (id, kind, class, role, provider_kind, provider, spec, expires_at, rank)"
+              " VALUES (%s, %s, %s, %s, %s, 'vsphere', '{}', now() + interval '1 hour', " + rank + ")",
+              f"one-{number}", kind, task_class, role, provider)
+        return f"one-{number}"
+    job = b.driver.submit()
+    return b.sql("UPDATE tasks SET role = %s, kind = %s, provider_kind = %s, rank = " + rank +
+                 " WHERE job_id = %s RETURNING id", role, kind, provider, job)[0]["id"]
+
+
+@pytest.mark.heavy
+def test_behind_an_old_snapshot_bridges_and_control_tasks_pass_over_it_seldom(bench):
+    """And find what comes in before the place where they start."""
+    b = bench()
+    gone, claims = 300000, 40
+    for role, task_class, kind, provider in QUEUES:
+        b.sql("INSERT INTO tasks (id, kind, class, role, provider_kind, provider, spec, rank) SELECT %s || i,"
+              " %s, %s, %s, %s, 'vsphere', '{}', i FROM generate_series(1, %s) i", role, kind, task_class,
+              role, provider, gone)
+    old = b.suite.postgres.connect(b.suite.database)
+    try:
+        old.cursor().execute("BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM settings")
+        b.sql("UPDATE tasks SET state = 'done'")
+        b.sql("ANALYZE tasks")
+
+        def passed_over():
+            return b.sql("SELECT idx_tup_read FROM pg_stat_user_indexes"
+                         " WHERE indexrelname = 'tasks_queue'")[0]["idx_tup_read"] / gone
+
+        def take(queue, number, rank):
+            role, task_class, kind, provider = queue
+            task = queue_one(b, queue, number, rank)
+            b.driver.call("changed")
+            lease = b.driver.take(instance=f"w-{role}", kinds=(kind,), transfer=task_class == "transfer",
+                                  role=role, provider=provider, slot=number % 50, slots=60)
+            assert lease["task_id"] == task
+
+        for queue in QUEUES:
+            before = passed_over()
+            for number in range(claims):
+                take(queue, number, "queue_rank(now(), 50)")
+            assert passed_over() - before < claims / 2, f"times, in {claims} claims"
+            take(queue, claims, "0")
+    finally:
+        old.close()
+
+
 # ---- deadlines and dependencies ----
 
 def soon(b, seconds):

@@ -165,7 +165,7 @@ static void candidates(struct statement *s, const struct wish *wish)
     struct row *chosen[LEASES_MAX];
     int64_t most = wish->most;
 
-    result_columns(s, 5);
+    result_columns(s, 6);
     assert(most <= LEASES_MAX);
     for (int64_t n = 0; n < most; n++) {
         struct row *job = NULL;
@@ -182,7 +182,7 @@ static void candidates(struct statement *s, const struct wish *wish)
         if (n == 0 && wish->limit > 0)
             most = (int64_t)min_u64((uint64_t)most, (uint64_t)group_room(s, task));
         RESULT_ROW(s, task->id, task->provider, "", wish->limit > 0 ? task->queue_group : "",
-                   wish->limit > 0 ? "f" : "t");
+                   wish->limit > 0 ? "f" : "t", number(task->seq));
     }
 }
 
@@ -217,12 +217,12 @@ static void bridge_candidates(struct statement *s)
 
 static void control_candidates(struct statement *s)
 {
-    candidates(s, &(struct wish){.role = s->params[3],
+    candidates(s, &(struct wish){.role = s->params[5],
                                  .task_class = "control",
                                  .kind = s->params[0],
                                  .kinds = s->params[1],
                                  .volumes = s->params[2],
-                                 .most = param_i64(s, 5)});
+                                 .most = param_i64(s, 4)});
 }
 
 static void load_leases(struct statement *s)
@@ -617,8 +617,9 @@ const struct statement_model statements_scheduler[] = {
     {"SELECT (SELECT coalesce(jsonb_agg(lanes), '[]')", known_lanes},
     {"WITH RECURSIVE lanes AS", export_candidates},
     {"WITH lanes AS", export_candidates},
-    {"t.class = 'transfer' AND t.role = 'bridge'", bridge_candidates},
-    {"t.state = 'queued' AND t.class = 'control'", control_candidates},
+    {"t.class = 'transfer' AND t.role = $6", bridge_candidates},
+    {"SELECT t.rank FROM tasks t", none}, /* the models look at all of them */
+    {"t.class = 'control' AND t.hold = ''", control_candidates},
     {"SELECT coalesce(t.job_id, ''), t.kind, CASE WHEN", load_leases},
     {"SELECT key, value, task_id FROM task_records", load_records},
     {"FROM workers w JOIN settings s", none}, /* no limit of a worker is set */
