@@ -11,9 +11,11 @@ static const char REASONS[] =
     "  t.source_host, t.queue_group, t.queue_limit, t.hold,"
     "  t.not_before, t.error, j.window_at, j.window_open, j.pending_reason"
     "  FROM tasks t CROSS JOIN LATERAL"
-    /* task by task, in the order of tasks_waiting: not all that waits, nor all that is finished */
-    "  (SELECT x.* FROM jobs x WHERE x.id = t.job_id AND x.status = 'pending' OFFSET 0) j"
-    "  WHERE t.state = 'queued' AND t.class = 'transfer' ORDER BY t.seq LIMIT 1000),"
+    /* Task by task, in the order of tasks_waiting: not all that waits, nor all that is finished.
+     * Behind OFFSET 0 the status is no way to the row: with few pending jobs when the table was
+     * analyzed, all that were pending were read for each task. */
+    "  (SELECT x.* FROM jobs x WHERE x.id = t.job_id OFFSET 0) j WHERE j.status = 'pending'"
+    "  AND t.state = 'queued' AND t.class = 'transfer' ORDER BY t.seq LIMIT 1000),"
     " busy AS MATERIALIZED (SELECT b.worker, b.provider, b.role, b.source_host, b.queue_group FROM "
     "tasks b WHERE b.class = "
     "'transfer'"
@@ -79,10 +81,10 @@ static const char REASONS[] =
     "  LEFT JOIN full_providers f ON f.provider = a.provider"
     "  LEFT JOIN full_groups g ON g.queue_group = a.queue_group AND a.queue_group <> ''),"
     /* who holds a job's row is about to lease it */
-    " changed AS (SELECT j.id, r.reason FROM jobs j JOIN reasons r ON r.id = j.id"
-    "  WHERE r.told <> r.reason AND j.status = 'pending' AND j.pending_reason <> r.reason"
-    "  FOR UPDATE OF j SKIP LOCKED)"
-    " UPDATE jobs j SET pending_reason = c.reason FROM changed c WHERE j.id = c.id";
+    " changed AS (SELECT j.id, j.status, r.reason FROM jobs j JOIN reasons r ON r.id = j.id"
+    "  WHERE r.told <> r.reason AND j.pending_reason <> r.reason FOR UPDATE OF j SKIP LOCKED)"
+    " UPDATE jobs j SET pending_reason = c.reason FROM changed c WHERE j.id = c.id"
+    "  AND c.status = 'pending'";
 
 int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *err)
 {
