@@ -3,6 +3,7 @@
 
 #include <string.h>
 
+#include "common/autos.h"
 #include "common/json.h"
 
 const char *const metric_duration_bounds[] = {"1",    "5",     "10",    "30",    "60",
@@ -28,15 +29,36 @@ void metric_batch_release(struct metric_batch *batch)
     batch->items = NULL;
 }
 
+/* The value of the same total, if the batch has it: ends that come together are mostly alike. */
+static json_t *find_value(const struct metric_batch *batch, const char *name, const json_t *labels)
+{
+    json_t *item;
+    size_t i;
+
+    json_array_foreach(batch->items, i, item)
+    {
+        if (strcmp(json_str(item, "name"), name) == 0 &&
+            json_equal(json_object_get(item, "labels"), labels))
+            return json_object_get(item, "value");
+    }
+    return NULL;
+}
+
 void metric_batch_add(struct metric_batch *batch, const char *name, const json_t *labels,
                       double value)
 {
-    json_t *item = json_object();
+    auto_json *own = labels == NULL ? json_object() : json_incref(json_unconst(labels));
+    json_t *known = find_value(batch, name, own);
+    json_t *item;
 
+    if (known != NULL) {
+        (void)json_real_set(known, json_real_value(known) + value);
+        return;
+    }
+    item = json_object();
     json_set_text(item, "name", name);
-    (void)json_object_set_new(item, "labels",
-                              labels == NULL ? json_object() : json_deep_copy(labels));
-    (void)json_object_set_new(item, "value", json_real(value));
+    json_put(item, "labels", json_deep_copy(own));
+    json_put(item, "value", json_real(value));
     (void)json_array_append_new(batch->items, item);
 }
 

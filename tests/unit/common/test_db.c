@@ -378,6 +378,7 @@ static void metric_totals_add_up_over_batches(void **state)
         metric_batch_init(&batch);
         metric_batch_add(&batch, "unit_jobs_total", labels, 1);
         metric_batch_add(&batch, "unit_jobs_total", labels, 2); /* twice in one batch */
+        assert_int_equal(json_array_size(batch.items), 1);
         metric_batch_add(&batch, "unit_bytes_total", NULL, 1e15);
         for (size_t j = 0; j < ARRAY_LEN(seconds); j++)
             metric_batch_observe(&batch, "unit_seconds", types, seconds[j]);
