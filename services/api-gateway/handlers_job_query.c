@@ -11,7 +11,8 @@
 
 #define NUMBER_TEXT       24
 #define IDS_MAX           1000
-#define STATUSES_TEXT_MAX 128 /* all seven need 63 bytes */
+#define CURSOR_US_MAX     (UINT64_C(1) << 53) /* year 2255; exact as a double, too */
+#define STATUSES_TEXT_MAX 128                 /* all seven need 63 bytes */
 
 static const char *const shown_statuses[] = {
     "pending", "running", "completed", "failed", "cancelled", "paused", "cancelling", "all", NULL};
@@ -68,21 +69,57 @@ static const struct field parameter_fields[] = {
     " AND ($7::timestamptz IS NULL OR j.created_at < $7::timestamptz)"  \
     " AND ($8::text IS NULL OR j.kind = $8)"                            \
     " AND ($9::text IS NULL OR j.schedule_id = $9)"
-#define NEWEST " AND ($10::bigint IS NULL OR j.seq < $10) ORDER BY j.seq DESC LIMIT $11 OFFSET $12"
-#define OLDEST " AND ($10::bigint IS NULL OR j.seq > $10) ORDER BY j.seq LIMIT $11 OFFSET $12"
-/* The newest, which the list has just read; below a time all newer ones would be passed over. */
-#define COUNTED " ORDER BY CASE WHEN $7::timestamptz IS NULL THEN j.seq END DESC LIMIT 10001"
+/* In the order of seq, as the indexes of the other filters stand; a list of a time in that of
+ * created_at, or all jobs on its other side would be passed over. $10, $11: where the page before
+ * ended, the second in such a list only. */
+#define IS_TIMED "$6::timestamptz IS NOT NULL OR $7::timestamptz IS NOT NULL"
+#define BY_TIME  "CASE WHEN " IS_TIMED " THEN j.created_at END"
+#define AFTER(is)                                                        \
+    " AND ($10::bigint IS NULL OR CASE WHEN $11::bigint IS NULL THEN "   \
+    "j.seq " is " $10 ELSE (j.created_at, j.seq) " is " (timestamptz "   \
+    "'epoch' + $11::bigint * interval '1 microsecond', $10) END) ORDER " \
+    "BY " BY_TIME
+#define NEWEST AFTER("<") " DESC, j.seq DESC"
+#define OLDEST AFTER(">") ", j.seq"
+#define PAGE   " LIMIT $12::bigint OFFSET $13::bigint"
+/* The newest, which the list has just read. */
+#define COUNTED " ORDER BY " BY_TIME " DESC, j.seq DESC LIMIT 10001"
 static_assert(PAGE_TOTAL_MAX == 10000, "LIMIT of COUNTED");
+#define COLUMNS JOB_COLUMNS ", (extract(epoch FROM j.created_at) * 1000000)::bigint AS us"
 #define STATEMENTS(table)                                                     \
     {                                                                         \
-        "SELECT " JOB_COLUMNS FROM_JOBS(table) NEWEST,                        \
-            "SELECT " JOB_COLUMNS FROM_JOBS(table) OLDEST,                    \
+        "SELECT " COLUMNS FROM_JOBS(table) NEWEST PAGE,                       \
+            "SELECT " COLUMNS FROM_JOBS(table) OLDEST PAGE,                   \
             "SELECT count(*) FROM (SELECT 1" FROM_JOBS(table) COUNTED ") few" \
+    }
+/* By user or time: the indexes for that hold jobs that have ended, so that the changes of a job
+ * before cost nothing there; of the others, which are few, those of jobs_status are looked at. A
+ * half that holds none of the states asked for is no part of the plan, or it would be passed over.
+ */
+#define ENDED                                                    \
+    " AND j.status IN ('completed', 'failed', 'cancelled') AND " \
+    "($2::text[] IS NULL OR $2::text[] && '{completed,failed,cancelled}')"
+#define OTHER                                                              \
+    " AND j.status IN ('pending', 'running', 'paused', 'cancelling') AND " \
+    "($2::text[] IS NULL OR $2::text[] && '{pending,running,paused,cancelling}')"
+#define BOTH(table, columns, order)                             \
+    "((SELECT " columns FROM_JOBS(table)                        \
+    ENDED order ") UNION ALL (SELECT " columns FROM_JOBS(table) \
+    OTHER order "))"
+#define FIRST       " LIMIT $12::bigint + $13::bigint"
+#define MERGED(way) " u ORDER BY CASE WHEN " IS_TIMED " THEN u.us END" way ", u.seq" way PAGE
+#define SPLIT_STATEMENTS(table)                                                                    \
+    {                                                                                              \
+        "SELECT * FROM " BOTH(table, COLUMNS, NEWEST FIRST) MERGED(" DESC"),                       \
+            "SELECT * FROM " BOTH(table, COLUMNS, OLDEST FIRST) MERGED(""),                        \
+            "SELECT count(*) FROM (SELECT 1 FROM " BOTH(table, "1", COUNTED) " u LIMIT 10001) few" \
     }
 
 static const struct {
     const char *newest, *oldest, *count;
-} statements[] = {STATEMENTS("jobs"), STATEMENTS("archived_jobs")}; /* [archived] */
+} statements[2][2] = {/* [archived][split] */
+                      {STATEMENTS("jobs"), SPLIT_STATEMENTS("jobs")},
+                      {STATEMENTS("archived_jobs"), SPLIT_STATEMENTS("archived_jobs")}};
 
 struct job_query {
     json_t *canonical;
@@ -91,7 +128,9 @@ struct job_query {
     bool oldest_first;
     const char *kind; /* NULL: any */
     struct page page;
+    bool timed;               /* in the order of created_at */
     char cursor[NUMBER_TEXT]; /* "" = from the start */
+    char cursor_us[NUMBER_TEXT];
 };
 
 static void job_query_release(struct job_query *query)
@@ -178,24 +217,40 @@ static int read_statuses(struct call *call, struct job_query *query, struct erro
     return 0;
 }
 
+/* "d17"; of a list of a time "d17.1764288000000000": the last job's seq and created_at. */
+static int read_cursor(struct job_query *query, struct error *err)
+{
+    autofree char *text = xstrdup(query->page.cursor);
+    char *point = strchr(text, '.');
+    uint64_t seq = 0;
+    uint64_t us = 0;
+
+    if (text[0] != (query->oldest_first ? 'a' : 'd') || (point != NULL) != query->timed)
+        return error_set(err, ERR_INVALID, "another list");
+    if (point != NULL)
+        *point++ = '\0';
+    if (parse_u64("cursor", text + 1, 0, INT64_MAX, &seq, err) < 0 ||
+        (point != NULL && parse_u64("cursor", point, 0, CURSOR_US_MAX, &us, err) < 0))
+        return -1;
+    (void)snprintf(query->cursor, sizeof query->cursor, "%" PRIu64, seq);
+    if (point != NULL)
+        (void)snprintf(query->cursor_us, sizeof query->cursor_us, "%" PRIu64, us);
+    return 0;
+}
+
 static int read_order(struct call *call, struct job_query *query, struct error *err)
 {
     const char *sort = field_text(query->canonical, "sort", sorts[0]);
-    const char *cursor;
     struct error why = ERROR_NONE;
-    uint64_t seq = 0;
 
     if (!word_in(sort, sorts))
         return call_bad_field(call, "sort", err, "'sort' must be -created_at or created_at");
     query->oldest_first = sort[0] != '-';
     page_from(query->canonical, PAGE_LIMIT_DEFAULT, &query->page);
-    cursor = query->page.cursor;
-    if (cursor == NULL)
-        return 0;
-    if (cursor[0] != (query->oldest_first ? 'a' : 'd') ||
-        parse_u64("cursor", cursor + 1, 0, INT64_MAX, &seq, &why) < 0)
+    query->timed = json_object_get(query->canonical, "since") != NULL ||
+                   json_object_get(query->canonical, "until") != NULL;
+    if (query->page.cursor != NULL && read_cursor(query, &why) < 0)
         return call_bad_field(call, "cursor", err, "'cursor' is not one of this list");
-    (void)snprintf(query->cursor, sizeof query->cursor, "%" PRIu64, seq);
     return 0;
 }
 
@@ -231,8 +286,9 @@ static void add_page(struct call *call, const struct job_query *query, const PGr
     if (count > (int)query->page.limit) { /* one more than asked for: there is a next page */
         autofree char *cursor = NULL;
         count = (int)query->page.limit;
-        cursor = xasprintf("%c%lld", query->oldest_first ? 'a' : 'd',
-                           (long long)db_i64(rows, count - 1, JOB_COLUMN_SEQ));
+        cursor = xasprintf("%c%" PRId64 "%s%s", query->oldest_first ? 'a' : 'd',
+                           db_i64(rows, count - 1, JOB_COLUMN_SEQ), query->timed ? "." : "",
+                           query->timed ? db_text(rows, count - 1, PQnfields(rows) - 1) : "");
         json_set_text(answer, "next_cursor", cursor);
     }
     for (int i = 0; i < count; i++)
@@ -280,6 +336,7 @@ static int run_query(struct call *call, const struct job_query *query, json_t *a
     char limit[NUMBER_TEXT];
     char offset[NUMBER_TEXT];
     const json_t *c = query->canonical;
+    bool split = query->timed || json_object_get(c, "submitted_by") != NULL;
 
     if (statuses_text(query->statuses, &statuses, err) < 0)
         return -1;
@@ -295,12 +352,14 @@ static int run_query(struct call *call, const struct job_query *query, json_t *a
                             query->kind,
                             field_text(c, "schedule_id", NULL),
                             query->cursor[0] == '\0' ? NULL : query->cursor,
+                            query->cursor_us[0] == '\0' ? NULL : query->cursor_us,
                             limit,
                             offset};
     if (db_exec(call->db,
-                query->oldest_first ? statements[archived].oldest : statements[archived].newest,
+                query->oldest_first ? statements[archived][split].oldest
+                                    : statements[archived][split].newest,
                 params, ARRAY_LEN(params), &rows, err) < 0 ||
-        db_exec(call->db, statements[archived].count, params, 9, &total, err) < 0)
+        db_exec(call->db, statements[archived][split].count, params, 9, &total, err) < 0)
         return -1;
     add_page(call, query, rows, answer);
     add_total(db_i64(total, 0, 0), answer);

@@ -540,13 +540,18 @@ INSERT INTO jobs (id, provider, vm_path, definition, kind, status)
 SELECT s || '-' || lpad(i::text, 2, '0'), 'vsphere', '/DC0/vm/a', '{}',
     CASE WHEN i = 7 THEN 'import' ELSE 'export' END, s
 FROM generate_series(1, 12) i, unnest(ARRAY['failed', 'running', 'cancelling', 'pending']) s ORDER BY i, s DESC;
+-- the two latest entries at once, else the later the earlier
+INSERT INTO jobs (id, provider, vm_path, definition, status, submitted_by, created_at)
+SELECT u || '-' || lpad(i::text, 2, '0'), 'vsphere', '/DC0/vm/a', '{}', 'completed', u,
+    t::timestamptz + greatest(13 - i, 2) * interval '1 microsecond'
+FROM generate_series(1, 12) i, (VALUES ('ana', '2021-01-01Z'), ('bob', '2099-01-01Z')) x(u, t) ORDER BY i;
 INSERT INTO jobs (id, provider, vm_path, definition, status)
 SELECT 'new-' || i, 'vsphere', '/DC0/vm/b', '{}', 'completed' FROM generate_series(1, 20000) i;
 """
 
 
 def test_a_list_reads_no_more_than_its_jobs(gateway, api):
-    """Few jobs of a state below many newer ones: the same pages, and no passing over the many."""
+    """Few jobs of a state, a user or a time among many others: the same pages, and no passing over the many."""
     def pages(query):
         seen, cursor = [], ""
         while cursor is not None:
@@ -568,6 +573,16 @@ def test_a_list_reads_no_more_than_its_jobs(gateway, api):
     for status in ("failed", "pending", "cancelling"):
         assert pages(f"status={status}&sort=created_at") == [f"{status}-{n}" for n in numbers]
         assert pages(f"status={status}&status={status}") == [f"{status}-{n}" for n in numbers[::-1]]
+    by_time = ["11", "12"] + numbers[9::-1]
+    for user, time in (("ana", "until=2022-01-01"), ("bob", "since=2098-01-01")):
+        assert pages(f"submitted_by={user}&sort=created_at") == [f"{user}-{n}" for n in numbers]
+        assert pages(f"submitted_by={user}") == [f"{user}-{n}" for n in numbers[::-1]]
+        assert pages(f"{time}&sort=created_at") == [f"{user}-{n}" for n in by_time]
+        assert pages(time) == [f"{user}-{n}" for n in by_time[::-1]]
+    assert pages("status=pending&until=2098-01-01") == [f"pending-{n}" for n in numbers[::-1]]
+    other = api.get("/api/v1/jobs?limit=5&since=2098-01-01")["next_cursor"]
+    refused(api.request("GET", f"/api/v1/jobs?cursor={other}"), 400, "cursor")
+    refused(api.request("GET", f"/api/v1/jobs?since=2098-01-01&cursor={other.split('.')[0]}"), 400, "cursor")
     both = [f"{s}-{n}" for n in numbers for s in ("running", "cancelling")]
     assert pages("status=running&sort=created_at") == both
     assert pages("status=running") == both[::-1]
@@ -577,7 +592,7 @@ def test_a_list_reads_no_more_than_its_jobs(gateway, api):
         """What a connection has read stands in the statistics a second later."""
         assert len(pages("status=running")) == 24 and len(pages("status=failed")) == 12
         assert api.get("/api/v1/imports")["total"] == 4
-        return work()[0] - before[0] >= 20
+        return work()[0] - before[0] >= 60
     wait_for(counted)
     scans, rows = (b - a for a, b in zip(before, work()))
     assert rows < 100 * scans
