@@ -17,9 +17,9 @@
 #include "services/exporter/targets/local.h"
 #include "stage.h"
 
-#define STOP_POLL_MS         500 /* a cancel is seen this soon, whatever poll_interval says */
-#define DETAIL_LOOKS_MAX     3   /* the daemon writes why it failed after it moves the file */
-#define GONE_LOOKS_MAX       3   /* a move between two file systems takes a moment */
+#define STOP_POLL_MS         500   /* a cancel is seen this soon, whatever poll_interval says */
+#define DETAIL_MS_MAX        15000 /* the daemon writes why it failed after it moves the file */
+#define GONE_LOOKS_MAX       3     /* a move between two file systems takes a moment */
 #define ERROR_FILE_BYTES_MAX ((size_t)(256 * KIB))
 #define NAME_BYTES_MAX       255
 #define SUBMISSION_NAME      "submission"         /* in the work area: which file is ours */
@@ -333,20 +333,32 @@ static void report_progress(const struct queued *q)
     worker_task_progress(q->c->task, &progress);
 }
 
-static int failed(struct queued *q, struct error *err)
+/* NULL while it is not there, or is being written. */
+static json_t *read_details(const char *path)
 {
-    autofree char *facts = xasprintf("%s.error.json", q->ended);
     autofree char *text = NULL;
-    auto_json *json = NULL;
+    json_t *json = NULL;
     struct error why = ERROR_NONE;
     size_t size = 0;
 
-    for (int i = 0; i < DETAIL_LOOKS_MAX && !exists(facts); i++) {
+    if (file_read(path, ERROR_FILE_BYTES_MAX, &text, &size, &why) < 0 ||
+        json_parse(text, size, ERROR_FILE_BYTES_MAX, &json, &why) < 0)
+        return NULL;
+    return json;
+}
+
+static int failed(struct queued *q, struct error *err)
+{
+    autofree char *facts = xasprintf("%s.error.json", q->ended);
+    int64_t until = clock_mono_ms() + DETAIL_MS_MAX;
+    auto_json *json = read_details(facts);
+
+    while (json == NULL && clock_mono_ms() < until) {
         if (wait_a_while(q, err) < 0)
             return -1;
+        json = read_details(facts);
     }
-    if (file_read(facts, ERROR_FILE_BYTES_MAX, &text, &size, &why) < 0 ||
-        json_parse(text, size, ERROR_FILE_BYTES_MAX, &json, &why) < 0) {
+    if (json == NULL) {
         return error_set(err, ERR_INTERNAL, "hyper2kvm failed; no details beside '%.200s'",
                          q->ended);
     }

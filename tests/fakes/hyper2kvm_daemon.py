@@ -42,7 +42,7 @@ class Daemon:
     def stop(self):
         self.ending.set()
         self.release.set()
-        self.thread.join(20)
+        self.thread.join(60)
 
     def waiting(self):
         return sorted(p.name for p in (self.watch / "to_be_processed").iterdir())
@@ -123,4 +123,8 @@ class Daemon:
         target = self.watch / where / date
         target.mkdir(parents=True, exist_ok=True)
         shutil.move(working, target / working.name)
-        (target / f"{working.name}.{suffix}.json").write_text(json.dumps(facts))
+        path = target / f"{working.name}.{suffix}.json"
+        if suffix == "error":  # as it is seen while it is written
+            path.write_text("")
+            self.ending.wait(0.5)
+        path.write_text(json.dumps(facts))
