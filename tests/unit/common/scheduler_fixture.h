@@ -44,6 +44,7 @@ struct scheduler {
     uint64_t store_max;                /* lines are stored up to this number only */
     Hypersdk__V1__ControlKind pending; /* repeated in every renewal's answer */
     size_t renewals;                   /* answered */
+    int64_t renewed_ms;                /* when the last one was, by the clock of all processes */
     char phase[64];                    /* of the last renewal */
     char *lines[FIXTURE_LINES];        /* stored, index = number - 1 */
     size_t line_count;
@@ -101,6 +102,7 @@ static void reply_renewal(struct scheduler *s, struct bus_request *request)
     reply.body_case = HYPERSDK__V1__ENVELOPE__BODY_RENEW_REPLY;
     reply.renew_reply = &body;
     s->renewals++;
+    s->renewed_ms = clock_mono_ms();
     bus_request_reply(request, &reply);
 }
 

@@ -247,7 +247,7 @@ static void a_transaction_is_by_index_to_its_end_only(void **state)
 static void wait_gone(struct db *db, const char *pid)
 {
     static const char sql[] = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1::integer";
-    int64_t until_ms = clock_mono_ms() + 10000;
+    int64_t until_ms = clock_mono_ms() + 30000;
 
     for (;;) {
         struct error err = ERROR_NONE;

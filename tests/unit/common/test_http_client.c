@@ -62,7 +62,7 @@ static int get(const struct http_server *server, const char *path,
     return http_request(curl, &(struct http_call){.method = "GET", .url = url}, out, err);
 }
 
-static const struct http_options http_ok = {.allow_http = true, .timeout_ms = 10000};
+static const struct http_options http_ok = {.allow_http = true, .timeout_ms = 20000};
 
 static void an_answer_has_status_body_and_type(void **state)
 {
@@ -192,7 +192,7 @@ static void broken_peers_are_told_apart(void **state)
 
 static void only_wanted_protocols_are_spoken(void **state)
 {
-    struct http_options options = {.timeout_ms = 5000};
+    struct http_options options = {.timeout_ms = 20000};
     struct error err = ERROR_NONE;
     struct http_response none = {0};
     auto_curl *secure = handle_of(&options);
@@ -226,7 +226,7 @@ static void cancelling_stops_a_transfer(void **state)
 
 static void an_unknown_certificate_is_refused_with_its_thumbprint(void **state)
 {
-    struct http_options options = {.timeout_ms = 5000};
+    struct http_options options = {.timeout_ms = 20000};
     struct error err = ERROR_NONE;
     struct http_response none = {0};
 
@@ -238,7 +238,7 @@ static void the_right_ca_is_believed_for_its_names_only(void **state)
 {
     autofree char *other_ca = xasprintf("%s/other.pem", dir);
     struct http_server *misnamed = server_start(server_tls("DNS:elsewhere.example", other_ca));
-    struct http_options options = {.timeout_ms = 5000, .ca_file = ca_file};
+    struct http_options options = {.timeout_ms = 20000, .ca_file = ca_file};
     struct error err = ERROR_NONE;
     auto_http_response response = {0};
     struct http_response none = {0};
@@ -261,7 +261,7 @@ static void a_pin_replaces_chain_and_name(void **state)
     char lower[96] = "";
     const char *const pins[] = {sha1, sha256, bare, lower};
     struct http_response none = {0};
-    struct http_options wrong = {.timeout_ms = 5000, .thumbprint = "AA:BB:CC"};
+    struct http_options wrong = {.timeout_ms = 20000, .thumbprint = "AA:BB:CC"};
     char nearly[60];
     size_t n = 0;
 
@@ -273,7 +273,7 @@ static void a_pin_replaces_chain_and_name(void **state)
     for (size_t i = 0; sha1[i] != '\0'; i++)
         lower[i] = (char)(sha1[i] >= 'A' && sha1[i] <= 'F' ? sha1[i] | 0x20 : sha1[i]);
     for (size_t i = 0; i < ARRAY_LEN(pins); i++) {
-        struct http_options options = {.timeout_ms = 5000, .thumbprint = pins[i]};
+        struct http_options options = {.timeout_ms = 20000, .thumbprint = pins[i]};
         auto_http_response response = {0};
         assert_ok(get(tls, "/hello", &options, &response, &err), err);
         assert_int_equal(response.status, 200);
@@ -291,7 +291,7 @@ static void a_pin_replaces_chain_and_name(void **state)
 
 static void insecure_believes_everyone(void **state)
 {
-    struct http_options options = {.timeout_ms = 5000, .insecure = true};
+    struct http_options options = {.timeout_ms = 20000, .insecure = true};
     struct error err = ERROR_NONE;
     auto_http_response response = {0};
 
@@ -302,7 +302,7 @@ static void insecure_believes_everyone(void **state)
 
 static void private_targets_are_refused_by_address_not_by_name(void **state)
 {
-    struct http_options options = {.allow_http = true, .timeout_ms = 5000, .block_private = true};
+    struct http_options options = {.allow_http = true, .timeout_ms = 20000, .block_private = true};
     struct error err = ERROR_NONE;
     struct http_response none = {0};
     auto_curl *curl = handle_of(&options);

@@ -6,7 +6,7 @@
 #include "common/clock.h"
 #include "common/redis.h"
 
-#define DEADLINE_MS 15000
+#define DEADLINE_MS 30000
 
 static char *dir; /* NULL: Redis is not installed */
 static char *address;

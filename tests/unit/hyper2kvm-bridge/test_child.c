@@ -215,7 +215,7 @@ static void silence_ends_it(void **state)
     int status = -1;
 
     (void)state;
-    options.silence_ms = 300;
+    options.silence_ms = 1500; /* a busy machine starts a shell late */
     assert_fails(child_run(&options, &status, &err), err, ERR_TIMEOUT, "printed nothing");
     assert_true(has_line(&seen, "alive"));
     assert_false(is_alive(seen.pid));
@@ -223,17 +223,17 @@ static void silence_ends_it(void **state)
 
 static void output_keeps_it_from_being_silent(void **state)
 {
-    const char *const argv[] = {"sh", "-c", "for i in 1 2 3 4 5 6; do echo $i; sleep 0.2; done",
-                                NULL};
+    const char *const argv[] = {"sh", "-c",
+                                "for i in 1 2 3 4 5 6 7 8 9; do echo $i; sleep 0.3; done", NULL};
     auto_seen seen = {0};
     struct child_options options = options_of(&seen, argv);
     struct error err = ERROR_NONE;
     int status = -1;
 
     (void)state;
-    options.silence_ms = 900;
+    options.silence_ms = 2500; /* less than it takes, and much more than a line takes */
     assert_ok(child_run(&options, &status, &err), err);
-    assert_int_equal(seen.count, 6);
+    assert_int_equal(seen.count, 9);
     assert_true(seen.ticks >= 1);
 }
 
@@ -286,8 +286,8 @@ static void a_stop_ends_grandchildren_too(void **state)
     (void)state;
     /* the grandchild ignores SIGTERM, as an appliance that hangs does */
     assert_fails(shell(&seen,
-                       "sh -c 'trap \"\" TERM; echo grandchild $$; echo ready; while :; do sleep "
-                       "1; done' & echo child $$; wait",
+                       "echo child $$; sh -c 'trap \"\" TERM; echo grandchild $$; echo ready; "
+                       "while :; do sleep 1; done' & wait",
                        &status, &err),
                  err, ERR_CANCELLED, "stopped");
     assert_false(is_alive(pid_line(&seen, "child ")));
@@ -326,16 +326,17 @@ static void a_grandchild_that_holds_the_output_does_not_hold_us(void **state)
 static void an_escaped_writer_does_not_hold_us_either(void **state)
 {
     auto_seen seen = {0};
+    auto_scratch *dir = scratch_make();
+    autofree char *script = xasprintf(
+        "setsid sh -c 'trap \"\" PIPE; echo left $$; : > %s/on; while :; do echo noise; done' & "
+        "until [ -e %s/on ]; do sleep 0.05; done",
+        dir, dir);
     struct error err = ERROR_NONE;
     int status = -1;
     pid_t left;
 
     (void)state;
-    assert_ok(shell(&seen,
-                    "setsid sh -c 'trap \"\" PIPE; echo left $$; while :; do echo noise; done' & "
-                    "sleep 0.3",
-                    &status, &err),
-              err);
+    assert_ok(shell(&seen, script, &status, &err), err);
     left = pid_line(&seen, "left ");
     /* Out of our reach by its own wish; without the trap the closed pipe would end it. */
     assert_true(is_alive(left));
@@ -418,8 +419,12 @@ static void the_environment_is_ours_with_replacements(void **state)
 
 static void memory_can_be_limited(void **state)
 {
-    const char *const argv[] = {"sh", "-c", "sleep 0.2; grep 'Max address space' /proc/self/limits",
-                                NULL};
+    /* it is limited when it runs already */
+    const char *const argv[] = {
+        "sh", "-c",
+        "until grep '^Max address space.* 536870912 ' /proc/self/limits; do "
+        "sleep 0.05; done",
+        NULL};
     auto_seen seen = {0};
     struct child_options options = options_of(&seen, argv);
     struct error err = ERROR_NONE;

@@ -15,7 +15,7 @@
 #define SIZE_MAX_ (12 * MIB)
 #define SIZE      (6 * MIB + 4096)
 #define LOG_MAX   64
-#define WAIT_MS   10000
+#define WAIT_MS   30000
 
 struct fake {
     struct target_base base; /* first */
