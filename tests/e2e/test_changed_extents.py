@@ -114,7 +114,8 @@ def test_every_point_is_the_disk_at_its_time_and_only_changes_are_read(suite, fa
 
 
 def test_the_command_line_and_the_capabilities_tell_of_it(suite, fake, disk):
-    assert suite.client.get("/capabilities")["features"]["cbt"] is True
+    wait_for(lambda: suite.client.get("/capabilities")["features"]["cbt"] is True, 60,
+             "the worker's capabilities")
     export(suite)
     disk.write(5 * MB, b"changed")
     told = hyperexport(suite, "--vm", "web", "--incremental", "--quiet")

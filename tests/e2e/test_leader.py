@@ -49,14 +49,14 @@ def test_the_standby_leads_and_everyone_finds_it(suite, disk, end):
     getattr(suite["scheduler"], end)()
     wait_leads(suite, "scheduler-2")
     second = leader(suite)
-    assert second["epoch"] == first["epoch"] + 1 and second["holder"] != first["holder"]
+    assert second["epoch"] > first["epoch"] and second["holder"] != first["holder"]
 
     # new work reaches the same workers, from both gateways, while the old one runs on
     new = [suite.client.submit(vm_path="web1", format="raw", verify=False)]
     suite.client.url = suite.url("api-gateway-2")
     new.append(suite.client.submit(vm_path="web2", format="raw", verify=False))
     for job in new:
-        suite.wait_job(job, "running", "completed", deadline=20)
+        suite.wait_job(job, "running", "completed")
     # a listing needs the new leader, too: it is a control task
     listed = {v["name"] for v in suite.client.get("/vms/list?provider=vsphere&refresh=true")}
     assert {f"web{i}" for i in range(4)} <= listed
@@ -71,7 +71,7 @@ def test_the_standby_leads_and_everyone_finds_it(suite, disk, end):
         suite["scheduler"].wait_event("leader_lost")
     else:
         suite["scheduler"].start()
-    wait_for(lambda: len(suite["scheduler"].events("standing_by")) > 0, 20, "stands by")
+    wait_for(lambda: len(suite["scheduler"].events("standing_by")) > 0, 60, "stands by")
     assert leader(suite)["holder"] == second["holder"]
     suite["scheduler-2"].kill()
     wait_leads(suite, "scheduler")

@@ -335,12 +335,14 @@ def test_an_ova_of_which_something_is_lost_is_read_again(make_suite, make_vspher
                                                          fake, tmp_path, lost):
     """In the second disk: then nothing is believed, and the package is right all the same."""
     second = random_disk(tmp_path / "second.raw", 56 * MB)
-    sim = make_vsphere([vm("web", small, second)])
+    sim = make_vsphere([vm("web", small, second)], rate=12 * MB)
     suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
     fake.hold = 4  # the last part; the front goes out behind it
     job = stream(suite, "s3://bucket/p", format="ova", retry={"initial_delay": "200ms"})
     wait_for(lambda: len(noted(suite)) >= 2, 90, lambda: suite.explain(job))
+    sim.hold()
     end_worker(suite, "stop")
+    sim.set_rate(0)
     fake.release()
     assert list(suite.exports.rglob(".web-disk1.done"))
     if lost == "upload":
@@ -557,11 +559,14 @@ def test_what_one_side_lost_is_read_again(make_suite, make_vsphere, disk, fake, 
                                           image_format):
     """State file, the server's unfinished upload, the journal, or the image's index: without one of
     them nothing is believed, and the object is right all the same."""
-    suite = start(make_suite, make_vsphere([vm("web", disk)]), {"main": fake.entry("s3://bucket")})
+    sim = make_vsphere([vm("web", disk)], rate=12 * MB)
+    suite = start(make_suite, sim, {"main": fake.entry("s3://bucket")})
     fake.hold = 5
     job = stream(suite, "s3://bucket/p", format=image_format)
     wait_for(lambda: len(noted(suite)) >= 2, 90, lambda: suite.explain(job))
+    sim.hold()
     end_worker(suite, "stop")
+    sim.set_rate(0)
     fake.release()
     old = list(fake.uploads)
     if lost == "upload":

@@ -208,7 +208,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 (self.fake.hold_part is not None and part == self.fake.hold_part) or \
                 (self.fake.hold_key is not None and self.key.endswith(self.fake.hold_key)):
             self.fake.held.set()
-            self.fake.released.wait(60)
+            self.fake.released.wait(600)
         body = self.rfile.read(self.length)
         if len(body) != self.length:
             return None
@@ -330,7 +330,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.cut()
         if self.fake.hold_complete:
             self.fake.held.set()
-            self.fake.released.wait(60)
+            self.fake.released.wait(600)
         return self.answer(200, "<CompleteMultipartUploadResult><ETag>x</ETag>"
                                 "</CompleteMultipartUploadResult>")
 

@@ -243,7 +243,7 @@ class NfcLeases:
                 if at <= pause_at < at + PIECE:
                     pause()
                 if at >= self.nfc_holds.get(disk.key, end):
-                    self.nfc_go.wait(60)
+                    self.nfc_go.wait(600)
                 request.wfile.write(b"%x\r\n%s\r\n" % (len(piece), piece))
                 with self.lock:
                     self.nfc_sent_bytes += len(piece)

@@ -71,13 +71,13 @@ def test_a_leader_that_is_cut_off_is_replaced_and_does_no_harm(network, make_sui
     suite.wait_bytes(running, 10 * MB)
 
     network.cut()
-    wait_for(lambda: suite.ready("scheduler-2"), 20, suite.tails)
+    wait_for(lambda: suite.ready("scheduler-2"), 60, suite.tails)
     second = leader(suite)
-    assert second["epoch"] == first["epoch"] + 1
+    assert second["epoch"] > first["epoch"]
     suite["scheduler"].wait_event("leader_lost")
     new = [suite.client.submit(vm_path=f"web{i}", format="raw", verify=False) for i in (1, 2)]
     for job in new:
-        suite.wait_job(job, "running", "completed", deadline=20)
+        suite.wait_job(job, "running", "completed")
     sim.set_rate(0)
     for job, name in zip([running] + new, ("web0", "web1", "web2")):
         check_done(suite, disk, job, name)
@@ -86,7 +86,7 @@ def test_a_leader_that_is_cut_off_is_replaced_and_does_no_harm(network, make_sui
     wait_for(lambda: suite["scheduler"].events("standing_by"), 60, suite.tails)
     assert leader(suite)["holder"] == second["holder"]
     suite["scheduler-2"].kill()
-    wait_for(lambda: leader(suite)["alive"] and leader(suite)["holder"] != second["holder"], 20,
+    wait_for(lambda: leader(suite)["alive"] and leader(suite)["holder"] != second["holder"], 60,
              suite.tails)
     check_done(suite, disk, suite.client.submit(vm_path="web3", format="raw"), "web3")
     assert all(len(suite[n].events("task_failed")) == 0
