@@ -109,7 +109,7 @@ char *snapshot_cut(const char *snapshot, uint64_t last)
     char *rest = NULL;
     uint64_t first = strtoull(snapshot, &rest, 10); /* xmin:xmax:xip,xip: rising */
     uint64_t end = strtoull(rest + 1, &rest, 10);
-    auto_strbuf running;
+    auto_strbuf running = {0};
 
     if (last >= end - 1)
         return xstrdup(snapshot);
