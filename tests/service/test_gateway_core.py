@@ -660,7 +660,7 @@ def test_export_keys_writes_one_file_per_audience(make_suite, tmp_path):
 
 
 def test_sigterm_finishes_what_was_begun(gateway):
-    suite = gateway(dev=False)
+    suite = gateway(dev=False, config={"daemon": {"drain_ms": "60s"}})
     body = b'{"username": "admin", "password": "wrong password"}'
     begun = []
     for _ in range(6):  # 0.1 s of hashing each, two at a time
@@ -676,4 +676,4 @@ def test_sigterm_finishes_what_was_begun(gateway):
     for s in begun:
         assert s.recv(4096).startswith(b"HTTP/1.1 401")
         s.close()
-    assert suite["api-gateway"].child.wait(60) == 0
+    assert suite["api-gateway"].child.wait(120) == 0
