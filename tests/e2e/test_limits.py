@@ -121,9 +121,10 @@ def test_a_limit_is_changed_while_the_job_runs(suite, endless, way):
         answer = suite.client.put(f"/api/v1/jobs/{job}/bandwidth", {"bandwidth_limit_mbps": 0})
         assert answer["job_id"] == job and answer["bandwidth_limit_mbps"] == 0
     else:
-        shown = subprocess.run([BIN / "hyperexport", "jobs", "get", job, "--quiet",
-                                "--daemon-url", suite.url()], capture_output=True, text=True)
-        assert "limited_by=rate limit" in shown.stdout
+        def shown():
+            return subprocess.run([BIN / "hyperexport", "jobs", "get", job, "--quiet",
+                                   "--daemon-url", suite.url()], capture_output=True, text=True).stdout
+        wait_for(lambda: "limited_by=rate limit" in shown(), 60, shown)
         done = subprocess.run([BIN / "hyperexport", "jobs", "limit", job, "0", "--daemon-url",
                                suite.url()], capture_output=True, text=True)
         assert (done.returncode, done.stdout) == (0, f"limited: {job}\n"), done.stderr
@@ -197,7 +198,7 @@ def test_a_reload_changes_the_workers_limit_and_a_wrong_file_does_not(make_suite
     suite.write_config("exporter-vsphere")
     worker.signal(signal.SIGHUP)
     worker.wait_event("config_reload_failed", 60)
-    assert limited_by(suite, job) == "rate_limit"
+    wait_limited(suite, job)
     suite.overrides["export"]["bandwidth_profiles"] = ["daily 00:00-24:00 0"]
     suite.write_config("exporter-vsphere")
     worker.signal(signal.SIGHUP)

@@ -112,7 +112,7 @@ class Vsphere:
 
     def hold(self):
         """Transfers stay under way, but none comes to an end until another rate is set."""
-        self.set_rate(16 << 10)
+        self.set_rate(64 << 10)
 
     def set_rest_status(self, status):
         """The REST API (tags) answers this; 0: as it should."""

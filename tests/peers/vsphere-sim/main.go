@@ -105,6 +105,7 @@ type throttle struct {
 	mutex    sync.Mutex
 	rate     int64 // bytes per second, 0 = unlimited; guarded by mutex
 	next     time.Time
+	changed  chan struct{} // closed when the rate changes: nobody waits by an old one
 	bytes    int64
 	requests int64
 	ranges   int64
@@ -117,6 +118,10 @@ type throttle struct {
 func (t *throttle) setRate(rate int64) {
 	t.mutex.Lock()
 	t.rate, t.next = rate, time.Now()
+	if t.changed != nil {
+		close(t.changed)
+	}
+	t.changed = make(chan struct{})
 	t.mutex.Unlock()
 }
 
@@ -134,10 +139,12 @@ func (t *throttle) wait(ctx context.Context, n int) {
 	}
 	pause := t.next.Sub(now)
 	t.next = t.next.Add(time.Duration(int64(n) * int64(time.Second) / t.rate))
+	changed := t.changed
 	t.mutex.Unlock()
 	select {
 	case <-ctx.Done():
 	case <-time.After(pause):
+	case <-changed:
 	}
 }
 
