@@ -35,7 +35,10 @@ def wait_ended(suite, schedule, count):
 
 
 def fire(suite, schedule, count):
-    suite.sql("UPDATE schedules SET next_run_at = date_trunc('second', now()) WHERE id = %s", schedule)
+    """Now, or a second behind its last run: due times are whole seconds, no runs share one."""
+    suite.sql("UPDATE schedules SET next_run_at = greatest(date_trunc('second', now()), (SELECT"
+              " max(r.due_at) + interval '1 second' FROM schedule_runs r"
+              " WHERE r.schedule_id = schedules.id)) WHERE id = %s", schedule)
     return wait_ended(suite, schedule, count)
 
 
