@@ -106,7 +106,7 @@ static const struct field job_fields[] = {
 
 static const struct field option_fields[] = {
     NUMBER("parallel_downloads", 1, 16),
-    LATER("remove_cdrom", "false"),
+    BOOL("remove_cdrom"),
     SHUTDOWN_FIELDS,
     {0},
 };
@@ -374,6 +374,8 @@ static json_t *export_spec_of(const struct submit_request *request, bool convert
         set_bool(spec, "enable_cbt", true);
     if (shutdown != NULL)
         json_put(spec, "shutdown", shutdown);
+    if (field_bool(options, "remove_cdrom", false))
+        set_bool(spec, "remove_cdrom", true);
     set_bool(spec, "incremental", submit_wants_restore_point(job));
     if (submit_wants_restore_point(job)) {
         int64_t days = (int64_t)field_number(job, "max_full_age_days", SUBMIT_FULL_DAYS);

@@ -72,6 +72,11 @@ int submit_may(struct call *call, const struct submit_request *request,
         return field_fail(problem, 403, "options.shutdown_vm", err, ERR_DENIED,
                           "'shutdown_vm' stops the VM: permission 'vm.operate' is missing");
     }
+    if (field_bool(json_object_get(request->definition, "options"), "remove_cdrom", false) &&
+        !identity_may(&call->identity, "vm.operate")) {
+        return field_fail(problem, 403, "options.remove_cdrom", err, ERR_DENIED,
+                          "'remove_cdrom' edits the VM: permission 'vm.operate' is missing");
+    }
     return 0;
 }
 

@@ -54,6 +54,7 @@ static void add_options(json_t *body, const struct command_line *line)
         body_add_text(options, "shutdown_timeout", line, FLAG_SHUTDOWN_TIMEOUT);
         body_add_bool(options, "power_on_after", line, FLAG_POWER_ON_AFTER);
     }
+    body_add_bool(options, "remove_cdrom", line, FLAG_REMOVE_CDROM);
     if (json_object_size(options) > 0)
         (void)json_object_set(body, "options", options);
 }

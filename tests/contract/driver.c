@@ -457,6 +457,20 @@ static int op_track(const json_t *command, json_t *answer, struct error *err)
     return 0;
 }
 
+static void drive_told(void *arg, const char *drive)
+{
+    (void)json_array_append_new(arg, json_string(drive));
+}
+
+static int op_eject(const json_t *command, json_t *answer, struct error *err)
+{
+    json_t *drives = json_array();
+
+    (void)json_object_set_new(answer, "drives", drives);
+    return PROVIDER.remove_cdroms(driver.session.session, json_str(command, "vm"), &driver_records,
+                                  drive_told, drives, err);
+}
+
 static int op_release(const json_t *command, json_t *answer, struct error *err)
 {
     (void)answer;
@@ -527,7 +541,7 @@ static const struct {
     {"track", op_track, true, false},      {"release", op_release, true, false},
     {"records", op_records, false, false}, {"die", op_die, false, false},
     {"cancel", op_cancel, false, false},   {"uncancel", op_uncancel, false, false},
-    {"tags", op_tags, true, false},
+    {"eject", op_eject, true, false},      {"tags", op_tags, true, false},
 };
 
 static int perform(const json_t *command, json_t *answer, struct error *err)

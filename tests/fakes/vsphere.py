@@ -166,10 +166,26 @@ def nic(key, mac, network="VM Network", portgroup=None, kind="VirtualVmxnet3"):
             f'</macAddress></VirtualDevice>')
 
 
+class Cdrom:
+    """A virtual CD-ROM drive; iso: "[ds] path", else device: what it is connected to."""
+
+    def __init__(self, key, iso=None, device="", kind="VirtualCdromAtapiBackingInfo", controller=200):
+        self.key, self.controller = key, controller
+        self.backing = ('<backing xsi:type="VirtualCdromIsoBackingInfo"><fileName>'
+                        f'{escape(iso)}</fileName></backing>' if iso is not None else
+                        f'<backing xsi:type="{kind}"><deviceName>{device}</deviceName></backing>')
+
+    def xml(self):
+        return (f'<VirtualDevice xsi:type="VirtualCdrom"><key>{self.key}</key><deviceInfo><label>CD/DVD '
+                f'drive {self.key % 1000 + 1}</label></deviceInfo>{self.backing}<controllerKey>'
+                f'{self.controller}</controllerKey><unitNumber>0</unitNumber></VirtualDevice>')
+
+
 class Vm:
-    def __init__(self, id, name, disks=(), power="poweredOff", parent="group-v3", nics="", **facts):
+    def __init__(self, id, name, disks=(), power="poweredOff", parent="group-v3", nics="", cdroms=(),
+                 **facts):
         self.id, self.name, self.disks, self.power = id, name, list(disks), power
-        self.parent, self.nics = parent, nics
+        self.parent, self.nics, self.cdroms = parent, nics, list(cdroms)
         self.facts = {"config.template": "false", "runtime.connectionState": "connected",
                       "config.firmware": "bios", "config.guestId": "debian10_64Guest",
                       "config.hardware.numCPU": "2", "config.hardware.memoryMB": "2048",
@@ -181,7 +197,8 @@ class Vm:
         self.consolidation_needed = []  # answers to come; then "false"
 
     def devices(self, frozen=False):
-        return CONTROLLERS + self.nics + "".join(d.xml(frozen) for d in self.disks)
+        return (CONTROLLERS + self.nics + "".join(c.xml() for c in self.cdroms)
+                + "".join(d.xml(frozen) for d in self.disks))
 
     def value(self, path):
         """(xsi:type, XML) of a property, None when it is unset."""
@@ -546,18 +563,42 @@ class FakeVsphere(NfcLeases, Rest):
     def do_ConsolidateVMDisks_Task(self, call, request):
         return self.task("ConsolidateVMDisks_Task", "VirtualMachine.consolidateDisks", lambda: "")
 
-    # ---- changed block tracking ----
+    # ---- reconfiguring ----
 
     def do_ReconfigVM_Task(self, call, request):
         vm = self.vms[call.findtext(VIM + "_this")]
         spec = call.find(VIM + "spec")
         if [child.tag for child in spec] != [VIM + "changeTrackingEnabled"]:
-            raise fault("InvalidRequest", "only changeTrackingEnabled is known here")
+            return self.remove_cdroms(vm, spec)
 
         def work():
             vm.facts["config.changeTrackingEnabled"] = spec.findtext(VIM + "changeTrackingEnabled")
             return ""
         return self.task("ReconfigVM_Task", "VirtualMachine.reconfigure", work)
+
+    def remove_cdroms(self, vm, spec):
+        keys = []
+        for change in spec:
+            device = change.find(VIM + "device")
+            kind = device.get("{http://www.w3.org/2001/XMLSchema-instance}type")
+            if (change.tag, change.findtext(VIM + "operation"), kind) != (VIM + "deviceChange", "remove",
+                                                                         "VirtualCdrom"):
+                raise fault("InvalidRequest", "nothing but CD-ROM drives can be removed here")
+            keys.append(int(device.findtext(VIM + "key")))
+        going = [c for c in vm.cdroms if c.key in keys]
+        if not keys or len(going) != len(keys):
+            raise fault("InvalidDeviceSpec", "Invalid configuration for device '0'.")
+        if vm.power == "poweredOn" and any(c.controller == 200 for c in going):
+            self.task_faults.setdefault("ReconfigVM_Task", []).append(fault(
+                "InvalidPowerState", "The attempted operation cannot be performed in the current state "
+                                     "(Powered on)."))
+
+        def work():
+            vm.cdroms = [c for c in vm.cdroms if c not in going]
+            return ""
+        return self.task("ReconfigVM_Task", "VirtualMachine.reconfigure", work)
+
+    # ---- changed block tracking ----
 
     def do_QueryChangedDiskAreas(self, call, request):
         vm = self.vms[call.findtext(VIM + "_this")]

@@ -144,6 +144,27 @@ class Vsphere:
         """"poweredOn" or "poweredOff"."""
         return self.look(vm_name, lambda item: str(item.runtime.powerState))
 
+    def cdroms(self, vm_name):
+        """Labels of a VM's CD-ROM drives."""
+        from pyVmomi import vim
+        return self.look(vm_name, lambda item: [d.deviceInfo.label for d in item.config.hardware.device
+                                                if isinstance(d, vim.vm.device.VirtualCdrom)])
+
+    def add_cdrom(self, vm_name, iso):
+        """One more drive at an IDE controller (which comes with it), with "[ds] path" in it."""
+        from pyVim.task import WaitForTask
+        from pyVmomi import vim
+
+        def add(device):
+            return vim.vm.device.VirtualDeviceSpec(operation="add", device=device)
+
+        ide = vim.vm.device.VirtualIDEController(key=-1, busNumber=0)
+        drive = vim.vm.device.VirtualCdrom(
+            key=-2, controllerKey=-1, unitNumber=0,
+            backing=vim.vm.device.VirtualCdrom.IsoBackingInfo(fileName=iso))
+        spec = vim.vm.ConfigSpec(deviceChange=[add(ide), add(drive)])
+        self.look(vm_name, lambda item: WaitForTask(item.ReconfigVM_Task(spec)))
+
     def look(self, vm_name, what):
         from pyVim.connect import Disconnect, SmartConnect
         from pyVmomi import vim

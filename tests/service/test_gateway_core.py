@@ -429,7 +429,8 @@ def test_who_may_only_look_makes_no_snapshot_and_edits_no_vm(gateway):
         assert refused.status_code == 403 and "vm.operate" in refused.text, refused.text
         plain = looker.request("POST", path, {"vm_path": "web", "temporary_snapshot": False})
         assert plain.status_code == 422 and "provider" in plain.text, plain.text
-    for wish in ({"options": {"shutdown_vm": True}}, {"pre_hooks": [{"type": "shutdown"}]}):
+    for wish in ({"options": {"shutdown_vm": True}}, {"options": {"remove_cdrom": True}},
+                 {"pre_hooks": [{"type": "shutdown"}]}):
         denied = looker.request("POST", "/api/v1/jobs", {"vm_path": "web", **wish})
         assert denied.status_code == 403 and "vm.operate" in denied.json()["error"], denied.text
     job = looker.request("POST", "/api/v1/jobs", {"vm_path": "web", "enable_cbt": True})

@@ -157,11 +157,11 @@ static int read_source(struct export_run *run, struct error *err)
 {
     if (export_find_vm(run, err) < 0 || worker_task_check(run->task, err) < 0 ||
         export_track(run, err) < 0 || export_shut_down(run, err) < 0 ||
-        export_freeze(run, err) < 0 || worker_task_check(run->task, err) < 0 ||
-        export_base_fit(run, err) < 0 || export_place_open(run, err) < 0 ||
-        export_copy_disks(run, err) < 0 || export_check_marks(run, err) < 0 ||
-        export_package(run, err) < 0 || export_verify(run, err) < 0 ||
-        worker_task_check(run->task, err) < 0)
+        export_remove_cdroms(run, err) < 0 || export_freeze(run, err) < 0 ||
+        worker_task_check(run->task, err) < 0 || export_base_fit(run, err) < 0 ||
+        export_place_open(run, err) < 0 || export_copy_disks(run, err) < 0 ||
+        export_check_marks(run, err) < 0 || export_package(run, err) < 0 ||
+        export_verify(run, err) < 0 || worker_task_check(run->task, err) < 0)
         return -1;
     return export_plan_store(run, err);
 }

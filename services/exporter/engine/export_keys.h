@@ -11,6 +11,7 @@
 #define EXPORT_KEY_BASE        "export.base"
 #define EXPORT_KEY_GENERATION  "export.generation"
 #define EXPORT_KEY_RELEASED    "export.released"
+#define EXPORT_KEY_CDROMS      "export.cdroms"
 #define EXPORT_KEY_UPLOAD      "upload." /* and the file's number in the plan */
 #define EXPORT_KEY_UPLOAD_URL  "upload.url"
 #define EXPORT_KEY_UPLOAD_DONE "upload.done"

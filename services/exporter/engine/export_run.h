@@ -59,6 +59,7 @@ struct export_options {
     bool by_disk;            /* incremental, and of whole disks: every format but qcow2 */
     bool force_full;
     bool enable_cbt;                /* switch the VM's change tracking on first */
+    bool remove_cdrom;              /* take its CD-ROM drives away */
     int64_t incremental_max_age_ms; /* of the last full one */
     const char *encrypt_key;        /* name below export.encryption_key_dir; NULL: none */
     const char *passphrase;         /* sealed, instead of encrypt_key; NULL: none */
@@ -246,6 +247,10 @@ MUST_CHECK int export_find_vm(struct export_run *run, struct error *err);
 MUST_CHECK int export_track(struct export_run *run, struct error *err);
 /* Has the guest shut down when that was asked for. */
 MUST_CHECK int export_shut_down(struct export_run *run, struct error *err);
+/* export_cdrom.c; the option of the spec: ERR_NOT_AVAILABLE: not with this provider. */
+MUST_CHECK int export_cdroms_read(struct export_run *run, const json_t *spec, struct error *err);
+/* Takes the CD-ROM drives away, once per task, when that was asked for. */
+MUST_CHECK int export_remove_cdroms(struct export_run *run, struct error *err);
 MUST_CHECK int export_freeze(struct export_run *run, struct error *err);
 /* ERR_LIMIT: there is no room for what the export will write. */
 MUST_CHECK int export_check_space(struct export_run *run, const struct vm *vm, struct error *err);

@@ -43,6 +43,7 @@ static const char *const spec_keys[] = {"job_id",
                                         "force_full",
                                         "incremental_max_age_ms",
                                         "enable_cbt",
+                                        "remove_cdrom",
                                         "shutdown",
                                         "bases",
                                         "bandwidth",
@@ -167,7 +168,7 @@ int export_spec_read(struct export_run *run, struct error *err)
         json_get_string(spec, "format", "ovf", &options->format, err) < 0 ||
         json_get_bool(spec, "convert", false, &options->convert, err) < 0 ||
         json_get_bool(spec, "verify", true, &options->verify, err) < 0 ||
-        read_snapshot(spec, &options->prepare, err) < 0 ||
+        read_snapshot(spec, &options->prepare, err) < 0 || export_cdroms_read(run, spec, err) < 0 ||
         read_method(run, spec, &options->prepare.method, err) < 0 ||
         json_get_u64(spec, "parallel", 0, EXPORT_PARALLEL_MAX, EXPORT_PARALLEL_DEFAULT, &parallel,
                      err) < 0 ||

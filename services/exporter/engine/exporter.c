@@ -106,12 +106,13 @@ static json_t *capabilities(const struct provider *provider)
                                        HYPERSDK_VERSION, "priority", (json_int_t)m->priority)));
     }
     return checked(json_pack(
-        "{s:s, s:o, s:o, s:i, s:{s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b}}", "title",
+        "{s:s, s:o, s:o, s:i, s:{s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b, s:b}}", "title",
         provider->title, "formats", formats, "methods", methods, "parallel_reads_max",
         (int)provider->parallel_reads_max, "features", "bandwidth_limit", true, "snapshot",
         provider->snapshots, "resume", true, "verify", true, "upload", true, "extents",
         provider->disk_extents != NULL, "cbt", provider->disk_changes != NULL, "inventory",
-        provider->vm_list != NULL, "guest_shutdown", provider->shut_down != NULL));
+        provider->vm_list != NULL, "guest_shutdown", provider->shut_down != NULL, "remove_cdrom",
+        provider->remove_cdroms != NULL));
 }
 
 static int load_key(struct service *service, struct error *err)

@@ -3,7 +3,7 @@
  * Life cycle, all calls on worker threads; one session belongs to one thread at a time:
  *
  *   open -> check | vm_list | vm_get | vm_tags | set_tracking
- *        -> shut_down -> prepare -> disk_changes ... ->
+ *        -> shut_down -> remove_cdroms -> prepare -> disk_changes ... ->
  *           N x (disk_open -> disk_read ... -> disk_close)
  *        -> disk_mark -> release
  *        -> close
@@ -210,6 +210,13 @@ struct provider {
     int (*set_tracking)(struct provider_session *session, const char *vm_id,
                         const struct tracking_options *options, struct task_records *records,
                         bool *out_changed, struct error *err);
+    /* Takes all virtual CD-ROM drives from the VM, before prepare(). tell(): each one that is gone
+     * through this task, with all that a user needs to put it back. Repeatable by the records, also
+     * after a crash; release() puts nothing back. ERR_CONFLICT: not as the VM is now; the message
+     * says what to do. */
+    int (*remove_cdroms)(struct provider_session *session, const char *vm_id,
+                         struct task_records *records, void (*tell)(void *arg, const char *drive),
+                         void *arg, struct error *err);
     /* The bytes of disk_read, handed to take() as they come, in order and without gaps: for
      * transports where one request for a chunk is cheaper than several. take() may block (that is
      * the back-pressure); -1 (its err set) ends the call with that error. After a retryable error

@@ -208,7 +208,6 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
         "\"host\": \"h\"",
         "\"datacenter\": \"DC0\"",
         "\"keep_snapshots\": 3",
-        "\"options\": {\"remove_cdrom\": true}",
         "\"retry\": {\"backoff\": \"linear\"}",
         "\"format\": \"vhd\"",
         "\"method\": \"vddk\"",
@@ -228,11 +227,23 @@ static void fields_that_come_later_are_never_accepted_and_ignored(void **state)
     }
 }
 
+static void what_edits_the_vm_is_only_done_when_asked_for(void **state)
+{
+    auto_submit_request *asked =
+        take("{\"vm\": \"a\", \"enable_cbt\": true, \"options\": {\"remove_cdrom\": true}}");
+    auto_submit_request *declined = take("{\"vm\": \"a\", \"options\": {\"remove_cdrom\": false}}");
+
+    (void)state;
+    assert_true(json_is_true(json_object_get(asked->export_spec, "enable_cbt")));
+    assert_true(json_is_true(json_object_get(asked->export_spec, "remove_cdrom")));
+    assert_null(json_object_get(declined->export_spec, "remove_cdrom"));
+}
+
 static void later_fields_that_ask_for_nothing_are_no_error(void **state)
 {
     auto_submit_request *request =
         take("{\"vm\": \"a\", \"keep_snapshots\": 0, \"keep_local\": true, \"pre_hooks\": [], "
-             "\"upload\": null, \"options\": {\"remove_cdrom\": false}}");
+             "\"upload\": null}");
 
     (void)state;
     assert_null(json_object_get(request->definition, "keep_snapshots"));
@@ -647,6 +658,7 @@ int main(void)
         cmocka_unit_test(wrong_fields_are_refused_by_name),
         cmocka_unit_test(paths_outside_the_bases_are_refused),
         cmocka_unit_test(fields_that_come_later_are_never_accepted_and_ignored),
+        cmocka_unit_test(what_edits_the_vm_is_only_done_when_asked_for),
         cmocka_unit_test(later_fields_that_ask_for_nothing_are_no_error),
         cmocka_unit_test(uploads_name_a_place_and_no_secret),
         cmocka_unit_test(bandwidth_becomes_bytes_per_second_for_the_worker),

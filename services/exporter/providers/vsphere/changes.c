@@ -7,8 +7,6 @@
 #include "common/parse.h"
 #include "services/exporter/providers/vsphere/task.h"
 
-#define RECONFIGURE_TIMEOUT_MS INT64_C(300000)
-
 /* ---- change ids ---- */
 
 struct change_id {
@@ -192,5 +190,5 @@ int changes_set_tracking(struct provider_session *session, const char *vm_id, bo
     soap_add(&request, "changeTrackingEnabled", on ? "true" : "false");
     strbuf_add(&request, "</spec>");
     soap_end(&request, "ReconfigVM_Task");
-    return task_run(session, "ReconfigVM_Task", &request, RECONFIGURE_TIMEOUT_MS, NULL, err);
+    return task_run(session, "ReconfigVM_Task", &request, TASK_RECONFIGURE_TIMEOUT_MS, NULL, err);
 }

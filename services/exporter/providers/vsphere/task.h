@@ -4,6 +4,8 @@
 
 #include "services/exporter/providers/vsphere/property.h"
 
+#define TASK_RECONFIGURE_TIMEOUT_MS INT64_C(300000) /* of ReconfigVM_Task */
+
 /* Sends a finished *_Task request, once: it is never repeated blindly. Caller frees *out_task. */
 MUST_CHECK int task_start(struct provider_session *session, const char *method,
                           const struct strbuf *request, char **out_task, struct error *err);

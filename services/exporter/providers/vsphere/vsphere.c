@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "common/log.h"
+#include "services/exporter/providers/vsphere/cdrom.h"
 #include "services/exporter/providers/vsphere/changes.h"
 #include "services/exporter/providers/vsphere/folder.h"
 #include "services/exporter/providers/vsphere/inventory.h"
@@ -734,6 +735,22 @@ static int vsphere_set_tracking(struct provider_session *session, const char *vm
     return put(records, RECORD_TRACKING, "done", err);
 }
 
+/* ---- CD-ROM drives ---- */
+
+static int vsphere_remove_cdroms(struct provider_session *session, const char *vm_id,
+                                 struct task_records *records,
+                                 void (*tell)(void *arg, const char *drive), void *arg,
+                                 struct error *err)
+{
+    auto_vsphere_vm vm;
+
+    if (inventory_get(session, vm_id, &vm, err) < 0)
+        return -1;
+    if (check_state(&vm, err) < 0) /* one that cannot be exported is not edited for it */
+        return -1;
+    return cdrom_remove_all(session, vm_id, records, tell, arg, err);
+}
+
 static const struct provider_method vsphere_methods[] = {
     {"snapshot-folder", 3, NULL},
     {"folder", 2, NULL},
@@ -762,6 +779,7 @@ const struct provider provider_vsphere = {
     .disk_stream = vsphere_disk_stream,
     .disk_changes = vsphere_disk_changes,
     .set_tracking = vsphere_set_tracking,
+    .remove_cdroms = vsphere_remove_cdroms,
     .disk_close = vsphere_disk_close,
     .disk_mark = vsphere_disk_mark,
     .stream_open = vsphere_stream_open,
