@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "services/exporter/engine/source.h"
+#include "services/exporter/providers/vsphere/cdrom.h"
 #include "services/exporter/providers/vsphere/changes.h"
 #include "services/exporter/providers/vsphere/nfc_lease.h"
 #include "services/exporter/providers/vsphere/property.h"
@@ -42,6 +43,19 @@ static void read_lease(const xmlNode *object)
     nfc_lease_release(&lease);
 }
 
+static void read_cdroms(const xmlNode *object)
+{
+    struct error err = ERROR_NONE;
+    auto_cdroms list = {0};
+
+    if (cdroms_read(property_value(object, "config.hardware.device"), &list, &err) < 0)
+        return;
+    for (size_t i = 0; i < list.count; i++) {
+        if (strlen(list.items[i].text) > CDROM_TEXT_BYTES_MAX || !utf8_is_valid(list.items[i].text))
+            abort();
+    }
+}
+
 static void read_objects(const xmlNode *parent)
 {
     struct inventory_names *names = inventory_names_new();
@@ -61,6 +75,7 @@ static void read_objects(const xmlNode *parent)
         if (inventory_read_vm(object, names, &vm, &err) == 0)
             json_decref(vm_to_json(&vm.vm, "fuzz"));
         read_lease(object);
+        read_cdroms(object);
     }
     inventory_names_free(names);
 }
