@@ -13,17 +13,19 @@
 #include "common/restore_points.h"
 #include "live.h"
 
-#define NUMBER_SIZE      24
-#define WORKER_NAME_SIZE 160 /* instances are "<name>-<host>-<pid>-<4 hex>" */
-#define SEALED_BYTES_MAX ((size_t)(128 * KIB))
-#define EXPORT_PARAMS    8
-#define LANE_PARAMS      6    /* the first of them */
-#define LANES_KNOWN_MS   1000 /* so late a task below the floor is found */
-#define LANES_EMPTY_PART 4    /* of the time, for the search when nothing was found */
-#define FLOOR_KNOWN_MS   5000 /* so late a bridge's or a control task below the floor is found */
-#define FLOOR_PARAM      4    /* of RANKED_PARAMS */
-#define RANKED_PARAMS    6
-#define OVERHEAD_BYTES   ((size_t)(16 * KIB)) /* of a lease: tags, lengths, short fields */
+#define NUMBER_SIZE         24
+#define WORKER_NAME_SIZE    160 /* instances are "<name>-<host>-<pid>-<4 hex>" */
+#define SEALED_BYTES_MAX    ((size_t)(128 * KIB))
+#define EXPORT_PARAMS       8
+#define LANE_PARAMS         6    /* the first of them */
+#define LANES_KNOWN_MS      1000 /* so late a task below the floor is found */
+#define LANES_EMPTY_PART    4    /* of the time, for the search when nothing was found */
+#define LANES_SHORT_ENTRIES 2000 /* of the index: 2 ms */
+#define FLOOR_KNOWN_MS      5000 /* so late a bridge's or a control task below the floor is found */
+#define FLOOR_SHORT_MS      50   /* more than a busy machine takes for a short look */
+#define FLOOR_PARAM         4    /* of RANKED_PARAMS */
+#define RANKED_PARAMS       6
+#define OVERHEAD_BYTES      ((size_t)(16 * KIB)) /* of a lease: tags, lengths, short fields */
 
 /* Of workers that ask all the time one row is not written all the time. $1: what they say. Losing
  * it on a crash costs nothing: they say it again. */
@@ -120,6 +122,11 @@ static const char EXPORT_CANDIDATES[] = LANES BUSY FROM_LANES;
 static const char FIND_LANES[] =
     LANES BUSY " SELECT (SELECT coalesce(jsonb_agg(lanes), '[]') FROM lanes),"
                " (SELECT coalesce(jsonb_agg(busy), '[]') FROM busy)";
+
+/* Entries of the index that this transaction came by. Time would not tell: a busy machine's looks
+ * take long, too. */
+static const char PASSED_OVER[] =
+    "SELECT pg_stat_get_xact_tuples_returned('tasks_export_queue'::regclass)";
 
 /* $7, $8: what FIND_LANES found a moment ago, and what was leased since. */
 static const char EXPORT_CANDIDATES_OF[] =
@@ -454,30 +461,41 @@ static void forget_lanes(struct claim_lanes *lanes)
     lanes->busy = NULL;
 }
 
+static int passed_over(struct db *db, int64_t *out, struct error *err)
+{
+    auto_pgresult *rows = NULL;
+
+    if (db_exec(db, PASSED_OVER, DB_NO_PARAMS, &rows, err) < 0)
+        return -1;
+    *out = db_i64(rows, 0, 0);
+    return 0;
+}
+
 static int find_lanes(struct claim_lanes *lanes, struct db *db, struct error *err)
 {
     auto_pgresult *rows = NULL;
     int64_t began_ms = clock_mono_ms();
+    int64_t passed = 0;
 
     forget_lanes(lanes);
-    if (db_exec(db, FIND_LANES, DB_NO_PARAMS, &rows, err) < 0)
+    if (db_later(db, FIND_LANES, DB_NO_PARAMS, &rows, err) < 0 || passed_over(db, &passed, err) < 0)
         return -1;
     lanes->busy = json_loads(db_text(rows, 0, 1), 0, NULL);
     lanes->known = xstrdup(db_text(rows, 0, 0));
-    whole_look_done(&lanes->look, began_ms, clock_mono_ms());
+    whole_look_done(&lanes->look, 0, began_ms, clock_mono_ms());
+    lanes->look.is_long = passed > LANES_SHORT_ENTRIES;
     return 0;
 }
 
 static int find_everywhere(struct claim_lanes *lanes, struct db *db, const char *const *params,
                            PGresult **out, struct error *err)
 {
-    int64_t began_ms = clock_mono_ms();
+    int64_t passed = 0;
 
-    if (db_exec(db, EXPORT_CANDIDATES, params, LANE_PARAMS, out, err) < 0)
+    if (db_later(db, EXPORT_CANDIDATES, params, LANE_PARAMS, out, err) < 0 ||
+        passed_over(db, &passed, err) < 0)
         return -1;
-    if (clock_mono_ms() - began_ms <= WHOLE_LOOK_QUICK_MS)
-        return 0;
-    return find_lanes(lanes, db, err);
+    return passed <= LANES_SHORT_ENTRIES ? 0 : find_lanes(lanes, db, err);
 }
 
 static int find_in_lanes(struct claim_lanes *lanes, int64_t most_ms, struct db *db,
@@ -493,7 +511,7 @@ static int find_in_lanes(struct claim_lanes *lanes, int64_t most_ms, struct db *
     return db_exec(db, EXPORT_CANDIDATES_OF, params, EXPORT_PARAMS, out, err);
 }
 
-/* While the lanes are found quickly, each look finds them itself. Else it starts from those that
+/* While that passes over little, each look finds the lanes itself. Else it starts from those that
  * were found a moment ago: a task that came in below the floor or in a new lane, and the room that
  * an end makes, wait for the next search, a second at most. Who would get nothing waits less. */
 static int find_exports(struct claim_lanes *lanes, struct db *db, const char **params,
@@ -509,7 +527,7 @@ static int find_exports(struct claim_lanes *lanes, struct db *db, const char **p
         if (find_in_lanes(lanes, lanes->look.took_ms * LANES_EMPTY_PART, db, params, out, err) < 0)
             return -1;
     }
-    if (whole_look_is_quick(&lanes->look))
+    if (!lanes->look.is_long)
         forget_lanes(lanes);
     return 0;
 }
@@ -563,8 +581,8 @@ static int find_floor(struct claim_floor *floor, struct db *db,
     if (db_exec(db, FIND_FLOOR, DB_PARAMS(wish->role, wish->provider, task_class), &rows, err) < 0)
         return -1;
     floor->rank = PQntuples(rows) > 0 ? db_i64(rows, 0, 0) : floor->leased;
-    whole_look_done(&floor->look, began_ms, clock_mono_ms());
-    floor->known = !whole_look_is_quick(&floor->look);
+    whole_look_done(&floor->look, FLOOR_SHORT_MS, began_ms, clock_mono_ms());
+    floor->known = floor->look.is_long;
     return 0;
 }
 
@@ -597,7 +615,7 @@ static int find_ranked(struct scheduler *scheduler, struct db *db,
         return -1;
     if (find_above(floor, db, wish, params, out, err) < 0)
         return -1;
-    quick = clock_mono_ms() - began_ms <= WHOLE_LOOK_QUICK_MS;
+    quick = clock_mono_ms() - began_ms <= FLOOR_SHORT_MS;
     for (int i = 0; floor != NULL && i < PQntuples(*out); i++)
         floor->leased = db_i64(*out, i, 5) > floor->leased ? db_i64(*out, i, 5) : floor->leased;
     return floor == NULL || floor->known || quick ? 0 : find_floor(floor, db, wish, err);

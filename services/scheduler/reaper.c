@@ -20,6 +20,9 @@
 #define EXPIRED_MAX       200
 #define STOPPED_MS        1000 /* so late those are told again that must stop */
 #define CONTROLS_MS       50   /* not more often: claims come before */
+#define RULES_MS          2000
+#define SHORT_MS          5  /* of a look: see whole_look.h */
+#define RULES_SHORT_MS    20 /* those are ten statements */
 
 /* $1: as long after lease_until as a worker stops writing before it, clocks of one machine each.
  * $2: not longer ago: from the beginning all that an old snapshot still sees is passed over.
@@ -130,7 +133,7 @@ static int reap(struct scheduler *scheduler, struct db *db, struct error *err)
     if (db_exec(db, EXPIRED, DB_PARAMS(margin, longest, most), &rows, err) < 0)
         return -1;
     if (whole && PQntuples(rows) < EXPIRED_MAX) /* else there are more: again */
-        whole_look_done(&scheduler->expired, began_ms, clock_mono_ms());
+        whole_look_done(&scheduler->expired, SHORT_MS, began_ms, clock_mono_ms());
     for (int i = 0; i < PQntuples(rows); i++) {
         struct error why = ERROR_NONE;
         note(err, reap_one(scheduler, db, db_text(rows, i, 0), &why), &why);
@@ -165,7 +168,7 @@ int scheduler_repeat_controls(struct scheduler *scheduler, struct db *db, int64_
         return 0;
     if (find_controls(db, &stopped, &limited, err) < 0)
         return -1;
-    whole_look_done(&scheduler->stopped, began_ms, clock_mono_ms());
+    whole_look_done(&scheduler->stopped, SHORT_MS, began_ms, clock_mono_ms());
     for (int i = 0; i < PQntuples(stopped); i++) {
         scheduler_control(&control,
                           db_bool(stopped, i, 1)   ? HYPERSDK__V1__CONTROL_KIND__CONTROL_KIND_CANCEL
@@ -209,14 +212,27 @@ static int seal_audit(struct scheduler *scheduler, struct db *db, struct error *
     return db_exec(db, SEAL, DB_NO_PARAMS, NULL, err);
 }
 
+static int apply_rules(struct scheduler *scheduler, struct db *db, struct error *err)
+{
+    struct error why = ERROR_NONE;
+    int64_t began_ms = clock_mono_ms();
+
+    if (!whole_look_is_due(&scheduler->ruled, began_ms, RULES_MS))
+        return 0;
+    note(err, scheduler_apply_rules(scheduler, db, &why), &why);
+    why = (struct error)ERROR_NONE;
+    note(err, scheduler_apply_windows(scheduler, db, &why), &why);
+    whole_look_done(&scheduler->ruled, RULES_SHORT_MS, began_ms, clock_mono_ms());
+    return err->code == ERR_NONE ? 0 : -1;
+}
+
 /* Every step is tried: none may starve another. */
 static int tidy(struct scheduler *scheduler, struct db *db, bool each_second, struct error *err)
 {
     int (*const steps[])(struct scheduler *, struct db *,
                          struct error *) = {reap,
                                             watch_workers,
-                                            scheduler_apply_rules,
-                                            scheduler_apply_windows,
+                                            apply_rules,
                                             archive_run,
                                             each_second ? cleanup_schedule_run : NULL,
                                             each_second ? sweep : NULL,

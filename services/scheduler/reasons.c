@@ -4,7 +4,8 @@
 #include "common/clock.h"
 #include "scheduler.h"
 
-#define EXPLAIN_MS 10000 /* so old a reason may be that takes long to find */
+#define EXPLAIN_MS       10000 /* so old a reason may be that takes long to find */
+#define EXPLAIN_SHORT_MS 50
 
 static const char REASONS[] =
     "WITH waiting AS (SELECT j.id, t.role, t.provider_kind, t.provider, t.volume,"
@@ -98,6 +99,6 @@ int scheduler_explain(struct scheduler *scheduler, struct db *db, struct error *
     (void)snprintf(host_limit, sizeof host_limit, "%u", scheduler->export.host_limit);
     if (db_exec(db, REASONS, DB_PARAMS(limit, host_limit), NULL, err) < 0)
         return -1;
-    whole_look_done(&scheduler->explained, began_ms, clock_mono_ms());
+    whole_look_done(&scheduler->explained, EXPLAIN_SHORT_MS, began_ms, clock_mono_ms());
     return 0;
 }

@@ -64,7 +64,8 @@ struct scheduler {
     struct claim_lanes lanes;  /* the dispatcher's, as the next two */
     struct claim_floor floors[CLAIM_FLOORS_MAX];
     struct whole_look stopped;
-    struct whole_look expired; /* the reaper's, as the next */
+    struct whole_look expired; /* the reaper's, as the next two */
+    struct whole_look ruled;
     struct whole_look explained;
     atomic_int_fast64_t leads_until_ms; /* monotonic: the leader's row is ours at least so long */
 };
