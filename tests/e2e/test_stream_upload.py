@@ -530,7 +530,8 @@ def test_an_upload_that_is_refused_fails_the_job_and_leaves_nothing(make_suite, 
     assert fake.objects == {} and fake.uploads == {} and sim.snapshots("web") == []
     assert [p for p in suite.exports.rglob("*") if p.name != ".hypersdk-volume"] == []
     fake.faults.clear()
-    suite.client.post(f"/api/v1/jobs/{job}/retry", {})
+    # a worker may still be removing what the last attempt left
+    wait_for(lambda: suite.client.request("POST", f"/api/v1/jobs/{job}/retry", {}).ok, 60)
     result = suite.wait_job(job, "completed")["result"]
     read = fake_reader(fake, result)
     check_objects(result, read)
