@@ -12,12 +12,6 @@
 #define JOB_TASKS_MAX        64  /* a job's own three, and its hooks */
 #define JOB_STORE_SUBMIT_MAX 500 /* jobs per statement: others wait for their locks so long */
 
-/* Condition on a row of webhooks w: it wants the event. What nobody wants when it happens is in no
- * outbox. */
-#define JOB_STORE_WANTED(event)                                                          \
-    "w.enabled AND (" event " = ANY (w.events) OR (" event " IS NOT NULL AND '*' = ANY " \
-    "(w.events)))"
-
 struct job_task { /* one of a job, in their order; borrowed */
     const char *kind;
     const json_t *spec;

@@ -9,6 +9,7 @@
 #include "common/id.h"
 #include "common/job_store_internal.h"
 #include "common/json.h"
+#include "common/webhook_event.h"
 
 static const char STORE_TASKS[] =
     "UPDATE tasks t SET state = x.state, epoch = x.epoch, attempt = x.attempt, losses = x.losses,"
@@ -52,7 +53,7 @@ static const char STORE_JOBS[] =
     " extract(epoch FROM now() - j.started_at)::float8, CASE WHEN x.final THEN coalesce("
     "  (SELECT e.manifest->'vm'->>'os_hint' FROM exports e WHERE e.job_id = j.id"
     "   ORDER BY e.created_at DESC LIMIT 1), 'unknown') ELSE '' END,"
-    " coalesce(j.schedule_id, ''), EXISTS (SELECT 1 FROM webhooks w WHERE " JOB_STORE_WANTED(
+    " coalesce(j.schedule_id, ''), EXISTS (SELECT 1 FROM webhooks w WHERE " WEBHOOK_WANTS(
         "x.tells") ")";
 
 static const char INSERT_HISTORY[] =

@@ -8,11 +8,11 @@
 #include "common/autos.h"
 #include "common/civil.h"
 #include "common/clock.h"
-#include "common/job_store.h"
 #include "common/json.h"
 #include "common/policy.h"
 #include "common/schedule_depends.h"
 #include "common/vm_dir.h"
+#include "common/webhook_event.h"
 
 #define NUMBER_SIZE  24
 #define RUN_DIR_SIZE 40
@@ -63,7 +63,7 @@ static const char WAITING[] =
 
 static const char INSERT_OUTBOX[] =
     "INSERT INTO outbox (event, job_id, payload) SELECT $1, $2, $3::jsonb WHERE EXISTS"
-    " (SELECT 1 FROM webhooks w WHERE " JOB_STORE_WANTED("$1") ")";
+    " (SELECT 1 FROM webhooks w WHERE " WEBHOOK_WANTS("$1") ")";
 
 /* For live clients. Nothing when the run got no row, because its due time has one. */
 static const char INSERT_LIVE[] =

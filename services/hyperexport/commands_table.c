@@ -5,29 +5,20 @@
 #define GATEWAY FLAGS_OF_GATEWAY
 #define TALKS   (FLAGS_OF_GATEWAY | FLAGS_OF_OUTPUT)
 
+#define ROW(id, word, action, arguments, mode, groups, ...) \
+    {                                                       \
+        id, word, action, arguments, mode, groups,          \
+        {                                                   \
+            __VA_ARGS__                                     \
+        }                                                   \
+    }
 /* Words with a gateway behind them; SHOW always prints JSON, --quiet would change nothing. */
-#define CALL(id, word, action, arguments, ...)          \
-    {                                                   \
-        id, word, action, arguments, FLAG_LATER, TALKS, \
-        {                                               \
-            __VA_ARGS__                                 \
-        }                                               \
-    }
-#define SHOW(id, word, action, arguments, ...)            \
-    {                                                     \
-        id, word, action, arguments, FLAG_LATER, GATEWAY, \
-        {                                                 \
-            __VA_ARGS__                                   \
-        }                                                 \
-    }
+#define CALL(id, word, action, arguments, ...) \
+    ROW(id, word, action, arguments, FLAG_LATER, TALKS, __VA_ARGS__)
+#define SHOW(id, word, action, arguments, ...) \
+    ROW(id, word, action, arguments, FLAG_LATER, GATEWAY, __VA_ARGS__)
 /* In place of an export; the flags that are typed decide. */
-#define MODE(flag, groups, ...)                         \
-    {                                                   \
-        COMMAND_EXPORT, NULL, NULL, NULL, flag, groups, \
-        {                                               \
-            __VA_ARGS__                                 \
-        }                                               \
-    }
+#define MODE(flag, groups, ...) ROW(COMMAND_EXPORT, NULL, NULL, NULL, flag, groups, __VA_ARGS__)
 
 #define PASSPHRASE FLAG_PASSPHRASE, FLAG_PASSPHRASE_FILE
 
@@ -60,13 +51,8 @@ const struct command commands_table[] = {
     CALL(COMMAND_EXPORTS, "exports", "prune", "ID KEEP", FLAG_DETACH),
     CALL(COMMAND_EXPORTS, "exports", "flatten", "ID", FLAG_DETACH),
     CALL(COMMAND_VERIFY, "verify", NULL, "DIR", PASSPHRASE, FLAG_DETACH),
-    {COMMAND_DECRYPT,
-     "decrypt",
-     NULL,
-     "FILE|DIR [TO]",
-     FLAG_LATER,
-     0,
-     {PASSPHRASE, FLAG_KEYFILE, FLAG_QUIET}},
+    ROW(COMMAND_DECRYPT, "decrypt", NULL, "FILE|DIR [TO]", FLAG_LATER, 0, PASSPHRASE, FLAG_KEYFILE,
+        FLAG_QUIET),
     CALL(COMMAND_SCHEDULE, "schedule", "list", NULL, FLAG_LIMIT),
     SHOW(COMMAND_SCHEDULE, "schedule", "show", "NAME", FLAG_JSON),
     CALL(COMMAND_SCHEDULE, "schedule", "runs", "NAME", FLAG_LIMIT),
@@ -107,14 +93,9 @@ const struct command commands_table[] = {
     CALL(COMMAND_WORKERS, "workers", "drain", "NAME", FLAG_LATER),
     CALL(COMMAND_WORKERS, "workers", "resume", "NAME", FLAG_LATER),
     /* no token is sent: it is what comes of it */
-    {COMMAND_LOGIN,
-     "login",
-     NULL,
-     NULL,
-     FLAG_LATER,
-     0,
-     {FLAG_USERNAME, FLAG_PASSWORD, FLAG_PASSWORD_FILE, FLAG_DAEMON_URL, FLAG_DAEMON_CA_FILE,
-      FLAG_DAEMON_INSECURE, FLAG_INSECURE, FLAG_QUIET}},
+    ROW(COMMAND_LOGIN, "login", NULL, NULL, FLAG_LATER, 0, FLAG_USERNAME, FLAG_PASSWORD,
+        FLAG_PASSWORD_FILE, FLAG_DAEMON_URL, FLAG_DAEMON_CA_FILE, FLAG_DAEMON_INSECURE,
+        FLAG_INSECURE, FLAG_QUIET),
     MODE(FLAG_DECRYPT, 0, FLAG_DECRYPT, PASSPHRASE, FLAG_KEYFILE, FLAG_QUIET),
     MODE(FLAG_DAEMON_WATCH, TALKS, FLAG_DAEMON_WATCH),
     MODE(FLAG_DAEMON_LIST, TALKS, FLAG_DAEMON_LIST),

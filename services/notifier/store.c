@@ -8,6 +8,7 @@
 #include "common/json.h"
 #include "common/metric_totals.h"
 #include "common/seal.h"
+#include "common/webhook_event.h"
 
 #define PAYLOAD_BYTES_MAX ((size_t)MIB) /* exported_files of 64 disks is 20 KiB */
 
@@ -16,9 +17,9 @@ static const char expand_sql[] =
     "           ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED),"
     " d AS (INSERT INTO deliveries (outbox_id, webhook_id)"
     "       SELECT o.id, w.id FROM o JOIN webhooks w"
-    "       ON w.enabled AND $2::boolean AND (o.event = ANY (w.events) OR '*' = ANY (w.events))"
-    "       ON CONFLICT (outbox_id, webhook_id) DO NOTHING)"
-    " UPDATE outbox SET expanded_at = now() FROM o WHERE outbox.id = o.id";
+    "       ON $2::boolean AND " WEBHOOK_WANTS(
+        "o.event") "       ON CONFLICT (outbox_id, webhook_id) DO NOTHING)"
+                   " UPDATE outbox SET expanded_at = now() FROM o WHERE outbox.id = o.id";
 
 /* Claims of all notifiers, one after the other: two at the same moment would not see each other in
  * `busy`, and a dead receiver could take all senders. The claim is a statement of its own, because

@@ -482,8 +482,7 @@ static int find_lanes(struct claim_lanes *lanes, struct db *db, struct error *er
         return -1;
     lanes->busy = json_loads(db_text(rows, 0, 1), 0, NULL);
     lanes->known = xstrdup(db_text(rows, 0, 0));
-    whole_look_done(&lanes->look, 0, began_ms, clock_mono_ms());
-    lanes->look.is_long = passed > LANES_SHORT_ENTRIES;
+    whole_look_ended(&lanes->look, passed > LANES_SHORT_ENTRIES, began_ms, clock_mono_ms());
     return 0;
 }
 

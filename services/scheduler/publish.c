@@ -117,7 +117,7 @@ static int store_position(struct history *history, struct db *db, struct error *
     return 0;
 }
 
-/* One page; *out_more: there may be another. */
+/* One page; *out_more is set when there may be another, not when this one has to be sent again. */
 static int publish_page(struct history *history, struct db *db, struct redis *redis, bool *out_more,
                         struct error *err)
 {
@@ -128,7 +128,6 @@ static int publish_page(struct history *history, struct db *db, struct redis *re
 
     if (job_store_events_behind(db, history->position, EVENTS_MAX, &events, &position, err) < 0)
         return -1;
-    *out_more = json_array_size(events) >= EVENTS_MAX;
     if (json_array_size(events) == 0)
         return 0;
     json_array_foreach(events, i, event)
@@ -142,6 +141,7 @@ static int publish_page(struct history *history, struct db *db, struct redis *re
     free(history->position);
     history->position = STEAL(position);
     history->moved = true;
+    *out_more = json_array_size(events) >= EVENTS_MAX;
     return 0;
 }
 

@@ -22,7 +22,7 @@
 #define CONTROLS_MS       50   /* not more often: claims come before */
 #define RULES_MS          2000
 #define SHORT_MS          5  /* of a look: see whole_look.h */
-#define RULES_SHORT_MS    20 /* those are ten statements */
+#define RULES_SHORT_MS    20 /* those are seven statements */
 
 /* $1: as long after lease_until as a worker stops writing before it, clocks of one machine each.
  * $2: not longer ago: from the beginning all that an old snapshot still sees is passed over.

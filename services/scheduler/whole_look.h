@@ -25,13 +25,19 @@ static inline bool whole_look_is_due(const struct whole_look *look, int64_t now_
     return !look->is_long || now_ms - look->ended_ms >= (wait_ms < most_ms ? wait_ms : most_ms);
 }
 
+static inline void whole_look_ended(struct whole_look *look, bool is_long, int64_t began_ms,
+                                    int64_t now_ms)
+{
+    look->is_long = is_long;
+    look->took_ms = now_ms - began_ms;
+    look->ended_ms = now_ms;
+}
+
 /* Short: not longer than short_ms. */
 static inline void whole_look_done(struct whole_look *look, int64_t short_ms, int64_t began_ms,
                                    int64_t now_ms)
 {
-    look->took_ms = now_ms - began_ms;
-    look->ended_ms = now_ms;
-    look->is_long = look->took_ms > short_ms;
+    whole_look_ended(look, now_ms - began_ms > short_ms, began_ms, now_ms);
 }
 
 #endif

@@ -394,6 +394,28 @@ def test_a_copied_database_goes_on_publishing(bench):
     listener.stop()
 
 
+def test_without_redis_a_backlog_of_pages_is_looked_at_now_and_then(bench):
+    """Not again and again without a pause, because there was more than one page of it."""
+    b = bench()
+    b.suite.redis.stop()
+    job = b.driver.submit()
+    b.sql("INSERT INTO job_events (job_id, event, status) SELECT %s, 'job.progress', 'running'"
+          " FROM generate_series(1, 1200)", job)
+    wait_for(lambda: b.suite["scheduler"].events("publish_failed"), what="Redis is missed")
+
+    def looks():
+        return b.sql("SELECT idx_scan AS n FROM pg_stat_user_indexes"
+                     " WHERE indexrelname = 'job_events_xid'")[0]["n"]
+    before = looks()
+    led = b.sql("SELECT until AS at FROM leader")[0]["at"]
+    wait_for(lambda: b.sql("SELECT until > %s::timestamptz + interval '4 seconds' AS later"
+                           " FROM leader", led)[0]["later"], what="it leads on")
+    assert looks() - before < 50  # one for each tick of 250 ms
+    b.suite.redis.start()
+    wait_for(lambda: not b.sql(f"SELECT 1 FROM job_events WHERE NOT {PUBLISHED}"), what="published")
+    ready(b)
+
+
 def test_without_redis_work_goes_on_and_events_are_published_when_it_is_back(bench):
     b = bench()
     b.suite.redis.stop()

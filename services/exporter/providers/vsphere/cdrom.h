@@ -5,10 +5,8 @@
 #include "services/exporter/engine/provider.h"
 #include "services/exporter/providers/vsphere/session.h"
 
-#define CDROMS_MAX 16 /* each has a record; nobody has more than the four of IDE */
-#define CDROM_TEXT_BYTES_MAX                                             \
-    1024 /* label and path of an ISO; a record's value has room for 4096 \
-          */
+#define CDROMS_MAX            16   /* each has a record; nobody has more than the four of IDE */
+#define CDROM_TEXT_BYTES_MAX  1024 /* label and path of an ISO; a record's value has 4096 */
 #define CDROM_LABEL_BYTES_MAX 128
 
 /* Key of the task record while drives are being removed: how many; "": none. What they are say

@@ -100,6 +100,20 @@ static void *run_copy(void *arg)
     return NULL;
 }
 
+/* Waits until at least so much was read, and then no more is; bytes that were. */
+static uint64_t read_when_nothing_moves(const struct one *one, uint64_t at_least)
+{
+    uint64_t before = 1;
+    uint64_t now = 0;
+
+    for (int i = 0; i < 200 && (now < at_least || now != before); i++) {
+        before = now;
+        clock_sleep_ms(300);
+        now = atomic_load(&one->session.bytes);
+    }
+    return now;
+}
+
 /* What was read and not written can only lie in memory. */
 static void a_blocked_output_holds_the_readers_within_the_bound(void **state)
 {
@@ -108,8 +122,7 @@ static void a_blocked_output_holds_the_readers_within_the_bound(void **state)
         struct one one;
         atomic_bool stopped = false;
         pthread_t thread;
-        uint64_t before = 1;
-        uint64_t now = 0;
+        uint64_t now;
 
         one_make(&one, &stream_provider, 200 * MIB, "raw");
         one.setup.outputs[0].format = &slow_formats[f];
@@ -119,12 +132,7 @@ static void a_blocked_output_holds_the_readers_within_the_bound(void **state)
         atomic_store(&slow_written, 0);
         slow_ms = 0;
         assert_int_equal(pthread_create(&thread, NULL, run_copy, &one), 0);
-        for (int i = 0; i < 200 && (now < 8 * MIB || now != before);
-             i++) { /* until nothing moves */
-            before = now;
-            clock_sleep_ms(300);
-            now = atomic_load(&one.session.bytes);
-        }
+        now = read_when_nothing_moves(&one, 8 * MIB);
         print_message("%s: %ju MiB in memory\n", slow_formats[f].name, (uintmax_t)(now / MIB));
         assert_true(now <= (COPY_PIECES_PER_READER * 4 + 1) * MIB);
         assert_true(now >= 8 * MIB);
@@ -151,19 +159,14 @@ static void a_held_first_piece_bounds_what_waits_behind_it(void **state)
         struct one one;
         atomic_bool held = true;
         pthread_t thread;
-        uint64_t before = 1;
-        uint64_t now = 0;
+        uint64_t now;
 
         one_make(&one, &file_provider, 150 * MIB, formats[f]);
         one.setup.options.chunk_bytes = 10 * MIB;
         one.session.held = &held;
         one.session.hold_below = 1;
         assert_int_equal(pthread_create(&thread, NULL, run_working_copy, &one), 0);
-        while (now == 0 || now != before) {
-            before = now;
-            clock_sleep_ms(300);
-            now = atomic_load(&one.session.bytes);
-        }
+        now = read_when_nothing_moves(&one, 1);
         print_message("%ju MiB wait\n", (uintmax_t)(now / MIB));
         assert_true(now <= COPY_PIECES_PER_READER * 4 * MIB);
         atomic_store(&held, false);
