@@ -288,7 +288,8 @@ static int store_atomic(struct call *call, struct submit_run *run, struct error 
 }
 
 /* The facts of a single accepted job: pending for a new one, as it is now for a repeat. */
-static int add_single(struct call *call, const char *id, json_t *answer, struct error *err)
+static int add_single(struct call *call, const char *id, bool existing, json_t *answer,
+                      struct error *err)
 {
     auto_pgresult *rows = NULL;
 
@@ -296,7 +297,8 @@ static int add_single(struct call *call, const char *id, json_t *answer, struct 
         return -1;
     json_set_text(answer, "job_id", id);
     json_set_text(answer, "status",
-                  PQntuples(rows) == 0 ? "pending" : job_status_shown(db_text(rows, 0, 0)));
+                  existing && PQntuples(rows) == 1 ? job_status_shown(db_text(rows, 0, 0))
+                                                   : "pending");
     if (PQntuples(rows) == 1)
         (void)json_object_set_new(answer, "created_at", cell_text(rows, 0, 1));
     return 0;
@@ -320,7 +322,7 @@ static int answer_submit(struct call *call, struct submit_run *run, struct error
     unsigned int status = submit_status(call, run);
     const char *id = json_string_value(json_array_get(run->job_ids, 0));
 
-    if (accepted == 1 && add_single(call, id, answer, err) < 0)
+    if (accepted == 1 && add_single(call, id, run->existing, answer, err) < 0)
         return -1;
     if (status == 201) {
         autofree char *location = xasprintf("/api/v1/jobs/%s", id);

@@ -145,7 +145,8 @@ def start_bridges(make_suite, kind, bridges=1, **config):
 
 def expire(suite, condition, *params):
     """As if the dead worker of these tasks had been silent until after its lease. Its last renewal may
-    be on its way still: until the scheduler has taken them back."""
+    be on its way still: until the scheduler has taken them back. Before another worker is started:
+    that one's lease would be taken away, too."""
     epochs = {r["id"]: r["epoch"] for r in suite.sql(
         f"SELECT id, epoch FROM tasks WHERE state IN ('leased', 'finishing') AND {condition}", *params)}
     for task, epoch in epochs.items():

@@ -379,8 +379,8 @@ def test_another_bridge_goes_on_after_kill_9(bridge, export, program):
     c.suite[BRIDGE].kill()
     assert all(alive(pid) for pid in pids), "the test is about what is left behind"
     p.set("success")
-    c.suite.add(f"{BRIDGE}-2")
     c.expire(job)
+    c.suite.add(f"{BRIDGE}-2")
     wait_for(lambda: not any(alive(pid) for pid in pids), what="the orphaned hyper2kvm is ended")
     result = c.conversion(job)
     images.compare(e.fixed(0, 0x55), result["output_files"][0], "qcow2")
@@ -576,12 +576,12 @@ def test_the_next_bridge_goes_on_with_what_is_queued(bridge, export, daemon, how
     wait_for(lambda: any("works on" in x for x in c.lines(job)))
     if how == "kill":
         c.suite[BRIDGE].kill()
+        c.expire(job)
     else:
         assert c.suite[BRIDGE].stop() == 0
     d.release.set()
     wait_for(lambda: d.processing() == [])
     c.suite.add(f"{BRIDGE}-2")
-    c.expire(job)
     result = c.conversion(job)
     assert result["path_used"] == "queue" and len(d.names) == 1
     assert any("going on with" in x for x in c.lines(job))

@@ -131,8 +131,8 @@ def test_kill_of_the_bridge_leaves_no_virt_v2v_behind(bridge, export, v2v):
     pids = v2v.wait_pids()
     c.suite[BRIDGE].kill()
     v2v.set("success")
-    c.suite[BRIDGE].start()
     c.expire(job)
+    c.suite[BRIDGE].start()
     mended(c, e, c.conversion(job))
     assert not any(alive(pid) for pid in pids)
     assert len(v2v.calls()) == 2

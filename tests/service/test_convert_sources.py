@@ -253,12 +253,11 @@ def test_a_bridge_that_ends_in_the_middle_loses_nothing(bridge, base, tmp_path, 
     process = c.suite[BRIDGE]
     if signal == "kill":
         process.kill()
+        c.expire(job)
     else:
         process.stop()
     assert c.published() == []
     process.start()
-    if signal == "kill":
-        c.expire(job)
     result = c.conversion(job)
     images.check(result["output_files"][0], "qcow2")
     images.compare(source, result["output_files"][0], "qcow2")

@@ -293,6 +293,20 @@ def test_submit_writes_job_and_task_before_it_answers(gateway, api, provider):
     assert convert["spec"]["hyper2kvm"]["daemon_mode"] is True
 
 
+def test_a_new_job_is_answered_as_pending_however_soon_it_starts(gateway, api, provider):
+    """Leased between its commit and the answer; a repeat tells what it is now."""
+    gateway.sql("CREATE FUNCTION leased() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS"
+                " $$ BEGIN UPDATE jobs SET status = 'running' WHERE id = NEW.id; RETURN NULL; END $$")
+    gateway.sql("CREATE TRIGGER leased AFTER INSERT ON jobs FOR EACH ROW EXECUTE FUNCTION leased()")
+    body = {"vm_path": "a"}
+    first = api.request("POST", "/api/v1/jobs", body, headers={"Idempotency-Key": "k"})
+    assert first.status_code == 201 and first.json()["status"] == "pending"
+    assert gateway.sql("SELECT status FROM jobs")[0]["status"] == "running"
+    again = api.request("POST", "/api/v1/jobs", body, headers={"Idempotency-Key": "k"})
+    assert again.status_code == 200 and again.json()["status"] == "running"
+    assert again.json()["job_id"] == first.json()["job_id"]
+
+
 def test_the_resource_path_answers_201_with_location(api, provider):
     answer = api.request("POST", "/api/v1/jobs", {"vm_path": "a"})
     assert answer.status_code == 201
